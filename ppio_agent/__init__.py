@@ -1,0 +1,1 @@
+"""Run and call AI agents from ordinary blocking code."""
