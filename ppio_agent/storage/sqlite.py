@@ -1,0 +1,131 @@
+"""Documents in one SQLite file: the embedded default, which needs no server.
+
+WAL with `synchronous=NORMAL`: a write survives the end of the process by any signal.
+One connection and one lock: with one writer at a time anyway, further connections
+would only add "database is locked".
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ppio_agent.exceptions import ConfigurationError, ConflictError
+from ppio_agent.wire.json import decode_json, encode_json
+
+from .documents import Change, Document, Put
+
+__all__ = ["SqliteDocumentStore"]
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS document (
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (kind, id)
+)
+"""
+_BUSY_SECONDS = 5.0
+
+
+class SqliteDocumentStore:
+    """Keeps documents in the file `path`; its folder is made when absent.
+
+    Raises:
+        ConfigurationError: A newer version of this package wrote the file.
+
+    Thread safety: thread-safe. A forked child must not use its parent's store.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()  # Guards _db: one statement or transaction.
+        self._db = sqlite3.connect(
+            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._prepare(path)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > _SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"the store {path} has schema {found}, this version knows"
+                f" {_SCHEMA_VERSION}: upgrade ppio-agent, or use another file"
+            )
+        self._db.execute(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def get(self, kind: str, id: str, /) -> Document | None:
+        """Return the document, or None if there is none."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT version, body FROM document WHERE kind = ? AND id = ?",
+                (kind, id),
+            ).fetchone()
+        return None if row is None else Document(kind, id, row[0], decode_json(row[1]))
+
+    def scan(self, kind: str, /) -> tuple[Document, ...]:
+        """Return every document of a kind, in the order of their ids."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id, version, body FROM document WHERE kind = ? ORDER BY id",
+                (kind,),
+            ).fetchall()
+        return tuple(
+            Document(kind, id_, version, decode_json(body))
+            for id_, version, body in rows
+        )
+
+    def write(self, *changes: Change) -> None:
+        """Make all changes at once; see `DocumentStore.write`."""
+        encoded = [encode_json(c.body) if isinstance(c, Put) else None for c in changes]
+        with self._lock, self._transaction_locked():
+            for change, body in zip(changes, encoded, strict=True):
+                self._apply_locked(change, body)
+
+    @contextmanager
+    def _transaction_locked(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _apply_locked(self, change: Change, body: bytes | None) -> None:
+        key = (change.kind, change.id)
+        row = self._db.execute(
+            "SELECT version FROM document WHERE kind = ? AND id = ?", key
+        ).fetchone()
+        version = row[0] if row else 0
+        if change.expect not in (None, version):
+            raise ConflictError(
+                f"{change.kind} {change.id} has version {version},"
+                f" not {change.expect}: read it again"
+            )
+        if body is None:
+            self._db.execute("DELETE FROM document WHERE kind = ? AND id = ?", key)
+            return
+        self._db.execute(
+            "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?)",
+            (*key, version + 1, body),
+        )
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._db.close()

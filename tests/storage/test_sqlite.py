@@ -1,0 +1,45 @@
+"""What only the SQLite store promises: it lasts."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.storage import Put
+from ppio_agent.storage.sqlite import SqliteDocumentStore
+
+
+def test_documents_outlive_the_store(tmp_path: Path) -> None:
+    first = SqliteDocumentStore(tmp_path / "x.db")
+    first.write(Put("a", "1", {"v": 1}))
+    first.close()
+
+    second = SqliteDocumentStore(tmp_path / "x.db")
+    try:
+        assert [doc.body for doc in second.scan("a")] == [{"v": 1}]
+    finally:
+        second.close()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "x.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+    with pytest.raises(ConfigurationError, match="has schema 99"):
+        SqliteDocumentStore(tmp_path / "x.db")
+
+
+def test_a_second_process_sees_a_write_that_was_not_closed(tmp_path: Path) -> None:
+    """A write lasts when it returns; a crash that follows loses nothing."""
+    writer = SqliteDocumentStore(tmp_path / "x.db")
+    writer.write(Put("a", "1", {}))
+    reader = SqliteDocumentStore(tmp_path / "x.db")
+    try:
+        assert [doc.id for doc in reader.scan("a")] == ["1"]
+    finally:
+        reader.close()
+        writer.close()
