@@ -1,0 +1,95 @@
+"""What lies behind the edge, as the edge sees it: the port the platform implements."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ppio_agent.wire.json import Json
+
+from .addressing import Target
+
+__all__ = ["EdgeRefusal", "Upstreams"]
+
+
+class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a failure
+    """A request goes no further than the edge, which answers it so.
+
+    Args:
+        status: HTTP status.
+        body: The JSON object of the answer; clients tell cases apart by its keys and
+            `message`.
+        headers: More headers of the answer, such as `Retry-After`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: Mapping[str, Json],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, body)
+        self.status = status
+        self.body = body
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def of(cls, status: int, message: str) -> EdgeRefusal:
+        """Return the refusal with the plain body `{"code", "message"}`."""
+        return cls(status, {"code": status, "message": message})
+
+
+class Upstreams(Protocol):
+    """The control plane and the sandboxes, as the edge reaches them."""
+
+    def admit(self, target: Target) -> bool:
+        """Say whether a request may go to `target` as things are now.
+
+        Called for every request on the thread that serves all connections: no I/O,
+        no wait, a look-up at most.
+
+        Returns:
+            Whether a connection kept from an earlier request may be used; False
+            asks for a new one, as while the target changes its state.
+
+        Raises:
+            EdgeRefusal: The target does not exist, or takes no requests.
+        """
+
+    def connect(
+        self, target: Target, *, still_wanted: Callable[[], bool] | None
+    ) -> socket.socket | None:
+        """Return a new connected socket to `target`; the edge owns and closes it.
+
+        Called on a thread of the edge's own. The first call for a request has
+        `still_wanted=None` and shares few threads with all others: it must not wait
+        for anything but the dial itself (1 s at most). If the target is not there yet
+        but will be (its agent starts, its state changes), it returns None and the
+        edge calls again on a thread that may wait.
+
+        Args:
+            target: Where to.
+            still_wanted: None: do not wait. Else wait for the target for as long as
+                it takes by the target's own rules, and ask this at least each 0.25 s:
+                False means that the client has left or the edge closes.
+
+        Returns:
+            The socket, blocking or not; None: see above, or no longer wanted.
+
+        Raises:
+            EdgeRefusal: It cannot be reached.
+        """
+
+    def strip(self, name: str, value: str) -> bool:
+        """Return whether this header is a platform credential sandboxes must not see.
+
+        Asked for each header of a request to a sandbox; `name` is in lower case.
+        Called on the thread that serves all connections.
+        """
+
+    def sandbox_of(self, access_token: str) -> str | None:
+        """Return the id of the live sandbox with this envd token, or None.
+
+        Called on the thread that serves all connections.
+        """
