@@ -1,0 +1,251 @@
+"""JSON in and out, strictly: what has no JSON form is an error, never a repr.
+
+A value is encoded the same wherever it leaves: envelope, chunk, record, request.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import json
+import math
+import pathlib
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from typing import Any, TypeAlias
+
+import attrs
+
+from ppio_agent.exceptions import SerializationError, WireError
+
+from .times import format_time
+
+__all__ = ["MAX_DEPTH", "Json", "decode_json", "encode_json"]
+
+Json: TypeAlias = Any
+"""A JSON value: None, bool, int, float, str, list or dict with str keys."""
+
+MAX_DEPTH = 100
+"""Deepest nesting of arrays and objects, in and out."""
+
+_dumps = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
+
+
+def encode_json(value: object) -> bytes:
+    """Return `value` as compact UTF-8 JSON, key order kept.
+
+    Beyond the JSON types it takes tuples, sets (sorted if their items compare), attrs
+    objects and dataclasses, objects with ``model_dump()``, enums (by value), aware
+    datetimes (RFC 3339), dates, times, UUIDs, decimals and paths (as text).
+
+    Raises:
+        SerializationError: NaN, infinity, bytes, a key that is no str, a cycle, more
+            than 100 levels, a naive datetime, a lone surrogate, any other object;
+            `path` says where.
+
+    Example:
+        >>> encode_json({"when": dt.date(2026, 1, 2), "ids": {3, 1, 2}})
+        b'{"when":"2026-01-02","ids":[1,2,3]}'
+    """
+    if _is_plain(value, MAX_DEPTH):
+        try:
+            return _dumps(value).encode()
+        except (ValueError, RecursionError):
+            pass  # NaN, infinity or a surrogate: the slow way finds where
+    return _dumps(_convert(value, "$", ())).encode()
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """Whether the C encoder may have it as it is, but for NaN and surrogates."""
+    kind = type(value)
+    if kind is str or kind is int or kind is float or kind is bool or value is None:
+        return True
+    if depth <= 0:
+        return False
+    if kind is dict:
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or not _is_plain(item, depth - 1):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        return all(_is_plain(item, depth - 1) for item in value)  # type: ignore[attr-defined]
+    return False
+
+
+def _convert(value: object, path: str, parents: tuple[int, ...]) -> Json:
+    """Return `value` made of plain JSON types; `parents` are the ids above it."""
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, enum.Enum):
+        return _convert(value.value, path, parents)
+    scalar = _SCALARS.get(type(value)) or _scalar_of_base(value)
+    if scalar is not None:
+        return scalar(value, path)
+    if id(value) in parents:
+        raise _refusal(path, value, "refers to itself")
+    if len(parents) >= MAX_DEPTH:
+        raise _refusal(path, value, f"is nested deeper than {MAX_DEPTH} levels")
+    return _convert_container(value, path, (*parents, id(value)))
+
+
+def _convert_container(value: object, path: str, inside: tuple[int, ...]) -> Json:
+    if isinstance(value, Mapping):
+        return {
+            _key(key, path, value): _convert(item, _member(path, key), inside)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return _array(value, path, inside)
+    if isinstance(value, Set):
+        return _array(_ordered(value), path, inside)
+    return _convert_object(value, path, inside)
+
+
+def _convert_object(value: object, path: str, inside: tuple[int, ...]) -> Json:
+    if not isinstance(value, type):
+        if _is_ours(value) and hasattr(value, "to_dict"):
+            return _convert(value.to_dict(), path, inside)
+        if attrs.has(type(value)) or is_dataclass(value):
+            members = {name: getattr(value, name) for name in _field_names(value)}
+            return _convert(members, path, inside)
+        dump = getattr(value, "model_dump", None)
+        if callable(dump):
+            return _convert(dump(), path, inside)
+    raise _refusal(path, value, "is not JSON")
+
+
+def _field_names(value: Any) -> list[str]:
+    if is_dataclass(value):
+        return [field.name for field in dataclass_fields(value)]
+    ours = _is_ours(value)
+    # A field of our own models that is kept out of the repr holds a secret.
+    return [f.name for f in attrs.fields(type(value)) if not ours or f.repr is True]
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith("ppio_agent.")
+
+
+def _array(items: Iterable[object], path: str, inside: tuple[int, ...]) -> list[Json]:
+    return [_convert(item, f"{path}[{i}]", inside) for i, item in enumerate(items)]
+
+
+def _ordered(items: Iterable[Any]) -> list[Any]:
+    try:
+        return sorted(items)
+    except TypeError:
+        return list(items)
+
+
+def _key(key: object, path: str, owner: object) -> str:
+    if not isinstance(key, str) or isinstance(key, enum.Enum):
+        raise _refusal(path, key, "is not a str key", of=owner)
+    return _text(key, path)
+
+
+def _member(path: str, key: object) -> str:
+    return (
+        f"{path}.{key}"
+        if isinstance(key, str) and key.isidentifier()
+        else (f"{path}[{key!r}]")
+    )
+
+
+def _text(value: str, path: str) -> str:
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _refusal(path, value, "has a lone surrogate") from None
+    return text
+
+
+def _number(value: float, path: str) -> float:
+    if not math.isfinite(value):
+        raise _refusal(path, value, "is not finite")
+    return float(value)
+
+
+def _instant(value: dt.datetime, path: str) -> str:
+    if value.utcoffset() is None:
+        raise _refusal(path, value, "is a naive datetime: give it a time zone")
+    return format_time(value)
+
+
+_SCALARS: dict[type, Callable[[Any, str], Json]] = {
+    str: _text,
+    int: lambda value, _path: int(value),
+    float: _number,
+    dt.datetime: _instant,
+    dt.date: lambda value, _path: value.isoformat(),
+    dt.time: lambda value, _path: value.isoformat(),
+    uuid.UUID: lambda value, _path: str(value),
+    decimal.Decimal: lambda value, _path: str(value),
+    pathlib.PurePath: lambda value, path: _text(str(value), path),
+}
+
+
+def _scalar_of_base(value: object) -> Callable[[Any, str], Json] | None:
+    for base, scalar in _SCALARS.items():
+        if isinstance(value, base):
+            return scalar
+    return None
+
+
+def _refusal(
+    path: str, value: object, why: str, *, of: object = None
+) -> SerializationError:
+    name = type(value).__name__
+    where = f" in a {type(of).__name__}" if of is not None else ""
+    return SerializationError(f"{path}: {name} {why}{where}", path=path, type_name=name)
+
+
+def decode_json(data: bytes) -> Json:
+    """Return the value of a UTF-8 JSON text; a byte order mark is allowed.
+
+    Raises:
+        WireError: Not UTF-8 ("Invalid encoding"), empty, not JSON, NaN or infinity,
+            nested deeper than 100 levels ("Invalid JSON: <why>").
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise WireError("", "Invalid encoding: the body is not UTF-8") from None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        why = "the body is empty" if not text.strip() else str(error)
+        raise WireError("", f"Invalid JSON: {why}") from None
+    # Cheaper than a walk: without that many brackets it cannot be that deep.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_over(value):
+        raise _too_deep()
+    return value
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _too_deep() -> WireError:
+    return WireError("", f"Invalid JSON: nested deeper than {MAX_DEPTH} levels")
+
+
+def _depth_over(value: Json) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for box in level
+            if isinstance(box, (dict, list))
+            for item in (box.values() if isinstance(box, dict) else box)
+        ]
+        if not level:
+            return False
+    return True

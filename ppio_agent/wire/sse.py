@@ -1,0 +1,213 @@
+"""Event streams: bytes to events and events to bytes.
+
+The framer is linear in its input however that is cut: each byte is scanned once, so
+an event of 8 MiB that comes in pieces of 128 bytes costs no more than one that comes
+whole. Text is UTF-8 with replacement, whatever charset the answer claims.
+
+Source: WHATWG HTML Living Standard, section 9.2 "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import re
+
+from attrs import frozen
+
+from ppio_agent.exceptions import EventTooLargeError
+
+__all__ = [
+    "CONTENT_TYPE",
+    "Heartbeat",
+    "SSEEvent",
+    "SSEFramer",
+    "Truncation",
+    "format_comment",
+    "format_event",
+]
+
+CONTENT_TYPE = "text/event-stream"
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BOM = b"\xef\xbb\xbf"
+# Accounted for each line on top of its bytes, so that a block of a million empty
+# data lines is as bounded in memory as one long line.
+_LINE_COST = 1
+
+
+@frozen
+class SSEEvent:
+    """One event of a stream.
+
+    Attributes:
+        data: The data lines, joined with LF.
+        event: Its type; `message` if the stream named none.
+        id: The last id seen on the stream so far, or None.
+        retry: Reconnection time in seconds, if this block gave one.
+    """
+
+    data: str
+    event: str = "message"
+    id: str | None = None
+    retry: float | None = None
+
+
+@frozen
+class Heartbeat:
+    """A comment line: no content, but a sign of life."""
+
+    text: str
+
+
+@frozen
+class Truncation:
+    """What a stream lost when it ended inside a block.
+
+    Attributes:
+        bytes_dropped: Size of the unfinished block.
+        last_event_id: Id of the last complete event, from which to resume.
+    """
+
+    bytes_dropped: int
+    last_event_id: str | None
+
+
+class SSEFramer:
+    """Cuts a byte stream into events, as it comes.
+
+    Args:
+        max_event_bytes: Largest block, counted while it grows.
+
+    Thread safety: one thread at a time.
+    """
+
+    def __init__(self, max_event_bytes: int = 8 * 1024 * 1024) -> None:
+        self._limit = max_event_bytes
+        self._first_line = True
+        self._skip_lf = False  # the last feed ended in CR: an LF now belongs to it
+        self._partial: list[bytes] = []  # the unfinished line, in the pieces it came
+        self._size = 0  # of the unfinished block
+        self._data: list[bytes] = []
+        self._event = b""
+        self._retry: float | None = None
+        self._pending_id: str | None = None  # takes effect when the block ends
+        self.last_event_id: str | None = None
+
+    def feed(self, data: bytes) -> list[SSEEvent | Heartbeat]:
+        """Take the next bytes; return what they completed, in order.
+
+        Raises:
+            EventTooLargeError: A block outgrew the limit. The framer is then spent.
+        """
+        if self._skip_lf and data:
+            self._skip_lf = False
+            if data[0] == 0x0A:
+                data = data[1:]
+        if not data:
+            return []
+        if b"\r" in data:
+            lines = _LINE_END.split(data)
+            self._skip_lf = data.endswith(b"\r")
+        else:
+            lines = data.split(b"\n")
+        rest = lines.pop()
+        found: list[SSEEvent | Heartbeat] = []
+        for line in lines:
+            self._take_line(line, found)
+        if rest:
+            self._partial.append(rest)
+            self._grow(len(rest))
+        return found
+
+    def finish(self) -> Truncation | None:
+        """Say that no more bytes come; return what is lost by that, if anything."""
+        if self._size == 0:
+            return None
+        return Truncation(self._size, self.last_event_id)
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limit:
+            raise EventTooLargeError(
+                f"an event of the stream is larger than {self._limit} bytes;"
+                " raise max_event_bytes if that is expected"
+            )
+
+    def _take_line(self, line: bytes, found: list[SSEEvent | Heartbeat]) -> None:
+        if self._partial:
+            self._partial.append(line)
+            whole = b"".join(self._partial)
+            self._partial.clear()
+            self._grow(len(line) + _LINE_COST)
+            line = whole
+        elif line:
+            self._grow(len(line) + _LINE_COST)
+        if self._first_line:
+            self._first_line = False
+            if line.startswith(_BOM):
+                line = line[len(_BOM) :]
+                self._size -= len(_BOM)
+        if line:
+            self._take_field(line, found)
+        else:
+            self._end_block(found)
+
+    def _take_field(self, line: bytes, found: list[SSEEvent | Heartbeat]) -> None:
+        name, _, value = line.partition(b":")
+        if value[:1] == b" ":
+            value = value[1:]
+        if name == b"data":
+            self._data.append(value)
+        elif not name:
+            found.append(Heartbeat(value.decode("utf-8", "replace")))
+            # A comment is no part of a block: alone, it loses nothing at the end.
+            self._size -= len(line) + _LINE_COST
+        elif name == b"event":
+            self._event = value
+        elif name == b"id":
+            if b"\0" not in value:
+                self._pending_id = value.decode("utf-8", "replace")
+        elif name == b"retry" and value.isdigit() and len(value) < 16:
+            self._retry = int(value) / 1000
+
+    def _end_block(self, found: list[SSEEvent | Heartbeat]) -> None:
+        if self._pending_id is not None:
+            self.last_event_id = self._pending_id or None
+            self._pending_id = None
+        if self._data:
+            lines = self._data
+            data = lines[0] if len(lines) == 1 else b"\n".join(lines)
+            kind = self._event.decode("utf-8", "replace") if self._event else "message"
+            text = data.decode("utf-8", "replace")
+            found.append(SSEEvent(text, kind, self.last_event_id, self._retry))
+            self._data = []
+        self._event = b""
+        self._retry = None
+        self._size = 0
+
+
+def format_event(
+    data: bytes,
+    *,
+    id: int | str | None = None,
+    event: str | None = None,
+    retry_ms: int | None = None,
+) -> bytes:
+    """Return one event as bytes.
+
+    Args:
+        data: One line, as JSON is: it must hold no CR or LF.
+        id: Value of the `id:` line, if any.
+        event: Value of the `event:` line, if any.
+        retry_ms: Value of the `retry:` line, in milliseconds, if any.
+    """
+    head = b"" if id is None else b"id: %b\n" % str(id).encode()
+    if event is not None:
+        head += b"event: %b\n" % event.encode()
+    if retry_ms is not None:
+        head += b"retry: %d\n" % retry_ms
+    return b"%bdata: %b\n\n" % (head, data)
+
+
+def format_comment(text: str) -> bytes:
+    """Return a comment block, which clients take for a sign of life."""
+    return f": {text}\n\n".encode()
