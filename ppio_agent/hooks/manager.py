@@ -1,0 +1,193 @@
+"""The plug-in manager, behind one typed facade.
+
+Which plug-ins there are: the built-in ones (modules named here as text and imported
+when one of their hooks is first asked for), the installed ones (entry points of the
+group ``ppio_agent``, all of them or those that ``PPIO_PLUGINS`` selects), and those
+that the program passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ppio_agent.exceptions import ConfigurationError
+
+from . import specs
+
+if TYPE_CHECKING:
+    from ppio_agent.wire.models import Principal
+
+__all__ = ["ENTRY_POINT_GROUP", "PLUGINS_VARIABLE", "Hooks"]
+
+ENTRY_POINT_GROUP = "ppio_agent"
+PLUGINS_VARIABLE = "PPIO_PLUGINS"
+
+_BUILT_IN: Mapping[str, str] = {
+    "ppio_authenticate": "ppio_agent.serving.plugin",
+    "ppio_middleware": "ppio_agent.serving.plugin",
+    "ppio_client_headers": "ppio_agent.client.plugin",
+    "ppio_default_platform": "ppio_agent.sandbox.plugin",
+    "ppio_find_template": "ppio_agent.sandbox.plugin",
+}
+
+
+class Hooks:
+    """The plug-ins of one app, client or platform, with one typed method a hook.
+
+    A plug-in registered later is asked first, so the program's own come before the
+    installed ones; the built-in ones are marked ``trylast`` and come at the end.
+
+    Thread safety: calls are thread-safe; register before the first of them.
+    """
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(specs.PROJECT)
+        self._manager.add_hookspecs(specs)
+        self._closed = False
+        # Guards the import of built-in plug-ins.
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        plugins: Iterable[object] = (),
+        *,
+        environ: Mapping[str, str] | None = None,
+        entry_points: bool = True,
+    ) -> Hooks:
+        """Return hooks with the installed plug-ins, then `plugins`.
+
+        Args:
+            plugins: Modules or objects with hook functions.
+            environ: Where ``PPIO_PLUGINS`` is read: names of entry points, modules or
+                ``module:attribute``, separated by commas. Unset takes every installed
+                plug-in, empty none. Default: the process's environment.
+            entry_points: Whether installed plug-ins are taken at all.
+
+        Raises:
+            ConfigurationError: ``PPIO_PLUGINS`` names what is neither installed nor
+                importable, or a plug-in does not fit its hooks.
+        """
+        hooks = cls()
+        if entry_points:
+            chosen = (os.environ if environ is None else environ).get(PLUGINS_VARIABLE)
+            for plugin in _installed(chosen):
+                hooks.register(plugin)
+        for plugin in plugins:
+            hooks.register(plugin)
+        return hooks
+
+    def register(self, plugin: object) -> None:
+        """Add a plug-in; the same one twice counts once.
+
+        Raises:
+            RuntimeError: The first request has been served.
+            ConfigurationError: One of its functions does not fit the hook of its name.
+        """
+        if self._closed:
+            raise RuntimeError(
+                "plug-ins are registered before the first request, not after it"
+            )
+        self._add(plugin)
+
+    def _add(self, plugin: object) -> None:
+        if self._manager.is_registered(plugin):
+            return
+        try:
+            self._manager.register(plugin)
+        except pluggy.PluginValidationError as error:
+            raise ConfigurationError(
+                f"the plug-in {plugin!r} does not fit its hooks: {error}"
+            ) from error
+
+    def close_registration(self) -> None:
+        """Refuse further plug-ins from now on."""
+        self._closed = True
+
+    def _hook(self, name: str) -> pluggy.HookCaller:
+        module = _BUILT_IN[name]
+        if not self._manager.has_plugin(module):
+            with self._lock:
+                if not self._manager.has_plugin(module):
+                    self._manager.register(importlib.import_module(module), module)
+        caller: pluggy.HookCaller = getattr(self._manager.hook, name)
+        return caller
+
+    def implemented(self, name: str) -> bool:
+        """Whether any plug-in takes part in the hook `name`; the hot path asks once."""
+        return bool(self._hook(name).get_hookimpls())
+
+    def authenticate(self, request: object) -> Principal | None:
+        """Ask who sent `request`; see `specs.ppio_authenticate`."""
+        principal: Principal | None = self._hook("ppio_authenticate")(request=request)
+        return principal
+
+    def middleware(self, app: object) -> list[Callable[..., Any]]:
+        """Return the middleware that plug-ins contribute to `app`, outermost first."""
+        contributions = self._hook("ppio_middleware")(app=app)
+        return [item for items in reversed(contributions) for item in items]
+
+    def client_headers(self, request: object) -> dict[str, str]:
+        """Return the headers that plug-ins add to a client's `request`."""
+        headers: dict[str, str] = {}
+        for contribution in reversed(
+            self._hook("ppio_client_headers")(request=request)
+        ):
+            headers.update(contribution)
+        return headers
+
+    def find_template(self, ref: str) -> Path | None:
+        """Return the folder of the agent that `ref` means, or None."""
+        found = self._hook("ppio_find_template")(ref=ref)
+        return None if found is None else Path(found)
+
+    def default_platform(self, config: object) -> tuple[str, str] | None:
+        """Return URL and API key of the platform to use where none was named."""
+        found: tuple[str, str] | None = self._hook("ppio_default_platform")(
+            config=config
+        )
+        return found
+
+
+def _installed(chosen: str | None) -> list[object]:
+    """Return the plug-ins that `chosen`, the value of ``PPIO_PLUGINS``, selects."""
+    if chosen is not None and not chosen.strip():
+        return []
+    points = {p.name: p for p in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    if chosen is None:
+        return [_load(point.name, point.load) for point in points.values()]
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    return [
+        _load(
+            name,
+            points[name].load if name in points else functools.partial(_import, name),
+        )
+        for name in names
+    ]
+
+
+def _load(name: str, load: Callable[[], object]) -> object:
+    try:
+        return load()
+    except Exception as error:
+        raise ConfigurationError(
+            f"the plug-in {name!r} cannot be loaded ({type(error).__name__}: {error});"
+            f" install it, or leave it out by the variable {PLUGINS_VARIABLE}"
+        ) from error
+
+
+def _import(name: str) -> object:
+    module, _, attribute = name.partition(":")
+    found: object = importlib.import_module(module)
+    for part in attribute.split(".") if attribute else ():
+        found = getattr(found, part)
+    return found
