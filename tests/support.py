@@ -1,0 +1,40 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["SLOW", "processes_marked", "wait_until"]
+
+SLOW = float(os.environ.get("PPIO_TEST_SLOW", "1"))
+"""Factor on every limit of the tests, for machines that are slow or busy."""
+
+
+def wait_until(
+    condition: Callable[[], object], *, timeout: float = 5.0, what: str = ""
+) -> None:
+    """Return as soon as `condition()` is true; fail after `timeout` seconds."""
+    end = time.monotonic() + timeout * SLOW
+    tick = threading.Event()
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout} s: {what or condition}")
+        tick.wait(0.005)
+
+
+def processes_marked(marker: str) -> Iterator[int]:
+    """Yield the ids of live processes whose environment holds `marker`."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z" and marker.encode() in environment:
+            yield int(entry.name)
