@@ -1,1 +1,107 @@
-"""Run and call AI agents from ordinary blocking code."""
+"""Run and call AI agents from ordinary blocking Python.
+
+Write an agent as a plain function; run it in a thread, behind HTTP or in a sandbox;
+call it from any blocking code. The names below are imported when they are first used,
+so ``import ppio_agent`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from ._version import __version__
+
+_HOMES: dict[str, tuple[str, ...]] = {
+    "agent": ("Chunk", "RequestContext", "current_context"),
+    "client": (
+        "AgentRuntimeClient",
+        "AuthManager",
+        "ClientConfig",
+        "SandboxSession",
+        "SessionState",
+        "StreamingResponse",
+        "TemplateManager",
+    ),
+    "exceptions": (
+        "AgentClientError",
+        "AgentUnreachableError",
+        "AuthenticationError",
+        "BatchError",
+        "ClientClosedError",
+        "ConfigurationError",
+        "ConflictError",
+        "EventTooLargeError",
+        "IdempotencyConflictError",
+        "InternalServerError",
+        "InvocationCancelledError",
+        "InvocationError",
+        "InvocationNotFoundError",
+        "InvocationTimeoutError",
+        "NetworkError",
+        "NotFoundError",
+        "PPIOAgentError",
+        "PPIOAgentRuntimeError",
+        "PermissionDeniedError",
+        "PlatformAlreadyRunningError",
+        "PoolTimeoutError",
+        "ProtocolError",
+        "QuotaExceededError",
+        "RateLimitError",
+        "ReplayGoneError",
+        "RequestTimeoutError",
+        "RequestTooLargeError",
+        "ResponseTooLargeError",
+        "SandboxCreationError",
+        "SandboxLimitError",
+        "SandboxPlatformError",
+        "SandboxStartError",
+        "SandboxStateError",
+        "SandboxUnavailableError",
+        "SerializationError",
+        "ServerBusyError",
+        "ServerDrainingError",
+        "ServiceUnavailableError",
+        "SessionClosedError",
+        "SessionNotFoundError",
+        "StreamClosedError",
+        "StreamInterruptedError",
+        "TemplateManifestError",
+        "TemplateNotFoundError",
+        "ValidationError",
+        "WireError",
+    ),
+    "hooks": ("hookimpl",),
+    "sandbox": ("PlatformConfig", "SandboxPlatform"),
+    "serving": (
+        "AgentConfig",
+        "AgentRuntimeApp",
+        "ApiKeyAuth",
+        "PPIOAgentRuntimeApp",
+        "PPIOAgentRuntimeServer",
+    ),
+    "wire.models": (
+        "AgentMetadata",
+        "AgentTemplate",
+        "InvocationRequest",
+        "InvocationResponse",
+        "PingResponse",
+        "PingStatus",
+        "Principal",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - the keys are strings
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

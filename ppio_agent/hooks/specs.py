@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -38,7 +38,7 @@ _hookspec = pluggy.HookspecMarker(PROJECT)
 
 def hookspec(*, firstresult: bool = False) -> Callable[[_F], _F]:
     """Mark a function as a hook; `firstresult` stops at the first non-None result."""
-    return cast("Callable[[_F], _F]", _hookspec(firstresult=firstresult))
+    return _hookspec(firstresult=firstresult)
 
 
 @hookspec(firstresult=True)
