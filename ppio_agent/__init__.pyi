@@ -26,11 +26,11 @@ from .exceptions import InvocationNotFoundError as InvocationNotFoundError
 from .exceptions import InvocationTimeoutError as InvocationTimeoutError
 from .exceptions import NetworkError as NetworkError
 from .exceptions import NotFoundError as NotFoundError
-from .exceptions import PPIOAgentError as PPIOAgentError
-from .exceptions import PPIOAgentRuntimeError as PPIOAgentRuntimeError
 from .exceptions import PermissionDeniedError as PermissionDeniedError
 from .exceptions import PlatformAlreadyRunningError as PlatformAlreadyRunningError
 from .exceptions import PoolTimeoutError as PoolTimeoutError
+from .exceptions import PPIOAgentError as PPIOAgentError
+from .exceptions import PPIOAgentRuntimeError as PPIOAgentRuntimeError
 from .exceptions import ProtocolError as ProtocolError
 from .exceptions import QuotaExceededError as QuotaExceededError
 from .exceptions import RateLimitError as RateLimitError
