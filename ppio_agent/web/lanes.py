@@ -1,0 +1,257 @@
+"""Which thread serves a request, and which request is refused instead.
+
+Three lanes with threads of their own: what must always answer (health checks, cancel,
+refusals) never waits behind what may take minutes. Waitress calls `add_task` while it
+holds the channel's lock, so nothing here waits for anything.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent.exceptions import (
+    PPIOAgentError,
+    ServerBusyError,
+    ServerDrainingError,
+)
+
+__all__ = ["Lane", "LaneDispatcher", "Lanes", "Refusal", "retry_after"]
+
+_EXPRESS_THREADS = 2
+# A request that has waited longer than this for its thread is looked at before it is
+# run: its client may have left. Looking costs a system call, so others are not.
+_LOOK_AFTER = 0.05
+
+
+class Lane(enum.Enum):
+    """Where a request is served."""
+
+    EXPRESS = "express"
+    INVOKE = "invoke"
+    READ = "read"
+
+
+@frozen
+class Refusal:
+    """Why a request is answered without running the application.
+
+    Args:
+        error: What the problem body says; its `retry_after` becomes the header.
+        close: Whether the connection is closed after the answer.
+    """
+
+    error: PPIOAgentError
+    close: bool = False
+
+
+def _all_invoke(method: str, path: str, headers: Mapping[str, str]) -> Lane:
+    del method, path, headers
+    return Lane.INVOKE
+
+
+def _nothing_waits() -> int:
+    return 0
+
+
+def _never_busy() -> None:
+    return None
+
+
+@frozen(kw_only=True)
+class Lanes:
+    """What the application tells the server about its requests.
+
+    All three are called on the server's loop thread and must be quick.
+
+    Args:
+        classify: Chooses the lane by method, path (decoded, without query) and headers
+            (names upper case with underscores, as `X_REQUEST_ID`).
+        busy: Asked for every request of the invoke lane; a `Refusal` refuses it.
+        waiting: How many admitted requests wait inside the application (for a slot,
+            or asynchronously); they count against `max_queue`.
+    """
+
+    classify: Callable[[str, str, Mapping[str, str]], Lane] = _all_invoke
+    busy: Callable[[], Refusal | None] = _never_busy
+    waiting: Callable[[], int] = _nothing_waits
+
+
+def retry_after(durations: Iterable[float], *, waiting: int, slots: int) -> int:
+    """Return after how many seconds a refused caller may find a place, 1 to 30.
+
+    Args:
+        durations: How long the latest requests took, in seconds.
+        waiting: How many requests wait now.
+        slots: How many are served at once.
+
+    Example:
+        >>> retry_after([2.0, 4.0, 9.0], waiting=10, slots=5)
+        8
+    """
+    known = list(durations)
+    if not known:
+        return 1
+    return min(30, max(1, math.ceil(statistics.median(known) * waiting / slots)))
+
+
+class Task(Protocol):
+    """What waitress hands to a dispatcher: one connection with a request to serve."""
+
+    requests: list[Any]
+
+    def service(self) -> None:
+        """Serve the first request."""
+
+    def client_gone(self) -> bool:
+        """Tell whether the client has closed the connection."""
+
+    def abort(self) -> None:
+        """Close the connection."""
+
+    def cancel(self) -> None:
+        """Forget all requests and close."""
+
+
+class LaneDispatcher:
+    """Waitress's task dispatcher, with lanes and admission.
+
+    Args:
+        lanes: What the application says about its requests.
+        slots: Most threads of the invoke lane, and of the read lane.
+        max_queue: Most requests waiting for a thread of such a lane.
+        max_connections: Bounds the express lane's queue: one request a connection.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self, lanes: Lanes, *, slots: int, max_queue: int, max_connections: int
+    ) -> None:
+        self._lanes = lanes
+        self._slots = slots
+        self._max_queue = max_queue
+        self._pools = {
+            Lane.EXPRESS: WorkerPool(
+                "ppio-web-express",
+                max_threads=_EXPRESS_THREADS,
+                max_waiting=max_connections,
+            ),
+            Lane.INVOKE: WorkerPool(
+                "ppio-web-invoke", max_threads=slots, max_waiting=max_queue
+            ),
+            Lane.READ: WorkerPool(
+                "ppio-web-read", max_threads=slots, max_waiting=max_queue
+            ),
+        }
+        self._durations: deque[float] = deque(maxlen=32)
+        self._refused = 0
+        self.draining = False
+
+    def start(self) -> None:
+        """Make the express lane's threads, so that it never lacks them later."""
+        all_there = threading.Barrier(_EXPRESS_THREADS)
+        for _ in range(_EXPRESS_THREADS):
+            self._pools[Lane.EXPRESS].submit(all_there.wait)
+
+    def add_task(self, task: Task) -> None:
+        """Queue the first request of a connection on its lane, or its refusal."""
+        request = task.requests[0]
+        request.arrived = time.monotonic()
+        if request.error is not None:
+            self._submit(Lane.EXPRESS, task)
+            return
+        lane = self._lanes.classify(request.command, request.path, request.headers)
+        refusal = self._refuse(lane)
+        if refusal is None:
+            refusal = self._try(lane, task)
+        if refusal is not None:
+            self._refused += 1
+            request.error = refusal
+            self._submit(Lane.EXPRESS, task)
+
+    def _try(self, lane: Lane, task: Task) -> Refusal | None:
+        waiting = self._pools[lane].waiting
+        try:
+            self._submit(lane, task)
+        except PoolSaturatedError:
+            return Refusal(self._busy_error(waiting))
+        return None
+
+    def _submit(self, lane: Lane, task: Task) -> None:
+        self._pools[lane].submit(partial(self._serve, lane, task, task.requests[0]))
+
+    def _refuse(self, lane: Lane) -> Refusal | None:
+        if lane is not Lane.INVOKE:
+            return None
+        if self.draining:
+            error = ServerDrainingError("the server is shutting down", retry_after=1.0)
+            return Refusal(error, close=True)
+        inside = self._lanes.waiting()
+        waiting = inside + self._pools[lane].waiting
+        if inside and waiting >= self._max_queue:
+            return Refusal(self._busy_error(waiting))
+        return self._lanes.busy()
+
+    def _busy_error(self, waiting: int) -> ServerBusyError:
+        return ServerBusyError(
+            f"all {self._slots} slots are taken and {waiting} requests wait;"
+            " try again later",
+            retry_after=self.retry_after(waiting),
+        )
+
+    def retry_after(self, waiting: int) -> int:
+        """Return the seconds after which a refused caller may find a place."""
+        latest = self._durations.copy()
+        return retry_after(latest, waiting=waiting, slots=self._slots)
+
+    def _serve(self, lane: Lane, task: Task, request: Any) -> None:
+        started = time.monotonic()
+        if started - request.arrived > _LOOK_AFTER and task.client_gone():
+            task.cancel()
+            task.abort()
+            return
+        task.service()
+        if lane is Lane.INVOKE:
+            self._durations.append(time.monotonic() - started)
+
+    @property
+    def unfinished(self) -> int:
+        """How many requests are being served or wait for a thread."""
+        return sum(pool.busy + pool.waiting for pool in self._pools.values())
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of threads and requests of each lane."""
+        lanes = {
+            lane.value: {
+                "threads": pool.threads,
+                "busy": pool.busy,
+                "waiting": pool.waiting,
+            }
+            for lane, pool in self._pools.items()
+        }
+        return {"refused": self._refused, "lanes": lanes}
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:  # noqa: FBT001, FBT002 - waitress's signature
+        """Drop what waits and end the threads; waitress calls it, too.
+
+        Returns:
+            Whether all threads have ended.
+        """
+        del cancel_pending
+        ends = time.monotonic() + timeout
+        closed = [
+            pool.close(max(0.0, ends - time.monotonic()))
+            for pool in self._pools.values()
+        ]
+        return all(closed)

@@ -1,0 +1,299 @@
+"""The server: waitress with lanes, on a loop thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from waitress import create_server, wasyncore
+from waitress.server import BaseWSGIServer
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent._util.threads import start_thread
+
+from .channel import Channel
+from .config import ServerConfig
+from .kit import RequestKit
+from .lanes import LaneDispatcher, Lanes
+
+__all__ = ["Server"]
+
+_log = logging.getLogger(__name__)
+
+# How often a drain looks whether requests and output are through, in seconds.
+_DRAIN_LOOK = 0.02
+_FLUSH_TIMEOUT = 2.0
+
+
+class Server:
+    """Serves one WSGI application on a TCP address or a Unix socket.
+
+    Args:
+        wsgi_app: The application; wrapped in a `RequestKit` unless it is one.
+        host: Address or name to listen on; of a name, all its addresses.
+        port: 0 takes a free one, see `port`.
+        unix_socket: Path of a Unix socket to listen on instead; removed on close.
+        config: Limits.
+        lanes: Which requests must never wait, and which are refused.
+        on_drain: Called once when a drain begins, before anything is closed.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        wsgi_app: Callable[..., Iterable[bytes]],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        unix_socket: str | None = None,
+        config: ServerConfig | None = None,
+        lanes: Lanes | None = None,
+        on_drain: Callable[[], object] | None = None,
+    ) -> None:
+        self._app = (
+            wsgi_app if isinstance(wsgi_app, RequestKit) else RequestKit(wsgi_app)
+        )
+        self._host = host
+        self._port = port
+        self._unix_socket = unix_socket
+        self._config = config or ServerConfig()
+        self._on_drain = on_drain
+        limit = self._config.connection_limit()
+        self._dispatcher = LaneDispatcher(
+            lanes or Lanes(),
+            slots=self._config.max_concurrency,
+            max_queue=self._config.max_queue,
+            max_connections=limit,
+        )
+        # Guards the life cycle: start, stop_listening, drain and close take turns.
+        self._lock = threading.RLock()
+        self._sockets: dict[int, Any] = {}
+        self._listeners: list[Any] = []
+        self._loop: threading.Thread | None = None
+        # Only the loop thread takes from it.
+        self._calls: deque[Callable[[], object]] = deque()
+        self._asleep = False
+        self._stopping = False
+        self._closed = threading.Event()
+
+    def start(self) -> Server:
+        """Listen, and serve on a thread of its own.
+
+        Raises:
+            OSError: The address is taken or cannot be listened on.
+            RuntimeError: It was started before.
+        """
+        with self._lock:
+            if self._loop is not None or self._stopping:
+                raise RuntimeError("the server was started before")
+            self._listen()
+            self._dispatcher.start()
+            self._loop = start_thread("ppio-web-loop", self._run)
+        return self
+
+    def serve_forever(self) -> None:
+        """Serve until `close` is called, starting first if need be."""
+        if self._loop is None:
+            self.start()
+        self._closed.wait()
+
+    @property
+    def port(self) -> int:
+        """The real port once started; 0 for a Unix socket."""
+        return 0 if self._unix_socket else self._port
+
+    @property
+    def url(self) -> str:
+        """Where a client of this machine reaches it."""
+        if self._unix_socket:
+            return f"unix:{self._unix_socket}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
+            self._host, self._host
+        )
+        return (
+            f"http://[{host}]:{self._port}"
+            if ":" in host
+            else (f"http://{host}:{self._port}")
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of connections, threads and requests.
+
+        `{"connections": int, "refused": int, "lanes": {name: {"threads", "busy",
+        "waiting"}}}`
+        """
+        return {"connections": len(self._channels()), **self._dispatcher.stats()}
+
+    def stop_listening(self) -> None:
+        """Close the listening sockets; open connections go on. Idempotent.
+
+        Blocking: until the loop thread has closed them.
+        """
+        with self._lock:
+            listeners, self._listeners = self._listeners, []
+            if not listeners:
+                return
+            self._call_and_wait(partial(_stop_accepting, listeners))
+            if self._unix_socket:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._unix_socket)
+
+    def drain(self, timeout: float | None = 30.0) -> bool:
+        """Stop listening, refuse new invocations, and wait for what runs.
+
+        Args:
+            timeout: Seconds to wait for running requests; None means no limit. Their
+                output then has up to 2 s more to leave.
+
+        Returns:
+            Whether all requests have ended and all output has left.
+        """
+        first = not self._dispatcher.draining
+        self._dispatcher.draining = True
+        if first and self._on_drain is not None:
+            self._on_drain()
+        self.stop_listening()
+        served = self._wait_until(lambda: self._dispatcher.unfinished == 0, timeout)
+        sent = self._wait_until(
+            lambda: not any(c.total_outbufs_len for c in self._channels()),
+            _FLUSH_TIMEOUT,
+        )
+        return served and sent
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """Close everything at once and join the threads. Idempotent.
+
+        Args:
+            timeout: Seconds to wait for threads that are inside the application.
+
+        Returns:
+            Whether all threads have ended.
+        """
+        self.stop_listening()
+        with self._lock:
+            self._stopping = True
+            loop = self._loop
+        self._wake()
+        if loop is not None and loop is not threading.current_thread():
+            loop.join(timeout)
+        ended = self._dispatcher.shutdown(timeout=timeout)
+        self._closed.set()
+        return ended and (loop is None or not loop.is_alive())
+
+    def __enter__(self) -> Server:
+        return self if self._loop is not None else self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        settings = self._config.waitress_settings()
+        if self._unix_socket:
+            settings["unix_socket"] = self._unix_socket
+        else:
+            settings["sockets"] = _bind(self._host, self._port)
+            self._port = settings["sockets"][0].getsockname()[1]
+        create_server(
+            self._app, map=self._sockets, _dispatcher=self._dispatcher, **settings
+        )
+        self._listeners = [
+            one for one in self._sockets.values() if isinstance(one, BaseWSGIServer)
+        ]
+        for listener in self._listeners:
+            listener.channel_class = Channel
+            listener.ppio_config = self._config
+            listener.call_in_loop = self._call
+            listener.pull_trigger = self._wake
+        self._trigger = self._listeners[0].trigger
+        self._servers = tuple(self._listeners)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                # A waker that finds us awake need not write to the pipe: what it
+                # changed before is seen by the next round's look at all sockets.
+                self._asleep = True
+                while self._calls:
+                    self._calls.popleft()()
+                wasyncore.poll2(1.0, self._sockets)
+        except Exception:  # noqa: BLE001 - outermost frame of the loop thread
+            _log.exception("the server's loop failed")
+        finally:
+            self._stopping = True
+            for channel in self._channels():
+                channel.handle_close()
+            for server in self._servers:
+                server.close()
+
+    def _channels(self) -> list[Any]:
+        return [one for one in list(self._sockets.values()) if isinstance(one, Channel)]
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            with contextlib.suppress(OSError):
+                self._trigger.pull_trigger()
+
+    def _call(self, function: Callable[[], object]) -> None:
+        """Run `function` soon on the loop thread."""
+        self._calls.append(function)
+        self._wake()
+
+    def _call_and_wait(self, function: Callable[[], object]) -> None:
+        if threading.current_thread() is self._loop:
+            function()
+            return
+        done = threading.Event()
+        self._call(function)
+        self._call(done.set)
+        done.wait(5.0)
+
+    def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+        deadline = Deadline.after(timeout)
+        while not ready():
+            if deadline.expired or self._closed.wait(deadline.bound(_DRAIN_LOOK)):
+                return ready()
+        return True
+
+
+def _stop_accepting(listeners: Iterable[Any]) -> None:
+    for listener in listeners:
+        listener.accepting = False
+        listener.del_channel()
+        listener.socket.close()
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Return bound sockets for all addresses of `host`, on one port."""
+    found = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(found):
+            one = socket.socket(family, kind, proto)
+            bound.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind((address[0], port, *address[2:]))
+            port = one.getsockname()[1]
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return bound
