@@ -26,27 +26,35 @@ _BARE_ERROR = ("error", "error_type", "message")
 
 
 class Entry(Protocol):
-    """One recorded event; `error` and `end` name the two that end a stream."""
+    """One recorded event."""
 
     @property
     def seq(self) -> int:
         """Its number: 1, 2, 3 … without gaps."""
 
     @property
-    def event(self) -> str | None:
-        """Its type, if it has one."""
-
-    @property
     def data(self) -> bytes:
         """One line of JSON."""
 
     @property
-    def retry(self) -> int | None:
-        """Reconnection time in milliseconds, if it gives one."""
+    def kind(self) -> str:
+        """`chunk`, or one of `error` and `end`, which end a stream."""
+
+    @property
+    def event(self) -> str | None:
+        """Name of the event, if the chunk gave one."""
+
+    @property
+    def retry_ms(self) -> int | None:
+        """Reconnection time in milliseconds, if the chunk gave one."""
 
 
 class Source(Protocol):
     """Where events come from, such as a replay ring."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the entry of kind `end` is in, so that nothing will follow."""
 
     def read(self, after: int, timeout: float | None) -> Sequence[Entry]:
         """Return what comes after number `after`, waiting up to `timeout` for it.
@@ -69,7 +77,7 @@ def sse_body(
     of an answer with the first piece only. All that a source has is one piece.
 
     Args:
-        source: The events; the one named `end` is the last.
+        source: The events; that of kind `end` is the last.
         dialect: `full` has ids, event names and a last `end` event; `bare` has only
             data lines and comments, which is what older clients understand.
         heartbeat: Seconds of silence after which a comment is sent; None means never.
@@ -82,11 +90,12 @@ def sse_body(
     frame = _FullFrame() if dialect == "full" else _BareFrame()
     silent_since = time.monotonic()
     while not frame.ended:
+        closed = source.closed
         entries = source.read(after, _patience(silent_since, heartbeat, client_gone))
         if entries:
             after = entries[-1].seq
             piece = b"".join(map(frame.format, entries))
-        elif client_gone is not None and client_gone():
+        elif closed or (client_gone is not None and client_gone()):
             return
         elif heartbeat is None or time.monotonic() - silent_since < heartbeat:
             continue
@@ -113,9 +122,12 @@ class _FullFrame:
     ended = False
 
     def format(self, entry: Entry) -> bytes:
-        self.ended = self.ended or entry.event == "end"
+        event = entry.event
+        if entry.kind != "chunk":
+            event = entry.kind
+            self.ended = event == "end"
         return format_event(
-            entry.data, id=entry.seq, event=entry.event, retry_ms=entry.retry
+            entry.data, id=entry.seq, event=event, retry_ms=entry.retry_ms
         )
 
 
@@ -124,10 +136,10 @@ class _BareFrame:
     _failed = False
 
     def format(self, entry: Entry) -> bytes:
-        if entry.event == "end":
+        if entry.kind == "end":
             self.ended = True
             return b"" if self._failed else format_comment("end")
-        if entry.event == "error":
+        if entry.kind == "error":
             self._failed = True
             return format_event(_bare_error(entry.data))
         return format_event(entry.data)
