@@ -1,0 +1,100 @@
+"""Files by the digest of their content: equal ones are kept once, and never change."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Set
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ppio_agent._util.ids import new_id
+
+__all__ = ["BlobStore"]
+
+_CHUNK: Final = 1 << 20
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """Blobs under `root/ab/abcd…`, by SHA-256.
+
+    A blob is written under a temporary name, synced and renamed, so one that has its
+    name is whole, whenever the process or the machine stops.
+
+    Thread safety: thread-safe, but for `keep_only`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def add(self, source: BinaryIO) -> tuple[str, int]:
+        """Keep what can be read from `source`; return its digest and size.
+
+        Args:
+            source: A binary file at its beginning; seekable.
+        """
+        digest, size = _measure(source)
+        if self._path(digest).exists():
+            return digest, size
+        source.seek(0)
+        temporary = self._root / f"new-{new_id()}"
+        try:
+            with temporary.open("xb") as out:
+                digest, size = _measure(source, out)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.chmod(0o400)
+            path = self._path(digest)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest, size
+
+    def add_bytes(self, data: bytes) -> str:
+        """Keep `data`; return its digest."""
+        return self.add(BytesIO(data))[0]
+
+    def read(self, digest: str) -> bytes:
+        """Return the content of a blob."""
+        return self._path(digest).read_bytes()
+
+    def copy(self, digest: str, to: Path, *, executable: bool = False) -> None:
+        """Write a copy of a blob; its folder must exist."""
+        # Never a hard link: whoever has the copy may write to it.
+        shutil.copyfile(self._path(digest), to)
+        to.chmod(0o755 if executable else 0o644)
+
+    def keep_only(self, digests: Set[str]) -> int:
+        """Remove all other blobs and leftovers; return how many.
+
+        Only while nothing else uses the store.
+        """
+        removed = 0
+        for entry in self._root.iterdir():
+            found = list(entry.iterdir()) if entry.is_dir() else [entry]
+            for path in found:
+                if not (_DIGEST.fullmatch(path.name) and path.name in digests):
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    def _path(self, digest: str) -> Path:
+        return self._root / digest[:2] / digest
+
+
+def _measure(source: BinaryIO, out: BinaryIO | None = None) -> tuple[str, int]:
+    """Return digest and size of what is read, written to `out` on the way."""
+    hasher = sha256()
+    size = 0
+    while chunk := source.read(_CHUNK):
+        hasher.update(chunk)
+        size += len(chunk)
+        if out is not None:
+            out.write(chunk)
+    return hasher.hexdigest(), size

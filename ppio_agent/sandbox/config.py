@@ -1,0 +1,157 @@
+"""How a local platform is set up. Values; nothing is opened here."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from attrs import field, frozen
+from attrs.validators import ge, gt, in_, min_len
+
+__all__ = ["PlatformConfig", "default_data_dir", "is_loopback"]
+
+_PREFIX: Final = "PPIO_PLATFORM_"
+_HIGHEST_PORT: Final = 65535
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    """Return `$PPIO_DATA_DIR/platform`, by default `~/.ppio-agent/platform`."""
+    base = environ.get("PPIO_DATA_DIR")
+    return (Path(base) if base else Path.home() / ".ppio-agent") / "platform"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _path(value: str | Path) -> Path:
+    return Path(value).expanduser().absolute()
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected true or false")
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = {}
+    for item in text.split(","):
+        tenant, equals, key = item.strip().partition("=")
+        if not (tenant and equals and key):
+            raise ValueError("expected tenant=key")
+        pairs[key] = tenant
+    return pairs
+
+
+def _check_port(_: object, __: object, value: int) -> None:
+    if not 0 <= value <= _HIGHEST_PORT:
+        raise ValueError(f"port must be from 0 to {_HIGHEST_PORT}")
+
+
+@frozen(kw_only=True)
+class PlatformConfig:
+    """Settings of a `SandboxPlatform`.
+
+    Args:
+        data_dir: Where templates, sandboxes and logs are; made with mode 0700.
+        host: Address of the one listener.
+        port: Its port; 0 takes a free one.
+        domain: Given to clients; they build host names of sandboxes from it.
+        keys: API key → tenant name. Empty: one key is generated, kept in `data_dir`
+            (0600), and belongs to the tenant `default`.
+        any_key: Accept every key of at least 8 characters, each as its own tenant;
+            for tests, on loopback only.
+        max_sandboxes_per_tenant: Live sandboxes of one tenant, paused included.
+        max_sandboxes: Live sandboxes of all tenants.
+        default_timeout: Seconds a sandbox lives when its creator names none.
+        max_timeout: Longest life that may be asked for, in seconds.
+        paused_timeout: Seconds a paused sandbox is kept before it is killed.
+        backend: How sandboxes run: `process`, or `auto` for the best there is.
+        templates_dir: Folder whose subfolders are agents; a template that is asked
+            for by name and not held is deployed from there. None: none.
+
+    Raises:
+        ValueError: A value is out of range, or another host than loopback is to be
+            bound with a key that was not chosen for it.
+
+    Thread safety: immutable.
+    """
+
+    data_dir: Path = field(
+        factory=lambda: default_data_dir({}), converter=_path, metadata={"read": str}
+    )
+    host: str = field(default="127.0.0.1", metadata={"read": str})
+    port: int = field(default=0, validator=_check_port, metadata={"read": int})
+    domain: str = field(
+        default="sandbox.test", validator=min_len(1), metadata={"read": str}
+    )
+    keys: Mapping[str, str] = field(
+        factory=dict, converter=dict, repr=False, metadata={"read": _pairs}
+    )
+    any_key: bool = field(default=False, metadata={"read": _truth})
+    max_sandboxes_per_tenant: int = field(
+        default=20, validator=gt(0), metadata={"read": int}
+    )
+    max_sandboxes: int = field(default=100, validator=gt(0), metadata={"read": int})
+    default_timeout: int = field(default=300, validator=gt(0), metadata={"read": int})
+    max_timeout: int = field(default=86400, validator=ge(1), metadata={"read": int})
+    paused_timeout: float = field(
+        default=86400.0, validator=gt(0), metadata={"read": float}
+    )
+    backend: str = field(
+        default="auto", validator=in_(("auto", "process")), metadata={"read": str}
+    )
+    templates_dir: Path | None = field(
+        default=None,
+        converter=attrs.converters.optional(_path),
+        metadata={"read": str},
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if not is_loopback(self.host) and (self.any_key or not self.keys):
+            raise ValueError(
+                f"host {self.host} can be reached by others: give keys of your own,"
+                " and leave any_key off"
+            )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], **overrides: Any) -> PlatformConfig:
+        """Return the configuration that the environment and the arguments make.
+
+        Precedence: argument, then `PPIO_PLATFORM_<NAME>`, then the default; the data
+        directory also follows `PPIO_DATA_DIR`. `PPIO_PLATFORM_KEYS` holds
+        `tenant=key` pairs separated by commas.
+
+        Args:
+            environ: The environment; nothing else is read.
+            overrides: Fields of this class.
+
+        Raises:
+            ValueError: A variable or an argument has a value that cannot be used.
+        """
+        found: dict[str, Any] = {"data_dir": default_data_dir(environ)}
+        for member in attrs.fields(cls):
+            text = environ.get(f"{_PREFIX}{member.name.upper()}", "").strip()
+            if text and member.name not in overrides:
+                found[member.name] = _read(member.name, text, member.metadata["read"])
+        return cls(**{**found, **overrides})
+
+
+def _read(name: str, text: str, convert: Callable[[str], object]) -> object:
+    try:
+        return convert(text)
+    except ValueError as error:
+        # Not the value: it may be a key.
+        raise ValueError(f"{_PREFIX}{name.upper()} cannot be read as {name}") from error
