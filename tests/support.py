@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["SLOW", "processes_marked", "wait_until"]
+__all__ = ["SLOW", "processes_marked", "wait_until", "write_agent"]
 
 SLOW = float(os.environ.get("PPIO_TEST_SLOW", "1"))
 """Factor on every limit of the tests, for machines that are slow or busy."""
@@ -38,3 +39,30 @@ def processes_marked(marker: str) -> Iterator[int]:
             continue
         if state != "Z" and marker.encode() in environment:
             yield int(entry.name)
+
+
+def write_agent(
+    folder: Path, source: str, *, name: str = "test-agent", tags: str = "[]"
+) -> Path:
+    """Write an agent's folder, manifest and `app.py`, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "app.py").write_text(textwrap.dedent(source))
+    (folder / ".ppio-agent.yaml").write_text(
+        textwrap.dedent(
+            f"""\
+            apiVersion: v1
+            kind: Agent
+            metadata:
+              name: {name}
+              version: 1.0.0
+              author: tests@example.com
+              description: An agent of the tests.
+              tags: {tags}
+            spec:
+              entrypoint: app.py
+              runtime:
+                timeout: 30
+            """
+        )
+    )
+    return folder

@@ -1,0 +1,40 @@
+"""Fixtures that tests of several packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.client import AgentRuntimeClient
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from tests.support import write_agent
+
+Deploy = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatform]:
+    """One real platform for all tests that need just any."""
+    data_dir = tmp_path_factory.mktemp("platform")
+    with SandboxPlatform(PlatformConfig(data_dir=data_dir)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(platform: SandboxPlatform) -> Iterator[AgentRuntimeClient]:
+    """A client of the platform; its sandboxes end with the test."""
+    with AgentRuntimeClient(base_url=platform.url, api_key=platform.api_key) as client:
+        yield client
+
+
+@pytest.fixture
+def deploy(platform: SandboxPlatform, tmp_path: Path) -> Deploy:
+    """Deploy the source of an agent and return the id of its template."""
+
+    def deploy(source: str, *, name: str = "test-agent", **manifest: object) -> str:
+        folder = write_agent(tmp_path / name, source, name=name, **manifest)
+        return platform.deploy(folder).template_id
+
+    return deploy
