@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ppio_agent.client import AgentRuntimeClient
-from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from tests.support import write_agent
+
+if TYPE_CHECKING:
+    from ppio_agent.client import AgentRuntimeClient
+    from ppio_agent.sandbox import SandboxPlatform
 
 Deploy = Callable[..., str]
 
@@ -17,6 +20,8 @@ Deploy = Callable[..., str]
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatform]:
     """One real platform for all tests that need just any."""
+    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+
     data_dir = tmp_path_factory.mktemp("platform")
     with SandboxPlatform(PlatformConfig(data_dir=data_dir)) as running:
         yield running
@@ -25,6 +30,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatfo
 @pytest.fixture
 def client(platform: SandboxPlatform) -> Iterator[AgentRuntimeClient]:
     """A client of the platform; its sandboxes end with the test."""
+    from ppio_agent.client import AgentRuntimeClient
+
     with AgentRuntimeClient(base_url=platform.url, api_key=platform.api_key) as client:
         yield client
 

@@ -264,7 +264,8 @@ def test_batch() -> None:
                 # Concurrent invocation
                 return list(
                     pool.map(
-                        lambda pair: pair[0].invoke(pair[1]), zip(sessions, requests)
+                        lambda pair: pair[0].invoke(pair[1]),
+                        zip(sessions, requests, strict=True),
                     )
                 )
             finally:
