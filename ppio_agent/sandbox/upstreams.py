@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json
 
 from .addressing import Target
@@ -35,9 +36,18 @@ class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a fai
         self.headers = dict(headers or {})
 
     @classmethod
-    def of(cls, status: int, message: str) -> EdgeRefusal:
-        """Return the refusal with the plain body `{"code", "message"}`."""
-        return cls(status, {"code": status, "message": message})
+    def of(
+        cls, status: int, message: str, *, retry_after: int | None = None
+    ) -> EdgeRefusal:
+        """Return the refusal with the plain body `{"code", "message"}`.
+
+        Args:
+            status: HTTP status.
+            message: For the caller.
+            retry_after: Seconds after which it may be tried again; None says nothing.
+        """
+        headers = {} if retry_after is None else {RETRY_AFTER: str(retry_after)}
+        return cls(status, {"code": status, "message": message}, headers)
 
 
 class Upstreams(Protocol):

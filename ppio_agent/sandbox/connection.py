@@ -1,0 +1,172 @@
+"""One client's connection: its requests, each routed, forwarded and answered in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import h11
+from attrs import define, frozen
+
+from .addressing import BadRoute, SandboxPort, Target, route
+from .dialer import Dialer
+from .exchange import Exchange, UnansweredError
+from .heads import check_request, refusal_events, repeatable
+from .pump import Body, Peer, PeerError
+from .upstreams import EdgeRefusal, Upstreams
+
+__all__ = ["ClientConnection", "Setting"]
+
+_log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Setting:
+    """What all connections of one edge share.
+
+    Attributes:
+        upstreams: What is behind the edge.
+        dialer: The way there.
+        domain: Of the sandboxes' host names.
+        head_timeout: Seconds a head may take from its first byte.
+        idle_timeout: Seconds a client may keep a connection without a request.
+    """
+
+    upstreams: Upstreams
+    dialer: Dialer
+    domain: str
+    head_timeout: float
+    idle_timeout: float
+
+
+@define(eq=False)
+class ClientConnection:
+    """Serves one client's connection until either side ends it.
+
+    A client that leaves in the middle of an exchange cancels the serving task, and with
+    it whatever it is at: a held dial, an upload, a stream.
+
+    Args:
+        peer: The connection; whoever runs `serve` closes it afterwards.
+        address: Where the client is.
+        setting: Shared with all others.
+    """
+
+    _peer: Peer
+    _address: str
+    _setting: Setting
+
+    async def serve(self) -> None:
+        """Answer requests, one after another, until the connection ends."""
+        # Lost: the client has gone, or was cut off in the middle of an answer.
+        with contextlib.suppress(PeerError):
+            while await self._serve_request():
+                self._peer.http.start_next_cycle()
+            await self._peer.linger()
+
+    async def refuse(self, refusal: EdgeRefusal) -> None:
+        """Answer without reading a request, and close."""
+        with contextlib.suppress(PeerError):
+            await self._answer(refusal, None)
+            await self._peer.linger()
+
+    async def _serve_request(self) -> bool:
+        """Serve the next request; whether another may follow."""
+        request = None
+        try:
+            request = await self._next_request()
+            if request is None:
+                return False
+            await self._forward(request)
+        except EdgeRefusal as refusal:
+            await self._answer(refusal, request)
+        except PeerError as exc:
+            if not (exc.status and exc.peer is self._peer and self._may_answer):
+                raise
+            await self._answer(EdgeRefusal.of(exc.status, str(exc)), request)
+        except Exception:  # noqa: BLE001 - outermost frame of the request
+            _log.exception("a request failed at the edge")
+            if not self._may_answer:
+                return False
+            await self._answer(EdgeRefusal.of(500, "the edge failed"), request)
+        return self._peer.finished
+
+    @property
+    def _may_answer(self) -> bool:
+        return self._peer.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}
+
+    async def _next_request(self) -> h11.Request | None:
+        if not await self._peer.arrived(self._setting.idle_timeout):
+            return None
+        event = await self._peer.next_event(self._setting.head_timeout)
+        return event if type(event) is h11.Request else None
+
+    async def _answer(self, refusal: EdgeRefusal, request: h11.Request | None) -> None:
+        """Give the edge's own answer, and say so if the connection ends with it."""
+        http = self._peer.http
+        if http.their_state is h11.SEND_BODY:
+            self._peer.take_body()  # a small body is here already
+        close = http.their_state is not h11.DONE
+        await self._peer.send(*refusal_events(refusal, request, close=close))
+
+    async def _forward(self, request: h11.Request) -> None:
+        check_request(request)
+        target = self._route(request)
+        may_reuse = self._setting.upstreams.admit(target)
+        body = self._peer.take_body()
+        with self._peer.at_end(_canceller()):
+            kept = self._setting.dialer.kept(target) if may_reuse else None
+            if kept is not None:
+                try:
+                    return await self._exchange(request, target, kept, body)
+                except UnansweredError as exc:
+                    if not (exc.closed and repeatable(request, body)):
+                        raise _refusal(exc) from exc
+            upstream = await self._setting.dialer.dial(target)
+            try:
+                await self._exchange(request, target, upstream, body)
+            except UnansweredError as exc:
+                raise _refusal(exc) from exc
+
+    def _route(self, request: h11.Request) -> Target:
+        target = route(
+            request.headers,
+            request.target,
+            domain=self._setting.domain,
+            sandbox_of=self._setting.upstreams.sandbox_of,
+        )
+        if isinstance(target, BadRoute):
+            raise EdgeRefusal.of(400, target.message)
+        return target
+
+    async def _exchange(
+        self, request: h11.Request, target: Target, upstream: Peer, body: Body
+    ) -> None:
+        sandboxed = isinstance(target, SandboxPort)
+        exchange = Exchange(
+            client=self._peer,
+            upstream=upstream,
+            request=request,
+            address=self._address,
+            strip=self._setting.upstreams.strip if sandboxed else None,
+        )
+        try:
+            await exchange.run(body)
+        finally:
+            self._setting.dialer.give_back(target, upstream)
+
+
+def _canceller() -> Callable[[], object]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a connection is served by a task")
+    return task.cancel
+
+
+def _refusal(exc: UnansweredError) -> EdgeRefusal:
+    # Without `sandboxId`, since clients read its presence as "nothing was run".
+    if exc.closed:
+        return EdgeRefusal.of(502, "the connection was closed before it was answered")
+    return EdgeRefusal.of(502, "what was answered is not HTTP")

@@ -1,0 +1,204 @@
+"""The edge's connections to what lies behind it: dialled, lent, kept for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import socket
+from collections.abc import Callable
+
+import h11
+
+from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+
+from .addressing import Target
+from .pump import Peer
+from .upstreams import EdgeRefusal, Upstreams
+
+__all__ = ["Dialer"]
+
+_log = logging.getLogger(__name__)
+
+_DIALS = 4
+_HELD = 100
+
+# Shorter than the shortest time that servers in the field keep an idle connection, so
+# that a request is hardly ever sent into one that the server is just closing.
+_KEEP_SECONDS = 1.0
+_KEEP_PER_TARGET = 8
+_KEEP_MOST = 64
+
+
+class Dialer:
+    """Opens connections on threads that may block, and keeps idle ones.
+
+    A few threads dial; a request whose target is not there yet moves to threads of
+    its own, so that waiting for one sandbox never delays another.
+
+    Args:
+        upstreams: What is behind the edge.
+        loop: The edge's loop. All methods but `close` run on its thread.
+        max_waiting: Most requests that wait for one of the dialling threads.
+    """
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_waiting: int,
+    ) -> None:
+        self._upstreams = upstreams
+        self._loop = loop
+        self._closing = False
+        self._dials = WorkerPool(
+            "ppio-edge-dial", max_threads=_DIALS, max_waiting=max_waiting
+        )
+        self._holds = WorkerPool("ppio-edge-hold", max_threads=_HELD)
+        self._kept: dict[Target, dict[Peer, asyncio.TimerHandle]] = {}
+
+    async def dial(self, target: Target) -> Peer:
+        """Return a new connection, waiting until the target is there.
+
+        Raises:
+            EdgeRefusal: There is none, or too many requests wait.
+        """
+        sock = await self._connect(self._dials, target, may_wait=False)
+        if sock is None:
+            sock = await self._connect(self._holds, target, may_wait=True)
+        if sock is None:
+            raise _stopping()
+        return Peer(sock, h11.CLIENT, self._loop)
+
+    def kept(self, target: Target) -> Peer | None:
+        """Return an idle connection to the target, the last used first, or None."""
+        while target in self._kept:
+            peer = next(reversed(self._kept[target]))
+            self._release(target, peer)
+            if peer.reusable():
+                return peer
+            peer.close()
+        return None
+
+    def give_back(self, target: Target, peer: Peer) -> None:
+        """Keep a connection that another request may use, close any other."""
+        if not self._worth_keeping(target, peer):
+            peer.close()
+            return
+        peer.http.start_next_cycle()
+        timer = self._loop.call_later(_KEEP_SECONDS, self._drop, target, peer)
+        peer.on_end = functools.partial(self._drop, target, peer)
+        self._kept.setdefault(target, {})[peer] = timer
+
+    def stop(self) -> None:
+        """Close every idle connection and keep no more; tell all who wait to end."""
+        self._closing = True
+        for target, peers in list(self._kept.items()):
+            for peer in list(peers):
+                self._drop(target, peer)
+
+    def close(self, timeout: float | None) -> bool:
+        """Wait for the threads that dial; whether all have ended. From any thread."""
+        self._closing = True
+        ended = self._dials.close(timeout)
+        return self._holds.close(timeout) and ended
+
+    def _worth_keeping(self, target: Target, peer: Peer) -> bool:
+        room = (
+            len(self._kept.get(target, ())) < _KEEP_PER_TARGET
+            and sum(map(len, self._kept.values())) < _KEEP_MOST
+        )
+        return room and peer.finished and not self._closing and peer.reusable()
+
+    def _release(self, target: Target, peer: Peer) -> None:
+        peers = self._kept[target]
+        peers.pop(peer).cancel()
+        if not peers:
+            del self._kept[target]
+        peer.on_end = None
+
+    def _drop(self, target: Target, peer: Peer) -> None:
+        self._release(target, peer)
+        peer.close()
+
+    async def _connect(
+        self, pool: WorkerPool, target: Target, *, may_wait: bool
+    ) -> socket.socket | None:
+        attempt = _Attempt(self._loop)
+
+        def still_wanted() -> bool:
+            return attempt.awaited and not self._closing
+
+        def job() -> None:
+            attempt.report(*self._try(target, still_wanted if may_wait else None))
+
+        try:
+            pool.submit(job)
+        except PoolSaturatedError as exc:
+            message = "too many requests wait for a sandbox"
+            raise EdgeRefusal.of(503, message, retry_after=1) from exc
+        except RuntimeError as exc:
+            raise _stopping() from exc
+        return await attempt.outcome()
+
+    def _try(
+        self, target: Target, still_wanted: Callable[[], bool] | None
+    ) -> tuple[socket.socket | None, EdgeRefusal | None]:
+        try:
+            return self._upstreams.connect(target, still_wanted=still_wanted), None
+        except EdgeRefusal as refusal:
+            return None, refusal
+        except Exception:  # noqa: BLE001 - outermost frame of the request's thread
+            _log.exception("a connection behind the edge failed")
+            return None, EdgeRefusal.of(502, "the sandbox could not be reached")
+
+
+class _Attempt:
+    """One connection being opened: awaited on the loop, made on another thread.
+
+    Whichever way the two cross, a socket that nobody waits for any more is closed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._done: asyncio.Future[socket.socket | None] = loop.create_future()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody still waits; from any thread."""
+        return not self._done.done()
+
+    def report(self, sock: socket.socket | None, refusal: EdgeRefusal | None) -> None:
+        """Say how it ended; from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._settle, sock, refusal)
+        except RuntimeError:  # the loop is closed
+            _close(sock)
+
+    async def outcome(self) -> socket.socket | None:
+        try:
+            return await self._done
+        except asyncio.CancelledError:
+            # It may have been settled in the same turn of the loop.
+            done = self._done
+            if done.done() and not done.cancelled() and done.exception() is None:
+                _close(done.result())
+            raise
+
+    def _settle(self, sock: socket.socket | None, refusal: EdgeRefusal | None) -> None:
+        if self._done.done():
+            _close(sock)
+        elif refusal is not None:
+            self._done.set_exception(refusal)
+        else:
+            self._done.set_result(sock)
+
+
+def _stopping() -> EdgeRefusal:
+    return EdgeRefusal.of(503, "the platform is stopping", retry_after=1)
+
+
+def _close(sock: socket.socket | None) -> None:
+    if sock is not None:
+        sock.close()

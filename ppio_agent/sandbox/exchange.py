@@ -1,0 +1,129 @@
+"""One request carried to an upstream and its answer carried back, both as they come."""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from attrs import define, field
+
+from .heads import Strip, forward_end, forward_request, forward_response
+from .pump import Body, Peer, PeerError
+
+__all__ = ["Exchange", "UnansweredError"]
+
+
+class UnansweredError(Exception):
+    """The upstream was lost before it answered; the client may still be answered.
+
+    Args:
+        closed: Whether the connection just ended; False: what came was not HTTP.
+    """
+
+    def __init__(self, *, closed: bool) -> None:
+        super().__init__(closed)
+        self.closed = closed
+
+
+@define(eq=False, kw_only=True)
+class Exchange:
+    """Carries one request and its answer between two peers.
+
+    Both bodies are under way at once, each only as fast as it is taken. An upstream
+    that answers early ends the exchange; what is left of the request is not sent.
+
+    Args:
+        client: Who asks; its request's head has been read.
+        upstream: Who answers; closed at the end unless it can be used again.
+        request: As it came.
+        address: Where the client is.
+        strip: Whether a header must not reach the upstream; None passes all.
+    """
+
+    _client: Peer
+    _upstream: Peer
+    _request: h11.Request
+    _address: str
+    _strip: Strip | None
+    # What the client did wrong in its body.
+    _fault: PeerError | None = field(init=False, default=None)
+
+    async def run(self, body: Body) -> None:
+        """Carry out the exchange.
+
+        Args:
+            body: What has already been read of the request's body.
+
+        Raises:
+            UnansweredError: Nothing was answered, and the client has no fault in it.
+            PeerError: The client's fault, or its connection had to be cut.
+        """
+        loop = asyncio.get_running_loop()
+        upload = loop.create_task(self._upload(body))
+        try:
+            await self._download()
+        except PeerError as exc:
+            if exc.peer is self._client:
+                raise
+            raise self._lost(exc) from exc
+        finally:
+            # h11 takes a request for sent once it is written, so ask the task, too.
+            if not (upload.done() and self._upstream.finished):
+                self._upstream.close()
+            upload.cancel()
+            await asyncio.wait([upload])
+
+    async def _upload(self, body: Body) -> None:
+        head = forward_request(self._request, client=self._address, strip=self._strip)
+        try:
+            await self._upstream.send(head, *self._outgoing(body))
+            while not (body and type(body[-1]) is h11.EndOfMessage):
+                body = await self._client.body()
+                await self._upstream.send(*self._outgoing(body))
+        except PeerError as exc:
+            if exc.peer is self._client:
+                self._fault = exc
+                self._upstream.close()
+            # An upstream that takes no more may have answered: reading it will show.
+
+    def _outgoing(self, body: Body) -> Body:
+        chunked = any(name == b"transfer-encoding" for name, _ in self._request.headers)
+        return [
+            forward_end(event, chunked=chunked, strip=self._strip)
+            if type(event) is h11.EndOfMessage
+            else event
+            for event in body
+        ]
+
+    async def _download(self) -> None:
+        modern = self._request.http_version >= b"1.1"
+        response = await self._upstream.next_event()
+        while type(response) is h11.InformationalResponse:
+            if modern:
+                await self._client.send(forward_response(response))
+            response = await self._upstream.next_event()
+        if type(response) is not h11.Response:
+            raise PeerError(self._upstream, "there was no answer")
+        body = self._upstream.take_body()
+        # The head and a body that is there already leave in one write.
+        await self._client.send(forward_response(response), *_incoming(body, modern))
+        while not (body and type(body[-1]) is h11.EndOfMessage):
+            body = await self._upstream.body()
+            await self._client.send(*_incoming(body, modern))
+
+    def _lost(self, exc: PeerError) -> Exception:
+        if self._fault is not None:
+            return self._fault
+        if self._client.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            return UnansweredError(closed=not exc.status)
+        # Cut, so that nobody takes half an answer for a whole one. To HTTP/1.0 the
+        # end of the connection may be the end of the body: only a reset tells.
+        self._client.close(reset=self._request.http_version < b"1.1")
+        return PeerError(self._client, "cut off in the middle of an answer")
+
+
+def _incoming(body: Body, modern: bool) -> Body:  # noqa: FBT001 - one word, two uses
+    return [
+        forward_end(event, chunked=modern) if type(event) is h11.EndOfMessage else event
+        for event in body
+    ]

@@ -1,0 +1,202 @@
+"""What the edge refuses in, and changes of, the heads and trailers it passes on.
+
+Pure. Everything is parsed and written by h11; here it is only decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import h11
+
+from ppio_agent._util.ids import new_id
+from ppio_agent.wire.headers import REQUEST_ID, valid_id
+from ppio_agent.wire.json import encode_json
+
+from .upstreams import EdgeRefusal
+
+__all__ = [
+    "HEAD_LIMIT",
+    "check_request",
+    "forward_end",
+    "forward_request",
+    "forward_response",
+    "refusal_events",
+    "repeatable",
+]
+
+HEAD_LIMIT = 64 * 1024
+"""Most bytes of a head."""
+
+Strip = Callable[[str, str], bool]
+_Fields = list[tuple[bytes, bytes]]
+_Message: TypeAlias = (
+    h11.Request | h11.Response | h11.InformationalResponse | h11.EndOfMessage
+)
+
+_HOP_BY_HOP = frozenset({
+    b"connection",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-connection",
+    b"te",
+    b"transfer-encoding",
+    b"upgrade",
+})  # fmt: skip
+# A Connection header may name fields to be dropped, but never those that say where
+# a message goes or where it ends.
+_KEPT = frozenset({b"host", b"content-length"})
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+
+
+def check_request(request: h11.Request) -> None:
+    """Refuse what h11 lets pass and the edge does not.
+
+    Raises:
+        EdgeRefusal: 431 for a head above the limit, 400 for contradicting lengths,
+            501 for CONNECT and for a change of protocol.
+    """
+    fields = request.headers
+    size = len(request.method) + len(request.target)
+    size += sum(len(name) + len(value) + 4 for name, value in fields)
+    if size > HEAD_LIMIT:
+        raise EdgeRefusal.of(431, "the request's head is too large")
+    names = {name for name, _ in fields}
+    # Either pair is how a request is smuggled past a proxy (RFC 9112, 6.1).
+    if b"transfer-encoding" in names and (
+        b"content-length" in names or request.http_version < b"1.1"
+    ):
+        raise EdgeRefusal.of(400, "the request's length is given in two ways")
+    if request.method == b"CONNECT":
+        raise EdgeRefusal.of(501, "CONNECT is not supported by the local platform")
+    # A client may offer HTTP/2 and go on with HTTP/1.1, so that offer is just dropped.
+    if _tokens(fields, b"upgrade") - {b"h2c"}:
+        raise EdgeRefusal.of(501, "Upgrade is not supported by the local platform")
+
+
+def forward_request(
+    request: h11.Request, *, client: str, strip: Strip | None
+) -> h11.Request:
+    """Return the request as the upstream gets it; its target byte for byte.
+
+    Args:
+        request: As the client sent it.
+        client: The client's address.
+        strip: Whether a header (name in lower case, value) must not be passed on;
+            None passes all.
+    """
+    fields = [
+        (name, value)
+        for name, value in _end_to_end(request)
+        if name.lower() not in _FORWARDED
+        and (strip is None or not _stripped(strip, name, value))
+    ]
+    host = next((v for n, v in request.headers if n == b"host"), None)
+    if host is None:
+        fields.append((b"Host", b"localhost"))
+    else:
+        fields.append((b"X-Forwarded-Host", host))
+    fields.append((b"X-Forwarded-For", client.encode("latin-1")))
+    fields.append((b"X-Forwarded-Proto", b"http"))
+    if _tokens(request.headers, b"transfer-encoding"):
+        fields.append((b"Transfer-Encoding", b"chunked"))
+    return h11.Request(method=request.method, target=request.target, headers=fields)
+
+
+def forward_response(
+    response: h11.Response | h11.InformationalResponse,
+) -> h11.Response | h11.InformationalResponse:
+    """Return the response, or the interim one, as the client gets it.
+
+    How its body is framed is left to h11, which knows the client's HTTP version.
+    """
+    fields = _end_to_end(response)
+    if _tokens(response.headers, b"transfer-encoding"):
+        fields = [item for item in fields if item[0].lower() != b"content-length"]
+    return type(response)(
+        status_code=response.status_code, headers=fields, reason=response.reason
+    )
+
+
+def forward_end(
+    end: h11.EndOfMessage, *, chunked: bool, strip: Strip | None = None
+) -> h11.EndOfMessage:
+    """Return the end of a body with the trailers that may be passed on.
+
+    Args:
+        end: As received.
+        chunked: Whether the message is passed on in chunks; only these have trailers.
+        strip: As of `forward_request`.
+    """
+    if not end.headers or not chunked:
+        return h11.EndOfMessage()
+    fields = [
+        (name, value)
+        for name, value in _end_to_end(end)
+        if name.lower() not in _KEPT | _FORWARDED
+        and (strip is None or not _stripped(strip, name, value))
+    ]
+    return h11.EndOfMessage(headers=fields)
+
+
+def repeatable(request: h11.Request, body: Iterable[h11.Event]) -> bool:
+    """Whether a request that got no answer may be sent a second time."""
+    return request.method in {b"GET", b"HEAD", b"OPTIONS"} and [
+        type(event) for event in body
+    ] == [h11.EndOfMessage]
+
+
+def refusal_events(
+    refusal: EdgeRefusal, request: h11.Request | None, *, close: bool
+) -> list[h11.Response | h11.Data | h11.EndOfMessage]:
+    """Return the edge's own answer.
+
+    Args:
+        refusal: What to say.
+        request: The request, if it could be read.
+        close: Whether the connection ends with it.
+    """
+    content = encode_json(refusal.body)
+    given = (
+        value.decode("latin-1")
+        for name, value in (request.headers if request else ())
+        if name == REQUEST_ID.lower().encode()
+    )
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        REQUEST_ID: next(filter(valid_id, given), None) or new_id(),
+        **refusal.headers,
+    }
+    if close:
+        headers["Connection"] = "close"
+    head = h11.Response(
+        status_code=refusal.status,
+        headers=[(name.encode(), value.encode()) for name, value in headers.items()],
+    )
+    if request is not None and request.method == b"HEAD":
+        return [head, h11.EndOfMessage()]
+    return [head, h11.Data(data=content), h11.EndOfMessage()]
+
+
+def _end_to_end(message: _Message) -> _Fields:
+    headers = message.headers
+    dropped = _HOP_BY_HOP | (_tokens(headers, b"connection") - _KEPT)
+    return [item for item in headers.raw_items() if item[0].lower() not in dropped]
+
+
+def _tokens(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> set[bytes]:
+    """Return the comma-separated words of a field, in lower case."""
+    return {
+        word
+        for name, value in headers
+        if name == wanted
+        for part in value.lower().split(b",")
+        if (word := part.strip())
+    }
+
+
+def _stripped(strip: Strip, name: bytes, value: bytes) -> bool:
+    return strip(name.decode("latin-1").lower(), value.decode("latin-1"))

@@ -1,0 +1,310 @@
+"""One socket of the edge: bytes in and out, back-pressure, HTTP/1.1 by h11.
+
+Everything here runs on the edge's loop thread; nothing blocks it. A body is held at
+most in the peer's inbox and in the one batch under way, 128 KiB each; beyond that the
+socket is not read, and the kernel makes the sender wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import h11
+
+from .heads import HEAD_LIMIT
+
+__all__ = ["Body", "Peer", "PeerError"]
+
+Body: TypeAlias = list[h11.Data | h11.EndOfMessage]
+"""What is there of a body: at most one piece of data, then, if it is there, the end."""
+
+_READ_SIZE = 64 * 1024
+_INBOX_FULL = 64 * 1024
+_RESET = struct.pack("ii", 1, 0)
+_LINGER = 1.0
+
+
+class PeerError(Exception):
+    """One side of an exchange left, was too slow or broke the protocol.
+
+    Args:
+        peer: Which side.
+        message: What it did.
+        status: The status to answer a client that did it; 0: it is gone.
+    """
+
+    def __init__(self, peer: Peer, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.peer = peer
+        self.status = status
+
+
+class Peer:
+    """A connected socket and the state of the HTTP conversation on it.
+
+    One task at a time may read and one may write. Reading goes on by itself until the
+    inbox is full, so that the end of the other side is noticed while nothing is asked.
+
+    Args:
+        sock: Owned from now on.
+        role: Our own role, `h11.SERVER` towards a client.
+        loop: The loop that runs on this thread.
+
+    Attributes:
+        http: The state of the conversation.
+        ended: Whether the other side has closed or broken the connection.
+        on_end: Called once when it does; None: it shows at the next read.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        role: type[h11.CLIENT | h11.SERVER],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        sock.settimeout(0)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # The only way to learn that a silent client's machine has gone.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.http = h11.Connection(role, max_incomplete_event_size=HEAD_LIMIT)
+        self.ended = False
+        self.on_end: Callable[[], object] | None = None
+        self._sock = sock
+        self._loop = loop
+        self._error: OSError | None = None
+        self._closed = False
+        self._inbox = bytearray()
+        self._reading = True
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        loop.add_reader(sock, self._on_readable)
+
+    @property
+    def finished(self) -> bool:
+        """Whether request and answer are complete and another request may follow."""
+        return set(self.http.states.values()) == {h11.DONE}
+
+    @contextlib.contextmanager
+    def at_end(self, act: Callable[[], object]) -> Iterator[None]:
+        """Call `act` if the other side ends meanwhile.
+
+        Raises:
+            PeerError: It already has.
+        """
+        if self.ended:
+            raise PeerError(self, "the other side has left")
+        self.on_end = act
+        try:
+            yield
+        finally:
+            self.on_end = None
+
+    async def arrived(self, timeout: float) -> bool:
+        """Wait for the first byte of a message; whether it came in time."""
+        if not self._inbox and not self.http.trailing_data[0]:
+            with contextlib.suppress(TimeoutError):
+                await self._wait(self._loop.time() + timeout)
+        return bool(self._inbox or self.http.trailing_data[0])
+
+    async def next_event(
+        self, timeout: float | None = None
+    ) -> h11.Event | type[h11.PAUSED]:
+        """Return the next event, waiting for it as long as `timeout`.
+
+        Raises:
+            PeerError: It did not come.
+        """
+        deadline = None if timeout is None else self._loop.time() + timeout
+        while (event := self._parse()) is h11.NEED_DATA:
+            await self._fill(deadline)
+        return event  # type: ignore[return-value] # mypy cannot narrow a sentinel
+
+    def take_body(self) -> Body:
+        """Return what has arrived of the body, without waiting.
+
+        Raises:
+            PeerError: Nothing more will come, or what came is malformed.
+        """
+        self._feed()
+        parts: list[bytes] = []
+        try:
+            while type(event := self._parse()) is h11.Data:
+                parts.append(event.data)
+        except PeerError:
+            # What came before is passed on; asked again, h11 fails again.
+            if not parts:
+                raise
+            event = h11.NEED_DATA
+        batch: Body = []
+        if parts:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            batch.append(h11.Data(data=data))
+        if type(event) is h11.EndOfMessage:
+            batch.append(event)
+        elif event is not h11.NEED_DATA:
+            raise PeerError(self, "the connection is not in a body")
+        return batch
+
+    async def body(self) -> Body:
+        """Return the next part of the body as `take_body`, waiting for it."""
+        while not (batch := self.take_body()):
+            await self._fill(None)
+        return batch
+
+    async def send(self, *events: h11.Event) -> None:
+        """Send events in one write, waiting for as long as the other side is slow.
+
+        Raises:
+            PeerError: The other side is gone.
+        """
+        pieces: list[bytes] = []
+        for event in events:
+            pieces += self.http.send_with_data_passthrough(event) or ()
+        left = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        try:
+            while left:
+                try:
+                    left = left[self._sock.send(left) :]
+                except BlockingIOError:
+                    await self._writable()
+        except OSError as exc:
+            raise PeerError(self, "the connection was lost") from exc
+
+    def reusable(self) -> bool:
+        """Whether a kept connection is idle: nothing received, and no end seen."""
+        if self.ended or self._inbox or self.http.trailing_data[0]:
+            return False
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    async def linger(self) -> None:
+        """Close, letting the other side read what it was sent.
+
+        A socket closed over unread bytes is reset, which takes away the answer.
+        """
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            deadline = self._loop.time() + _LINGER
+            while not self.ended:
+                self._drop_inbox()
+                await self._wait(deadline)
+        self.close()
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close at once. Idempotent.
+
+        Args:
+            reset: Make sure that the other side sees an error, not an end.
+        """
+        if self._closed:
+            return
+        self._closed = self.ended = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        if reset:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._sock.close()
+        self._error = ConnectionAbortedError("closed here")
+        _settle(self._reader)
+        _settle(self._writer, self._error)
+
+    def _parse(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            return self.http.next_event()
+        except h11.RemoteProtocolError as exc:
+            status = 0 if self.ended else exc.error_status_hint
+            raise PeerError(self, str(exc), status) from exc
+
+    async def _fill(self, deadline: float | None) -> None:
+        if not self._inbox and not self.ended:
+            try:
+                await self._wait(deadline)
+            except TimeoutError:
+                raise PeerError(self, "the head took too long", 408) from None
+        self._feed()
+
+    def _feed(self) -> None:
+        """Give what was received to h11, the end included."""
+        got = bool(self._inbox)
+        if got:
+            self.http.receive_data(bytes(self._inbox))
+            self._inbox.clear()
+        if not self.ended:
+            self._resume()
+        elif self._error is None:
+            self.http.receive_data(b"")
+        elif not got:
+            raise PeerError(self, "the connection was lost") from self._error
+
+    def _drop_inbox(self) -> None:
+        self._inbox.clear()
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._reading and not self.ended:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            data, self._error = b"", exc
+        if data:
+            self._inbox += data
+        else:
+            self.ended = True
+        if self.ended or len(self._inbox) >= _INBOX_FULL:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+        _settle(self._reader)
+        if self.ended and self.on_end is not None:
+            self.on_end()
+
+    async def _wait(self, deadline: float | None) -> None:
+        """Wait until something is received or the other side ends."""
+        self._reader = waiter = self._loop.create_future()
+        timer = None
+        if deadline is not None:
+            timer = self._loop.call_at(deadline, _settle, waiter, TimeoutError())
+        try:
+            await waiter
+        finally:
+            self._reader = None
+            if timer is not None:
+                timer.cancel()
+
+    async def _writable(self) -> None:
+        self._writer = waiter = self._loop.create_future()
+        self._loop.add_writer(self._sock, _settle, waiter)
+        try:
+            await waiter
+        finally:
+            self._writer = None
+            if not self._closed:
+                self._loop.remove_writer(self._sock)
+
+
+def _settle(
+    waiter: asyncio.Future[None] | None, error: BaseException | None = None
+) -> None:
+    if waiter is None or waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)

@@ -1,0 +1,220 @@
+"""Where a request goes is decided by its head alone, in a fixed order."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppio_agent.sandbox.addressing import (
+    ENVD_PORT,
+    BadRoute,
+    ControlPlane,
+    SandboxPort,
+    Target,
+    route,
+)
+
+DOMAIN = "sandbox.test"
+ID = "abcdefghij0123456789"
+OTHER = "b" * 20
+TOKENS = {"live-token": ID}
+
+ids = st.text(string.ascii_lowercase + string.digits, min_size=20, max_size=20)
+ports = st.integers(1, 65535)
+clients = st.sampled_from(["", "-local", "-0b3f-2"])
+prefixes = st.sampled_from(["ppio", "e2b"])
+
+
+def ask(
+    headers: dict[str, str], target: str = "/", domain: str = DOMAIN
+) -> Target | BadRoute:
+    """Route a request given as readable text."""
+    fields = [(n.lower().encode(), v.encode()) for n, v in headers.items()]
+    return route(fields, target.encode(), domain=domain, sandbox_of=TOKENS.get)
+
+
+def is_bad(found: Target | BadRoute) -> bool:
+    return isinstance(found, BadRoute)
+
+
+@given(ids, ports, clients, st.sampled_from(["", ":3900", "."]))
+def test_a_host_label_names_port_and_sandbox(
+    sandbox_id: str, port: int, client: str, tail: str
+) -> None:
+    """Whatever client's part, listener's port or root dot follows."""
+    host = f"{port}-{sandbox_id}{client}.{DOMAIN}{tail}"
+    assert ask({"Host": host}) == SandboxPort(sandbox_id, port)
+
+
+@given(ids, ports, clients, prefixes)
+def test_headers_name_port_and_sandbox(
+    sandbox_id: str, port: int, client: str, prefix: str
+) -> None:
+    """Under any host, in either spelling."""
+    headers = {
+        "Host": "127.0.0.1:3900",
+        f"{prefix}-Sandbox-Id": sandbox_id + client,
+        f"{prefix}-Sandbox-Port": str(port),
+    }
+    assert ask(headers, "/ping?x=1") == SandboxPort(sandbox_id, port)
+
+
+def test_envd_is_the_default_port_of_the_headers() -> None:
+    """An id alone means the controller in the sandbox."""
+    assert ask({"Host": "x", "E2b-Sandbox-Id": ID}) == SandboxPort(ID, ENVD_PORT)
+
+
+@given(ids, ports, ids, ports)
+def test_label_and_headers_agree_or_are_refused(
+    label_id: str, label_port: int, header_id: str, header_port: int
+) -> None:
+    """Nobody has to guess which of two targets was meant."""
+    found = ask(
+        {
+            "Host": f"{label_port}-{label_id}.{DOMAIN}",
+            "PPIO-Sandbox-Id": header_id,
+            "PPIO-Sandbox-Port": str(header_port),
+        }
+    )
+    if (label_id, label_port) == (header_id, header_port):
+        assert found == SandboxPort(label_id, label_port)
+    else:
+        assert is_bad(found)
+
+
+def test_a_header_that_leaves_the_port_open_agrees_with_any_label() -> None:
+    """The id alone contradicts nothing."""
+    headers = {"Host": f"3000-{ID}.{DOMAIN}", "PPIO-Sandbox-Id": f"{ID}-local"}
+    assert ask(headers) == SandboxPort(ID, 3000)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "080808", "x", "-1", "", "१"])
+def test_a_port_out_of_range_is_refused(port: str) -> None:
+    """In the headers, and in a label as far as it looks like one."""
+    headers = {"Host": "x", "PPIO-Sandbox-Id": ID, "PPIO-Sandbox-Port": port}
+    fields = [(n.lower().encode(), v.encode()) for n, v in headers.items()]
+    assert is_bad(route(fields, b"/", domain=DOMAIN, sandbox_of=TOKENS.get))
+    if port.isascii() and port.isdigit():
+        assert is_bad(ask({"Host": f"{port}-{ID}.{DOMAIN}"}))
+
+
+@pytest.mark.parametrize("bad", ["", "abc", ID.upper(), ID + "x", "a_" + ID[2:], "-x"])
+def test_an_id_of_the_wrong_form_is_refused(bad: str) -> None:
+    """It can belong to no sandbox."""
+    assert is_bad(ask({"Host": "x", "PPIO-Sandbox-Id": bad}))
+    if bad != ID.upper():  # host names have no case
+        assert is_bad(ask({"Host": f"8080-{bad}.{DOMAIN}"}))
+
+
+def test_host_names_have_no_case() -> None:
+    """As DNS has it."""
+    assert ask({"Host": f"8080-{ID.upper()}.SANDBOX.test"}) == SandboxPort(ID, 8080)
+
+
+def test_two_spellings_that_contradict_are_refused() -> None:
+    """The same sandbox twice is fine, two sandboxes are not."""
+    both = {"Host": "x", "PPIO-Sandbox-Id": ID, "E2b-Sandbox-Id": f"{ID}-local"}
+    assert ask(both) == SandboxPort(ID, ENVD_PORT)
+    assert is_bad(ask({**both, "E2b-Sandbox-Id": OTHER}))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        f"8080-{ID}.elsewhere.test",
+        f"8080-{ID}",
+        f"x.8080-{ID}.{DOMAIN}",
+        f"api.{DOMAIN}",
+        DOMAIN,
+        "127.0.0.1:3900",
+        "[::1]:3900",
+        "",
+    ],
+)
+def test_other_hosts_are_the_control_plane(host: str) -> None:
+    """Only the left-most label directly under the domain counts."""
+    assert ask({"Host": host}) == ControlPlane()
+
+
+def test_a_port_in_the_configured_domain_does_not_count() -> None:
+    """An embedded platform's domain carries its listener's port."""
+    host = f"8080-{ID}.{DOMAIN}:41234"
+    assert ask({"Host": host}, domain=f"{DOMAIN}:41234") == SandboxPort(ID, 8080)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sandboxes",
+        "/sandboxes/x/connect?a=1",
+        "/v2/sandboxes",
+        "/v2/templates/x",
+        "/templates",
+        "/platform/v1/status",
+        "http://127.0.0.1:3900/sandboxes",
+    ],
+)
+@pytest.mark.parametrize(
+    "key", [{"X-API-KEY": "k"}, {"Authorization": "Bearer k"}], ids=["key", "bearer"]
+)
+def test_calls_of_the_control_plane_may_carry_routing_headers(
+    path: str, key: dict[str, str]
+) -> None:
+    """SDKs send them with every call; a key and the path decide."""
+    headers = {"Host": "x", "E2b-Sandbox-Id": ID, "X-Access-Token": "live-token"}
+    assert ask({**headers, **key}, path) == ControlPlane()
+    assert ask(headers, path) == SandboxPort(ID, ENVD_PORT)
+
+
+@pytest.mark.parametrize("path", ["/files", "/sandboxesx", "/x/sandboxes", "/"])
+def test_other_paths_go_to_the_sandbox_in_spite_of_a_key(path: str) -> None:
+    """A client may forward its key to its agent."""
+    headers = {"Host": "x", "E2b-Sandbox-Id": ID, "X-API-KEY": "k"}
+    assert ask(headers, path) == SandboxPort(ID, ENVD_PORT)
+
+
+def test_the_label_wins_over_a_control_path() -> None:
+    """An agent may have a route `/templates`."""
+    headers = {"Host": f"8080-{ID}.{DOMAIN}", "X-API-KEY": "k"}
+    assert ask(headers, "/templates") == SandboxPort(ID, 8080)
+
+
+def test_a_live_token_alone_means_envd() -> None:
+    """Some SDK calls send nothing else."""
+    assert ask({"Host": "x", "X-Access-Token": "live-token"}) == SandboxPort(
+        ID, ENVD_PORT
+    )
+    assert ask({"Host": "x", "X-Access-Token": "dead"}) == ControlPlane()
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    b"host",
+                    b"ppio-sandbox-id",
+                    b"e2b-sandbox-port",
+                    b"x-access-token",
+                    b"x-api-key",
+                    b"authorization",
+                ]
+            ),
+            st.binary(max_size=40),
+        )
+    ),
+    st.binary(max_size=40),
+)
+def test_any_head_has_a_target_or_is_bad(
+    headers: list[tuple[bytes, bytes]], target: bytes
+) -> None:
+    """Never an exception, and never a target that cannot exist."""
+    found = route(headers, target, domain=DOMAIN, sandbox_of=TOKENS.get)
+    assert isinstance(found, (ControlPlane, SandboxPort, BadRoute))
+    if isinstance(found, SandboxPort):
+        assert len(found.sandbox_id) == 20
+        assert 1 <= found.port <= 65535
