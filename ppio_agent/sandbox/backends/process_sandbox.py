@@ -1,0 +1,319 @@
+"""The platform's hold on one sandbox of the process backend.
+
+It speaks with the supervisor over a socket pair, and when that line ends, however it
+came to that, it sees to it that no process of the sandbox stays behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from attrs import define, field
+
+from ppio_agent._util.threads import start_thread
+from ppio_agent.exceptions import SandboxStateError
+from ppio_agent.sandbox.supervisor import tree
+from ppio_agent.sandbox.supervisor.channel import (
+    ChannelError,
+    Message,
+    MessageReader,
+    encode_message,
+    receive,
+)
+
+from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
+from .reports import parse_agent, parse_error, parse_usage
+
+__all__ = ["ProcessSandbox"]
+
+_log = logging.getLogger(__name__)
+
+_ANSWER_LIMIT = 10.0
+_KILL_SLACK = 5.0
+_EXIT_LIMIT = 1.0
+
+
+@define(eq=False)
+class _Call:
+    """A request to the supervisor that waits for its reply."""
+
+    done: threading.Event = field(init=False, factory=threading.Event)
+    message: Message | None = field(init=False, default=None)
+    fd: int | None = field(init=False, default=None)
+
+    def finish(self, message: Message | None, fd: int | None = None) -> None:
+        """Hand the reply over; None if there will be none."""
+        self.message, self.fd = message, fd
+        self.done.set()
+
+
+class ProcessSandbox:
+    """A sandbox of the process backend; a `RunningSandbox`.
+
+    Args:
+        spec: What it is.
+        process: Its supervisor.
+        sock: The line to it; owned from now on.
+        on_agent: Told each change of the agent.
+        on_lost: Told once if it ends unasked.
+        on_gone: Told once when no process of it is left, however it ended.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        process: subprocess.Popen[bytes],
+        sock: socket.socket,
+        *,
+        on_agent: OnAgent,
+        on_lost: OnLost,
+        on_gone: Callable[[ProcessSandbox], None],
+    ) -> None:
+        # Guards _calls, _ended and _asked_to_end.
+        self._lock = threading.Lock()
+        self._calls: dict[int, _Call] = {}
+        self._ended = False
+        self._asked_to_end = False
+        # Held while a message is written, so that messages stay whole, and while the
+        # socket is closed, so that its number is not another's under a writer.
+        self._send_lock = threading.Lock()
+        self._sock = sock
+        self._id = spec.sandbox_id
+        self._process = process
+        self._on_agent = on_agent
+        self._on_lost = on_lost
+        self._on_gone = on_gone
+        self._owner = os.getpid()
+        self._numbers = itertools.count(1)
+        self._agent = AgentStatus(phase="starting" if spec.entrypoint else "none")
+        self._reason: LostReason = "crashed"
+        self._fds: deque[int] = deque()
+        self._up = threading.Event()
+        self._ready = False
+        self._gone = threading.Event()
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process."""
+        return self._process.pid
+
+    @property
+    def agent(self) -> AgentStatus:
+        """The agent as last reported."""
+        return self._agent
+
+    def start(
+        self, boot: Mapping[str, Any], *, timeout: float, thread_name: str
+    ) -> bool:
+        """Tell the supervisor what the sandbox is; return whether it came up."""
+        start_thread(thread_name, self._run)
+        with suppress(SandboxStateError):  # it has ended already
+            self._send({"boot": boot})
+        self._up.wait(timeout)
+        return self._ready
+
+    def dial(self, port: int, timeout: float) -> socket.socket:
+        """Connect to a logical port; see `RunningSandbox.dial`."""
+        where = f"port {port} of sandbox {self._id}"
+        try:
+            call = self._call("dial", timeout, port=port, timeout=timeout)
+        except SandboxStateError as exc:
+            raise ConnectionRefusedError(f"{where}: {exc.message}") from exc
+        if call.fd is not None:
+            sock = socket.socket(fileno=call.fd)
+            sock.settimeout(None)
+            return sock
+        if call.message and call.message.get("error") == "timeout":
+            raise TimeoutError(f"{where} did not answer within {timeout:g} s")
+        raise ConnectionRefusedError(f"nothing of the sandbox listens on {where}")
+
+    def pause(self) -> None:
+        """Freeze every process; see `RunningSandbox.pause`."""
+        self._ask("pause")
+
+    def resume(self) -> None:
+        """Let every process go on; see `RunningSandbox.resume`."""
+        self._ask("resume")
+
+    def usage(self) -> Usage:
+        """Measure the sandbox; see `RunningSandbox.usage`."""
+        try:
+            return parse_usage(self._ask("usage"))
+        except ChannelError as exc:
+            raise SandboxStateError(f"sandbox {self._id}: bad usage: {exc}") from exc
+
+    def kill(self, grace: float) -> None:
+        """End the sandbox and wait for it; see `RunningSandbox.kill`."""
+        if os.getpid() != self._owner:
+            return  # a fork of the platform owns no sandbox
+        self.begin_kill(grace)
+        if not self._gone.wait(grace + _KILL_SLACK):
+            _log.warning(
+                "a supervisor does not end", extra={"ppio_sandbox_id": self._id}
+            )
+            self._destroy()
+            self._gone.wait(_KILL_SLACK)
+
+    def begin_kill(self, grace: float) -> None:
+        """Ask for the end without waiting for it."""
+        with self._lock:
+            self._asked_to_end = True
+        with suppress(SandboxStateError):  # it is going already
+            self._send({"op": "kill", "grace": grace})
+
+    # Requests
+
+    def _ask(self, op: str) -> Message:
+        try:
+            message = self._call(op, _ANSWER_LIMIT).message or {}
+        except TimeoutError as exc:
+            raise SandboxStateError(f"sandbox {self._id} does not answer") from exc
+        if "error" in message:
+            raise SandboxStateError(
+                f"sandbox {self._id}: {op} failed: {message['error']}"
+            )
+        return message
+
+    def _call(self, op: str, limit: float, **arguments: Any) -> _Call:
+        """Send a request and wait for its reply.
+
+        Raises:
+            SandboxStateError: The sandbox is gone.
+            TimeoutError: There is no reply in time.
+        """
+        number, call = next(self._numbers), _Call()
+        with self._lock:
+            if self._ended:
+                raise SandboxStateError(f"sandbox {self._id} is gone")
+            self._calls[number] = call
+        try:
+            self._send({"op": op, "id": number, **arguments})
+            call.done.wait(limit)
+        finally:
+            with self._lock:
+                untaken = self._calls.pop(number, None)
+        if untaken is not None:
+            raise TimeoutError(f"sandbox {self._id} did not answer to {op} in time")
+        call.done.wait()  # whoever took it from the table finishes it at once
+        if call.message is None:
+            raise SandboxStateError(f"sandbox {self._id} is gone")
+        return call
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        data = encode_message(message)
+        try:
+            with self._send_lock:
+                self._sock.sendall(data)
+        except OSError as exc:
+            raise SandboxStateError(f"sandbox {self._id} is gone") from exc
+
+    # The thread that reads, and ends what has ended
+
+    def _run(self) -> None:
+        reader = MessageReader()
+        try:
+            while True:
+                data, fds = receive(self._sock)
+                self._fds.extend(fds)
+                if not data:
+                    break
+                for message in reader.feed(data):
+                    self._on_message(message)
+        except (OSError, ChannelError):
+            _log.warning(
+                "a supervisor is not understood",
+                extra={"ppio_sandbox_id": self._id},
+                exc_info=True,
+            )
+        self._end()
+
+    def _on_message(self, message: Message) -> None:
+        fd = self._fds.popleft() if message.get("fd") is True and self._fds else None
+        event = message.get("event")
+        if "reply" in message:
+            parse_error(message)
+            self._finish_call(message, fd)
+            return
+        if fd is not None:
+            os.close(fd)
+        if event == "ready":
+            self._ready = True
+            self._up.set()
+        elif event == "agent":
+            self._agent = parse_agent(message)
+            self._tell(partial(self._on_agent, self._agent))
+        elif event == "over":
+            self._reason = "memory"
+        else:
+            raise ChannelError("unknown event")
+
+    def _finish_call(self, message: Message, fd: int | None) -> None:
+        number = message["reply"]
+        with self._lock:
+            call = self._calls.pop(number, None) if isinstance(number, int) else None
+        if call is not None:
+            call.finish(message, fd)
+        elif fd is not None:  # its caller has given up
+            os.close(fd)
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - the platform answers for its own
+            _log.exception(
+                "a callback of a sandbox failed", extra={"ppio_sandbox_id": self._id}
+            )
+
+    def _end(self) -> None:
+        with self._send_lock:
+            self._sock.close()
+        while self._fds:
+            os.close(self._fds.popleft())
+        self._bury()
+        with self._lock:
+            self._ended = True
+            calls = list(self._calls.values())
+            self._calls.clear()
+            asked = self._asked_to_end
+        for call in calls:
+            call.finish(None)
+        self._on_gone(self)
+        self._gone.set()
+        self._up.set()
+        if self._ready and not asked:
+            self._tell(partial(self._on_lost, self._reason))
+
+    def _bury(self) -> None:
+        """Wait for the supervisor's end; kill what it may have left."""
+        try:
+            clean = self._process.wait(_EXIT_LIMIT) == 0
+        except subprocess.TimeoutExpired:
+            clean = False
+            self._destroy()
+            self._process.wait()
+        if clean:
+            return  # it ends so only when it has seen that nothing is left
+        left = tree.sweep(partial(tree.marked, self._id), timeout=_KILL_SLACK)
+        if left:
+            _log.error(
+                "processes of a sandbox cannot be killed",
+                extra={"ppio_sandbox_id": self._id, "pids": [p.pid for p in left]},
+            )
+
+    def _destroy(self) -> None:
+        """Kill all of it from here, for the supervisor does not."""
+        find = partial(tree.members, self._process.pid, self._id)
+        tree.sweep(find, timeout=_KILL_SLACK)
+        self._process.kill()

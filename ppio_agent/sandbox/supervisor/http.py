@@ -1,0 +1,233 @@
+"""One HTTP/1.1 connection to envd: heads by h11, never blocking, answers streamed.
+
+A connection comes from the platform alone, as one end of a socket pair; nothing listens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import h11
+
+from .loop import READ, WRITE, Loop
+
+__all__ = ["MAX_BODY", "Connection", "Request"]
+
+MAX_BODY = 4 * 1024 * 1024 + 5
+"""Largest body taken: one frame of 4 MiB and its head."""
+
+_log = logging.getLogger(__name__)
+_CHUNK = 65536
+_MAX_HEAD = 64 * 1024
+
+Headers = Mapping[str, str]
+
+
+class Request(NamedTuple):
+    """A whole request.
+
+    Attributes:
+        method: As sent.
+        path: Target without the query.
+        headers: Names in lower case; of a repeated one the last.
+        body: All of it.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    body: bytes
+
+
+class Connection:
+    """Reads requests one by one and writes their answers.
+
+    Args:
+        loop: Where it waits.
+        sock: Owned by the connection.
+        on_request: Told each request and this connection; it must answer by `reply`,
+            or by `begin`, `write` and `end`, then or later.
+
+    Attributes:
+        on_gone: Called once when the client has left before `end`.
+
+    Thread safety: one thread at a time.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        on_request: Callable[[Request, Connection], None],
+    ) -> None:
+        self.on_gone: Callable[[], None] | None = None
+        self._loop = loop
+        self._sock = sock
+        self._on_request = on_request
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+        self._out = bytearray()
+        self._open = True
+        self._closing = False
+        sock.settimeout(0)
+        loop.watch(sock.fileno(), READ, self._ready)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of answers that the client has not taken yet."""
+        return len(self._out)
+
+    def reply(self, status: int, body: bytes = b"", headers: Headers = {}) -> None:  # noqa: B006 - read only
+        """Answer with a whole body."""
+        lengths = {} if status == 204 else {"content-length": str(len(body))}
+        self._send(
+            h11.Response(status_code=status, headers=_pairs({**headers, **lengths})),
+            *([h11.Data(body)] if body else []),
+            h11.EndOfMessage(),
+        )
+        self._next()
+
+    def reply_json(self, status: int, value: object) -> None:
+        """Answer with a JSON document."""
+        body = json.dumps(value, separators=(",", ":")).encode()
+        self.reply(status, body, {"content-type": "application/json"})
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Answer with a body that comes in pieces."""
+        self._send(h11.Response(status_code=status, headers=_pairs(headers)))
+
+    def write(self, data: bytes) -> None:
+        """Send one piece of the body, in one write unless the client is slow."""
+        self._send(h11.Data(data))
+
+    def end(self) -> None:
+        """Say that the body is complete."""
+        self.on_gone = None
+        self._send(h11.EndOfMessage())
+        self._next()
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        if self._open:
+            self._open = False
+            self._loop.unwatch(self._sock.fileno())
+            self._sock.close()
+            gone, self.on_gone = self.on_gone, None
+            if gone is not None:
+                gone()
+
+    def _send(self, *events: h11.Event) -> None:
+        if not self._open:
+            return
+        for event in events:
+            self._out += self._http.send(event) or b""
+        self._flush()
+
+    def _next(self) -> None:
+        """Go on to the next request once this one is answered."""
+        if not self._open:
+            return
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._head = None
+            self._body.clear()
+            self._loop.call_later(0, self._advance)  # it may hold a request already
+            return
+        self._closing = True
+        self._flush()
+
+    def _ready(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & READ and self._open:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        # While an answer is under way no more than one further request is kept.
+        if not data or len(self._http.trailing_data[0]) > _MAX_HEAD:
+            self.close()
+            return
+        self._http.receive_data(data)
+        self._advance()
+
+    def _advance(self) -> None:
+        try:
+            while self._open and not self._closing and self._take():
+                pass
+        except h11.RemoteProtocolError as exc:
+            self._refuse(exc.error_status_hint, "invalid_argument", str(exc))
+
+    def _take(self) -> bool:
+        """Take the next event of the request; return whether to go on."""
+        event = self._http.next_event()
+        if event is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            return False
+        if isinstance(event, h11.Request):
+            self._head = event
+        elif isinstance(event, h11.Data):
+            self._body += event.data
+            if len(self._body) > MAX_BODY:
+                self._refuse(413, "resource_exhausted", "the body is too large")
+                return False
+        elif isinstance(event, h11.EndOfMessage) and self._head is not None:
+            self._answer(_request(self._head, bytes(self._body)))
+            return False
+        else:  # paused behind an answer, or closed
+            return False
+        return True
+
+    def _answer(self, request: Request) -> None:
+        try:
+            self._on_request(request, self)
+        except Exception:  # noqa: BLE001 - a request's outermost frame
+            _log.exception("a request to envd failed", extra={"path": request.path})
+            self._refuse(500, "internal", "the request failed inside the sandbox")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._closing = True
+            self.reply_json(status, {"code": code, "message": message})
+        else:
+            self.close()
+
+    def _flush(self) -> None:
+        if not self._open:
+            return
+        if self._out:
+            try:
+                del self._out[: self._sock.send(self._out)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.close()
+                return
+        if self._closing and not self._out:
+            self.close()
+            return
+        events = READ | WRITE if self._out else READ
+        self._loop.watch(self._sock.fileno(), events, self._ready)
+
+
+def _pairs(headers: Headers) -> list[tuple[str, str]]:
+    return list(headers.items())
+
+
+def _request(head: h11.Request, body: bytes) -> Request:
+    headers = {
+        name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers
+    }
+    path = head.target.decode("latin-1").partition("?")[0]
+    return Request(head.method.decode("ascii"), path, headers, body)

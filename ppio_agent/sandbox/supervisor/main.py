@@ -1,0 +1,363 @@
+"""The supervisor: one process that starts, watches and ends all of one sandbox.
+
+It is exec'ed by the backend with one end of a socket pair and nothing else: what the
+sandbox is comes as the first message, so that no secret is ever in an argument or an
+environment. When that line ends, or the platform's process does, it kills everything
+and ends.
+
+Messages to it: ``boot``, ``dial``, ``pause``, ``resume``, ``usage``, ``kill``. From it:
+``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why), and replies by
+number.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from ppio_agent.sandbox.logs import AgentLog
+
+from . import tree
+from .agent import Agent
+from .channel import Channel, MessageReader, receive
+from .dial import Dial
+from .loop import READ, Loop, Timer
+from .ports import AGENT_PORT, ENVD_PORT, Ports
+from .program import Program
+from .spawn import READY_FD, Child, Command, Limits, become_subreaper, spawn
+
+__all__ = ["Boot", "Supervisor", "main"]
+
+_SAMPLE = 0.5
+_MAX_PROCESSES = 256
+_KILL_AGAIN = 0.02
+_GIVE_UP = 5.0
+
+
+class Boot(NamedTuple):
+    """The first message: what the sandbox is.
+
+    Attributes:
+        sandbox_id: Value of the marker.
+        env: Whole environment of its processes.
+        home: Home folder.
+        app: The template's files.
+        log: Path of the agent's log.
+        entrypoint: The agent's program below `app`; None without one.
+        python: Interpreter that runs it.
+        port: The port it is asked to listen on.
+        start_timeout: Seconds in which it is expected to.
+        memory_bytes: Limit of all processes together.
+        cpus: How many CPUs may be used.
+        access_token: Of envd; None is no check.
+    """
+
+    sandbox_id: str
+    env: Mapping[str, str]
+    home: str
+    app: str
+    log: str
+    entrypoint: str | None
+    python: str
+    port: int
+    start_timeout: float
+    memory_bytes: int
+    cpus: float
+    access_token: str | None
+
+
+class Supervisor:
+    """Owns the processes of one sandbox.
+
+    Args:
+        loop: The one loop of the process.
+        line: The line to the platform, at the place of `READY_FD`: while it is open no
+            other descriptor of this process is there.
+        boot: What the sandbox is.
+    """
+
+    def __init__(self, loop: Loop, line: socket.socket, boot: Boot) -> None:
+        self._loop = loop
+        self._boot = boot
+        self._pid = os.getpid()
+        self._limits = Limits(cpus=_choose_cpus(boot.cpus))
+        self._programs: dict[int, Program] = {}
+        self._ports = Ports(partial(tree.walk, self._pid))
+        self._log = AgentLog(boot.log)
+        self._serve_envd: Callable[[socket.socket], object] | None = None
+        self._kill_at = math.inf
+        self._finish_timer: Timer | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "dial": self._dial,
+            "pause": self._pause,
+            "resume": self._resume,
+            "usage": self._usage,
+            "kill": lambda message: self._kill(float(message["grace"])),
+        }
+        self._channel = Channel(
+            loop, line, on_message=self._on_message, on_end=partial(self._kill, 0.0)
+        )
+        self._agent = self._make_agent(boot.entrypoint)
+
+    def start(self) -> None:
+        """Start the agent, if there is one, and keep watch."""
+        signums = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._loop.watch_signals(signums, self._on_signal)
+        self._watch_platform()
+        self._channel.send({"event": "ready"})
+        if self._agent is None:
+            # What it is for without an agent; else loaded when first used.
+            self._loop.call_later(0, self._load_envd)
+        else:
+            # A failure is reported as the agent's exit; the sandbox goes on.
+            with suppress(OSError):
+                self._agent.start()
+        self._loop.call_later(_SAMPLE, self._sample)
+
+    def abandon(self) -> None:
+        """Kill what is left, without the loop."""
+        tree.sweep(self._members, timeout=_GIVE_UP)
+
+    # Programs
+
+    def _make_agent(self, entrypoint: str | None) -> Agent | None:
+        if entrypoint is None:
+            return None
+        argv = [self._boot.python, entrypoint]
+        return Agent(
+            self._loop,
+            command=Command(argv, self._boot.env, self._boot.app),
+            spawn=lambda command: self._spawn(command, ready=True),
+            adopt=self._adopt,
+            listens=lambda: next(self._ways(AGENT_PORT), None) is not None,
+            report=self._channel.send,
+            log=self._log,
+            start_timeout=self._boot.start_timeout,
+        )
+
+    def _spawn(
+        self, command: Command, *, stdin: bool = False, ready: bool = False
+    ) -> Child:
+        if self._ending:
+            raise OSError(errno.ECANCELED, "the sandbox is ending")
+        # What a caller sets must not make a process invisible to a sweep.
+        env = {**command.env, tree.MARKER: self._boot.sandbox_id}
+        return spawn(command._replace(env=env), self._limits, stdin=stdin, ready=ready)
+
+    def _adopt(self, child: Child) -> Program:
+        program = self._programs[child.pid] = Program(self._loop, child)
+        return program
+
+    def _on_signal(self, signum: int) -> None:
+        if signum != signal.SIGCHLD:
+            self._kill(0.0)
+        elif not self._reap() and self._ending:
+            self._finish()
+
+    def _reap(self) -> bool:
+        """Take note of ended children; return whether any are left."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            program = self._programs.pop(pid, None)
+            if program is not None:  # else an orphan that came to the sub-reaper
+                program.reaped(wait_status)
+
+    # The platform
+
+    def _watch_platform(self) -> None:
+        """Notice the platform's end even if a fork of it holds the line open."""
+        try:
+            handle = os.pidfd_open(os.getppid())
+        except (AttributeError, OSError):
+            return
+        self._loop.watch(handle, READ, partial(self._on_platform_end, handle))
+
+    def _on_platform_end(self, handle: int, _: int) -> None:
+        self._loop.unwatch(handle)
+        self._channel.close()
+        self._kill(0.0)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        self._handlers[message["op"]](message)
+
+    def _reply(self, message: Mapping[str, Any], **answer: Any) -> None:
+        self._channel.send({"reply": message["id"], **answer})
+
+    def _dial(self, message: dict[str, Any]) -> None:
+        port = int(message["port"])
+        if port == ENVD_PORT:
+            ours, theirs = socket.socketpair()
+            self._load_envd()(ours)
+            self._channel.send({"reply": message["id"]}, theirs.detach())
+            return
+
+        def done(result: socket.socket | str) -> None:
+            if isinstance(result, str):
+                self._reply(message, error=result)
+                return
+            if port == AGENT_PORT and self._agent is not None:
+                self._agent.confirm_ready()
+            self._channel.send({"reply": message["id"]}, result.detach())
+
+        timeout = float(message["timeout"])
+        Dial(self._loop, self._ways(port), timeout=timeout, done=done).begin()
+
+    def _ways(self, port: int) -> Iterator[tuple[str, int]]:
+        """Yield where a logical port is reached, as far as it is the sandbox's own."""
+        real = (self._boot.port, AGENT_PORT) if port == AGENT_PORT else (port,)
+        for candidate in real:
+            for host in self._ports.hosts(candidate):
+                yield host, candidate
+
+    def _load_envd(self) -> Callable[[socket.socket], object]:
+        """Return what serves a connection to envd."""
+        if self._serve_envd is None:
+            from .envd import Envd
+            from .http import Connection
+            from .process_service import ProcessService
+
+            boot, agent = self._boot, self._agent
+            processes = ProcessService(
+                self._loop,
+                env=boot.env,
+                home=boot.home,
+                app=boot.app,
+                agent=None if agent is None else (agent, boot.entrypoint or ""),
+                spawn=lambda command, stdin: self._spawn(command, stdin=stdin),
+                adopt=self._adopt,
+            )
+            envd = Envd(access_token=boot.access_token, processes=processes)
+            loop = self._loop
+            self._serve_envd = lambda sock: Connection(loop, sock, envd)
+        return self._serve_envd
+
+    # All processes at once
+
+    def _members(self) -> set[tree.Process]:
+        return tree.members(self._pid, self._boot.sandbox_id)
+
+    def _pause(self, message: dict[str, Any]) -> None:
+        if tree.freeze(self._members):
+            self._reply(message)
+        else:
+            self._reply(message, error="processes are made faster than stopped")
+
+    def _resume(self, message: dict[str, Any]) -> None:
+        for process in self._members():
+            tree.send(process, signal.SIGCONT)
+        self._reply(message)
+
+    def _usage(self, message: dict[str, Any]) -> None:
+        load = tree.measure(tree.walk(self._pid))
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._reply(
+            message,
+            cpu_seconds=load.cpu_seconds + ended.ru_utime + ended.ru_stime,
+            rss_bytes=load.rss_bytes,
+            processes=load.processes,
+        )
+
+    def _sample(self) -> None:
+        if self._ending:
+            return
+        load = tree.measure(tree.walk(self._pid))
+        if load.rss_bytes > self._boot.memory_bytes:
+            most = self._boot.memory_bytes
+            self._over(f"{load.rss_bytes} bytes of memory, the limit is {most}")
+        elif load.processes > _MAX_PROCESSES:
+            self._over(f"{load.processes} processes, the limit is {_MAX_PROCESSES}")
+        else:
+            self._loop.call_later(_SAMPLE, self._sample)
+
+    def _over(self, what: str) -> None:
+        self._log.note(f"the sandbox is killed: it has {what}")
+        self._channel.send({"event": "over", "reason": "memory"})
+        self._kill(0.0)
+
+    # The end
+
+    @property
+    def _ending(self) -> bool:
+        return self._kill_at < math.inf
+
+    def _kill(self, grace: float) -> None:
+        first = not self._ending
+        self._kill_at = min(self._kill_at, self._loop.now() + grace)
+        if first and grace > 0:
+            for process in self._members():
+                tree.send(process, signal.SIGTERM)
+                tree.send(process, signal.SIGCONT)  # a stopped one could not obey
+        self._finish()
+
+    def _finish(self) -> None:
+        """End when nothing is left; kill what is left when its time is over."""
+        if self._finish_timer is not None:
+            self._finish_timer.cancel()
+        remaining = self._members()
+        left = self._kill_at - self._loop.now()
+        if not remaining:
+            self._log.close()
+            self._loop.stop()
+            return
+        if left < -_GIVE_UP:
+            raise SystemExit(f"{len(remaining)} processes could not be killed")
+        if left <= 0:
+            for process in remaining:
+                tree.send(process, signal.SIGKILL)
+        delay = max(left, _KILL_AGAIN)
+        self._finish_timer = self._loop.call_later(delay, self._finish)
+
+
+def _choose_cpus(cpus: float) -> tuple[int, ...]:
+    """Return which CPUs to run on; empty for all. Sandboxes begin at different ones."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    count = math.ceil(cpus)
+    if count >= len(allowed):
+        return ()
+    first = os.getpid() % len(allowed)
+    return tuple((allowed + allowed)[first : first + count])
+
+
+def _read_boot(line: socket.socket) -> Boot:
+    reader = MessageReader()
+    while True:
+        data, _ = receive(line)
+        if not data:
+            raise SystemExit(0)  # the platform has changed its mind
+        messages = reader.feed(data)
+        if messages:
+            return Boot(**messages[0]["boot"])
+
+
+def main(fd: int) -> None:
+    """Supervise the sandbox described on the line `fd` until it has ended."""
+    become_subreaper()
+    os.dup2(fd, READY_FD, inheritable=False)
+    if fd == READY_FD:
+        os.set_inheritable(fd, False)  # noqa: FBT003 - its only form
+    else:
+        os.close(fd)
+    line = socket.socket(fileno=READY_FD)
+    loop = Loop()
+    supervisor = Supervisor(loop, line, _read_boot(line))
+    try:
+        supervisor.start()
+        loop.run()
+    except BaseException:
+        supervisor.abandon()
+        raise

@@ -1,0 +1,165 @@
+"""Which listening ports belong to a sandbox, and how they are reached.
+
+In the process backend all sandboxes share the loopback of the machine. The edge may
+open a port only if a process of the sandbox listens there; otherwise it would open any
+local service. This is decided before a connection is made, so that a program outside
+never sees one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+__all__ = ["AGENT_PORT", "ENVD_PORT", "Listener", "Ports", "parse_listeners", "routes"]
+
+AGENT_PORT = 8080
+"""Logical port of the agent, whichever port it really listens on."""
+
+ENVD_PORT = 49983
+"""Logical port of the in-sandbox controller."""
+
+_LISTEN = "0A"
+_MAPPED = "0000000000000000FFFF0000"
+_ANY_4, _ANY_6 = "00000000", "0" * 32
+_LOOPBACK_4, _LOOPBACK_6 = "0100007F", "00000000000000000000000001000000"
+_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+
+
+class Listener(NamedTuple):
+    """One listening socket, as the kernel's table shows it.
+
+    Attributes:
+        address: Hexadecimal, as in the table; mapped IPv4 addresses as IPv4.
+        port: Its port.
+        inode: What a link in `/proc/<pid>/fd` names.
+    """
+
+    address: str
+    port: int
+    inode: str
+
+
+class _Owner(NamedTuple):
+    """A descriptor through which the sandbox holds a listener."""
+
+    path: str
+    link: str
+
+
+def parse_listeners(text: str) -> list[Listener]:
+    """Return the listening sockets of a `/proc/net/tcp` or `tcp6` table. Pure."""
+    found = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10 or fields[3] != _LISTEN:
+            continue
+        address, _, port = fields[1].partition(":")
+        if address.startswith(_MAPPED):
+            address = address[len(_MAPPED) :]
+        found.append(Listener(address, int(port, 16), fields[9]))
+    return found
+
+
+def routes(listeners: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
+    """Return how a loopback port can be reached, best first. Pure.
+
+    The kernel gives a connection to the most specific listener. Several may share that
+    place (`SO_REUSEPORT`), and any of them may get the connection.
+
+    Returns:
+        Pairs of the host to connect to and the inodes of all who may answer there.
+    """
+    places: dict[str, set[str]] = {}
+    for listener in listeners:
+        if listener.port == port:
+            places.setdefault(listener.address, set()).add(listener.inode)
+    found = []
+    for host, addresses in (
+        ("127.0.0.1", (_LOOPBACK_4, _ANY_4, _ANY_6)),
+        ("::1", (_LOOPBACK_6, _ANY_6)),
+    ):
+        place = next((a for a in addresses if a in places), None)
+        if place is not None:
+            found.append((host, places[place]))
+    return found
+
+
+def _read_tables() -> list[Listener]:
+    found: list[Listener] = []
+    for path in _TABLES:
+        try:
+            with open(path, encoding="ascii") as file:
+                found += parse_listeners(file.read())
+        except FileNotFoundError:  # no IPv6
+            continue
+    return found
+
+
+def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
+    """Return, for each link, a descriptor of one of the processes that is it."""
+    found: dict[str, _Owner] = {}
+    for pid in pids:
+        folder = f"/proc/{pid}/fd"
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            path = f"{folder}/{name}"
+            link = _readlink(path)
+            if link in links:
+                found.setdefault(link, _Owner(path, link))
+        if len(found) == len(links):
+            break
+    return found
+
+
+def _readlink(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+class Ports:
+    """Finds the hosts at which a sandbox's own ports are reached.
+
+    Args:
+        pids: Gives the processes of the sandbox.
+
+    Thread safety: one thread at a time.
+    """
+
+    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        self._pids = pids
+        self._known: dict[int, tuple[list[str], list[_Owner]]] = {}
+
+    def hosts(self, port: int) -> list[str]:
+        """Return the hosts to try for `port`, best first; none if it is not ours."""
+        known = self._known.get(port)
+        if known is not None:
+            # A socket that is still held still listens: one look at a link instead
+            # of the tables of the whole machine.
+            if all(_readlink(owner.path) == owner.link for owner in known[1]):
+                return known[0]
+            del self._known[port]
+        return self._find(port)
+
+    def _find(self, port: int) -> list[str]:
+        ways = routes(_read_tables(), port)
+        if not ways:
+            return []
+        links = {f"socket:[{inode}]" for _, inodes in ways for inode in inodes}
+        owners = _holders(self._pids(), links)
+        hosts: list[str] = []
+        held: set[str] = set()
+        for host, inodes in ways:
+            needed = {f"socket:[{inode}]" for inode in inodes}
+            if needed <= owners.keys():
+                hosts.append(host)
+                held |= needed
+        if hosts:
+            self._known[port] = (hosts, [owners[link] for link in held])
+        return hosts

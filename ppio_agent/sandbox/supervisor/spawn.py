@@ -1,0 +1,211 @@
+"""Start a program of the sandbox, so that it never outlives its supervisor.
+
+Written on `fork` and `exec` alone: the supervisor has one thread, so that a child may
+run Python between the two, and does without the cost of importing `subprocess`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, NoReturn
+
+__all__ = ["READY_FD", "Child", "Command", "Limits", "become_subreaper", "spawn"]
+
+READY_FD = 3
+"""The descriptor on which an agent says that it listens."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Limits(NamedTuple):
+    """What each process of the sandbox may use.
+
+    Attributes:
+        open_files: Descriptors.
+        file_bytes: Size of a file it writes.
+        cpus: The CPUs it may run on; empty leaves them as they are.
+    """
+
+    open_files: int = 4096
+    file_bytes: int = 1024 * 1024 * 1024
+    cpus: tuple[int, ...] = ()
+
+    def apply(self) -> None:
+        """Limit the calling process and its later children."""
+        for kind, most in (
+            (resource.RLIMIT_NOFILE, self.open_files),
+            (resource.RLIMIT_FSIZE, self.file_bytes),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            _, hard = resource.getrlimit(kind)
+            if hard != resource.RLIM_INFINITY:
+                most = min(most, hard)  # noqa: PLW2901 - never above what is allowed
+            resource.setrlimit(kind, (most, most))
+        if self.cpus:
+            os.sched_setaffinity(0, self.cpus)
+
+
+class Command(NamedTuple):
+    """A program to start.
+
+    Attributes:
+        argv: Program, looked up in the `PATH` of `env`, and arguments.
+        env: Its whole environment.
+        cwd: Where it starts.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+
+
+class Child(NamedTuple):
+    """A started program and the supervisor's ends of its pipes.
+
+    Attributes:
+        pid: Its process, leader of its own process group.
+        stdin: Where it reads from; None if that is nothing.
+        stdout: Its output, not blocking.
+        stderr: Its errors, not blocking.
+        ready: Where it may say that it is ready, not blocking; None if not asked for.
+    """
+
+    pid: int
+    stdin: int | None
+    stdout: int
+    stderr: int
+    ready: int | None
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux" and _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of all its descendants that lose their own."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+class _Pipes:
+    """Pipes between this process and a child, closed as a whole when a start fails."""
+
+    def __init__(self) -> None:
+        self._ours: list[int] = []
+        self._theirs: list[int] = []
+
+    def inward(self) -> tuple[int, int]:
+        """Return (ours, theirs) of a pipe that the child writes."""
+        ours, theirs = os.pipe()
+        self._ours.append(ours)
+        self._theirs.append(theirs)
+        return ours, theirs
+
+    def outward(self) -> tuple[int, int]:
+        """Return (ours, theirs) of a pipe that the child reads."""
+        theirs, ours = os.pipe()
+        self._ours.append(ours)
+        self._theirs.append(theirs)
+        return ours, theirs
+
+    def close_theirs(self) -> None:
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def close(self) -> None:
+        self.close_theirs()
+        while self._ours:
+            os.close(self._ours.pop())
+
+
+def spawn(
+    command: Command, limits: Limits, *, stdin: bool = False, ready: bool = False
+) -> Child:
+    """Start a program in a process group of its own.
+
+    Args:
+        command: What to start.
+        limits: What it may use.
+        stdin: Whether its input is a pipe that stays open; else it is empty.
+        ready: Whether it gets a pipe as `READY_FD`.
+
+    Raises:
+        OSError: It could not be started; `errno` says why, as in ENOENT.
+    """
+    pipes = _Pipes()
+    try:
+        stdout, to_stdout = pipes.inward()
+        stderr, to_stderr = pipes.inward()
+        failure, to_failure = pipes.inward()
+        stdin_end, from_stdin = pipes.outward() if stdin else (None, None)
+        ready_end, to_ready = pipes.inward() if ready else (None, None)
+        files = (from_stdin, to_stdout, to_stderr, to_ready)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become(partial(_exec, command, limits, files, parent), to_failure)
+        pipes.close_theirs()
+        _raise_failure(pid, failure)
+    except BaseException:
+        pipes.close()
+        raise
+    os.close(failure)
+    for fd in (stdout, stderr, ready_end):
+        if fd is not None:
+            os.set_blocking(fd, False)
+    return Child(pid, stdin_end, stdout, stderr, ready_end)
+
+
+def _raise_failure(pid: int, failure: int) -> None:
+    """Wait until the child runs its program; raise why it does not."""
+    report = os.read(failure, 64)  # its end is closed by a successful exec
+    if not report:
+        return
+    os.waitpid(pid, 0)
+    number = int(report)
+    raise OSError(number, os.strerror(number))
+
+
+def _become(program: Callable[[], NoReturn], failure: int) -> NoReturn:
+    """Turn the forked child into the program, or report why not and end it."""
+    try:
+        program()
+    except OSError as exc:
+        os.write(failure, b"%d" % (exc.errno or errno.EINVAL))
+    except ValueError:  # a zero byte in an argument
+        os.write(failure, b"%d" % errno.EINVAL)
+    finally:
+        os._exit(127)
+
+
+def _exec(
+    command: Command, limits: Limits, files: Sequence[int | None], parent: int
+) -> NoReturn:
+    signal.set_wakeup_fd(-1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(127)
+    os.setpgid(0, 0)
+    # `READY_FD` is taken in the supervisor (see `Supervisor`), so no source here is
+    # overwritten before it is used. All else closes by itself at exec.
+    for target, fd in enumerate(files):
+        if fd is not None:
+            os.dup2(fd, target)
+    # Python ignores some signals, and whoever started the platform others.
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    limits.apply()
+    os.chdir(command.cwd)
+    argv = list(command.argv)
+    os.execvpe(argv[0], argv, command.env)  # noqa: S606 - a shell is not wanted

@@ -1,0 +1,308 @@
+"""The processes of one sandbox: find them, measure them, signal them.
+
+Used by the supervisor, and by the platform when a supervisor is gone. A process is
+named by its pid and its start time, so that a pid given to another process since is
+never signalled. Where a process comes from is read from `/proc`; systems without it
+are asked through psutil.
+
+The tree of a sandbox is the descendants of its supervisor, which is a sub-reaper and so
+never loses one, and whatever carries the sandbox's marker in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+__all__ = [
+    "MARKER",
+    "Entry",
+    "Load",
+    "Process",
+    "descendants",
+    "freeze",
+    "marked",
+    "measure",
+    "members",
+    "send",
+    "sweep",
+    "table",
+    "walk",
+]
+
+MARKER = "PPIO_SANDBOX_ID"
+"""Name of the environment variable that marks every process of a sandbox."""
+
+_HAS_PROC = os.path.isdir("/proc/self/task")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SWEEP_PAUSE = 0.01
+_PASSES = 5
+
+
+# Named tuples, not attrs: the supervisor does without attrs until envd is used.
+class Process(NamedTuple):
+    """A process that cannot be mistaken for a later one with its pid."""
+
+    pid: int
+    started: float
+
+
+class Entry(NamedTuple):
+    """What the process table says of one pid."""
+
+    parent: int
+    started: float
+    zombie: bool
+
+
+class Load(NamedTuple):
+    """What some processes use together."""
+
+    cpu_seconds: float
+    rss_bytes: int
+    processes: int
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields of `/proc/<pid>/stat` from the state on, or None."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            data = file.read()
+    except OSError:
+        return None
+    # The program's name, in brackets, may hold blanks and brackets itself.
+    return data[data.rfind(b")") + 2 :].split()
+
+
+def _entry(pid: int) -> Entry | None:
+    if not _HAS_PROC:
+        return _psutil_table([pid]).get(pid)
+    fields = _stat(pid)
+    if not fields:
+        return None
+    return Entry(int(fields[1]), int(fields[19]), fields[0] in (b"Z", b"X"))
+
+
+def _psutil_table(pids: Iterable[int] | None = None) -> dict[int, Entry]:
+    import psutil
+
+    entries = {}
+    for pid in psutil.pids() if pids is None else pids:
+        try:
+            process = psutil.Process(pid)
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            entries[pid] = Entry(process.ppid(), process.create_time(), zombie)
+        except psutil.Error:
+            continue
+    return entries
+
+
+def table() -> dict[int, Entry]:
+    """Return the processes of the machine, zombies included."""
+    if not _HAS_PROC:
+        return _psutil_table()
+    entries = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (entry := _entry(int(name))) is not None:
+            entries[int(name)] = entry
+    return entries
+
+
+def descendants(root: int, parents: Mapping[int, int]) -> set[int]:
+    """Return the pids below `root`, itself left out, given each pid's parent. Pure."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    pending = [root]
+    while pending:
+        for pid in children.get(pending.pop(), ()):
+            # A table read while pids are re-used may hold a circle.
+            if pid not in found and pid != root:
+                found.add(pid)
+                pending.append(pid)
+    return found
+
+
+def _carries(pid: int, sandbox_id: str) -> bool:
+    if not _HAS_PROC:
+        import psutil
+
+        try:
+            return psutil.Process(pid).environ().get(MARKER) == sandbox_id
+        except psutil.Error:
+            return False
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            data = file.read()
+    except OSError:
+        return False
+    return f"{MARKER}={sandbox_id}".encode() in data.split(b"\0")
+
+
+def _alive(entries: Mapping[int, Entry], pids: Iterable[int]) -> set[Process]:
+    return {
+        Process(pid, entries[pid].started) for pid in pids if not entries[pid].zombie
+    }
+
+
+def marked(sandbox_id: str) -> set[Process]:
+    """Return the living processes that carry the sandbox's marker."""
+    entries = table()
+    return _alive(entries, (pid for pid in entries if _carries(pid, sandbox_id)))
+
+
+def members(root: int, sandbox_id: str) -> set[Process]:
+    """Return the living processes of a sandbox, its supervisor `root` left out."""
+    entries = table()
+    below = descendants(root, {pid: entry.parent for pid, entry in entries.items()})
+    others = (pid for pid in entries.keys() - below if _carries(pid, sandbox_id))
+    return _alive(entries, below.union(others) - {root})
+
+
+def walk(root: int) -> list[int]:
+    """Return the pids below `root` by asking each process for its children.
+
+    Costs as much as the tree is large, not as the machine is busy, but may miss a
+    process while others end: good for measuring and searching, not for killing.
+    """
+    found: list[int] = []
+    pending = [root]
+    while pending:
+        children = _children(pending.pop())
+        if children is None:
+            parents = {pid: entry.parent for pid, entry in table().items()}
+            return sorted(descendants(root, parents))
+        found += children
+        pending += children
+    return found
+
+
+def _children(pid: int) -> list[int] | None:
+    """Return the children of a process; None if the system does not list them."""
+    if not _HAS_PROC:
+        return None
+    folder = f"/proc/{pid}/task"
+    found: list[int] = []
+    try:
+        for thread in os.listdir(folder):
+            with open(f"{folder}/{thread}/children", "rb", buffering=0) as file:
+                found += map(int, file.read().split())
+    except ProcessLookupError:
+        return found
+    except FileNotFoundError:
+        # Either the process has ended or the kernel was built without these files.
+        return None if os.path.exists(f"{folder}/{pid}/stat") else found
+    except OSError:
+        return None
+    return found
+
+
+def measure(pids: Iterable[int]) -> Load:
+    """Return what the processes use together now.
+
+    CPU time counts the ended children that they have waited for.
+    """
+    if not _HAS_PROC:
+        return _psutil_measure(pids)
+    ticks = pages = count = 0
+    for pid in pids:
+        fields = _stat(pid)
+        if fields:
+            ticks += sum(map(int, fields[11:15]))
+            pages += int(fields[21])
+            count += 1
+    return Load(ticks / _TICKS, pages * _PAGE, count)
+
+
+def _psutil_measure(pids: Iterable[int]) -> Load:
+    import psutil
+
+    load = Load(0.0, 0, 0)
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            cpu, rss = sum(process.cpu_times()), process.memory_info().rss
+        except psutil.Error:
+            continue
+        load = Load(load.cpu_seconds + cpu, load.rss_bytes + rss, load.processes + 1)
+    return load
+
+
+def send(process: Process, signum: int) -> bool:
+    """Signal a process unless it has ended, whoever has its pid now.
+
+    Returns:
+        Whether the signal was sent.
+    """
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # not this system, or out of descriptors
+        return _send_by_pid(process, signum)
+    # The start time is compared while the handle is held: it cannot change owner.
+    try:
+        entry = _entry(process.pid)
+        if entry is None or entry.started != process.started:
+            return False
+        signal.pidfd_send_signal(handle, signum)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _send_by_pid(process: Process, signum: int) -> bool:
+    entry = _entry(process.pid)
+    if entry is None or entry.started != process.started:
+        return False
+    try:
+        os.kill(process.pid, signum)
+    except OSError:
+        return False
+    return True
+
+
+def freeze(find: Callable[[], set[Process]]) -> bool:
+    """Stop all that `find` returns, again and again until it finds none that is new.
+
+    A stopped process makes no child, so this ends unless processes are made faster
+    than they are stopped.
+
+    Returns:
+        Whether all are stopped.
+    """
+    stopped: set[Process] = set()
+    for _ in range(_PASSES):
+        new = find() - stopped
+        if not new:
+            return True
+        for process in new:
+            send(process, signal.SIGSTOP)
+        stopped |= new
+    return False
+
+
+def sweep(find: Callable[[], set[Process]], *, timeout: float) -> set[Process]:
+    """Kill all that `find` returns until it returns none.
+
+    Returns:
+        What was still there after `timeout` seconds, such as processes of another
+        user; empty if all are gone.
+    """
+    end = time.monotonic() + timeout
+    never = threading.Event()
+    while remaining := find():
+        for process in remaining:
+            send(process, signal.SIGKILL)
+        if time.monotonic() > end:
+            return remaining
+        never.wait(_SWEEP_PAUSE)
+    return remaining
