@@ -7,8 +7,11 @@ spins. Head and first piece leave in one send. A chunked answer keeps its connec
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +30,7 @@ from ppio_agent.wire.headers import REQUEST_ID
 
 from .kit import problem, request_id_of, status_line
 from .lanes import Refusal
+from .parser import Parser
 
 __all__ = ["Channel"]
 
@@ -42,6 +46,44 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     # Whether bytes were left after the last attempt to send. Guarded by outbuf_lock.
     _stuck = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Guards what the poller knows of this connection.
+        self.arm_lock = threading.Lock()
+        super().__init__(*args, **kwargs)
+        # What is the same for all requests of this connection.
+        self.environ = {
+            "REMOTE_ADDR": self.addr[0],
+            "REMOTE_HOST": self.addr[0],
+            "REMOTE_PORT": str(self.addr[1]),
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": self.server.server_name,
+            "SERVER_PORT": str(self.server.effective_port),
+            "SERVER_SOFTWARE": "ppio-agent",
+            "ppio.abort": self.abort,
+            "ppio.client_gone": self.client_gone,
+            "wsgi.input_terminated": True,
+            "wsgi.multiprocess": False,
+            "wsgi.multithread": True,
+            "wsgi.run_once": False,
+            "wsgi.version": (1, 0),
+        }
+
+    @property
+    def descriptor(self) -> int | None:
+        """The open socket's number; None once it is closed."""
+        number: int | None = self._fileno
+        return number
+
+    def del_channel(self, map: Any = None) -> None:
+        """Leave the loop."""
+        with self.arm_lock:
+            super().del_channel(map)
+
+    def service(self) -> None:
+        """Serve the first request; then let the loop go on with this connection."""
+        super().service()
+        self.server.ppio_loop.changed(self)
+
     def writable(self) -> bool:
         """Tell the loop whether it has to send or close."""
         return self._stuck or self.will_close or self.close_when_flushed
@@ -49,7 +91,15 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     def _flush_some(self, do_close: bool = True) -> bool:  # noqa: FBT001, FBT002 - waitress's signature
         sent: bool = super()._flush_some(do_close)
         self._stuck = self.total_outbufs_len > 0
+        if self._stuck:
+            self.server.ppio_loop.changed(self)
         return sent
+
+    def _flush_exception(self, *args: Any, **kwargs: Any) -> tuple[bool, bool]:
+        sent, failed = super()._flush_exception(*args, **kwargs)
+        if failed:
+            self.server.ppio_loop.changed(self)
+        return sent, failed
 
     def _flush_outbufs_below_high_watermark(self) -> None:
         # Waitress waits here for as long as the reader likes, which may be for ever.
@@ -60,7 +110,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             self._flush_exception(self._flush_some, do_close=False)
             left = self.total_outbufs_len
             while self.connected and left > self.adj.outbuf_high_watermark:
-                self.server.pull_trigger()
+                self.server.ppio_loop.changed(self)
                 woken = self.outbuf_lock.wait(timeout)
                 if not woken and self.total_outbufs_len >= left:
                     break
@@ -86,7 +136,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     def abort(self) -> None:
         """Close the connection at once, from any thread; a blocked writer wakes up."""
         self.connected = False
-        self.server.call_in_loop(self.handle_close)
+        self.server.ppio_loop.call(self.handle_close)
 
 
 class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
@@ -97,6 +147,7 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
     complete: bool
     content_bytes_written: int
     content_length: int | None
+    environ: dict[str, Any] | None
     wrote_header: bool
 
     def service(self) -> None:
@@ -107,13 +158,23 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
 
     def get_environment(self) -> dict[str, Any]:
         """Return the WSGI environ, with our own keys."""
-        known = self.environ is not None
-        environ: dict[str, Any] = super().get_environment()
-        if not known:
-            environ["SERVER_SOFTWARE"] = "ppio-agent"
-            environ["ppio.abort"] = self.channel.abort
-            environ["ppio.arrived"] = self.request.arrived
-            environ["ppio.client_gone"] = self.channel.client_gone
+        if self.environ is not None:
+            return self.environ
+        request = self.request
+        path = request.path
+        environ: dict[str, Any] = self.channel.environ.copy()
+        environ["PATH_INFO"] = "/" + path.lstrip("/") if path[:1] == "/" else path
+        environ["QUERY_STRING"] = request.query
+        environ["REQUEST_METHOD"] = request.command
+        environ["REQUEST_URI"] = request.request_uri
+        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
+        environ["ppio.arrived"] = request.arrived
+        environ["wsgi.errors"] = sys.stderr
+        environ["wsgi.input"] = request.get_body_stream()
+        environ["wsgi.url_scheme"] = request.url_scheme
+        for name, value in request.headers.items():
+            environ[_environ_name(name)] = value
+        self.environ = environ
         return environ
 
     def execute(self) -> None:
@@ -251,6 +312,7 @@ class ProblemTask(Task):
         self.start_response(status, headers)
 
 
+Channel.parser_class = Parser
 Channel.task_class = Task
 Channel.error_task_class = ProblemTask
 
@@ -272,6 +334,11 @@ def _as_error(cause: Any) -> PPIOAgentError:
         code=_WORDS.get(cause.code, "bad_request"),
         http_status=cause.code,
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _environ_name(name: str) -> str:
+    return name if name in {"CONTENT_LENGTH", "CONTENT_TYPE"} else f"HTTP_{name}"
 
 
 _date: tuple[int, str] = (0, "")

@@ -19,12 +19,14 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent._util.threads import PoolSaturatedError
 from ppio_agent.exceptions import (
     PPIOAgentError,
     ServerBusyError,
     ServerDrainingError,
 )
+
+from .crew import Crew, Load
 
 __all__ = ["Lane", "LaneDispatcher", "Lanes", "Refusal", "retry_after"]
 
@@ -141,18 +143,20 @@ class LaneDispatcher:
         self._lanes = lanes
         self._slots = slots
         self._max_queue = max_queue
-        self._pools = {
-            Lane.EXPRESS: WorkerPool(
-                "ppio-web-express",
-                max_threads=_EXPRESS_THREADS,
-                max_waiting=max_connections,
-            ),
-            Lane.INVOKE: WorkerPool(
-                "ppio-web-invoke", max_threads=slots, max_waiting=max_queue
-            ),
-            Lane.READ: WorkerPool(
-                "ppio-web-read", max_threads=slots, max_waiting=max_queue
-            ),
+        load = Load()
+        crews = {
+            Lane.EXPRESS: (_EXPRESS_THREADS, max_connections),
+            Lane.INVOKE: (slots, max_queue),
+            Lane.READ: (slots, max_queue),
+        }
+        self._crews = {
+            lane: Crew(
+                f"ppio-web-{lane.value}",
+                max_threads=threads,
+                max_waiting=waiting,
+                load=load,
+            )
+            for lane, (threads, waiting) in crews.items()
         }
         self._durations: deque[float] = deque(maxlen=32)
         self._refused = 0
@@ -162,7 +166,14 @@ class LaneDispatcher:
         """Make the express lane's threads, so that it never lacks them later."""
         all_there = threading.Barrier(_EXPRESS_THREADS)
         for _ in range(_EXPRESS_THREADS):
-            self._pools[Lane.EXPRESS].submit(all_there.wait)
+            self._crews[Lane.EXPRESS].submit(all_there.wait)
+
+    def grow(self) -> bool:
+        """Add threads where requests wait, if that helps; tell whether some wait."""
+        waiting = [crew for crew in self._crews.values() if crew.waiting]
+        for crew in waiting:
+            crew.grow()
+        return bool(waiting)
 
     def add_task(self, task: Task) -> None:
         """Queue the first request of a connection on its lane, or its refusal."""
@@ -181,7 +192,7 @@ class LaneDispatcher:
             self._submit(Lane.EXPRESS, task)
 
     def _try(self, lane: Lane, task: Task) -> Refusal | None:
-        waiting = self._pools[lane].waiting
+        waiting = self._crews[lane].waiting
         try:
             self._submit(lane, task)
         except PoolSaturatedError:
@@ -189,7 +200,7 @@ class LaneDispatcher:
         return None
 
     def _submit(self, lane: Lane, task: Task) -> None:
-        self._pools[lane].submit(partial(self._serve, lane, task, task.requests[0]))
+        self._crews[lane].submit(partial(self._serve, lane, task, task.requests[0]))
 
     def _refuse(self, lane: Lane) -> Refusal | None:
         if lane is not Lane.INVOKE:
@@ -198,7 +209,7 @@ class LaneDispatcher:
             error = ServerDrainingError("the server is shutting down", retry_after=1.0)
             return Refusal(error, close=True)
         inside = self._lanes.waiting()
-        waiting = inside + self._pools[lane].waiting
+        waiting = inside + self._crews[lane].waiting
         if inside and waiting >= self._max_queue:
             return Refusal(self._busy_error(waiting))
         return self._lanes.busy()
@@ -228,17 +239,17 @@ class LaneDispatcher:
     @property
     def unfinished(self) -> int:
         """How many requests are being served or wait for a thread."""
-        return sum(pool.busy + pool.waiting for pool in self._pools.values())
+        return sum(crew.busy + crew.waiting for crew in self._crews.values())
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of threads and requests of each lane."""
         lanes = {
             lane.value: {
-                "threads": pool.threads,
-                "busy": pool.busy,
-                "waiting": pool.waiting,
+                "threads": crew.threads,
+                "busy": crew.busy,
+                "waiting": crew.waiting,
             }
-            for lane, pool in self._pools.items()
+            for lane, crew in self._crews.items()
         }
         return {"refused": self._refused, "lanes": lanes}
 
@@ -251,7 +262,7 @@ class LaneDispatcher:
         del cancel_pending
         ends = time.monotonic() + timeout
         closed = [
-            pool.close(max(0.0, ends - time.monotonic()))
-            for pool in self._pools.values()
+            crew.close(max(0.0, ends - time.monotonic()))
+            for crew in self._crews.values()
         ]
         return all(closed)

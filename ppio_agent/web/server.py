@@ -7,13 +7,12 @@ import logging
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-from waitress import create_server, wasyncore
+from waitress import create_server
 from waitress.server import BaseWSGIServer
 
 from ppio_agent._util.clock import Deadline
@@ -23,6 +22,7 @@ from .channel import Channel
 from .config import ServerConfig
 from .kit import RequestKit
 from .lanes import LaneDispatcher, Lanes
+from .loop import new_loop
 
 __all__ = ["Server"]
 
@@ -76,12 +76,9 @@ class Server:
         )
         # Guards the life cycle: start, stop_listening, drain and close take turns.
         self._lock = threading.RLock()
-        self._sockets: dict[int, Any] = {}
         self._listeners: list[Any] = []
-        self._loop: threading.Thread | None = None
-        # Only the loop thread takes from it.
-        self._calls: deque[Callable[[], object]] = deque()
-        self._asleep = False
+        self._thread: threading.Thread | None = None
+        self._loop = new_loop(self._dispatcher.grow)
         self._stopping = False
         self._closed = threading.Event()
 
@@ -93,16 +90,16 @@ class Server:
             RuntimeError: It was started before.
         """
         with self._lock:
-            if self._loop is not None or self._stopping:
+            if self._thread is not None or self._stopping:
                 raise RuntimeError("the server was started before")
             self._listen()
             self._dispatcher.start()
-            self._loop = start_thread("ppio-web-loop", self._run)
+            self._thread = start_thread("ppio-web-loop", self._run)
         return self
 
     def serve_forever(self) -> None:
         """Serve until `close` is called, starting first if need be."""
-        if self._loop is None:
+        if self._thread is None:
             self.start()
         self._closed.wait()
 
@@ -181,16 +178,17 @@ class Server:
         self.stop_listening()
         with self._lock:
             self._stopping = True
-            loop = self._loop
-        self._wake()
-        if loop is not None and loop is not threading.current_thread():
-            loop.join(timeout)
+            thread = self._thread
+        if thread is not None:
+            self._loop.stop()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
         ended = self._dispatcher.shutdown(timeout=timeout)
         self._closed.set()
-        return ended and (loop is None or not loop.is_alive())
+        return ended and (thread is None or not thread.is_alive())
 
     def __enter__(self) -> Server:
-        return self if self._loop is not None else self.start()
+        return self if self._thread is not None else self.start()
 
     def __exit__(
         self,
@@ -208,58 +206,38 @@ class Server:
             settings["sockets"] = _bind(self._host, self._port)
             self._port = settings["sockets"][0].getsockname()[1]
         create_server(
-            self._app, map=self._sockets, _dispatcher=self._dispatcher, **settings
+            self._app, map=self._loop.sockets, _dispatcher=self._dispatcher, **settings
         )
         self._listeners = [
-            one for one in self._sockets.values() if isinstance(one, BaseWSGIServer)
+            one
+            for one in self._loop.sockets.values()
+            if isinstance(one, BaseWSGIServer)
         ]
         for listener in self._listeners:
             listener.channel_class = Channel
             listener.ppio_config = self._config
-            listener.call_in_loop = self._call
-            listener.pull_trigger = self._wake
-        self._trigger = self._listeners[0].trigger
-        self._servers = tuple(self._listeners)
+        self._loop.attach(tuple(self._listeners))
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
-                # A waker that finds us awake need not write to the pipe: what it
-                # changed before is seen by the next round's look at all sockets.
-                self._asleep = True
-                while self._calls:
-                    self._calls.popleft()()
-                wasyncore.poll2(1.0, self._sockets)
+            self._loop.run()
         except Exception:  # noqa: BLE001 - outermost frame of the loop thread
             _log.exception("the server's loop failed")
         finally:
-            self._stopping = True
-            for channel in self._channels():
-                channel.handle_close()
-            for server in self._servers:
-                server.close()
+            self._loop.close()
 
     def _channels(self) -> list[Any]:
-        return [one for one in list(self._sockets.values()) if isinstance(one, Channel)]
-
-    def _wake(self) -> None:
-        if self._asleep:
-            self._asleep = False
-            with contextlib.suppress(OSError):
-                self._trigger.pull_trigger()
-
-    def _call(self, function: Callable[[], object]) -> None:
-        """Run `function` soon on the loop thread."""
-        self._calls.append(function)
-        self._wake()
+        return [
+            one for one in list(self._loop.sockets.values()) if isinstance(one, Channel)
+        ]
 
     def _call_and_wait(self, function: Callable[[], object]) -> None:
-        if threading.current_thread() is self._loop:
+        if threading.current_thread() is self._thread:
             function()
             return
         done = threading.Event()
-        self._call(function)
-        self._call(done.set)
+        self._loop.call(function)
+        self._loop.call(done.set)
         done.wait(5.0)
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> bool:

@@ -1,0 +1,118 @@
+"""Waitress's request parser, with a short cut for the requests that most are.
+
+Most header lines repeat from request to request. What a line means is remembered; a
+request with anything unusual in it (folded lines, a transfer coding, `Expect`, another
+version, any error) is left to waitress's own code as a whole.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from waitress.buffers import OverflowableBuffer
+from waitress.parser import (
+    HTTPRequestParser,
+    ParsingError,
+    crack_first_line,
+    split_uri,
+)
+from waitress.receiver import FixedStreamReceiver
+from waitress.rfc7230 import HEADER_FIELD_RE
+
+__all__ = ["Parser"]
+
+# Longer lines are rare and would fill the memory.
+_LONGEST_LINE = 1024
+_UNUSUAL = frozenset({"EXPECT", "TRANSFER_ENCODING"})
+
+
+class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hints
+    """One request, from its first byte to its last."""
+
+    arrived = 0.0
+    headers: dict[str, str]
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Read the head of the request.
+
+        Raises:
+            ParsingError: It is malformed.
+        """
+        if not self._parse_usual(header_plus):
+            self.headers = {}
+            super().parse_header(header_plus)
+
+    def _parse_usual(self, head: bytes) -> bool:
+        first, *lines = head.split(b"\r\n")
+        start = _known_start(first)
+        headers = _parse_fields(lines)
+        if start is None or headers is None:
+            return False
+        length = headers.get("CONTENT_LENGTH", "0")
+        if not (length.isascii() and length.isdigit()):
+            return False
+        self.headers = headers
+        self.first_line = first
+        self.command, self.request_uri, uri = start
+        self.version = "1.1"
+        self.proxy_scheme, self.proxy_netloc, self.path, self.query, self.fragment = uri
+        self.url_scheme = self.adj.url_scheme
+        self.connection_close = headers.get("CONNECTION", "").lower() == "close"
+        self.content_length = int(length)
+        if self.content_length > 0:
+            buffer = OverflowableBuffer(self.adj.inbuf_overflow)
+            self.body_rcv = FixedStreamReceiver(self.content_length, buffer)
+        return True
+
+
+def _parse_fields(lines: list[bytes]) -> dict[str, str] | None:
+    """Return the headers as waitress names them; None if any is unusual."""
+    headers: dict[str, str] = {}
+    for line in lines:
+        if not line:
+            continue
+        field = _known_field(line) if len(line) <= _LONGEST_LINE else _field(line)
+        if field is None:
+            return None
+        name, value = field
+        if not name:
+            continue  # waitress skips names with an underscore
+        if name in headers:
+            headers[name] += f", {value}"
+        else:
+            headers[name] = value
+    return headers
+
+
+def _field(line: bytes) -> tuple[str, str] | None:
+    if line[0] in b" \t" or b"\r" in line or b"\n" in line:
+        return None
+    match = HEADER_FIELD_RE.match(line)
+    if match is None:
+        return None
+    raw, value = match.group("name", "value")
+    if b"_" in raw:
+        return "", ""
+    name = raw.upper().replace(b"-", b"_").decode("latin-1")
+    if name in _UNUSUAL:
+        return None
+    return name, value.strip(b" \t").decode("latin-1")
+
+
+def _start(line: bytes) -> tuple[str, str, tuple[Any, ...]] | None:
+    if len(line) > _LONGEST_LINE or line != line.rstrip():
+        return None
+    if b"\r" in line or b"\n" in line:
+        return None
+    try:
+        command, uri, version = crack_first_line(line)
+        if version != b"1.1":
+            return None
+        return command.decode("latin-1"), uri.decode("latin-1"), split_uri(uri)
+    except (ParsingError, ValueError):
+        return None
+
+
+_known_field = lru_cache(maxsize=1024)(_field)
+_known_start = lru_cache(maxsize=256)(_start)
