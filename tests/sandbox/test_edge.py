@@ -1,0 +1,218 @@
+"""The edge as a whole: its limits, its threads, and how it starts and ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import suppress
+from functools import partial
+
+import pytest
+
+from ppio_agent.sandbox.edge import Edge
+from tests.sandbox.edgekit import (
+    AGENT,
+    Client,
+    Scripted,
+    answer,
+    get,
+    read_request,
+    replying,
+    serving,
+)
+from tests.support import SLOW, wait_until
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def edge_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("ppio-edge")]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def streaming(go_on: threading.Event, sock: socket.socket) -> None:
+    """Begin a stream, and go on when told to."""
+    read_request(sock)
+    sock.sendall(HEAD + b"5\r\nfirst\r\n")
+    go_on.wait(60)
+    sock.sendall(b"4\r\nlast\r\n0\r\n\r\n")
+    read_request(sock)
+
+
+def test_it_says_where_it_listens() -> None:
+    """Port 0 has become a real one."""
+    with serving() as edge:
+        assert edge.port > 0
+        assert edge.url == f"http://127.0.0.1:{edge.port}"
+
+
+def test_a_literal_ipv6_address_is_bracketed() -> None:
+    """As URLs demand."""
+    try:
+        with serving(host="::1") as edge:
+            assert edge.url == f"http://[::1]:{edge.port}"
+    except OSError:
+        assert not os.path.exists("/proc/net/if_inet6"), "IPv6 is there and failed"
+
+
+def test_an_address_in_use_is_the_callers_error() -> None:
+    """Raised by start, and nothing is left behind."""
+    with serving() as edge:
+        before = descriptors()
+        second = Edge(Scripted(), port=edge.port)
+        with pytest.raises(OSError, match="in use"):
+            second.start()
+        with pytest.raises(RuntimeError, match="not been started"):
+            _ = second.port
+        second.close()
+        assert descriptors() == before
+
+
+def test_two_hundred_clients_at_once() -> None:
+    """All in flight at the same time, all answered."""
+    upstreams = Scripted()
+    gate = threading.Barrier(200)
+
+    def script(sock: socket.socket) -> None:
+        read_request(sock)
+        gate.wait(60)
+        sock.sendall(answer())
+
+    upstreams.serve(AGENT, script)
+    with serving(upstreams) as edge:
+        clients = [Client(edge).send(get()) for _ in range(200)]
+        assert [client.message()[0] for client in clients] == [200] * 200
+        for client in clients:
+            client.close()
+
+
+def test_streams_cost_no_threads() -> None:
+    """However many are open; descriptors bound this test, not the edge."""
+    upstreams = Scripted()
+    go_on = threading.Event()
+    upstreams.serve(AGENT, partial(streaming, go_on))
+    with serving(upstreams) as edge:
+        clients = [Client(edge).send(get()) for _ in range(200)]
+        for client in clients:
+            assert client.head()[0] == 200
+            assert client.chunk() == b"first"
+        assert len(edge_threads()) <= 5
+        go_on.set()
+        for client in clients:
+            assert client.chunk() == b"last"
+            client.close()
+
+
+def test_a_client_too_many_is_503() -> None:
+    """It is told at once, those before it are served, and then there is room."""
+    upstreams = Scripted()
+    upstreams.serve(AGENT, replying(answer()))
+    with serving(upstreams, max_connections=3) as edge:
+        clients = [Client(edge) for _ in range(3)]
+        for client in clients:
+            assert client.send(get()).message()[0] == 200
+        with Client(edge) as late:
+            status, headers, body = late.message()
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert b'"code":503' in body
+            assert late.read() == b""
+        clients.pop().close()
+        wait_until(lambda: len(edge._tasks) == 2)
+        with Client(edge) as next_one:
+            assert next_one.send(get()).message()[0] == 200
+        for client in clients:
+            client.close()
+
+
+def test_far_too_many_clients_are_just_closed() -> None:
+    """Saying no has its limit, too."""
+    with serving(max_connections=0) as edge:
+        clients = [Client(edge) for _ in range(100)]
+        refused = 0
+        for client in clients:
+            with suppress(ConnectionError, IndexError):
+                refused += client.head()[0] == 503
+        assert 0 < refused < 100
+        for client in clients:
+            client.close()
+
+
+def test_close_cuts_streams_and_leaves_nothing() -> None:
+    """Idle clients, open streams, held requests, kept connections: all are gone."""
+    before = descriptors()
+    upstreams = Scripted()
+    go_on = threading.Event()
+    upstreams.serve(AGENT, replying(answer()))
+    with serving(upstreams) as edge:
+        idle = Client(edge)
+        idle.send(get()).message()
+        upstreams.servers[AGENT].script = partial(streaming, go_on)
+        upstreams.reuse = False
+        stream = Client(edge).send(get())
+        assert stream.head()[0] == 200
+        upstreams.not_yet.add(AGENT)
+        held = Client(edge).send(get())
+        wait_until(lambda: len(upstreams.dials) == 4)
+        half = Client(edge).send(b"GET / HT")
+        edge.close()
+        assert edge_threads() == []
+        edge.close()
+        for client in (idle, held, half):
+            with suppress(ConnectionResetError):
+                assert client.read() == b""
+            client.close()
+        assert not stream.read().endswith(b"0\r\n\r\n")
+        stream.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", edge.port))
+        go_on.set()
+    wait_until(lambda: descriptors() == before, what="descriptors are closed")
+
+
+def test_it_is_started_once() -> None:
+    """Neither twice nor after its end."""
+    with serving() as edge:
+        with pytest.raises(RuntimeError, match="once"):
+            edge.start()
+        edge.close()
+        with pytest.raises(RuntimeError, match="once"):
+            edge.start()
+
+
+def test_one_that_was_never_started_closes() -> None:
+    """And leaves no descriptor."""
+    before = descriptors()
+    Edge(Scripted()).close()
+    assert descriptors() == before
+
+
+def test_many_clients_come_and_go() -> None:
+    """Every kind of early leave, many times: no task, descriptor or thread is left."""
+    before = descriptors()
+    upstreams = Scripted()
+    upstreams.serve(AGENT, replying(answer(b"x" * 100_000)))
+    with serving(upstreams) as edge:
+        request = get()
+
+        def rude(seed: int) -> None:
+            for n in range(30):
+                with suppress(OSError), Client(edge) as client:
+                    client.send(request[: (seed * 31 + n * 7) % len(request)])
+                    if n % 3 == 0:
+                        client.send(request[(seed * 31 + n * 7) % len(request) :])
+                    if n % 6 == 0:
+                        client.read(100)
+
+        threads = [threading.Thread(target=rude, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60 * SLOW)
+        wait_until(lambda: not edge._tasks, what="tasks have ended")
+        with Client(edge) as client:
+            assert len(client.send(get()).message()[2]) == 100_000
+    wait_until(lambda: descriptors() == before, what="descriptors are closed")
