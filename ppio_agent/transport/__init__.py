@@ -1,1 +1,28 @@
-"""Package transport."""
+"""Calls over HTTP: one deadline, typed errors, safe retries, streams that can be closed.
+
+The only home of requests and urllib3. Nothing here knows what is asked of whom: that
+is the client's.
+"""
+
+from __future__ import annotations
+
+from .calls import CallHandle
+from .http1 import Headers
+from .messages import Auth, Kind, Request, Response, TransportConfig
+from .retry import NO_RETRY, RetryPolicy
+from .streams import RawStream
+from .transport import Transport
+
+__all__ = [
+    "NO_RETRY",
+    "Auth",
+    "CallHandle",
+    "Headers",
+    "Kind",
+    "RawStream",
+    "Request",
+    "Response",
+    "RetryPolicy",
+    "Transport",
+    "TransportConfig",
+]
