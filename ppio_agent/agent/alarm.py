@@ -1,0 +1,96 @@
+"""Deadlines that are kept whatever user code does: one thread that watches them.
+
+Only what runs now is watched, a few hundred at most, so each waking looks at all of
+them; and since deadlines are mostly equally far away, setting one hardly ever wakes
+the thread. Setting and clearing cost a lock and a dictionary entry.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Protocol
+
+from ppio_agent._util.threads import start_thread
+
+__all__ = ["Alarmed", "Alarms", "alarms"]
+
+_log = logging.getLogger(__name__)
+
+
+class Alarmed(Protocol):
+    """Who is told when its instant has come."""
+
+    def on_alarm(self) -> None:
+        """React; runs on the thread `ppio-alarm` and must not block."""
+
+
+class Alarms:
+    """Calls `on_alarm` of whoever set an instant, once that has passed.
+
+    The thread is made at first use and stays: there is one for the process.
+
+    Thread safety: thread-safe. A forked child starts anew.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # Guards everything below; signals that the next waking comes too late.
+        self._sooner = threading.Condition(threading.Lock())
+        self._due: dict[Alarmed, float] = {}
+        self._next = float("inf")
+        self._thread: threading.Thread | None = None
+
+    def set(self, owner: Alarmed, instant: float) -> None:
+        """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before."""
+        if self._pid != os.getpid():
+            self._reset()
+        with self._sooner:
+            self._due[owner] = instant
+            if instant >= self._next:
+                return
+            self._next = instant
+            if self._thread is not None:
+                self._sooner.notify()
+                return
+            self._thread = start_thread("ppio-alarm", self._watch)
+
+    def clear(self, owner: Alarmed) -> None:
+        """Forget the instant that `owner` set, if any."""
+        if self._pid == os.getpid():
+            with self._sooner:
+                self._due.pop(owner, None)
+
+    def _watch(self) -> None:
+        while True:
+            for owner in self._wait_for_due():
+                try:
+                    owner.on_alarm()
+                except Exception:  # noqa: BLE001 - the others' deadlines must be kept
+                    _log.exception("an alarm failed")
+
+    def _wait_for_due(self) -> list[Alarmed]:
+        with self._sooner:
+            now = time.monotonic()
+            while now < self._next:
+                wait = min(self._next - now, threading.TIMEOUT_MAX)
+                self._sooner.wait(wait)
+                now = time.monotonic()
+            due = [owner for owner, instant in self._due.items() if instant <= now]
+            for owner in due:
+                del self._due[owner]
+            self._next = min(self._due.values(), default=float("inf"))
+            return due
+
+
+_alarms = Alarms()
+
+
+def alarms() -> Alarms:
+    """Return the alarms of this process."""
+    return _alarms

@@ -1,0 +1,69 @@
+"""How an exception of user code is told to whoever called. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from ppio_agent.exceptions import InvocationError, PPIOAgentError
+
+__all__ = ["Failure"]
+
+
+@frozen(kw_only=True)
+class Failure:
+    """The facts of an exception that travel.
+
+    Attributes:
+        error: Its text; never empty.
+        error_type: Name of its class.
+        code: Machine-readable word.
+        retryable: Whether the same call may succeed later.
+        http_status: Status of an answer that says so.
+
+    Thread safety: immutable.
+    """
+
+    error: str
+    error_type: str
+    code: str
+    retryable: bool
+    http_status: int
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Return the facts of `error`; one outside our tree is `invocation_failed`."""
+        name = type(error).__name__
+        if isinstance(error, PPIOAgentError):
+            return cls(
+                error=error.message or name,
+                error_type=name,
+                code=error.code,
+                retryable=error.retryable,
+                http_status=error.http_status,
+            )
+        return cls(
+            error=_text(error) or name,
+            error_type=name,
+            code=InvocationError.code,
+            retryable=False,
+            http_status=InvocationError.http_status,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its JSON form in an invocation's record."""
+        return {
+            "error": self.error,
+            "error_type": self.error_type,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        # A lone surrogate would make the answer itself unserializable.
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:  # noqa: BLE001 - user code's __str__ may raise anything
+        return ""

@@ -1,0 +1,103 @@
+"""How an invocation ended, and what is said of that. Pure."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from attrs import frozen
+
+from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
+from ppio_agent.wire.json import encode_json
+
+from .context import CancelReason
+from .failure import Failure
+from .states import Happening, InvocationState
+
+__all__ = ["Outcome", "end_json", "error_json", "imposed_error"]
+
+_STOPS = (InvocationCancelledError, GeneratorExit, asyncio.CancelledError)
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What user code came to.
+
+    Attributes:
+        happening: How it ended, for the state machine.
+        value: What it returned, if it is no stream.
+        json: The same as JSON.
+        error: What it raised.
+    """
+
+    happening: Happening
+    value: Any = None
+    json: bytes = b"null"
+    error: BaseException | None = None
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> Outcome:
+        """Return the outcome of user code that raised."""
+        stop = isinstance(error, _STOPS)
+        happening = Happening.STOPPED if stop else Happening.FAILED
+        return cls(happening=happening, error=error)
+
+
+def imposed_error(
+    state: InvocationState, invocation_id: str, reason: CancelReason | None
+) -> BaseException | None:
+    """Return the error of an end that user code did not choose; None if it did."""
+    if state is InvocationState.TIMED_OUT:
+        return InvocationTimeoutError(
+            f"invocation {invocation_id} passed its deadline",
+            invocation_id=invocation_id,
+        )
+    if state is not InvocationState.CANCELLED or reason is None:
+        return None
+    if reason == "shutdown":
+        return InvocationCancelledError(
+            f"invocation {invocation_id} was cancelled: the server is shutting down",
+            invocation_id=invocation_id,
+            code="server_draining",
+            http_status=503,
+            retryable=True,
+        )
+    return InvocationCancelledError(
+        f"invocation {invocation_id} was cancelled ({reason})",
+        invocation_id=invocation_id,
+    )
+
+
+def error_json(failure: Failure, *, request_id: str, invocation_id: str) -> bytes:
+    """Return the data of a stream's `error` event."""
+    return encode_json(
+        {
+            "error": failure.error,
+            "error_type": failure.error_type,
+            "message": failure.error,
+            "code": failure.code,
+            "retryable": failure.retryable,
+            "request_id": request_id,
+            "invocation_id": invocation_id,
+        }
+    )
+
+
+def end_json(
+    state: InvocationState,
+    *,
+    invocation_id: str,
+    duration: float,
+    chunks: int,
+    confirmed: bool,
+) -> bytes:
+    """Return the data of a stream's `end` event."""
+    return encode_json(
+        {
+            "status": state.value,
+            "invocation_id": invocation_id,
+            "duration": round(duration, 6),
+            "events": chunks,
+            "confirmed": confirmed,
+        }
+    )

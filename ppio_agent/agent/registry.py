@@ -1,0 +1,249 @@
+"""Every invocation that runs, and the finished ones for a while: found by id, run once.
+
+In memory, for one process. A finished invocation is kept for replays and look-ups
+until the first limit is reached; one whose user code still runs is never dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from attrs import frozen
+
+from ppio_agent.exceptions import (
+    ConflictError,
+    IdempotencyConflictError,
+    InvocationNotFoundError,
+)
+
+from .context import CancelReason
+from .invocation import Invocation
+from .runonce import Standing, Verdict, decide
+
+__all__ = ["Admission", "InvocationRegistry", "RunKey"]
+
+_Owned = tuple[str | None, str]  # a principal's id, or None; an id or a key
+
+
+@frozen(kw_only=True)
+class RunKey:
+    """An idempotency key, and what it was sent with.
+
+    Attributes:
+        value: The key as sent.
+        fingerprint: SHA-256 of the entrypoint and the body.
+    """
+
+    value: str
+    fingerprint: bytes
+
+    @classmethod
+    def of(cls, value: str, *, entrypoint: str, body: bytes) -> RunKey:
+        """Return the key for a request."""
+        scope = f"{len(entrypoint)}:{entrypoint}\n".encode()
+        return cls(value=value, fingerprint=hashlib.sha256(scope + body).digest())
+
+
+@frozen
+class Admission:
+    """What a request got.
+
+    Attributes:
+        invocation: The one to wait for.
+        is_new: Whether it is the request's own, still to be started.
+    """
+
+    invocation: Invocation
+    is_new: bool
+
+
+class _Kept:
+    """One invocation in the registry."""
+
+    __slots__ = ("fingerprint", "finished_at", "invocation", "key", "owner", "size")
+
+    def __init__(
+        self, invocation: Invocation, key: _Owned | None, fingerprint: bytes | None
+    ) -> None:
+        self.invocation = invocation
+        self.key = key
+        self.fingerprint = fingerprint
+        self.owner = _owner(invocation)
+        self.finished_at: float | None = None
+        self.size = 0
+
+    def standing(self) -> Standing:
+        invocation = self.invocation
+        return Standing(
+            fingerprint=self.fingerprint,
+            state=invocation.state,
+            confirmed=invocation.confirmed,
+            cancel_reason=invocation.cancel_reason,
+        )
+
+
+class InvocationRegistry:
+    """Finds invocations by id, and by idempotency key.
+
+    Args:
+        retention: Seconds a finished invocation is kept.
+        max_kept: Most finished invocations kept; the oldest go first.
+        max_bytes: Most bytes of their results and chunks kept.
+        clock: A monotonic clock.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        retention: float = 600.0,
+        max_kept: int = 1000,
+        max_bytes: int = 67_108_864,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._retention = retention
+        self._max_kept = max_kept
+        self._max_bytes = max_bytes
+        self._clock = clock
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self._by_id: dict[_Owned, _Kept] = {}
+        self._by_key: dict[_Owned, _Kept] = {}
+        self._live: dict[Invocation, _Kept] = {}
+        self._finished: deque[_Kept] = deque()
+        self._bytes = 0
+
+    @property
+    def live(self) -> int:
+        """How many invocations are pending, or have user code that has not ended."""
+        return len(self._live)
+
+    def admit(self, invocation: Invocation, key: RunKey | None = None) -> Admission:
+        """Enter a new invocation, unless its key or its id is known already.
+
+        A known id acts as an idempotency key. The invocation is not started here;
+        when it cannot be, `withdraw` it. A caller that gets another invocation has
+        joined it as a reader.
+
+        Raises:
+            IdempotencyConflictError: The key was used with another body.
+            ConflictError: The run that has the key is being cancelled for a lost
+                caller; its user code has not ended yet (`still_cancelling`).
+        """
+        context = invocation.context
+        owner = _owner(invocation)
+        own_key = None
+        if key is not None:
+            own_key = (owner, f"{invocation.handler.name}\n{key.value}")
+        fingerprint = None if key is None else key.fingerprint
+        kept = _Kept(invocation, own_key, fingerprint)
+        with self._lock:
+            known = self._known_locked((owner, invocation.id), own_key)
+            if known is not None:
+                verdict = Verdict.CONFLICT
+                if fingerprint is not None:
+                    verdict = decide(known.standing(), fingerprint)
+                if verdict is Verdict.JOIN:
+                    known.invocation.join()
+                    return Admission(known.invocation, is_new=False)
+                if verdict is not Verdict.RUN_AGAIN:
+                    raise _conflict(verdict, known.invocation)
+                context.attempt = known.invocation.context.attempt + 1
+            self._by_id[owner, invocation.id] = kept
+            if own_key is not None:
+                self._by_key[own_key] = kept
+            self._live[invocation] = kept
+            return Admission(invocation, is_new=True)
+
+    def withdraw(self, invocation: Invocation) -> None:
+        """Forget an admitted invocation that was never started."""
+        with self._lock:
+            kept = self._live.pop(invocation, None)
+            if kept is not None:
+                self._forget_locked(kept)
+
+    def settled(self, invocation: Invocation) -> None:
+        """Note that it is terminal and its user code has ended: keep it for a while."""
+        size = invocation.size
+        with self._lock:
+            kept = self._live.pop(invocation, None)
+            if kept is None:
+                return  # withdrawn
+            kept.finished_at = self._clock()
+            kept.size = size
+            self._finished.append(kept)
+            self._bytes += size
+            self._evict_locked()
+
+    def get(self, invocation_id: str, *, principal: str | None = None) -> Invocation:
+        """Return the invocation with this id.
+
+        Args:
+            invocation_id: Its id.
+            principal: Id of who asks; only who started an invocation sees it.
+
+        Raises:
+            InvocationNotFoundError: There is none, or none for this caller.
+        """
+        with self._lock:
+            known = self._known_locked((principal, invocation_id), None)
+        if known is None:
+            raise InvocationNotFoundError(
+                f"no invocation {invocation_id} is known, or no longer"
+            )
+        return known.invocation
+
+    def cancel_all(self, reason: CancelReason) -> None:
+        """Ask for the end of every invocation that has not ended."""
+        with self._lock:
+            live = list(self._live)
+        for invocation in live:
+            invocation.cancel(reason)
+
+    def _known_locked(self, own_id: _Owned, own_key: _Owned | None) -> _Kept | None:
+        self._evict_locked()
+        known = None if own_key is None else self._by_key.get(own_key)
+        return known or self._by_id.get(own_id)
+
+    def _evict_locked(self) -> None:
+        finished = self._finished
+        oldest = self._clock() - self._retention
+        while finished and (
+            len(finished) > self._max_kept
+            or self._bytes > self._max_bytes
+            or (finished[0].finished_at or 0.0) <= oldest
+        ):
+            kept = finished.popleft()
+            self._bytes -= kept.size
+            self._forget_locked(kept)
+
+    def _forget_locked(self, kept: _Kept) -> None:
+        own_id = (kept.owner, kept.invocation.id)
+        if self._by_id.get(own_id) is kept:
+            del self._by_id[own_id]
+        if kept.key is not None and self._by_key.get(kept.key) is kept:
+            del self._by_key[kept.key]
+
+
+def _owner(invocation: Invocation) -> str | None:
+    principal = invocation.context.principal
+    return None if principal is None else principal.id
+
+
+def _conflict(verdict: Verdict, invocation: Invocation) -> ConflictError:
+    if verdict is Verdict.CONFLICT:
+        return IdempotencyConflictError(
+            f"the key belongs to invocation {invocation.id} with another body;"
+            " use a new one"
+        )
+    return ConflictError(
+        f"invocation {invocation.id} of this key is being cancelled; try again",
+        code="still_cancelling",
+        retryable=True,
+        retry_after=1.0,
+    )

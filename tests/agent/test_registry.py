@@ -1,0 +1,195 @@
+"""Invocations found by id, and run once for a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ppio_agent.agent import Invocation, InvocationRegistry
+from ppio_agent.agent.registry import RunKey
+from ppio_agent.exceptions import (
+    ConflictError,
+    IdempotencyConflictError,
+    InvocationNotFoundError,
+)
+from ppio_agent.wire.models import Principal
+from tests.agent.support import make_context, make_invocation, pool_of
+
+
+def key(value: str = "k", body: bytes = b"{}", entrypoint: str = "main") -> RunKey:
+    return RunKey.of(value, entrypoint=entrypoint, body=body)
+
+
+def entered(
+    registry: InvocationRegistry,
+    agent: Any = lambda _: "x" * 8,
+    *,
+    run_key: RunKey | None = None,
+    **fields: Any,
+) -> Invocation:
+    """Return what the registry gives for a new invocation."""
+    invocation = make_invocation(
+        agent, context=make_context(**fields), on_settled=registry.settled
+    )
+    return registry.admit(invocation, run_key).invocation
+
+
+def test_an_invocation_is_found_while_it_runs_and_after() -> None:
+    """Under its id."""
+    registry = InvocationRegistry()
+    invocation = entered(registry)
+    assert registry.get(invocation.id) is invocation
+    assert registry.live == 1
+    invocation.run()
+    assert registry.live == 0
+    assert registry.get(invocation.id) is invocation
+
+
+def test_an_unknown_id_says_so() -> None:
+    """404."""
+    with pytest.raises(InvocationNotFoundError, match="inv_x"):
+        InvocationRegistry().get("inv_x")
+
+
+def test_an_invocation_is_its_principals_alone() -> None:
+    """Two may use the same id, and none sees the other's."""
+    registry = InvocationRegistry()
+    anna, ben = (
+        entered(registry, invocation_id="mine", principal=Principal(name))
+        for name in ("anna", "ben")
+    )
+    assert registry.get("mine", principal="anna") is anna
+    assert registry.get("mine", principal="ben") is ben
+    with pytest.raises(InvocationNotFoundError):
+        registry.get("mine")
+
+
+def test_one_key_is_one_run() -> None:
+    """While it runs and after it; another body is refused, another key is another."""
+    registry = InvocationRegistry()
+    first = entered(registry, run_key=key())
+    assert entered(registry, run_key=key()) is first
+    first.run()
+    assert entered(registry, run_key=key()) is first
+    with pytest.raises(IdempotencyConflictError, match=first.id):
+        entered(registry, run_key=key(body=b"[]"))
+    assert entered(registry, run_key=key("other")) is not first
+    alone = entered(registry, run_key=key(), principal=Principal("anna"))
+    assert alone is not first
+
+
+def test_a_chosen_id_is_a_key() -> None:
+    """Without a fingerprint nobody can join it."""
+    registry = InvocationRegistry()
+    first = entered(registry, invocation_id="mine", run_key=key("mine"))
+    again = entered(registry, invocation_id="mine", run_key=key("mine"))
+    assert again is first
+    with pytest.raises(IdempotencyConflictError):
+        entered(registry, invocation_id="mine")
+
+
+def test_who_joins_counts_as_a_reader() -> None:
+    """The first one's leaving ends nothing."""
+    registry = InvocationRegistry()
+    first = entered(registry, run_key=key())
+    entered(registry, run_key=key())
+    first.leave()
+    assert not first.context.cancelled
+    first.leave()
+    assert first.context.cancelled
+
+
+def test_a_run_lost_with_its_caller_frees_its_key() -> None:
+    """The next one is a further attempt; one still being cancelled has to be waited for."""
+    registry = InvocationRegistry()
+    with pool_of() as pool:
+        first = entered(registry, lambda _, context: context.sleep(60), run_key=key())
+        first.start(pool)
+        first.wait_open("handler", 5)
+        first.cancel("disconnect")
+        first.wait_settled(5)
+        second = entered(registry, run_key=key())
+    assert second is not first
+    assert second.context.attempt == 2
+    third = entered(registry, run_key=key())
+    assert third is second
+
+
+def test_a_run_still_being_cancelled_is_worth_another_try() -> None:
+    """409, retryable, after a second."""
+    import threading
+
+    registry, gate = InvocationRegistry(), threading.Event()
+    with pool_of() as pool:
+        first = entered(registry, lambda _: gate.wait(5), run_key=key())
+        first.start(pool)
+        first.wait_open("handler", 5)
+        first.cancel("disconnect")
+        with pytest.raises(ConflictError) as caught:
+            entered(registry, run_key=key())
+        gate.set()
+    error = caught.value
+    assert (error.code, error.retryable, error.retry_after) == (
+        "still_cancelling",
+        True,
+        1.0,
+    )
+
+
+def test_what_was_never_started_is_never_recorded() -> None:
+    """Refused for want of a slot: the key is as if it had not been used."""
+    registry = InvocationRegistry()
+    first = entered(registry, run_key=key())
+    registry.withdraw(first)
+    assert first.refuse(ConflictError("busy"))
+    assert registry.live == 0
+    assert entered(registry, run_key=key()) is not first
+    with pytest.raises(InvocationNotFoundError):
+        registry.get(first.id)
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"max_kept": 2}, 2),
+        ({"max_bytes": 10 * 3 + 9}, 3),
+        ({"retention": 2.5}, 3),
+    ],
+)
+def test_the_oldest_finished_go_first(limits: dict[str, Any], kept: int) -> None:
+    """At the first limit; each finished one here is a second younger."""
+    now = [0.0]
+    registry = InvocationRegistry(clock=lambda: now[0], **limits)
+    made = []
+    for n in range(5):
+        now[0] = float(n)
+        invocation = entered(registry, run_key=key(str(n)))
+        invocation.run()
+        made.append(invocation)
+    found = []
+    for invocation in made:
+        try:
+            found.append(registry.get(invocation.id))
+        except InvocationNotFoundError:
+            continue
+    assert found == made[-kept:]
+    assert entered(registry, run_key=key("0")) is not made[0]
+
+
+def test_a_running_one_is_never_dropped() -> None:
+    """However many finish meanwhile."""
+    registry = InvocationRegistry(max_kept=1, retention=0.0)
+    running = entered(registry)
+    for _ in range(3):
+        entered(registry).run()
+    assert registry.get(running.id) is running
+
+
+def test_all_can_be_cancelled_at_once() -> None:
+    """At a shutdown."""
+    registry = InvocationRegistry()
+    both = [entered(registry) for _ in range(2)]
+    registry.cancel_all("shutdown")
+    assert [one.cancel_reason for one in both] == ["shutdown", "shutdown"]
+    assert registry.live == 0
