@@ -10,7 +10,10 @@ from typing import Final
 
 from ppio_agent.exceptions import AuthenticationError
 
-__all__ = ["KeyRing"]
+__all__ = ["DEFAULT_TENANT", "KeyRing", "bearer"]
+
+DEFAULT_TENANT: Final = "default"
+"""Tenant of the key that a platform generates for itself."""
 
 _REFUSAL: Final = "invalid or missing API key"
 _SHORTEST: Final = 8

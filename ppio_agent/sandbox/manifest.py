@@ -6,7 +6,9 @@ Pure. Source: spec/platform.md, section 4.
 from __future__ import annotations
 
 import difflib
+import math
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Final, TypeVar
@@ -74,6 +76,7 @@ class AgentManifest:
         memory_mb: Memory limit in MiB.
         cpus: CPU limit.
         template_id: Template to be deployed to, if the file names one.
+        status: What the last deploy wrote, such as `template_id`.
     """
 
     name: str
@@ -88,6 +91,7 @@ class AgentManifest:
     memory_mb: int = 1024
     cpus: float = 1.0
     template_id: str | None = None
+    status: Mapping[str, str] = field(factory=dict)
 
     def document(self) -> dict[str, Json]:
         """Return the agent document: the manifest without status, secrets and target.
@@ -132,13 +136,13 @@ def manifest_error(problems: Collection[Problem]) -> TemplateManifestError:
 
 
 def parse_manifest(
-    text: str, *, host: Host, files: Collection[str] | None = None
+    text: str, *, host: Host | None = None, files: Collection[str] | None = None
 ) -> AgentManifest:
     """Return the manifest that `text` holds.
 
     Args:
         text: The YAML document.
-        host: The most memory and CPUs that may be asked for.
+        host: The most memory and CPUs that may be asked for; None: no limit.
         files: Paths of the template, to check the entrypoint; None: not checked.
 
     Raises:
@@ -152,7 +156,8 @@ def parse_manifest(
         if not found:
             reader.problems.append(("", 1, "expected a mapping in block style"))
         raise manifest_error(reader.problems)
-    manifest = _read(root, reader, host, files)
+    most = host or Host(memory_mb=sys.maxsize, cpus=math.inf)
+    manifest = _read(root, reader, most, files)
     if manifest is None or reader.problems:
         raise manifest_error(sorted(reader.problems, key=lambda p: p[1]))
     return manifest
@@ -176,7 +181,7 @@ def _read(
     reader.known(runtime, "spec.runtime", "timeout", "memory_limit", "cpu_limit")
     sandbox = reader.branch(spec, "spec.sandbox")
     reader.known(sandbox, "spec.sandbox", "template_id")
-    reader.branch(root, "status")
+    status = reader.branch(root, "status")
 
     name = reader.scalar(metadata, "metadata.name", _name, required=True)
     version = reader.scalar(metadata, "metadata.version", _semver, required=True)
@@ -204,8 +209,14 @@ def _read(
         version=version,
         author=author,
         entrypoint=entrypoint,
+        status=_texts(status),
         **{k: v for k, v in given.items() if v is not None},  # type: ignore[arg-type]  # each was converted for its field
     )
+
+
+def _texts(section: Branch | None) -> dict[str, str]:
+    entries = section.entries.items() if section else ()
+    return {k: v.text for k, (_, v) in entries if isinstance(v, Leaf) and not v.absent}
 
 
 @frozen

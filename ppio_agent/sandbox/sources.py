@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import IO, BinaryIO, Final, Protocol
 
@@ -21,7 +20,7 @@ from ppio_agent.exceptions import ValidationError
 from .manifest import MANIFEST_NAME, manifest_error
 from .snapshot import MAX_FILES, Candidate, Ignore
 
-__all__ = ["ArchiveSource", "FolderSource", "Source", "pack"]
+__all__ = ["ArchiveSource", "FolderSource", "Source"]
 
 _DOCKERIGNORE: Final = ".dockerignore"
 _MAX_SMALL_FILE: Final = 1024 * 1024
@@ -221,23 +220,3 @@ def _decoded(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise manifest_error([(name, line, "is not UTF-8")]) from error
-
-
-def pack(source: FolderSource, out: IO[bytes]) -> None:
-    """Write a folder as the gzipped tar archive that an upload takes.
-
-    Args:
-        source: The folder; what is left out of templates is left out here.
-        out: Where to.
-    """
-    ignore = source.ignore()
-    with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        for found in source.candidates():
-            if found.path == source.manifest_path or found.kind == "folder":
-                continue
-            if not ignore.ignores(found.path):
-                tar.add(source.folder / found.path, found.path, recursive=False)
-        text = source.manifest_text().encode()
-        member = tarfile.TarInfo(MANIFEST_NAME)
-        member.size = len(text)
-        tar.addfile(member, BytesIO(text))

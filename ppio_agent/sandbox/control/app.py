@@ -1,0 +1,96 @@
+"""The Flask application of the control plane: who may ask, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from ppio_agent.exceptions import PermissionDeniedError, PPIOAgentError, WireError
+from ppio_agent.sandbox.options import not_supported
+from ppio_agent.web import Lane
+
+from .kit import Control, answer, error_answer, unexpected_answer
+from .sandbox_routes import sandbox_routes
+from .template_routes import template_routes
+
+__all__ = ["create_app", "lane_of"]
+
+_HEALTHZ: Final = "/platform/v1/healthz"
+_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_NOT_HERE: Final[Mapping[str, str]] = {
+    "/sandboxes/metrics": "metrics",
+    "/sandboxes/<_id>/metrics": "metrics",
+    "/sandboxes/<_id>/snapshots": "snapshots",
+    "/sandboxes/<_id>/clone": "clone",
+    "/sandboxes/<_id>/fork": "fork",
+    "/sandboxes/<_id>/reset": "reset",
+    "/sandboxes/<_id>/commit": "commit",
+    "/sandboxes/<_id>/hotplug-memory": "hotplug-memory",
+    "/sandboxes/<_id>/volume-mounts": "volume-mounts",
+    "/sandboxes/<_id>/network": "network",
+    "/sandboxes/<_id>/quota": "quota",
+    "/sandboxes/<_id>/events": "events",
+    "/platform/v1/sandboxes/<_id>/events": "events",
+    "/platform/v1/sandboxes/<_id>/logs/stream": "logs/stream",
+    "/v3/templates": "building templates by the API",
+    "/templates/<_id>/builds/<path:_rest>": "building templates by the API",
+    "/v2/templates/<_id>/builds/<path:_rest>": "building templates by the API",
+    "/templates/<_id>/files/<_hash>": "building templates by the API",
+    "/templates/tags": "tags",
+    "/templates/<_id>/tags": "tags",
+    "/volumes": "volumes",
+    "/volumes/<path:_rest>": "volumes",
+    "/secrets": "secrets",
+    "/secrets/<path:_rest>": "secrets",
+}
+"""Routes of the cloud that this platform knows but does not have, and what they are."""
+
+
+def lane_of(method: str, path: str, headers: Mapping[str, str]) -> Lane:
+    """Return the server's lane of a request: health checks never wait."""
+    del method, headers
+    return Lane.EXPRESS if path == _HEALTHZ else Lane.INVOKE
+
+
+def create_app(control: Control) -> Flask:
+    """Return the control plane as a WSGI application."""
+    app = Flask("ppio_agent.sandbox", static_folder=None)
+    app.url_map.merge_slashes = False
+    app.before_request(lambda: _authenticate(control))
+    app.register_error_handler(PPIOAgentError, error_answer)
+    app.register_error_handler(WireError, error_answer)
+    app.register_error_handler(HTTPException, error_answer)
+    app.register_error_handler(Exception, unexpected_answer)
+    app.register_blueprint(sandbox_routes(control))
+    app.register_blueprint(template_routes(control))
+    app.add_url_rule(_HEALTHZ, "healthz", lambda: answer(status=204))
+    app.add_url_rule(
+        "/platform/v1/status", "status", lambda: answer(dict(control.status()))
+    )
+    for number, (rule, what) in enumerate(_NOT_HERE.items()):
+        app.add_url_rule(
+            rule, f"not_here_{number}", _refuses(what), methods=list(_METHODS)
+        )
+    return app
+
+
+def _authenticate(control: Control) -> None:
+    if "Origin" in request.headers:
+        # A browser sends it for pages of others; no page has business here, whatever
+        # name it has made this address answer to.
+        raise PermissionDeniedError("requests of web pages are not accepted")
+    if request.path == _HEALTHZ:
+        return
+    g.tenant = control.keys.tenant_of(
+        request.headers.get("X-API-KEY"), request.headers.get("Authorization")
+    )
+
+
+def _refuses(what: str) -> Callable[..., Response]:
+    def view(**_: str) -> Response:
+        raise not_supported(what)
+
+    return view

@@ -1,0 +1,152 @@
+"""What all routes of the control plane share: their platform, bodies, answers, errors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+
+from attrs import field, frozen
+from flask import Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from ppio_agent.exceptions import PPIOAgentError, TemplateManifestError, ValidationError
+from ppio_agent.sandbox.config import PlatformConfig
+from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.once import Once
+from ppio_agent.sandbox.options import parse_body
+from ppio_agent.sandbox.sandboxes import Sandboxes
+from ppio_agent.sandbox.templates import Templates
+from ppio_agent.sandbox.views import Viewer
+from ppio_agent.web import read_body
+from ppio_agent.wire.headers import RETRY_AFTER
+from ppio_agent.wire.json import Json, decode_json, encode_json
+from ppio_agent.wire.model import CamelModel
+
+__all__ = [
+    "Control",
+    "answer",
+    "body_as",
+    "decoded",
+    "error_answer",
+    "raw_body",
+    "tenant",
+    "unexpected_answer",
+]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T", bound=CamelModel)
+_MAX_BODY: Final = 1024 * 1024
+
+
+@frozen(kw_only=True)
+class Control:
+    """What the control plane works on.
+
+    Attributes:
+        config: Limits and time-outs.
+        keys: Who may ask.
+        templates: The templates.
+        sandboxes: The live sandboxes.
+        viewer: Makes answers of them.
+        status: Gives what `GET /platform/v1/status` answers.
+        uploads: Folder for archives while they are read.
+        creates: Remembers the answers to creates with an idempotency key.
+    """
+
+    config: PlatformConfig
+    keys: KeyRing
+    templates: Templates
+    sandboxes: Sandboxes
+    viewer: Viewer
+    status: Callable[[], Mapping[str, Json]]
+    uploads: Path
+    creates: Once[dict[str, Json]] = field(factory=Once)
+
+
+def tenant() -> str:
+    """Return whose request this is."""
+    found: str = g.tenant
+    return found
+
+
+def raw_body() -> bytes:
+    """Return the request's body.
+
+    Raises:
+        RequestTooLargeError: It is larger than 1 MiB.
+    """
+    return read_body(request.environ, _MAX_BODY)
+
+
+def decoded(body: bytes) -> Json:
+    """Return the JSON of a body; an empty one is `{}`."""
+    return decode_json(body) if body.strip() else {}
+
+
+def body_as(cls: type[_T]) -> _T:
+    """Return the request's body as an instance of `cls`.
+
+    Raises:
+        ValidationError: A member has the wrong type; the message names its path.
+    """
+    return parse_body(cls, decoded(raw_body()))
+
+
+def answer(
+    value: Json = None, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an answer with a JSON body; status 204 has none."""
+    body = b"" if status == 204 else encode_json(value)
+    response = Response(body, status, dict(headers or {}))
+    response.mimetype = "application/json"
+    return response
+
+
+def error_answer(error: Exception) -> Response:
+    """Return the answer that an expected error is."""
+    if isinstance(error, HTTPException):
+        status = error.code or 500
+        response = _refusal(status, error.description or error.name)
+        for name, value in error.get_headers():
+            if name.lower() == "allow":
+                response.headers[name] = value
+        return response
+    if not isinstance(error, PPIOAgentError):  # a WireError: the body is not JSON
+        return _refusal(400, str(error))
+    facts: dict[str, Json] = {}
+    if isinstance(error, TemplateManifestError):
+        facts["problems"] = [
+            {"path": path, "line": line, "message": message}
+            for path, line, message in error.problems
+        ]
+    response = _refusal(error.http_status, error.message, **facts)
+    if error.http_status in (429, 503):
+        response.headers[RETRY_AFTER] = str(max(1, math.ceil(error.retry_after or 1)))
+    if error.http_status >= 500 and error.http_status not in (501, 503):
+        _log.warning("%s %s failed: %s", request.method, request.path, error.message)
+    return response
+
+
+def unexpected_answer(error: Exception) -> Response:
+    """Log an error that nobody foresaw; its answer tells nothing of it."""
+    _log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _refusal(500, "internal error")
+
+
+def _refusal(status: int, message: str, **facts: Json) -> Response:
+    return answer({"code": status, "message": message, **facts}, status)
+
+
+def positive(value: int | None, *, default: int, most: int, path: str) -> int:
+    """Return whole seconds from 1 to `most`; None is the default.
+
+    Raises:
+        ValidationError: It is out of range.
+    """
+    found = default if value is None else value
+    if not 1 <= found <= most:
+        raise ValidationError(f"{path}: expected from 1 to {most} seconds")
+    return found

@@ -1,0 +1,113 @@
+"""Routes of templates, the platform's own upload among them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import IO, Any, Final
+
+from flask import Blueprint, Response, request
+
+from ppio_agent.exceptions import RequestTooLargeError, ValidationError
+from ppio_agent.sandbox.listing import page, whole_number
+from ppio_agent.sandbox.records import BuildInfo
+from ppio_agent.sandbox.snapshot import MAX_BYTES
+from ppio_agent.sandbox.sources import ArchiveSource
+
+from .kit import Control, answer, tenant
+
+__all__ = ["template_routes"]
+
+_CHUNK: Final = 1 << 20
+
+
+def template_routes(control: Control) -> Blueprint:
+    """Return the routes of templates."""
+    routes = Blueprint("templates", __name__)
+    handlers = _TemplateRoutes(control)
+    for rule, method, handler in (
+        ("/templates", "GET", handlers.list_all),
+        ("/v2/templates", "GET", handlers.list_page),
+        ("/templates/aliases/<alias>", "GET", handlers.alias),
+        ("/templates/<ref>", "GET", handlers.get),
+        ("/templates/<ref>", "DELETE", handlers.delete),
+        ("/platform/v1/templates", "POST", handlers.upload),
+    ):
+        routes.add_url_rule(rule, handler.__name__, handler, methods=[method])
+    return routes
+
+
+class _TemplateRoutes:
+    """One method a route; each reads the request and returns the answer."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def _objects(self) -> list[dict[str, Any]]:
+        records = self._control.templates.list_templates(tenant=tenant())
+        return [self._control.viewer.template_object(record) for record in records]
+
+    def list_all(self) -> Response:
+        return answer(self._objects())
+
+    def list_page(self) -> Response:
+        args = request.args
+        number = whole_number(args.get("page"), "page", default=1, low=1, high=10**9)
+        limit = whole_number(args.get("limit"), "limit", default=100, low=1, high=100)
+        found = self._objects()
+        first = (number - 1) * limit
+        return answer({
+            "templates": found[first : first + limit],
+            "total": len(found),
+            "page": number,
+            "limit": limit,
+            "totalPages": math.ceil(len(found) / limit),
+        })  # fmt: skip
+
+    def get(self, ref: str) -> Response:
+        record = self._control.templates.get(ref, tenant=tenant())
+        args = request.args
+        limit = whole_number(args.get("limit"), "limit", default=100, low=1, high=100)
+        shown, token = page(
+            record.builds, key=_place, limit=limit, token=args.get("nextToken")
+        )
+        headers = {} if token is None else {"x-next-token": token}
+        return answer(
+            self._control.viewer.template_detail(record, shown), headers=headers
+        )
+
+    def alias(self, alias: str) -> Response:
+        record = self._control.templates.get(alias, tenant=tenant())
+        return answer({"templateID": record.id, "public": record.tenant == ""})
+
+    def delete(self, ref: str) -> Response:
+        self._control.templates.delete(ref, tenant=tenant())
+        return answer(status=204)
+
+    def upload(self) -> Response:
+        owner = tenant()
+        with tempfile.TemporaryFile(dir=self._control.uploads) as archive:
+            _save(request.environ["wsgi.input"], archive)
+            with ArchiveSource.open(archive, max_bytes=MAX_BYTES) as source:
+                record, new = self._control.templates.deploy(source, tenant=owner)
+        found = self._control.viewer.template_object(record)
+        return answer(found, 201 if new else 200)
+
+
+def _place(build: BuildInfo) -> tuple[int, str]:
+    return int(build.created_at.timestamp() * 1000), build.id
+
+
+def _save(body: IO[bytes], archive: IO[bytes]) -> None:
+    """Copy a request's body into a file, which is then at its beginning."""
+    size = 0
+    while chunk := body.read(_CHUNK):
+        size += len(chunk)
+        if size > MAX_BYTES:
+            raise RequestTooLargeError(
+                f"the archive is larger than {MAX_BYTES} bytes", limit=MAX_BYTES
+            )
+        archive.write(chunk)
+    if not size:
+        raise ValidationError("the body is empty: send a gzipped tar archive")
+    archive.seek(0)

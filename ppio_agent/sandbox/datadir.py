@@ -1,0 +1,153 @@
+"""The platform's data directory: what is where, whose it is, and who runs on it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from attrs import field, frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent._util.ids import new_id, secret_token
+from ppio_agent.exceptions import PlatformAlreadyRunningError
+
+__all__ = ["DataDir", "Running", "read_running"]
+
+_RECORD: Final = "platform.json"
+_LOCK: Final = "lock"
+_KEY: Final = "key"
+_KEY_PREFIX: Final = "sk_local_"
+_STARTING_WAIT: Final = 5.0
+
+
+@frozen(kw_only=True)
+class Running:
+    """The platform that runs on a data directory.
+
+    Attributes:
+        url: Where it listens.
+        pid: Its process.
+        api_key: A key it accepts.
+    """
+
+    url: str
+    pid: int
+    api_key: str = field(repr=False)
+
+
+class DataDir:
+    """One data directory, made with mode 0700, locked while a platform uses it.
+
+    Thread safety: one thread at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    @property
+    def database(self) -> Path:
+        """Where records are kept."""
+        return self.path / "platform.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Where files of templates are kept."""
+        return self.path / "blobs"
+
+    @property
+    def sandboxes(self) -> Path:
+        """Where live sandboxes have their folders."""
+        return self.path / "sandboxes"
+
+    @property
+    def logs(self) -> Path:
+        """Where logs of ended sandboxes are kept."""
+        return self.path / "logs"
+
+    @property
+    def uploads(self) -> Path:
+        """Where archives are while they are read."""
+        return self.path / "uploads"
+
+    def acquire(self) -> None:
+        """Make the directory and lock it.
+
+        Raises:
+            PlatformAlreadyRunningError: Another platform holds it.
+
+        Blocking: 5 s at most, when the other is just starting.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Freed by the kernel however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise _already_running(self.path) from None
+        self._lock_fd = lock
+        self.withdraw()
+        self.uploads.mkdir(exist_ok=True, mode=0o700)
+
+    def key(self) -> str:
+        """Return the generated key, the same at each start."""
+        path = self.path / _KEY
+        if path.exists():
+            return path.read_text().strip()
+        key = f"{_KEY_PREFIX}{secret_token()}"
+        _write_private(path, key)
+        return key
+
+    def announce(self, running: Running) -> None:
+        """Let other processes of this user find the platform."""
+        record = {"url": running.url, "pid": running.pid, "api_key": running.api_key}
+        _write_private(self.path / _RECORD, json.dumps(record))
+
+    def withdraw(self) -> None:
+        """Take the announcement back. Idempotent."""
+        (self.path / _RECORD).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let another platform use the directory. Idempotent."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def read_running(path: Path) -> Running | None:
+    """Return what the platform on the data directory `path` announces, or None."""
+    try:
+        found = json.loads((path / _RECORD).read_text())
+        return Running(url=found["url"], pid=found["pid"], api_key=found["api_key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _already_running(path: Path) -> PlatformAlreadyRunningError:
+    deadline = Deadline.after(_STARTING_WAIT)
+    tick = threading.Event()
+    running = read_running(path)
+    while running is None and not deadline.expired:
+        tick.wait(0.02)
+        running = read_running(path)
+    where = f" at {running.url} (process {running.pid})" if running else ""
+    return PlatformAlreadyRunningError(
+        f"a platform{where} uses the data directory {path}: use that one,"
+        " or another data_dir",
+        url=running.url if running else None,
+        pid=running.pid if running else None,
+    )
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read; it is whole whenever it is there."""
+    temporary = path.with_name(f"{path.name}.{new_id()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)

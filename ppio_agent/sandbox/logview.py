@@ -1,0 +1,131 @@
+"""Reading what agents wrote: the files of `logs` as entries, filtered."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from ppio_agent.wire.json import Json
+from ppio_agent.wire.times import format_time
+
+__all__ = ["LogEntry", "LogQuery", "parse_entry", "read_log", "select_entries"]
+
+_LEVELS: Final = ("debug", "info", "warn", "error")
+_FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
+_EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
+_LONGEST_AGE: Final = 253402300799999  # the last millisecond of the year 9999
+
+
+@frozen(kw_only=True)
+class LogEntry:
+    """One line that an agent wrote.
+
+    Attributes:
+        at: Milliseconds since the epoch.
+        level: `debug`, `info`, `warn` or `error`.
+        line: The text.
+        stream: `stdout` or `stderr`.
+    """
+
+    at: int
+    level: str
+    line: str
+    stream: str
+
+    @property
+    def timestamp(self) -> str:
+        """The instant, as the wire shows it."""
+        seconds = datetime.fromtimestamp(self.at / 1000, timezone.utc)
+        return format_time(seconds)
+
+    def to_dict(self) -> dict[str, Json]:
+        """Return the entry as the control plane shows it."""
+        return {
+            "timestamp": self.timestamp,
+            "level": self.level,
+            "message": self.line,
+            "fields": {"stream": self.stream},
+        }
+
+
+@frozen(kw_only=True)
+class LogQuery:
+    """Which entries are wanted.
+
+    Attributes:
+        start: Milliseconds since the epoch where the reading begins; None: where the
+            direction begins.
+        limit: Most entries.
+        backward: Read towards the past.
+        level: Least level.
+        search: Text that the line must contain.
+    """
+
+    start: int | None = None
+    limit: int = 1000
+    backward: bool = False
+    level: str = "debug"
+    search: str = ""
+
+    def fits(self, entry: LogEntry) -> bool:
+        """Whether an entry is wanted."""
+        if self.start is not None:
+            before = entry.at < self.start
+            if entry.at != self.start and before is not self.backward:
+                return False
+        if _LEVELS.index(entry.level) < _LEVELS.index(self.level):
+            return False
+        return self.search in entry.line
+
+
+def parse_entry(raw: bytes) -> LogEntry | None:
+    """Return the entry of a line of a log file; None if it is not whole."""
+    try:
+        found = json.loads(raw)
+        at, line, stream = found["t"], found["line"], found["stream"]
+    except (ValueError, TypeError, KeyError):
+        return None  # a torn last line
+    if type(at) is not int or not 0 <= at <= _LONGEST_AGE:
+        return None
+    return LogEntry(at=at, level=_level_of(line), line=line, stream=stream)
+
+
+def _level_of(line: str) -> str:
+    if not line.startswith("{"):
+        return "info"
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return "info"
+    level = str(found.get("level", "info")).lower() if isinstance(found, dict) else ""
+    level = {"warning": "warn", "critical": "error", "fatal": "error"}.get(level, level)
+    return level if level in _LEVELS else "info"
+
+
+def select_entries(entries: Iterable[LogEntry], query: LogQuery) -> list[LogEntry]:
+    """Return the wanted ones of `entries`, which are in the order of their time."""
+    wanted = (entry for entry in entries if query.fits(entry))
+    if not query.backward:
+        return list(islice(wanted, query.limit))
+    return list(reversed(deque(wanted, maxlen=query.limit)))
+
+
+def read_log(folder: Path) -> Iterator[LogEntry]:
+    """Yield all entries in the log files of `folder`, oldest first."""
+    for name in _FILES:
+        try:
+            file = (folder / name).open("rb")
+        except OSError:
+            continue  # not written yet, or moved on while we look
+        with file:
+            for raw in file:
+                entry = parse_entry(raw)
+                if entry is not None:
+                    yield entry

@@ -1,0 +1,73 @@
+"""The platform as a plug-in: the default for clients, and templates from a folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent.exceptions import PlatformAlreadyRunningError, TemplateManifestError
+from ppio_agent.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from .platform import SandboxPlatform
+
+__all__ = ["TemplateFolder", "ppio_default_platform"]
+
+# Guards _embedded; held while it starts, so that one process starts one platform.
+_lock = threading.Lock()
+_embedded: SandboxPlatform | None = None
+
+
+@hookimpl(trylast=True)
+def ppio_default_platform(config: Any) -> tuple[str, str] | None:
+    """Return the platform on the default data directory, started here if need be.
+
+    It lives until the process ends, and its sandboxes with it.
+    """
+    del config
+    from .config import PlatformConfig
+    from .datadir import read_running
+    from .platform import SandboxPlatform
+
+    global _embedded  # noqa: PLW0603 - one embedded platform a process is the point
+    with _lock:
+        if _embedded is not None and _embedded.running:
+            return _embedded.url, _embedded.api_key
+        settings = PlatformConfig.from_env(os.environ)
+        platform = SandboxPlatform(settings)
+        try:
+            platform.start()
+        except PlatformAlreadyRunningError:
+            running = read_running(settings.data_dir)
+            if running is None:
+                raise
+            return running.url, running.api_key
+        _embedded = platform
+        return platform.url, platform.api_key
+
+
+class TemplateFolder:
+    """Finds agents by their names in the subfolders of one folder.
+
+    Args:
+        folder: Its subfolders that have a manifest are agents.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @hookimpl(trylast=True)
+    def ppio_find_template(self, ref: str) -> Path | None:
+        """Return the subfolder whose manifest has the name `ref`, or None."""
+        from .manifest import MANIFEST_NAME, parse_manifest
+
+        for manifest in sorted(self._folder.glob(f"*/{MANIFEST_NAME}")):
+            try:
+                found = parse_manifest(manifest.read_text())
+            except (OSError, UnicodeDecodeError, TemplateManifestError):
+                continue  # deploying it by its path says what is wrong with it
+            if found.name == ref:
+                return manifest.parent
+        return None

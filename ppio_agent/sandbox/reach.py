@@ -1,0 +1,177 @@
+"""How the edge reaches what lies behind it: the control plane and live sandboxes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import NotFoundError, SandboxStateError
+from ppio_agent.wire.json import Json
+
+from .addressing import SandboxPort, Target
+from .backends.base import AGENT_PORT
+from .keys import KeyRing
+from .live import TURN_TIMEOUT, LiveSandbox
+from .machine import State
+from .sandboxes import Sandboxes
+from .upstreams import EdgeRefusal
+
+__all__ = ["Reach"]
+
+_LOOK_EVERY: Final = 0.25
+_DIAL_TIMEOUT: Final = 1.0
+_TRAFFIC_TOKENS: Final = ("e2b-traffic-access-token", "ppio-traffic-access-token")
+
+
+class Reach:
+    """The platform as the edge's `Upstreams`.
+
+    Args:
+        sandboxes: The live sandboxes.
+        keys: Tells credentials of the platform from others.
+        control_socket: Where the control plane listens.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self, sandboxes: Sandboxes, keys: KeyRing, control_socket: Path
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._keys = keys
+        self._control_socket = str(control_socket)
+
+    def admit(self, target: Target) -> bool:
+        """Say whether a request may go to `target`; see `Upstreams.admit`."""
+        if not isinstance(target, SandboxPort):
+            return True
+        sandbox = self._find(target)
+        state = sandbox.life.state
+        if state is State.PAUSED and not self._wakes(sandbox) and not sandbox.changing:
+            raise _gone(target)
+        return state is State.RUNNING and not sandbox.changing
+
+    def connect(
+        self, target: Target, *, still_wanted: Callable[[], bool] | None
+    ) -> socket.socket | None:
+        """Return a new connection to `target`; see `Upstreams.connect`."""
+        if not isinstance(target, SandboxPort):
+            return self._connect_control()
+        sandbox = self._find(target)
+        if self._is_coming(sandbox, target):
+            if still_wanted is None:
+                return None
+            if not self._wait_for(sandbox, target, still_wanted):
+                return None
+        return self._dial(sandbox, target)
+
+    def strip(self, name: str, value: str) -> bool:
+        """Say whether a header is a platform credential; see `Upstreams.strip`."""
+        return name in _TRAFFIC_TOKENS or self._keys.is_credential(name, value)
+
+    def sandbox_of(self, access_token: str) -> str | None:
+        """Return the sandbox an envd token is of; see `Upstreams.sandbox_of`."""
+        return self._sandboxes.owner_of(access_token)
+
+    def _find(self, target: SandboxPort) -> LiveSandbox:
+        sandbox = self._sandboxes.find(target.sandbox_id)
+        if sandbox is None:
+            raise _gone(target)
+        return sandbox
+
+    def _wakes(self, sandbox: LiveSandbox) -> bool:
+        return sandbox.identity.options.auto_resume
+
+    def _is_coming(self, sandbox: LiveSandbox, target: SandboxPort) -> bool:
+        """Whether the target is not there yet, but will be."""
+        if sandbox.changing or sandbox.life.state is not State.RUNNING:
+            return True
+        return target.port == AGENT_PORT and sandbox.agent.phase == "starting"
+
+    def _wait_for(
+        self,
+        sandbox: LiveSandbox,
+        target: SandboxPort,
+        still_wanted: Callable[[], bool],
+    ) -> bool:
+        """Wait until the target is there, or cannot be; False: no longer wanted."""
+        turn = Deadline.after(TURN_TIMEOUT)
+        while sandbox.changing and not sandbox.doomed:
+            if turn.expired:
+                raise _changing(target)
+            if not still_wanted():
+                return False
+            sandbox.wait_changed(_LOOK_EVERY)
+        self._wake(sandbox, target)
+        agent = Deadline.after(float(sandbox.identity.build.start_timeout))
+        while not sandbox.doomed and self._is_coming(sandbox, target):
+            if agent.expired:
+                break  # the dial tells how it is
+            if not still_wanted():
+                return False
+            sandbox.wait_changed(_LOOK_EVERY)
+        return True
+
+    def _wake(self, sandbox: LiveSandbox, target: SandboxPort) -> None:
+        if sandbox.life.state is not State.PAUSED:
+            return
+        if not self._wakes(sandbox):
+            raise _gone(target)
+        try:
+            sandbox.wake()
+        except NotFoundError:
+            raise _gone(target) from None
+        except SandboxStateError:
+            raise _changing(target) from None
+
+    def _connect_control(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(_DIAL_TIMEOUT)
+        try:
+            sock.connect(self._control_socket)
+        except OSError:
+            sock.close()
+            message = "the platform is stopping"
+            raise EdgeRefusal(
+                503, {"code": 503, "message": message}, {"Retry-After": "1"}
+            ) from None
+        sock.settimeout(None)
+        return sock
+
+    def _dial(self, sandbox: LiveSandbox, target: SandboxPort) -> socket.socket:
+        try:
+            return sandbox.processes().dial(target.port, _DIAL_TIMEOUT)
+        except NotFoundError:
+            raise _gone(target) from None
+        except OSError:  # refused, or no answer in time
+            if sandbox.doomed:
+                raise _gone(target) from None
+            raise _closed_port(sandbox, target) from None
+
+
+def _gone(target: SandboxPort) -> EdgeRefusal:
+    return _refusal(502, target, "The sandbox was not found")
+
+
+def _changing(target: SandboxPort) -> EdgeRefusal:
+    return _refusal(409, target, "the sandbox is changing state")
+
+
+def _closed_port(sandbox: LiveSandbox, target: SandboxPort) -> EdgeRefusal:
+    facts: dict[str, Json] = {"port": target.port}
+    agent = sandbox.agent
+    if target.port == AGENT_PORT and agent.phase == "exited":
+        # No output of the agent: the edge is public.
+        facts |= {"exitCode": agent.exit_code, "signal": agent.signal}
+    message = "The sandbox is running but port is not open"
+    return _refusal(502, target, message, **facts)
+
+
+def _refusal(
+    status: int, target: SandboxPort, message: str, **facts: Json
+) -> EdgeRefusal:
+    body = {"sandboxId": target.sandbox_id, "message": message, **facts}
+    return EdgeRefusal(status, {**body, "code": status})

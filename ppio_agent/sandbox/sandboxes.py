@@ -1,0 +1,316 @@
+"""All live sandboxes of a platform: made, found, and ended within their limits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from ppio_agent._util.clock import Deadline, utc_now
+from ppio_agent._util.ids import secret_token
+from ppio_agent._util.threads import WorkerPool
+from ppio_agent.exceptions import SandboxPlatformError, ServiceUnavailableError
+from ppio_agent.storage import Delete, DocumentStore, Put
+
+from .backends.base import Backend
+from .config import PlatformConfig
+from .ended import EndedLogs, remove_tree
+from .limits import admit
+from .live import Identity, LiveSandbox, Surroundings, not_found
+from .machine import Event, State
+from .options import CreateOptions
+from .templates import Templates
+from .timers import Timers
+
+__all__ = ["Folders", "Sandboxes"]
+
+_log = logging.getLogger(__name__)
+
+_KIND: Final = "sandbox"
+_STOP_GRACE: Final = 5.0
+_REAPERS: Final = 16
+_LAST_WAIT: Final = 1.0
+
+
+@frozen(kw_only=True)
+class Folders:
+    """Where sandboxes are.
+
+    Attributes:
+        live: Parent of the folders of live ones.
+        ended: Parent of the logs of ended ones.
+    """
+
+    live: Path
+    ended: Path
+
+
+class Sandboxes:
+    """Makes, finds and ends sandboxes.
+
+    Args:
+        config: Limits and time-outs.
+        store: Where their rows are kept.
+        templates: What they are made from.
+        backend: What runs them; closed with this.
+        folders: Where they are.
+        id_factory: Makes ids: 20 of a-z and 0-9, not to be guessed.
+        monotonic: The clock that their time runs by.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        *,
+        store: DocumentStore,
+        templates: Templates,
+        backend: Backend,
+        folders: Folders,
+        id_factory: Callable[[], str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._templates = templates
+        self._backend = backend
+        self._folders = folders
+        self._id_factory = id_factory
+        self._timers = Timers("ppio-sandbox-timer", clock=monotonic)
+        # A sandbox has at most two things to be done at once: its time and its loss.
+        self._background = WorkerPool(
+            "ppio-sandbox-reaper",
+            max_threads=_REAPERS,
+            max_waiting=2 * config.max_sandboxes + _REAPERS,
+        )
+        self._around = Surroundings(
+            backend=backend,
+            timers=self._timers,
+            background=self._later,
+            on_end=self._on_end,
+            paused_timeout=config.paused_timeout,
+            monotonic=monotonic,
+        )
+        self._monotonic = monotonic
+        self.ended = EndedLogs(store, folders.ended)
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self._live: dict[str, LiveSandbox] = {}
+        self._owners: dict[str, str] = {}  # access token → sandbox id
+        self._closed = False
+
+    def recover(self) -> None:
+        """Clear away what a platform that crashed has left; only before any use."""
+        self._folders.live.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for document in self._store.scan(_KIND):
+            root = self._folders.live / document.id
+            tenant = str(document.body["tenant"])
+            self._clear(document.id, tenant, "crashed", root)
+        for leftover in self._folders.live.iterdir():
+            remove_tree(leftover)
+        self.ended.prune()
+
+    def create(self, options: CreateOptions, *, tenant: str) -> LiveSandbox:
+        """Make a sandbox and start it; return when its supervisor is ready.
+
+        Raises:
+            TemplateNotFoundError: The tenant sees no such template.
+            SandboxLimitError: The tenant has as many sandboxes as it may have.
+            ServiceUnavailableError: The platform is full or stopping.
+            SandboxStartError: It did not come up.
+            SandboxPlatformError: 501: the backend cannot do what is asked.
+        """
+        if not options.allow_internet and self._backend.name == "process":
+            raise SandboxPlatformError(
+                "the process backend cannot block network access",
+                code="not_supported",
+                http_status=501,
+            )
+        record, build = self._templates.choose(options.template, tenant=tenant)
+        sandbox_id = self._id_factory()
+        identity = Identity(
+            id=sandbox_id,
+            tenant=tenant,
+            alias=record.name,
+            build=build,
+            options=options,
+            root=self._folders.live / sandbox_id,
+            access_token=secret_token() if options.secure else None,
+        )
+        sandbox = LiveSandbox(identity, self._around)
+        self._admit(sandbox)
+        sandbox.start(lambda: self._prepare(identity))
+        self._templates.note_spawn(record.id)
+        return sandbox
+
+    def _admit(self, sandbox: LiveSandbox) -> None:
+        identity = sandbox.identity
+        with self._lock:
+            if self._closed:
+                raise ServiceUnavailableError(
+                    "the platform is stopping: it makes no more sandboxes",
+                    retry_after=1.0,
+                )
+            others = self._live.values()
+            own = [s for s in others if s.identity.tenant == identity.tenant]
+            ends = [s.life.ends for s in own] or [s.life.ends for s in others]
+            admit(
+                tenant=len(own),
+                total=len(self._live),
+                tenant_limit=self._config.max_sandboxes_per_tenant,
+                total_limit=self._config.max_sandboxes,
+                next_end=min(ends) - self._monotonic() if ends else None,
+            )
+            self._live[sandbox.id] = sandbox
+            if identity.access_token is not None:
+                self._owners[identity.access_token] = sandbox.id
+
+    def _prepare(self, identity: Identity) -> None:
+        row = {
+            "tenant": identity.tenant,
+            "template_id": identity.build.template_id,
+            "build_id": identity.build.id,
+            "created_at": utc_now(),
+        }
+        # The row comes before the first file and process, so that whatever a crash
+        # leaves is known.
+        self._store.write(Put(_KIND, identity.id, row, expect=0))
+        identity.root.mkdir(mode=0o700)
+        self._templates.fill(identity.build, identity.root / "app")
+
+    def find(self, sandbox_id: str) -> LiveSandbox | None:
+        """Return the live sandbox with this id, or None; no wait."""
+        sandbox = self._live.get(sandbox_id)
+        return None if sandbox is None or sandbox.doomed else sandbox
+
+    def owner_of(self, access_token: str) -> str | None:
+        """Return the id of the live sandbox with this envd token, or None; no wait."""
+        return self._owners.get(access_token)
+
+    def get(self, sandbox_id: str, *, tenant: str | None = None) -> LiveSandbox:
+        """Return a live sandbox.
+
+        Args:
+            sandbox_id: Its id.
+            tenant: Whose it has to be; None: anybody's.
+
+        Raises:
+            NotFoundError: There is none with this id that the tenant sees.
+        """
+        sandbox = self.find(sandbox_id)
+        if sandbox is None or tenant not in (None, sandbox.identity.tenant):
+            raise not_found(sandbox_id)
+        return sandbox
+
+    def list_sandboxes(self, *, tenant: str | None = None) -> list[LiveSandbox]:
+        """Return the live sandboxes of a tenant; None: of all."""
+        with self._lock:
+            found = list(self._live.values())
+        return [
+            sandbox
+            for sandbox in found
+            if not sandbox.doomed and tenant in (None, sandbox.identity.tenant)
+        ]
+
+    def kill(self, sandbox_id: str, *, tenant: str | None = None) -> None:
+        """End a sandbox; return when its last process is gone.
+
+        Raises:
+            NotFoundError: There is none, or it is being killed already.
+        """
+        if not self.get(sandbox_id, tenant=tenant).kill(Event.KILL):
+            raise not_found(sandbox_id)
+
+    def logs_of(self, sandbox_id: str, *, tenant: str | None = None) -> Path:
+        """Return the folder with the logs of a sandbox, live or lately ended.
+
+        Raises:
+            NotFoundError: There is none that the tenant sees.
+        """
+        sandbox = self.find(sandbox_id)
+        if sandbox is not None and tenant in (None, sandbox.identity.tenant):
+            return sandbox.identity.root / "logs"
+        folder = self.ended.find(sandbox_id, tenant)
+        if folder is None:
+            raise not_found(sandbox_id)
+        return folder
+
+    def builds_in_use(self) -> frozenset[str]:
+        """Return the builds that live sandboxes were made from."""
+        with self._lock:
+            return frozenset(s.identity.build.id for s in self._live.values())
+
+    def counts(self) -> dict[str, int]:
+        """Return how many sandboxes are in each state, by its word on the wire."""
+        states = [s.life.state for s in self.list_sandboxes()]
+        paused = sum(state is State.PAUSED for state in states)
+        return {"running": len(states) - paused, "paused": paused}
+
+    def _on_end(self, sandbox: LiveSandbox) -> None:
+        identity = sandbox.identity
+        reason = sandbox.life.reason
+        word = reason.value if reason else "crashed"
+        try:
+            self._clear(sandbox.id, identity.tenant, word, identity.root)
+        finally:
+            with self._lock:
+                self._live.pop(sandbox.id, None)
+                self._owners.pop(identity.access_token or "", None)
+        _log.info("sandbox %s ended: %s", sandbox.id, word)
+
+    def _clear(self, sandbox_id: str, tenant: str, reason: str, root: Path) -> None:
+        self.ended.keep(sandbox_id, tenant=tenant, reason=reason, logs=root / "logs")
+        remove_tree(root)
+        self._store.write(Delete(_KIND, sandbox_id))
+
+    def close(self, timeout: float) -> None:
+        """Refuse new sandboxes, end all there are, and stop all threads. Idempotent.
+
+        Blocking: at most about `timeout` seconds.
+        """
+        with self._lock:
+            first = not self._closed
+            self._closed = True
+            left = list(self._live.values())
+        if not first:
+            return
+        deadline = Deadline.after(timeout)
+        grace = min(_STOP_GRACE, timeout / 2)
+        self._kill_at_once(left, grace)
+        for sandbox in left:
+            sandbox.ended.wait(deadline.left())
+        self._timers.close()
+        self._backend.close()
+        for sandbox in left:
+            # Only one that nobody has begun to kill is killed here; its processes
+            # are gone already.
+            sandbox.kill(Event.STOP, grace=0.0)
+            sandbox.ended.wait(max(_LAST_WAIT, deadline.left() or 0.0))
+        self._background.close(deadline.left())
+
+    def _kill_at_once(self, sandboxes: list[LiveSandbox], grace: float) -> None:
+        """Begin to kill all of them at the same time."""
+        pool = WorkerPool("ppio-sandbox-stop", max_threads=max(1, len(sandboxes)))
+        try:
+            for sandbox in sandboxes:
+                pool.submit(partial(sandbox.kill, Event.STOP, grace=grace))
+        except RuntimeError:
+            # An interpreter that is ending starts no threads: the backend's close,
+            # which needs none, ends them without grace.
+            _log.debug("no thread can be started", exc_info=True)
+        finally:
+            pool.close(0.0)
+
+    def _later(self, job: Callable[[], object]) -> None:
+        try:
+            self._background.submit(job)
+        except RuntimeError:
+            # Closed: then `close` ends every sandbox itself.
+            _log.debug("nothing is done in the background any more", exc_info=True)

@@ -1,0 +1,328 @@
+"""The templates of the platform: deployed, found, and copied into sandboxes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Set
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import (
+    ConflictError,
+    PermissionDeniedError,
+    TemplateNotFoundError,
+)
+from ppio_agent.storage import Delete, DocumentStore, Put
+from ppio_agent.wire.headers import sandbox_key
+from ppio_agent.wire.model import structure
+
+from .blobs import BlobStore
+from .builds import Builder
+from .keys import DEFAULT_TENANT
+from .manifest import AgentManifest, Host
+from .records import Build, BuildInfo, TemplateRecord
+from .sources import FolderSource, Source
+
+__all__ = ["BASE_ID", "Templates"]
+
+BASE_ID: Final = "base0000000000000000"
+_BASE_TIME: Final = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
+_TEMPLATE: Final = "template"
+_BUILD: Final = "build"
+_NAME: Final = "template_name"
+_KEPT_BUILDS: Final = 5
+
+
+class Templates:
+    """All templates of a platform.
+
+    Args:
+        store: Where records are kept.
+        blobs: Where files are kept.
+        host: The most that a manifest may ask for.
+        id_factory: Makes ids of templates: 20 of a-z and 0-9.
+        find: Asked for the folder of a reference that is not held.
+        in_use: Gives the builds that live sandboxes were made from.
+        clock: The present instant.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        blobs: BlobStore,
+        *,
+        host: Host,
+        id_factory: Callable[[], str],
+        find: Callable[[str], Path | None] = lambda _ref: None,
+        in_use: Callable[[], Set[str]] = frozenset,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._builder = Builder(blobs, host=host)
+        self._id_factory = id_factory
+        self._find = find
+        self._in_use = in_use
+        self._clock = clock
+        # Orders what reads a record and then writes it, across those two steps.
+        self._writing = threading.Lock()
+        if store.get(_TEMPLATE, BASE_ID) is None:
+            self._add_base()
+
+    def _add_base(self) -> None:
+        build = BuildInfo(id="base", version="1.0.0", digest="", created_at=_BASE_TIME)
+        record = TemplateRecord(
+            id=BASE_ID,
+            tenant="",
+            name="base",
+            created_at=_BASE_TIME,
+            updated_at=_BASE_TIME,
+            builds=(build,),
+        )
+        self._store.write(
+            _put(_TEMPLATE, BASE_ID, record),
+            _put(_BUILD, build.id, Build(id=build.id, template_id=BASE_ID)),
+        )
+
+    def collect(self) -> None:
+        """Remove builds and blobs that nothing refers to, such as a crash leaves.
+
+        Only while nothing else uses the templates.
+        """
+        kept = {build.id for record in self._records() for build in record.builds}
+        digests: set[str] = set()
+        for document in self._store.scan(_BUILD):
+            if document.id not in kept:
+                self._store.write(Delete(_BUILD, document.id))
+                continue
+            build = structure(Build, document.body)
+            digests.update(entry.digest for entry in build.files)
+            digests.update(build.compiled.values())
+        self._blobs.keep_only(digests)
+
+    def list_templates(self, *, tenant: str | None = None) -> list[TemplateRecord]:
+        """Return the tenant's templates and the public ones; None: all there are."""
+        return [
+            r for r in self._records() if tenant is None or r.tenant in ("", tenant)
+        ]
+
+    def get(self, ref: str, *, tenant: str = DEFAULT_TENANT) -> TemplateRecord:
+        """Return the template that `ref` (id, name, either with `:version`) means.
+
+        Raises:
+            TemplateNotFoundError: The tenant sees no such template.
+        """
+        return self._held(tenant, ref)[0]
+
+    def choose(
+        self, ref: str, *, tenant: str = DEFAULT_TENANT
+    ) -> tuple[TemplateRecord, Build]:
+        """Return the template and the build for a new sandbox.
+
+        A reference that is not held is asked of `find`; what that finds is deployed.
+
+        Raises:
+            TemplateNotFoundError: Nobody knows it.
+            TemplateManifestError: What was found for it cannot be deployed.
+        """
+        try:
+            record, info = self._held(tenant, ref)
+        except TemplateNotFoundError:
+            path = self._find(ref)
+            if path is None:
+                raise
+            record, _ = self.deploy(FolderSource.of(path), tenant=tenant)
+            info = record.latest
+        document = self._store.get(_BUILD, info.id)
+        if document is None:  # a deploy has just dropped it
+            raise _not_found(ref)
+        return record, structure(Build, document.body)
+
+    def _held(self, tenant: str, ref: str) -> tuple[TemplateRecord, BuildInfo]:
+        name, _, version = ref.partition(":")
+        record = self._named(tenant, name) or self._named("", name)
+        for id_ in (name, sandbox_key(name)):
+            record = record or self._by_id(tenant, id_)
+        if record is None:
+            raise _not_found(ref)
+        if version in ("", "latest"):
+            return record, record.latest
+        for build in reversed(record.builds):
+            if build.version == version:
+                return record, build
+        raise _not_found(ref)
+
+    def _named(self, tenant: str, name: str) -> TemplateRecord | None:
+        if tenant == "" and name == "base":
+            return self._by_id("", BASE_ID)
+        document = self._store.get(_NAME, f"{tenant}/{name}")
+        return None if document is None else self._by_id(tenant, document.body["id"])
+
+    def _by_id(self, tenant: str, id_: str) -> TemplateRecord | None:
+        document = self._store.get(_TEMPLATE, id_)
+        if document is None:
+            return None
+        record = structure(TemplateRecord, document.body)
+        return record if record.tenant in ("", tenant) else None
+
+    def _records(self) -> list[TemplateRecord]:
+        found = self._store.scan(_TEMPLATE)
+        return [structure(TemplateRecord, document.body) for document in found]
+
+    def deploy(
+        self, source: Source, *, tenant: str = DEFAULT_TENANT
+    ) -> tuple[TemplateRecord, bool]:
+        """Make what is in `source` the latest build of its template.
+
+        The same content makes no new build.
+
+        Returns:
+            The template, and whether there is a new build.
+
+        Raises:
+            TemplateManifestError: With everything that is wrong; nothing was kept.
+            ConflictError: The manifest names a template that its name is not of.
+        """
+        content = self._builder.keep(source)
+        manifest = content.manifest
+        like = self._latest_build(self._named(tenant, manifest.name))
+        compiled = self._builder.compiled(content.files, like)
+        with self._writing:
+            record = self._target(tenant, manifest)
+            for known in record.builds if record else ():
+                if record is not None and known.digest == content.digest:
+                    return self._again_latest(record, known, manifest), False
+            build = Build(
+                id=new_id(),
+                template_id=record.id if record else self._id_factory(),
+                entrypoint=manifest.entrypoint,
+                start_timeout=manifest.start_timeout,
+                memory_mb=manifest.memory_mb,
+                cpus=manifest.cpus,
+                files=content.files,
+                compiled=compiled,
+            )
+            return self._add_build(tenant, manifest, build, content.digest), True
+
+    def _latest_build(self, record: TemplateRecord | None) -> Build | None:
+        if record is None:
+            return None
+        document = self._store.get(_BUILD, record.latest.id)
+        return None if document is None else structure(Build, document.body)
+
+    def _target(self, tenant: str, manifest: AgentManifest) -> TemplateRecord | None:
+        record = self._named(tenant, manifest.name)
+        if manifest.template_id not in (None, record.id if record else None):
+            raise ConflictError(
+                f"the manifest names template {manifest.template_id}, but the agent"
+                f" {manifest.name} is {record.id if record else 'no template yet'}:"
+                " correct spec.sandbox.template_id, or leave it out"
+            )
+        return record
+
+    def _again_latest(
+        self, record: TemplateRecord, build: BuildInfo, manifest: AgentManifest
+    ) -> TemplateRecord:
+        if build == record.latest:
+            return record
+        others = tuple(b for b in record.builds if b != build)
+        record = self._described(record, (*others, build), manifest)
+        self._store.write(_put(_TEMPLATE, record.id, record))
+        return record
+
+    def _add_build(
+        self, tenant: str, manifest: AgentManifest, build: Build, digest: str
+    ) -> TemplateRecord:
+        now = self._clock()
+        info = BuildInfo(
+            id=build.id, version=manifest.version, digest=digest, created_at=now
+        )
+        record = self._by_id(tenant, build.template_id) or TemplateRecord(
+            id=build.template_id,
+            tenant=tenant,
+            name=manifest.name,
+            created_at=now,
+            updated_at=now,
+            builds=(),
+        )
+        used = self._in_use()
+        old = record.builds[: -(_KEPT_BUILDS - 1)]
+        dropped = [b for b in old if b.id not in used]
+        kept = tuple(b for b in record.builds if b not in dropped)
+        record = self._described(record, (*kept, info), manifest)
+        # One transaction, after all blobs: a crash before it leaves only blobs that
+        # nothing refers to.
+        self._store.write(
+            _put(_BUILD, build.id, build),
+            _put(_TEMPLATE, record.id, record),
+            Put(_NAME, f"{tenant}/{record.name}", {"id": record.id}),
+            *(Delete(_BUILD, b.id) for b in dropped),
+        )
+        return record
+
+    def _described(
+        self,
+        record: TemplateRecord,
+        builds: tuple[BuildInfo, ...],
+        manifest: AgentManifest,
+    ) -> TemplateRecord:
+        return attrs.evolve(
+            record,
+            builds=builds,
+            updated_at=self._clock(),
+            document=manifest.document(),
+            memory_mb=manifest.memory_mb,
+            cpus=manifest.cpus,
+        )
+
+    def delete(self, ref: str, *, tenant: str = DEFAULT_TENANT) -> None:
+        """Remove a template; sandboxes made from it stay.
+
+        Raises:
+            TemplateNotFoundError: The tenant sees no such template.
+            PermissionDeniedError: It is a public one.
+        """
+        with self._writing:
+            record = self.get(ref, tenant=tenant)
+            if record.tenant != tenant:
+                raise PermissionDeniedError(
+                    f"template {record.id} is everybody's: it cannot be deleted"
+                )
+            self._store.write(
+                Delete(_TEMPLATE, record.id),
+                Delete(_NAME, f"{tenant}/{record.name}"),
+                *(Delete(_BUILD, build.id) for build in record.builds),
+            )
+
+    def fill(self, build: Build, folder: Path) -> None:
+        """Make `folder` and write a build's files into it."""
+        self._builder.fill(build, folder)
+
+    def note_spawn(self, template_id: str) -> None:
+        """Count a sandbox that was made from a template."""
+        with self._writing:
+            document = self._store.get(_TEMPLATE, template_id)
+            if document is None:
+                return
+            record = structure(TemplateRecord, document.body)
+            record = attrs.evolve(
+                record,
+                spawn_count=record.spawn_count + 1,
+                last_spawned_at=self._clock(),
+            )
+            self._store.write(_put(_TEMPLATE, template_id, record))
+
+
+def _put(kind: str, id_: str, record: attrs.AttrsInstance) -> Put:
+    return Put(kind, id_, attrs.asdict(record))
+
+
+def _not_found(ref: str) -> TemplateNotFoundError:
+    return TemplateNotFoundError(f"template {ref} was not found: deploy it first")

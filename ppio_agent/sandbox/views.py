@@ -1,0 +1,170 @@
+"""What the control plane shows of templates and sandboxes. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+import attrs
+from attrs import frozen
+
+from ppio_agent.wire.json import Json, encode_json
+from ppio_agent.wire.models import (
+    ListedSandbox,
+    Sandbox,
+    SandboxDetail,
+    SandboxState,
+    Template,
+)
+from ppio_agent.wire.times import format_time
+
+from .live import LiveSandbox
+from .logview import LogEntry
+from .machine import State
+from .records import BuildInfo, TemplateRecord
+
+__all__ = ["Viewer", "log_lines"]
+
+_CLIENT: Final = "local"
+_ENVD_VERSION: Final = "0.5.7"
+_DISK_MB: Final = 1024
+_PUBLIC: Final = ""
+
+
+@frozen(kw_only=True)
+class Viewer:
+    """Makes wire shapes of what the platform holds.
+
+    Attributes:
+        domain: What clients build host names from.
+        url: Where routing by header works.
+    """
+
+    domain: str
+    url: str
+
+    def created(self, sandbox: LiveSandbox) -> dict[str, Json]:
+        """Return a sandbox as create, connect and resume answer it."""
+        identity = sandbox.identity
+        return Sandbox(
+            sandbox_id=sandbox.id,
+            template_id=identity.build.template_id,
+            client_id=_CLIENT,
+            envd_version=_ENVD_VERSION,
+            domain=self.domain,
+            alias=identity.alias,
+            envd_access_token=identity.access_token,
+            edge_url=self.url,
+        ).to_dict()
+
+    def listed(self, sandbox: LiveSandbox) -> dict[str, Json]:
+        """Return a sandbox as one item of a list."""
+        return _listed(sandbox).to_dict()
+
+    def detail(self, sandbox: LiveSandbox) -> dict[str, Json]:
+        """Return all there is to know of a sandbox."""
+        identity, life, agent = sandbox.identity, sandbox.life, sandbox.agent
+        on_timeout = "pause" if life.pauses else "kill"
+        listed = attrs.asdict(_listed(sandbox), recurse=False)
+        return SandboxDetail(
+            **listed,
+            domain=self.domain,
+            envd_access_token=identity.access_token,
+            edge_url=self.url,
+            allow_internet_access=identity.options.allow_internet,
+            network={"allowPublicTraffic": True},
+            lifecycle={
+                "onTimeout": on_timeout,
+                "autoResume": identity.options.auto_resume,
+            },
+            agent={
+                "phase": agent.phase,
+                "exitCode": agent.exit_code,
+                "signal": agent.signal,
+                "startedAt": agent.started_at and format_time(agent.started_at),
+                "readyAt": agent.ready_at and format_time(agent.ready_at),
+                "logTail": agent.log_tail,
+            },
+        ).to_dict()
+
+    def template(self, record: TemplateRecord) -> Template:
+        """Return a template."""
+        about = (record.document or {}).get("metadata", {})
+        metadata: dict[str, Json] = {}
+        if record.document is not None:
+            # A text: clients in the field drop a template with a nested object here.
+            metadata["agent_runtime"] = encode_json(record.document).decode()
+        author = about.get("author", "")
+        return Template(
+            template_id=record.id,
+            aliases=(record.name,),
+            names=(record.name,),
+            version=record.latest.version,
+            description=about.get("description"),
+            tags=tuple(about.get("tags", ())),
+            metadata=metadata,
+            created_at=record.created_at,
+            updated_at=record.updated_at,
+            created_by={"id": author, "email": author},
+            build_id=record.latest.id,
+            build_count=len(record.builds),
+            build_status="ready",
+            cpu_count=math.ceil(record.cpus),
+            memory_mb=record.memory_mb,
+            disk_size_mb=_DISK_MB,
+            envd_version=_ENVD_VERSION,
+            public=record.tenant == _PUBLIC,
+            spawn_count=record.spawn_count,
+            last_spawned_at=record.last_spawned_at,
+        )
+
+    def template_object(self, record: TemplateRecord) -> dict[str, Json]:
+        """Return a template as JSON."""
+        # Clients want this member to be there.
+        return {"lastSpawnedAt": None, **self.template(record).to_dict()}
+
+    def template_detail(
+        self, record: TemplateRecord, builds: Iterable[BuildInfo]
+    ) -> dict[str, Json]:
+        """Return a template with some of its builds."""
+        listed = [
+            {
+                "buildID": build.id,
+                "status": "ready",
+                "version": build.version,
+                "digest": build.digest,
+                "createdAt": format_time(build.created_at),
+            }
+            for build in builds
+        ]
+        return {**self.template_object(record), "builds": listed}
+
+
+def _listed(sandbox: LiveSandbox) -> ListedSandbox:
+    identity, life = sandbox.identity, sandbox.life
+    return ListedSandbox(
+        sandbox_id=sandbox.id,
+        template_id=identity.build.template_id,
+        client_id=_CLIENT,
+        envd_version=_ENVD_VERSION,
+        # One that starts already counts as running.
+        state=SandboxState.PAUSED
+        if life.state is State.PAUSED
+        else SandboxState.RUNNING,
+        started_at=life.started_at,
+        end_at=life.end_at,
+        metadata=dict(identity.options.metadata),
+        alias=identity.alias,
+        cpu_count=math.ceil(identity.build.cpus),
+        memory_mb=identity.build.memory_mb,
+        disk_size_mb=_DISK_MB,
+    )
+
+
+def log_lines(entries: list[LogEntry]) -> dict[str, Json]:
+    """Return log entries in the shape of the first version of the route."""
+    return {
+        "logs": [{"timestamp": e.timestamp, "line": e.line} for e in entries],
+        "logEntries": [e.to_dict() for e in entries],
+    }
