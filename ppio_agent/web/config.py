@@ -66,4 +66,5 @@ class ServerConfig:
             "log_socket_errors": False,
             "max_request_body_size": max(4 * self.max_request_size, 16 * _MIB),
             "outbuf_high_watermark": _MIB,
+            "recv_bytes": 1 << 16,
         }

@@ -9,6 +9,7 @@ has waited for a while.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,12 +19,16 @@ from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 
 __all__ = ["Crew", "Load"]
 
+_log = logging.getLogger(__name__)
+
 _Job = Callable[[], object]
 
 # Threads that are used whatever the load.
 _EAGER = 2
 # A request that waited so long gets a thread even when the process is busy, in seconds.
 _PATIENCE = 0.02
+# How long no thread is tried after the system had none, in seconds.
+_RETRY_THREADS = 1.0
 
 
 class Load:
@@ -88,11 +93,12 @@ class Crew:
         self._load = load
         self._clock = clock
         self._pool = WorkerPool(name, max_threads=max_threads)
-        # Guards the three below.
+        # Guards everything below.
         self._lock = threading.Lock()
         self._jobs: deque[tuple[float, _Job]] = deque()
         self._active = 0
         self._grown_at = 0.0
+        self._hold_until = 0.0
 
     @property
     def threads(self) -> int:
@@ -114,7 +120,6 @@ class Crew:
 
         Raises:
             PoolSaturatedError: All threads are busy and the queue is full.
-            RuntimeError: The crew is closed, or no first thread can be started.
         """
         with self._lock:
             if self._active + len(self._jobs) >= self._max_jobs:
@@ -129,7 +134,7 @@ class Crew:
 
     def grow(self) -> None:
         """Add threads for waiting jobs, if that can help; call it now and then."""
-        if not self._jobs:
+        if not self._jobs or self._clock() < self._hold_until:
             return
         full = self._load.full()
         with self._lock:
@@ -146,12 +151,13 @@ class Crew:
     def _add(self) -> None:
         try:
             self._pool.submit(self._work)
-        except BaseException:
+        except RuntimeError as error:
+            # Closed, or the system has no thread left: what waits is not lost, the
+            # threads that are there come to it, and `grow` tries again.
             with self._lock:
                 self._active -= 1
-                if self._active > 0:
-                    return  # those that are there will come to it
-            raise
+                self._hold_until = self._clock() + _RETRY_THREADS
+            _log.warning("no thread can be added: %s", error)
 
     def _work(self) -> None:
         while True:

@@ -160,6 +160,7 @@ class LaneDispatcher:
         }
         self._durations: deque[float] = deque(maxlen=32)
         self._refused = 0
+        self._closed = False
         self.draining = False
 
     def start(self) -> None:
@@ -177,6 +178,8 @@ class LaneDispatcher:
 
     def add_task(self, task: Task) -> None:
         """Queue the first request of a connection on its lane, or its refusal."""
+        if self._closed:
+            return
         request = task.requests[0]
         request.arrived = time.monotonic()
         if request.error is not None:
@@ -260,6 +263,7 @@ class LaneDispatcher:
             Whether all threads have ended.
         """
         del cancel_pending
+        self._closed = True
         ends = time.monotonic() + timeout
         closed = [
             crew.close(max(0.0, ends - time.monotonic()))

@@ -8,6 +8,7 @@ connection itself, and the loop wakes up for what clients send and nothing else.
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -46,6 +47,9 @@ class Loop:
         self._listeners: Sequence[Any] = ()
         self._asleep = False
         self._stopping = False
+        # Guards the trigger: its descriptor must not be written to once closed.
+        self._wake_lock = threading.Lock()
+        self._closed = False
 
     def attach(self, listeners: Sequence[Any]) -> None:
         """Take over waitress's listeners; the first one's trigger wakes the loop."""
@@ -69,9 +73,12 @@ class Loop:
         """Let the loop look again."""
         # One that is awake looks at everything before it sleeps again, and so sees
         # what the caller has changed; writing to the pipe can be saved.
-        if self._asleep:
-            self._asleep = False
-            self._listeners[0].trigger.pull_trigger()
+        if not self._asleep:
+            return
+        with self._wake_lock:
+            if not self._closed:
+                self._asleep = False
+                self._listeners[0].trigger.pull_trigger()
 
     def stop(self) -> None:
         """Let `run` return soon."""
@@ -92,6 +99,8 @@ class Loop:
 
     def close(self) -> None:
         """Close every socket; on the loop's thread, after `run`."""
+        with self._wake_lock:
+            self._closed = True
         for one in list(self.sockets.values()):
             one.handle_close()
         for listener in self._listeners:

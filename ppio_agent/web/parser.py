@@ -39,9 +39,13 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
         Raises:
             ParsingError: It is malformed.
         """
-        if not self._parse_usual(header_plus):
-            self.headers = {}
+        if self._parse_usual(header_plus):
+            return
+        self.headers = {}
+        try:
             super().parse_header(header_plus)
+        except ValueError as error:  # which waitress lets pass: "http://[" does it
+            raise ParsingError("Bad URI") from error
 
     def _parse_usual(self, head: bytes) -> bool:
         first, *lines = head.split(b"\r\n")

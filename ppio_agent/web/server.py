@@ -92,7 +92,12 @@ class Server:
         with self._lock:
             if self._thread is not None or self._stopping:
                 raise RuntimeError("the server was started before")
-            self._listen()
+            try:
+                self._listen()
+            except OSError:
+                self._stopping = True
+                self._loop.close()
+                raise
             self._dispatcher.start()
             self._thread = start_thread("ppio-web-loop", self._run)
         return self
@@ -116,11 +121,7 @@ class Server:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
             self._host, self._host
         )
-        return (
-            f"http://[{host}]:{self._port}"
-            if ":" in host
-            else (f"http://{host}:{self._port}")
-        )
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of connections, threads and requests.
@@ -175,15 +176,16 @@ class Server:
         Returns:
             Whether all threads have ended.
         """
+        deadline = Deadline.after(timeout)
         self.stop_listening()
         with self._lock:
             self._stopping = True
             thread = self._thread
         if thread is not None:
             self._loop.stop()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-        ended = self._dispatcher.shutdown(timeout=timeout)
+            if thread is not threading.current_thread():
+                thread.join(deadline.left())
+        ended = self._dispatcher.shutdown(timeout=deadline.left() or 0.0)
         self._closed.set()
         return ended and (thread is None or not thread.is_alive())
 

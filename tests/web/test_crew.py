@@ -1,0 +1,156 @@
+"""When a lane gets another thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ppio_agent._util.threads import PoolSaturatedError
+from ppio_agent.web.crew import Crew, Load
+from tests.support import wait_until
+
+
+class Clock:
+    """Two hands, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.cpu = 0.0
+
+    def move(self, seconds: float, *, busy: float = 0.0) -> None:
+        self.now += seconds
+        self.cpu += seconds * busy
+
+    def load(self) -> Load:
+        return Load(clock=lambda: self.now, cpu_clock=lambda: self.cpu)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What blocking jobs wait for."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def _crew(clock: Clock, *, threads: int = 8, waiting: int = 100) -> Crew:
+    return Crew(
+        "ppio-test",
+        max_threads=threads,
+        max_waiting=waiting,
+        load=clock.load(),
+        clock=lambda: clock.now,
+    )
+
+
+def test_load_is_full_while_a_core_is_used(clock: Clock) -> None:
+    """Processor time is compared with the time since the last look."""
+    load = clock.load()
+    clock.move(0.01, busy=1.0)
+    assert load.full()
+    clock.move(0.01, busy=0.5)
+    assert not load.full()
+
+
+def test_load_is_not_looked_at_too_often(clock: Clock) -> None:
+    """Within the span the last verdict stands: a look costs a system call."""
+    load = clock.load()
+    clock.move(0.01, busy=1.0)
+    assert load.full()
+    clock.move(0.001, busy=0.0)
+    assert load.full()
+
+
+def test_blocking_jobs_get_a_thread_each(clock: Clock, gate: threading.Event) -> None:
+    """While the processor is idle, waiting jobs do not wait for others."""
+    crew = _crew(clock)
+    for _ in range(8):
+        clock.move(0.01, busy=0.1)
+        crew.submit(gate.wait)
+    wait_until(lambda: crew.waiting == 0)
+    assert crew.busy == 8
+    gate.set()
+    assert crew.close()
+
+
+def test_a_busy_process_gets_two_threads(clock: Clock, gate: threading.Event) -> None:
+    """More would only take the interpreter lock from each other."""
+    crew = _crew(clock)
+    for _ in range(6):
+        clock.move(0.003, busy=1.0)
+        crew.submit(gate.wait)
+    wait_until(lambda: crew.waiting == 4)
+    assert crew.busy == 2
+    gate.set()
+    wait_until(lambda: crew.busy == 0)
+    assert crew.close()
+
+
+def test_nothing_waits_for_long_even_when_busy(
+    clock: Clock, gate: threading.Event
+) -> None:
+    """Two jobs that compute for minutes do not keep the others from starting."""
+    crew = _crew(clock)
+    for _ in range(4):
+        clock.move(0.003, busy=1.0)
+        crew.submit(gate.wait)
+    wait_until(lambda: crew.waiting == 2)
+    clock.move(0.05, busy=1.0)
+    crew.grow()
+    wait_until(lambda: crew.waiting == 1)
+    crew.grow()
+    assert crew.busy == 3, "one further thread at a time"
+    gate.set()
+    assert crew.close()
+
+
+def test_a_full_queue_refuses(clock: Clock, gate: threading.Event) -> None:
+    """As many jobs as threads and places are taken, and not one more."""
+    crew = _crew(clock, threads=2, waiting=1)
+    for _ in range(3):
+        crew.submit(gate.wait)
+    with pytest.raises(PoolSaturatedError):
+        crew.submit(gate.wait)
+    gate.set()
+    assert crew.close()
+
+
+def test_closing_drops_what_waits(clock: Clock, gate: threading.Event) -> None:
+    """A closed crew starts nothing any more."""
+    crew = _crew(clock, threads=1)
+    ran: list[int] = []
+    crew.submit(gate.wait)
+    crew.submit(lambda: ran.append(1))
+    assert not crew.close(timeout=0.01)
+    gate.set()
+    assert crew.close()
+    assert ran == []
+
+
+def test_a_system_without_threads_loses_no_job(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job stays queued when no thread can be started, and is run later."""
+    crew = _crew(clock)
+    ran = threading.Event()
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ppio_agent._util.threads.start_thread", no_thread)
+        crew.submit(ran.set)
+    assert crew.waiting == 1
+    crew.grow()
+    assert not ran.is_set(), "not tried again at once"
+    clock.move(1.1)
+    crew.grow()
+    assert ran.wait(5)
+    assert crew.close()
