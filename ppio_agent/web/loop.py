@@ -102,9 +102,10 @@ class Loop:
         with self._wake_lock:
             self._closed = True
         for one in list(self.sockets.values()):
-            one.handle_close()
-        for listener in self._listeners:
-            listener.close()
+            if hasattr(one, "arm_lock"):
+                one.handle_close()
+            else:
+                one.close()
 
 
 class EpollLoop(Loop):
@@ -119,7 +120,8 @@ class EpollLoop(Loop):
         super().__init__(between)
         self._epoll = select.epoll()
         self.sockets = _Registered(self._epoll)
-        self._accepting: dict[int, bool] = {}
+        # Listeners that accept nobody, since there are too many connections.
+        self._full: set[Any] = set()
         self._sweep_at = 0.0
 
     def changed(self, channel: Any) -> None:
@@ -135,6 +137,7 @@ class EpollLoop(Loop):
                 self._epoll.modify(descriptor, flags | select.EPOLLONESHOT)
 
     def _wait(self, timeout: float) -> None:
+        self._watch_listeners()
         if time.monotonic() >= self._sweep_at:
             self._sweep()
         for descriptor, flags in self._epoll.poll(timeout):
@@ -144,6 +147,15 @@ class EpollLoop(Loop):
             wasyncore.readwrite(one, flags)
             if hasattr(one, "arm_lock"):
                 self.changed(one)
+
+    def _watch_listeners(self) -> None:
+        for listener in self._listeners:
+            # Asking it is what lets waitress mark idle connections and count.
+            full = not listener.readable()
+            if listener.accepting and full is not (listener in self._full):
+                (self._full.add if full else self._full.discard)(listener)
+                flags = 0 if full else select.EPOLLIN
+                self._epoll.modify(listener.socket.fileno(), flags)
 
     def _sweep(self) -> None:
         self._sweep_at = time.monotonic() + _SWEEP_EVERY

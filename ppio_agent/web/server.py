@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from waitress import create_server
+from waitress import create_server, wasyncore
 from waitress.server import BaseWSGIServer
 
 from ppio_agent._util.clock import Deadline
@@ -234,7 +234,8 @@ class Server:
         ]
 
     def _call_and_wait(self, function: Callable[[], object]) -> None:
-        if threading.current_thread() is self._thread:
+        thread = self._thread
+        if thread is threading.current_thread() or not (thread and thread.is_alive()):
             function()
             return
         done = threading.Event()
@@ -253,8 +254,8 @@ class Server:
 def _stop_accepting(listeners: Iterable[Any]) -> None:
     for listener in listeners:
         listener.accepting = False
-        listener.del_channel()
-        listener.socket.close()
+        # Not its own `close`, which closes the pipe that wakes the loop as well.
+        wasyncore.dispatcher.close(listener)
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
