@@ -321,11 +321,13 @@ class RequestTimeoutError(NetworkError, TimeoutError):
 
     Attributes:
         phase: `connect`, `pool`, `response`, `body` or `idle`.
+        idempotency_key: Key of an invocation, under which it may be joined again.
     """
 
     code = "request_timeout"
     http_status = 504
     phase: str | None = None
+    idempotency_key: str | None = None
 
 
 class PoolTimeoutError(RequestTimeoutError):
@@ -435,11 +437,13 @@ class StreamInterruptedError(InvocationError):
 
     Attributes:
         last_event_id: Id of the last event received, from which to resume.
+        chunk_count: How many chunks had come.
     """
 
     code = "stream_interrupted"
     http_status = 502
     last_event_id: str | None = None
+    chunk_count: int = 0
 
 
 class StreamClosedError(InvocationError):

@@ -1,0 +1,106 @@
+"""Which platform a client talks to, and what it takes to do so."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from attrs import frozen
+
+from ppio_agent.exceptions import AuthenticationError
+from ppio_agent.hooks import Hooks
+from ppio_agent.transport import RetryPolicy, Transport, TransportConfig
+
+from .auth import KEY_VARIABLE, AuthManager
+from .config import ClientConfig
+from .control import ControlPlane
+from .endpoint import Endpoint, choose_endpoint
+from .launch import Launcher
+
+__all__ = ["Backend", "NamedPlatform", "connect", "named_platform"]
+
+_log = logging.getLogger(__name__)
+
+NamedPlatform = tuple[Endpoint, AuthManager]
+
+
+@frozen
+class Backend:
+    """What a client has once its platform is known."""
+
+    control: ControlPlane
+    launcher: Launcher
+
+
+def named_platform(
+    config: ClientConfig, api_key: str | None, api_secret: str | None
+) -> NamedPlatform | None:
+    """Return the platform that was named; None means the embedded one.
+
+    Raises:
+        AuthenticationError: One was, but there is no key that can be used.
+    """
+    has_key = bool(api_key or os.environ.get(KEY_VARIABLE))
+    endpoint = choose_endpoint(config, has_key=has_key)
+    return None if endpoint is None else (endpoint, AuthManager(api_key, api_secret))
+
+
+def connect(
+    config: ClientConfig,
+    hooks: Hooks,
+    *,
+    named: NamedPlatform | None,
+    on_leftover: Callable[[str], None],
+) -> Backend:
+    """Return what is needed to talk to the platform; starts the embedded one.
+
+    Args:
+        config: The client's settings.
+        hooks: The client's plug-ins.
+        named: The platform, if one was named.
+        on_leftover: Is told the id of a sandbox that could not be killed.
+
+    Raises:
+        AuthenticationError: None was named and there is no embedded one.
+    """
+    endpoint, auth = named or _local_platform(config, hooks)
+    takes_part = hooks.implemented("ppio_client_headers")
+    transport = Transport(
+        TransportConfig(
+            max_connections=config.max_connections,
+            max_keepalive_connections=config.max_keepalive_connections,
+            connect_timeout=config.connect_timeout,
+            max_response_bytes=config.max_response_bytes,
+            proxy=config.proxy,
+            ca_bundle=config.ca_bundle,
+            retry=RetryPolicy(max_retries=config.max_retries),
+        ),
+        client_headers=hooks.client_headers if takes_part else None,
+        redactor=auth.redactor,
+    )
+    control = ControlPlane(
+        transport=transport,
+        endpoint=endpoint,
+        auth=auth,
+        request_timeout=config.request_timeout,
+    )
+    return Backend(control, Launcher(control, config, on_leftover))
+
+
+def _local_platform(config: ClientConfig, hooks: Hooks) -> NamedPlatform:
+    found = hooks.default_platform(config)
+    if found is None:
+        raise AuthenticationError(
+            "no API key and no platform on this machine: pass api_key=… or set"
+            f" {KEY_VARIABLE}"
+        )
+    url, api_key = found
+    _log.info("no platform was named, using the local one at %s", url)
+    endpoint = Endpoint(
+        url=url.rstrip("/"),
+        domain=config.domain,
+        sandbox_url=config.sandbox_url,
+        where="the local platform",
+    )
+    return endpoint, AuthManager(api_key, environ={})

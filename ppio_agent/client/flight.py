@@ -1,0 +1,95 @@
+"""Single flight: of many callers that want the same thing, one fetches it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
+
+__all__ = ["SingleFlight"]
+
+_K = TypeVar("_K", bound=Hashable)
+_T = TypeVar("_T")
+
+
+class _Flight(Generic[_T]):
+    """One fetch under way. Written by its leader before `done` is set."""
+
+    __slots__ = ("done", "error", "results")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.results: list[_T] = []
+        self.error: Exception | None = None
+
+
+class SingleFlight(Generic[_K, _T]):
+    """Runs a function once for all callers that ask at the same time.
+
+    The first caller of a key runs it in its own thread; the others wait for its
+    result or error. Nothing is kept afterwards. A leader that is interrupted
+    (`KeyboardInterrupt`) is not followed: one of the waiting takes its place.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(self) -> None:
+        # Guards _flights.
+        self._lock = threading.Lock()
+        self._flights: dict[_K, _Flight[_T]] = {}
+
+    def run(self, key: _K, fetch: Callable[[], _T], deadline: Deadline) -> _T:
+        """Return what `fetch()` gives, from this call or the one under way.
+
+        Args:
+            key: What is fetched.
+            fetch: Fetches it; its errors go to all who wait.
+            deadline: Bounds only the waiting for another caller.
+
+        Raises:
+            RequestTimeoutError: The deadline passed while waiting.
+        """
+        while True:
+            with self._lock:
+                flight = self._flights.get(key)
+                leads = flight is None
+                if flight is None:
+                    flight = self._flights[key] = _Flight()
+            if leads:
+                return self._lead(key, flight, fetch)
+            if not flight.done.wait(deadline.left()):
+                raise RequestTimeoutError(
+                    "the time ran out while another thread fetched the same thing",
+                    phase="response",
+                )
+            if flight.error is not None:
+                raise _own_copy(flight.error)
+            if flight.results:
+                return flight.results[0]
+
+    def _lead(self, key: _K, flight: _Flight[_T], fetch: Callable[[], _T]) -> _T:
+        try:
+            result = fetch()
+            flight.results.append(result)
+        except Exception as error:
+            flight.error = error
+            raise
+        else:
+            return result
+        finally:
+            with self._lock:
+                del self._flights[key]
+            flight.done.set()
+
+
+def _own_copy(error: Exception) -> Exception:
+    """Return an error of this thread's own: a traceback grows where it is raised."""
+    if not isinstance(error, PPIOAgentError):
+        return error
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__ or error
+    return own

@@ -1,0 +1,328 @@
+"""From a template to a sandbox whose agent answers, or to no sandbox at all."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+from attrs import field, frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent._util.ids import new_id
+from ppio_agent._version import __version__
+from ppio_agent.exceptions import (
+    NetworkError,
+    PPIOAgentError,
+    RequestTimeoutError,
+    SandboxCreationError,
+    ValidationError,
+    WireError,
+)
+from ppio_agent.transport import CallHandle
+from ppio_agent.wire.headers import TRAFFIC_TOKEN, valid_session_id
+from ppio_agent.wire.models import (
+    AgentMetadata,
+    AgentTemplate,
+    NewSandbox,
+    Sandbox,
+)
+
+from .agent_port import AgentPort
+from .config import ClientConfig
+from .control import ControlPlane
+from .endpoint import AGENT_PORT
+from .readiness import Readiness
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Launched", "Launcher", "SandboxArguments", "SandboxOptions"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_KILL_LIMIT = 10.0
+_CREATE_ID = "ppio_create_id"
+
+
+class _Arguments(TypedDict, total=False):
+    env_vars: Mapping[str, str] | None
+    metadata: Mapping[str, str] | None
+    allow_internet: bool
+    secure: bool
+    auto_pause: bool
+    start_timeout: float | None
+
+
+class SandboxArguments(_Arguments, total=False):
+    """How the sandbox of an invocation is made; see `create_session`."""
+
+    timeout_seconds: float | None
+
+
+@frozen(kw_only=True)
+class SandboxOptions:
+    """What a sandbox is asked for with; see `AgentRuntimeClient.create_session`."""
+
+    time_to_live: float
+    start_timeout: float | None = None
+    env_vars: Mapping[str, str] | None = field(default=None, repr=False)
+    metadata: Mapping[str, str] | None = None
+    allow_internet: bool = True
+    secure: bool = True
+    auto_pause: bool = False
+    session_id: str | None = None
+
+    @classmethod
+    def make(
+        cls,
+        config: ClientConfig,
+        session_id: str | None,
+        *,
+        timeout_seconds: float | None = None,
+        **arguments: Unpack[_Arguments],
+    ) -> SandboxOptions:
+        """Return the options that a caller's arguments and the settings mean.
+
+        Raises:
+            ValidationError: The session id cannot be used.
+        """
+        if session_id is not None and not valid_session_id(session_id):
+            raise ValidationError(
+                "a session id has to be 1 to 256 letters, digits or any of . _ : -"
+            )
+        return cls(
+            time_to_live=timeout_seconds or config.sandbox_timeout,
+            session_id=session_id,
+            **arguments,
+        )
+
+
+@frozen(kw_only=True)
+class Launched:
+    """A sandbox whose agent is ready."""
+
+    sandbox_id: str
+    template_id: str
+    port: AgentPort
+    start_timeout: float
+    expires: float
+
+
+@frozen
+class Launcher:
+    """Creates sandboxes; kills each that did not become ready.
+
+    Attributes:
+        on_leftover: Is told the id of a sandbox that could not be killed.
+
+    Thread safety: immutable.
+    """
+
+    control: ControlPlane
+    config: ClientConfig
+    on_leftover: Callable[[str], None]
+
+    def launch(
+        self,
+        template: AgentTemplate,
+        options: SandboxOptions,
+        *,
+        deadline: Deadline,
+        handle: CallHandle,
+        adopt: Callable[[Launched], _T],
+    ) -> _T:
+        """Create a sandbox, wait for its agent, and give it to `adopt`.
+
+        Whatever goes wrong before `adopt` has it, an interrupt included, the sandbox
+        is killed.
+
+        Args:
+            template: What it is made from.
+            options: What it is asked for with.
+            deadline: Bounds everything.
+            handle: By which another thread ends it.
+            adopt: Takes over; what it returns is returned.
+
+        Raises:
+            SandboxCreationError: The agent did not become ready, or the template does
+                not say how to start it.
+            PPIOAgentError: What the platform refused, as it is.
+        """
+        create_id = new_id()
+        created: list[str] = []
+        try:
+            asked_at = time.monotonic()
+            sandbox = self._create(template, options, create_id, deadline)
+            sandbox_id = self.control.endpoint.sandbox_ref(
+                sandbox.sandbox_id, sandbox.client_id
+            )
+            created.append(sandbox_id)
+            handle.check()
+            launched = Launched(
+                sandbox_id=sandbox_id,
+                template_id=template.template_id,
+                port=self._port(sandbox, sandbox_id, options),
+                start_timeout=self._start_timeout(template, options),
+                expires=asked_at + options.time_to_live,
+            )
+            self._await_ready(template, launched, deadline, handle)
+            return adopt(launched)
+        except BaseException as error:
+            # Without an id the answer was lost, or the interrupt came before it: the
+            # sandbox may exist for all that.
+            self._kill(created or self._created_by(create_id, error))
+            if created and isinstance(error, PPIOAgentError):
+                _name_sandbox(error, created[0])
+            raise
+
+    def _create(
+        self,
+        template: AgentTemplate,
+        options: SandboxOptions,
+        create_id: str,
+        deadline: Deadline,
+    ) -> Sandbox:
+        metadata = {
+            **(options.metadata or {}),
+            _CREATE_ID: create_id,
+            "created_by": f"ppio-agent/{__version__}",
+        }
+        new = NewSandbox(
+            template_id=template.template_id,
+            timeout=math.ceil(options.time_to_live),
+            metadata=metadata,
+            env_vars=options.env_vars,
+            allow_internet_access=options.allow_internet,
+            secure=options.secure,
+            auto_pause=options.auto_pause,
+        )
+
+        def create() -> Sandbox:
+            return self.control.create_sandbox(
+                new, idempotency_key=create_id, deadline=deadline
+            )
+
+        try:
+            return create()
+        except NetworkError as error:
+            if deadline.expired or not _may_have_been_sent(error):
+                raise
+            found = self._find(create_id)
+            if not found:
+                return create()
+            kept, *surplus = found
+            self._kill(surplus)
+            return self.control.adopt_sandbox(kept, deadline)
+
+    def _find(self, create_id: str) -> list[str]:
+        deadline = Deadline.after(_KILL_LIMIT)
+        found = self.control.find_sandboxes({_CREATE_ID: create_id}, deadline)
+        ref = self.control.endpoint.sandbox_ref
+        return [ref(s.sandbox_id, s.client_id) for s in found]
+
+    def _created_by(self, create_id: str, error: BaseException) -> list[str]:
+        """Return the sandboxes that a request without an answer left behind."""
+        lost = isinstance(error, NetworkError) and _may_have_been_sent(error)
+        if isinstance(error, Exception) and not lost:
+            return []
+        try:
+            return self._find(create_id)
+        except PPIOAgentError as failure:
+            _log.warning("looking for a half-created sandbox failed: %s", failure)
+            return []
+
+    def _port(
+        self, sandbox: Sandbox, sandbox_id: str, options: SandboxOptions
+    ) -> AgentPort:
+        control, config = self.control, self.config
+        traffic = sandbox.traffic_access_token
+
+        def tokens() -> Mapping[str, str]:
+            found = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
+            if config.forward_api_key:
+                found.update(control.auth.bearer_headers())
+            return found
+
+        return AgentPort(
+            transport=control.transport,
+            route=control.endpoint.route(
+                sandbox_id,
+                AGENT_PORT,
+                domain=sandbox.domain,
+                edge_url=sandbox.edge_url,
+            ),
+            sandbox_id=sandbox_id,
+            session_id=options.session_id or sandbox_id,
+            tokens=tokens,
+            idle_timeout=config.idle_timeout,
+            max_event_bytes=config.max_event_bytes,
+            max_response_bytes=config.max_response_bytes,
+        )
+
+    def _start_timeout(self, template: AgentTemplate, options: SandboxOptions) -> float:
+        of_template = template.agent and template.agent.start_timeout
+        return options.start_timeout or of_template or self.config.start_timeout
+
+    def _await_ready(
+        self,
+        template: AgentTemplate,
+        launched: Launched,
+        deadline: Deadline,
+        handle: CallHandle,
+    ) -> None:
+        readiness = Readiness(
+            port=launched.port,
+            control=self.control,
+            sandbox_id=launched.sandbox_id,
+            template_id=launched.template_id,
+        )
+        limit = deadline.earlier(launched.start_timeout)
+        if readiness.is_ready(limit):
+            return
+        _check_document(template, launched.sandbox_id)
+        readiness.wait(limit, handle)
+
+    def _kill(self, sandbox_ids: list[str]) -> None:
+        for sandbox_id in sandbox_ids:
+            try:
+                deadline = Deadline.after(_KILL_LIMIT)
+                self.control.kill_sandbox(sandbox_id, deadline)
+            except PPIOAgentError as error:
+                _log.warning("killing sandbox %s failed: %s", sandbox_id, error)
+                self.on_leftover(sandbox_id)
+            except BaseException:
+                self.on_leftover(sandbox_id)
+                raise
+
+
+def _check_document(template: AgentTemplate, sandbox_id: str) -> None:
+    """Raise if the template says something of its agent that cannot be read."""
+    document = template.metadata.get("agent_runtime")
+    if document is None:
+        return
+    try:
+        AgentMetadata.parse(document)
+    except WireError as error:
+        raise SandboxCreationError(
+            f"the agent_runtime metadata of template {template.template_id} cannot be"
+            f" read ({error}); deploy it again",
+            sandbox_id=sandbox_id,
+            stage="start",
+        ) from error
+
+
+def _may_have_been_sent(error: NetworkError) -> bool:
+    """Tell whether the platform may have got a request that has no answer."""
+    if isinstance(error, RequestTimeoutError):
+        return error.phase not in {"connect", "pool"}
+    return True
+
+
+def _name_sandbox(error: PPIOAgentError, sandbox_id: str) -> None:
+    if sandbox_id not in error.message:
+        error.message += f"; the sandbox {sandbox_id} was killed"
+        error.args = (error.message,)

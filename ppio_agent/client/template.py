@@ -1,0 +1,244 @@
+"""Which templates there are: cached, fetched once for many, found by many names."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+
+from attrs import frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import (
+    TemplateNotFoundError,
+    ValidationError,
+    WireError,
+)
+from ppio_agent.wire.json import Json
+from ppio_agent.wire.models import AgentTemplate, Template
+
+from .control import ControlPlane
+from .flight import SingleFlight
+
+__all__ = ["TemplateManager", "find_template", "matches"]
+
+_log = logging.getLogger(__name__)
+
+# A ref that is not found forces a new list, so that a fresh deployment is seen; a
+# loop over unknown refs must not become a loop of requests.
+_FORCED_EVERY = 1.0
+
+
+@frozen
+class _Listing:
+    templates: tuple[AgentTemplate, ...]
+    account: Hashable
+    fetched_at: float
+
+
+class TemplateManager:
+    """The templates of one platform, as its control plane lists them.
+
+    Args:
+        control: Gives the control plane; asked when a list is fetched.
+        enable_cache: Whether a list is kept; without it N threads that ask at once
+            still make one request.
+        cache_ttl: Seconds for which a list is kept.
+        clock: Monotonic clock.
+
+    Thread safety: thread-safe.
+
+    Blocking: a method that has no list at hand waits for one request, at most
+    `ClientConfig.request_timeout`.
+    """
+
+    def __init__(
+        self,
+        control: Callable[[], ControlPlane],
+        *,
+        enable_cache: bool = True,
+        cache_ttl: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._control = control
+        self._ttl = cache_ttl if enable_cache else 0.0
+        self._clock = clock
+        self._skipped = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all, as a forked child does, whose locks may be held for ever."""
+        # Guards _listing and _forced_at.
+        self._lock = threading.Lock()
+        self._flights: SingleFlight[Hashable, _Listing] = SingleFlight()
+        self._listing: _Listing | None = None
+        self._forced_at = float("-inf")
+
+    @property
+    def skipped(self) -> int:
+        """How many records of the newest list could not be read."""
+        return self._skipped
+
+    def list_templates(
+        self,
+        *,
+        tags: Collection[str] | None = None,
+        name: str | None = None,
+        refresh: bool = False,
+    ) -> list[AgentTemplate]:
+        """Return the templates there are.
+
+        Args:
+            tags: Only those that have all of these.
+            name: Only those whose name or an alias matches this pattern, as in
+                ``chat-*``; case does not matter.
+            refresh: Ask the platform even if a list is cached.
+
+        Raises:
+            ValidationError: `tags` is a str instead of a list of them.
+        """
+        if isinstance(tags, str):
+            raise ValidationError(f"tags has to be a list, as in tags=[{tags!r}]")
+        if refresh:
+            self.invalidate()
+        found = self._current(Deadline.after(None)).templates
+        return [t for t in found if matches(t, tags=tags or (), name=name)]
+
+    def get_template(
+        self, ref: str, *, deadline: Deadline | None = None
+    ) -> AgentTemplate:
+        """Return the template that `ref` means.
+
+        Args:
+            ref: Its id, an alias, its name, ``name:version``, or an agent id that ends
+                in ``-<template id>``; tried in this order.
+            deadline: Bounds the waiting.
+
+        Raises:
+            TemplateNotFoundError: There is none.
+            ValidationError: An alias or name belongs to several; the message names
+                them.
+        """
+        deadline = deadline or Deadline.after(None)
+        asked_at = self._clock()
+        listing = self._current(deadline)
+        found = find_template(ref, listing.templates)
+        if found is None and listing.fetched_at < asked_at and self._may_force():
+            self.invalidate()
+            listing = self._current(deadline)
+            found = find_template(ref, listing.templates)
+        if found is not None:
+            return found
+        where = self._control().endpoint.where
+        known = ", ".join(sorted(t.name for t in listing.templates)[:10]) or "none"
+        raise TemplateNotFoundError(
+            f"no template {ref!r} on {where} (there: {known}); list_templates() shows"
+            " all, `ppio-agent deploy` adds one"
+        )
+
+    def template_exists(self, ref: str) -> bool:
+        """Tell whether `ref` means a template; see `get_template`."""
+        try:
+            self.get_template(ref)
+        except TemplateNotFoundError:
+            return False
+        return True
+
+    def invalidate(self) -> None:
+        """Drop the cached list."""
+        with self._lock:
+            self._listing = None
+
+    def _may_force(self) -> bool:
+        now = self._clock()
+        with self._lock:
+            if now - self._forced_at < _FORCED_EVERY:
+                return False
+            self._forced_at = now
+            return True
+
+    def _current(self, deadline: Deadline) -> _Listing:
+        control = self._control()
+        account = (control.endpoint.url, control.auth.api_key)
+        with self._lock:
+            listing = self._listing
+        if (
+            listing is not None
+            and listing.account == account
+            and self._clock() - listing.fetched_at < self._ttl
+        ):
+            return listing
+        return self._flights.run(
+            account, lambda: self._fetch(control, account, deadline), deadline
+        )
+
+    def _fetch(
+        self, control: ControlPlane, account: Hashable, deadline: Deadline
+    ) -> _Listing:
+        records = control.list_templates(deadline)
+        templates = tuple(_readable(records))
+        listing = _Listing(templates, account, self._clock())
+        with self._lock:
+            self._skipped = len(records) - len(templates)
+            self._listing = listing
+        return listing
+
+
+def _readable(records: Iterable[Json]) -> Iterator[AgentTemplate]:
+    for index, record in enumerate(records):
+        try:
+            yield AgentTemplate.from_template(Template.from_dict(record))
+        except WireError as error:
+            _log.warning("template %d of the list cannot be read: %s", index, error)
+
+
+def matches(
+    template: AgentTemplate, *, tags: Collection[str] = (), name: str | None = None
+) -> bool:
+    """Tell whether a template has all of `tags` and a name or alias like `name`."""
+    if not set(tags) <= set(template.tags):
+        return False
+    if name is None:
+        return True
+    pattern = name.lower()
+    names = (template.name, *template.aliases)
+    return any(fnmatch.fnmatchcase(n.lower(), pattern) for n in names)
+
+
+def find_template(ref: str, templates: Iterable[AgentTemplate]) -> AgentTemplate | None:
+    """Return the template that `ref` means; see `TemplateManager.get_template`.
+
+    Raises:
+        ValidationError: Several have it as alias or as name.
+    """
+    templates = tuple(templates)
+    found = _by_name(ref, templates)
+    if found is None and ":" in ref:
+        base, _, tag = ref.rpartition(":")
+        tagged = _by_name(base, templates) if base else None
+        if tagged is not None and tag in {"latest", tagged.version}:
+            found = tagged
+    if found is None and "-" in ref:
+        template_id = ref.rpartition("-")[2]
+        found = next((t for t in templates if t.template_id == template_id), None)
+    return found
+
+
+def _by_name(ref: str, templates: tuple[AgentTemplate, ...]) -> AgentTemplate | None:
+    levels: tuple[Callable[[AgentTemplate], bool], ...] = (
+        lambda t: t.template_id == ref,
+        lambda t: ref in t.aliases,
+        lambda t: t.name == ref,
+    )
+    for level in levels:
+        found = {t.template_id: t for t in templates if level(t)}
+        if len(found) > 1:
+            ids = " and ".join(sorted(found))
+            raise ValidationError(
+                f"the name {ref!r} belongs to several templates, {ids}; use the id"
+            )
+        if found:
+            return next(iter(found.values()))
+    return None
