@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import zlib
 
-from .http1 import FramingError, TruncatedError
+from .http1 import FramingError
 
 __all__ = ["ACCEPT_ENCODING", "Inflater", "inflater_for"]
 
 ACCEPT_ENCODING = "gzip, deflate"
 
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_GZIP = 16 + zlib.MAX_WBITS
+_ZLIB = zlib.MAX_WBITS
 _RAW = -zlib.MAX_WBITS
 
 
 class Inflater:
     """Takes compressed bytes and gives plain ones, at most so many at a time.
 
+    Args:
+        gzip: Whether it is gzip, else "deflate".
+
     Attributes:
         pending: Whether more can be had without feeding more.
     """
 
-    __slots__ = ("_first", "_input", "_zlib", "pending")
+    __slots__ = ("_first", "_gzip", "_input", "_zlib", "pending")
 
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._first: bytes | None = b""  # what was fed before anything came out
+    def __init__(self, *, gzip: bool) -> None:
+        self._gzip = gzip
+        self._zlib = zlib.decompressobj(_GZIP if gzip else _ZLIB)
+        # What was fed before anything came out; None after that.
+        self._first: bytes | None = b""
         self._input = b""
         self.pending = False
 
@@ -36,8 +42,8 @@ class Inflater:
             FramingError: The bytes are not what the header says.
         """
         data = self._input + data
-        if self._zlib.eof and data:  # a further member of a gzip file
-            self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB)
+        if self._zlib.eof and data and self._gzip:  # a further member of the file
+            self._zlib = zlib.decompressobj(_GZIP)
         try:
             found = self._inflate(data, limit)
         except zlib.error:
@@ -53,6 +59,8 @@ class Inflater:
         try:
             found = self._zlib.decompress(data, limit)
         except zlib.error:
+            if self._gzip:
+                raise
             # "deflate" means zlib, but some peers send it without zlib's own head.
             self._zlib = zlib.decompressobj(_RAW)
             found = self._zlib.decompress(first, limit)
@@ -63,10 +71,10 @@ class Inflater:
         """Say that all was fed.
 
         Raises:
-            TruncatedError: The compressed data is not complete.
+            FramingError: The compressed data is not complete.
         """
         if not self._zlib.eof and self._first != b"":
-            raise TruncatedError("the answer ended inside its compressed data")
+            raise FramingError("the answer ended inside its compressed data")
 
 
 def inflater_for(coding: str | None) -> Inflater | None:
@@ -79,5 +87,5 @@ def inflater_for(coding: str | None) -> Inflater | None:
     if word == "identity":
         return None
     if word in {"gzip", "x-gzip", "deflate"}:
-        return Inflater()
+        return Inflater(gzip=word != "deflate")
     raise FramingError(f"the answer has a content encoding nobody asked for: {word!r}")

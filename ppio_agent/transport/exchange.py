@@ -242,6 +242,7 @@ class Exchange:
         except TruncatedError as error:
             raise _cut(error) from error
         except FramingError as error:
+            self._keep = False
             raise _malformed(error) from error
         self._call.check()
         self.release()
@@ -288,6 +289,7 @@ class Exchange:
                 return first if len(pieces) == 1 else b"".join(pieces)
             pieces.append(piece)
             size += len(piece)
+        self._keep = False
         raise ResponseTooLargeError(
             f"the answer is larger than {limit} bytes; raise max_response_bytes, or"
             " ask for less"
