@@ -116,15 +116,17 @@ class ClientConnection:
         target = self._route(request)
         may_reuse = self._setting.upstreams.admit(target)
         body = self._peer.take_body()
+        again = repeatable(request, body)
+        dialer = self._setting.dialer
         with self._peer.at_end(_canceller()):
-            kept = self._setting.dialer.kept(target) if may_reuse else None
+            kept = dialer.kept(target, repeatable=again) if may_reuse else None
             if kept is not None:
                 try:
                     return await self._exchange(request, target, kept, body)
                 except UnansweredError as exc:
-                    if not (exc.closed and repeatable(request, body)):
+                    if not (exc.closed and again):
                         raise _refusal(exc) from exc
-            upstream = await self._setting.dialer.dial(target)
+            upstream = await dialer.dial(target)
             try:
                 await self._exchange(request, target, upstream, body)
             except UnansweredError as exc:

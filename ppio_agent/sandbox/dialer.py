@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import socket
+import weakref
 from collections.abc import Callable
 
 import h11
@@ -26,8 +27,9 @@ _HELD = 100
 # Shorter than the shortest time that servers in the field keep an idle connection, so
 # that a request is hardly ever sent into one that the server is just closing.
 _KEEP_SECONDS = 1.0
-_KEEP_PER_TARGET = 8
-_KEEP_MOST = 64
+_SETTLED = 0.1
+_KEEP_PER_TARGET = 32
+_KEEP_MOST = 128
 
 
 class Dialer:
@@ -57,6 +59,8 @@ class Dialer:
         )
         self._holds = WorkerPool("ppio-edge-hold", max_threads=_HELD)
         self._kept: dict[Target, dict[Peer, asyncio.TimerHandle]] = {}
+        # Connections that were once left open for as long as _SETTLED.
+        self._proven: weakref.WeakSet[Peer] = weakref.WeakSet()
 
     async def dial(self, target: Target) -> Peer:
         """Return a new connection, waiting until the target is there.
@@ -71,10 +75,21 @@ class Dialer:
             raise _stopping()
         return Peer(sock, h11.CLIENT, self._loop)
 
-    def kept(self, target: Target) -> Peer | None:
-        """Return an idle connection to the target, the last used first, or None."""
-        while target in self._kept:
-            peer = next(reversed(self._kept[target]))
+    def kept(self, target: Target, *, repeatable: bool) -> Peer | None:
+        """Return an idle connection to the target, or None.
+
+        Args:
+            target: Where to.
+            repeatable: Whether the request may be sent again if the connection turns
+                out to be closed. One that may not is given only connections whose
+                server has shown that it does not close after each answer, unsaid.
+        """
+        now = self._loop.time()
+        for peer, timer in reversed(list(self._kept.get(target, {}).items())):
+            if now + _KEEP_SECONDS - timer.when() >= _SETTLED:
+                self._proven.add(peer)
+            if not repeatable and peer not in self._proven:
+                continue
             self._release(target, peer)
             if peer.reusable():
                 return peer

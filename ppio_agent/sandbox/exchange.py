@@ -7,10 +7,14 @@ import asyncio
 import h11
 from attrs import define, field
 
-from .heads import Strip, forward_end, forward_request, forward_response
+from .heads import Strip, body_length, forward_end, forward_request, forward_response
 from .pump import Body, Peer, PeerError
 
 __all__ = ["Exchange", "UnansweredError"]
+
+
+# From here on, the copies that are saved are worth a connection that is not kept.
+_LARGE = 1024 * 1024
 
 
 class UnansweredError(Exception):
@@ -107,6 +111,13 @@ class Exchange:
         body = self._upstream.take_body()
         # The head and a body that is there already leave in one write.
         await self._client.send(forward_response(response), *_incoming(body, modern))
+        left = body_length(self._request, response) - sum(
+            len(event.data) for event in body if type(event) is h11.Data
+        )
+        if left >= _LARGE:
+            await self._client.pour(self._upstream, left)
+            await self._client.send(h11.EndOfMessage())
+            return
         while not (body and type(body[-1]) is h11.EndOfMessage):
             body = await self._upstream.body()
             await self._client.send(*_incoming(body, modern))

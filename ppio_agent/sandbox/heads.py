@@ -18,6 +18,7 @@ from .upstreams import EdgeRefusal
 
 __all__ = [
     "HEAD_LIMIT",
+    "body_length",
     "check_request",
     "forward_end",
     "forward_request",
@@ -118,6 +119,18 @@ def forward_response(
     return type(response)(
         status_code=response.status_code, headers=fields, reason=response.reason
     )
+
+
+def body_length(request: h11.Request, response: h11.Response) -> int:
+    """Return the length of an answer's body; 0 if it has none, or does not say."""
+    fields = dict(response.headers)
+    if (
+        request.method == b"HEAD"
+        or response.status_code in {204, 304}
+        or b"transfer-encoding" in fields
+    ):
+        return 0
+    return int(fields.get(b"content-length", 0))
 
 
 def forward_end(

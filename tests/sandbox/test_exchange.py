@@ -233,6 +233,36 @@ def test_a_large_body_passes_in_little_memory(edge: Edge, upstreams: Scripted) -
     assert peak - before < 16 * MIB
 
 
+def test_the_next_request_follows_a_large_answer(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """The body goes past h11, which still knows where it ends."""
+    body = bytes(range(256)) * 4096 * 3
+
+    def script(sock: socket.socket) -> None:
+        while True:
+            read_request(sock)
+            sock.sendall(answer(body) + b"more than it said")
+
+    upstreams.serve(AGENT, script)
+    with Client(edge) as client:
+        for _ in range(3):
+            assert client.send(get()).message()[2] == body
+
+
+def test_half_a_large_answer_is_cut(edge: Edge, upstreams: Scripted) -> None:
+    """All that came is passed on first."""
+
+    def script(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(answer(b"x" * 5 * MIB)[: 4 * MIB])
+
+    upstreams.serve(AGENT, script)
+    with Client(edge) as client:
+        client.send(get()).head()
+        assert 3.9 * MIB < len(client.read()) < 4 * MIB
+
+
 def test_a_client_that_leaves_an_upload_closes_the_upstream(
     edge: Edge, upstreams: Scripted
 ) -> None:

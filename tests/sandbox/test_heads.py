@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ppio_agent.sandbox.heads import (
     HEAD_LIMIT,
+    body_length,
     check_request,
     forward_end,
     forward_request,
@@ -180,6 +181,24 @@ def test_an_answer_keeps_all_but_hop_by_hop() -> None:
     got = forward_response(answer)
     assert (got.status_code, got.reason) == (207, b"Multi")
     assert got.headers.raw_items() == [(b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "fields", "length"),
+    [
+        ("GET", 200, [("Content-Length", "7")], 7),
+        ("GET", 200, [], 0),
+        ("HEAD", 200, [("Content-Length", "7")], 0),
+        ("GET", 304, [("Content-Length", "7")], 0),
+        ("GET", 200, [("Content-Length", "7"), ("Transfer-Encoding", "chunked")], 0),
+    ],
+)
+def test_the_length_of_a_body_is_known_from_the_heads(
+    method: str, status: int, fields: list[tuple[str, str]], length: int
+) -> None:
+    """Where there is a body and its head says how long it is."""
+    answer = h11.Response(status_code=status, headers=fields)
+    assert body_length(request(method=method), answer) == length
 
 
 def test_trailers_pass_with_chunks_only() -> None:
