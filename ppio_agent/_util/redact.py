@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 from collections.abc import Iterable, Mapping
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 __all__ = ["SECRET_HEADERS", "Redactor", "mask"]
 
@@ -20,7 +22,9 @@ SECRET_HEADERS = frozenset({
     "x-ppio-signature",
 })  # fmt: skip
 
-_SECRET_NAME = re.compile(r"secret|token|password|api[-_]?key", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"secret|token|passw|api[-_]?key|signature|credential", re.IGNORECASE
+)
 _HIDDEN = "***"
 # A shorter value is found by chance in ordinary text, which would then be spoilt.
 _SHORTEST = 6
@@ -39,29 +43,32 @@ def mask(secret: str) -> str:
 class Redactor:
     """Replaces known secret values, and whatever is named like one, by ``***``.
 
+    A value is known however it is spelt: as it is, percent-encoded, or escaped as in
+    JSON and in a repr.
+
     Args:
         secrets: Values to be hidden wherever they occur; those of fewer than 6
             characters only where their name gives them away.
 
-    Thread safety: thread-safe; `add` swaps the pattern atomically.
+    Thread safety: thread-safe.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # Guards changes of the two below; `text` reads the pattern as it is.
+        self._lock = threading.Lock()
         self._secrets: tuple[str, ...] = ()
         self._pattern: re.Pattern[str] | None = None
         self.add(*secrets)
 
     def add(self, *secrets: str | None) -> None:
         """Hide these values from now on; None and short ones are passed over."""
-        known = set(self._secrets)
-        for secret in secrets:
-            if secret and len(secret) >= _SHORTEST:
-                known.update((secret, quote(secret, safe="")))
-        if known == set(self._secrets):
-            return
-        longest_first = tuple(sorted(known, key=lambda s: (-len(s), s)))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
-        self._secrets = longest_first
+        found = {s for s in secrets if s and len(s) >= _SHORTEST}
+        with self._lock:
+            if found <= set(self._secrets):
+                return
+            known = found.union(self._secrets)
+            self._secrets = tuple(sorted(known, key=lambda s: (-len(s), s)))
+            self._pattern = re.compile("|".join(map(_spellings, self._secrets)))
 
     def text(self, text: str) -> str:
         """Return `text` with every known secret replaced."""
@@ -78,19 +85,17 @@ class Redactor:
         """Return `url` without user info, secret query values and known secrets."""
         try:
             parts = urlsplit(url)
-            host = parts.netloc.rpartition("@")
-            netloc = f"{_HIDDEN}@{host[2]}" if host[1] else parts.netloc
-            query = parts.query
-            if _SECRET_NAME.search(query):
-                pairs = parse_qsl(query, keep_blank_values=True)
-                hidden = [
-                    (k, _HIDDEN if _SECRET_NAME.search(k) else v) for k, v in pairs
-                ]
-                query = urlencode(hidden, safe="*")
-            url = urlunsplit((parts.scheme, netloc, parts.path, query, parts.fragment))
+            query, fragment = _hide_named(parts.query), _hide_named(parts.fragment)
         except ValueError:
             return _HIDDEN
-        return self.text(url)
+        _, at, host = parts.netloc.rpartition("@")
+        netloc = f"{_HIDDEN}@{host}" if at else host
+        text = self.text(
+            urlunsplit((parts.scheme, netloc, parts.path, query, fragment))
+        )
+        if self._pattern is not None and self._pattern.search(unquote(text)):
+            return _HIDDEN  # letters need no encoding: who encodes them has a reason
+        return text
 
     def __repr__(self) -> str:
         return f"Redactor({len(self._secrets)} values)"
@@ -99,3 +104,32 @@ class Redactor:
 def _is_secret_header(name: str) -> bool:
     name = name.lower()
     return name in SECRET_HEADERS or bool(_SECRET_NAME.search(name))
+
+
+def _hide_named(pairs: str) -> str:
+    """Return a query without the values whose names give them away."""
+    if "=" not in pairs or not _SECRET_NAME.search(unquote(pairs)):
+        return pairs
+    hidden = [
+        (name, _HIDDEN if _SECRET_NAME.search(name) else value)
+        for name, value in parse_qsl(pairs, keep_blank_values=True)
+    ]
+    return urlencode(hidden, safe="*")
+
+
+def _spellings(secret: str) -> str:
+    """Return a pattern of every way in which a secret is written."""
+    return "".join(map(_spellings_of_character, secret))
+
+
+def _spellings_of_character(character: str) -> str:
+    if character.isascii() and (character.isalnum() or character in "-_.~"):
+        return re.escape(character)
+    encoded = character.encode("utf-8", "surrogatepass")
+    written = {character, repr(character)[1:-1], json.dumps(character)[1:-1]}
+    if character in "'\"/":
+        written.add(f"\\{character}")
+    if character == " ":
+        written.add("+")
+    hexadecimal = "".join(f"%{byte:02x}" for byte in encoded)
+    return f"(?:{'|'.join(map(re.escape, sorted(written)))}|(?i:{hexadecimal}))"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -37,9 +37,9 @@ class _Worker:
 
     __slots__ = ("job", "name", "ready", "thread")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: _Job) -> None:
         self.name = name
-        self.job: _Job | None = None
+        self.job: _Job | None = job
         # Locked while the worker is parked. A bare lock hands over in a third of
         # the time of a Condition or a queue.
         self.ready = threading.Lock()
@@ -54,27 +54,30 @@ class WorkerPool:
 
     Args:
         name: Prefix of the thread names.
-        max_threads: Most threads at once.
+        max_threads: Most threads at once, at least 1.
         max_waiting: Most jobs waiting while all threads are busy.
 
     Thread safety: thread-safe. A forked child starts with an empty pool.
     """
 
     def __init__(self, name: str, *, max_threads: int, max_waiting: int = 0) -> None:
+        if max_threads < 1:
+            raise ValueError("max_threads must be at least 1")
         self._name = name
         self._max_threads = max_threads
         self._max_waiting = max_waiting
-        self._reset()
+        self._closed = False
+        self._forget_threads()
+        _pools.add(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        # Guards everything below.
+    def _forget_threads(self) -> None:
+        # Guards everything below and `_closed`.
         self._lock = threading.Lock()
+        self._gone = threading.Condition(self._lock)  # a worker of a closed pool ended
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
         self._waiting: deque[_Job] = deque()
         self._made = 0
-        self._closed = False
 
     @property
     def threads(self) -> int:
@@ -98,8 +101,6 @@ class WorkerPool:
             PoolSaturatedError: All threads are busy and the waiting room is full.
             RuntimeError: The pool is closed.
         """
-        if self._pid != os.getpid():
-            self._reset()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the thread pool {self._name} is closed")
@@ -116,40 +117,44 @@ class WorkerPool:
                     )
                 self._waiting.append(fn)
                 return
-            worker = self._add_worker_locked(fn)
+            self._made += 1
+            worker = _Worker(f"{self._name}-{self._made}", fn)
+            self._workers.add(worker)
+        # Registered, so that close() waits for it, and started without the lock, for
+        # which finished workers would have to wait and so not be found idle.
         try:
-            worker.thread = start_thread(worker.name, self._run, worker)
+            start_thread(worker.name, self._run, worker)
         except RuntimeError:
-            with self._lock:
-                self._workers.discard(worker)
+            self._discard(worker)
             raise
 
-    def _add_worker_locked(self, fn: _Job) -> _Worker:
-        self._made += 1
-        worker = _Worker(f"{self._name}-{self._made}")
-        worker.job = fn
-        self._workers.add(worker)
-        return worker
+    def _discard(self, worker: _Worker) -> None:
+        with self._lock:
+            self._workers.discard(worker)
+            self._gone.notify_all()
 
     def _run(self, worker: _Worker) -> None:
+        worker.thread = threading.current_thread()
         job = worker.job
-        while job is not None:
-            try:
-                job()
-            except BaseException:  # noqa: BLE001 - outermost frame of the thread
-                _log.exception(
-                    "a job of a thread pool failed", extra={"pool": self._name}
-                )
-            # Drop the reference: a parked thread must not keep a request alive.
-            job = worker.job = None
-            job = self._next_job(worker)
+        try:
+            while job is not None:
+                try:
+                    job()
+                except BaseException:  # noqa: BLE001 - the thread's outermost frame
+                    _log.exception(
+                        "a job of a thread pool failed", extra={"pool": self._name}
+                    )
+                # Drop the references: a parked thread keeps no request alive.
+                job = worker.job = None
+                job = self._next_job(worker)
+        finally:
+            self._discard(worker)
 
     def _next_job(self, worker: _Worker) -> _Job | None:
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
             if self._closed:
-                self._workers.discard(worker)
                 return None
             self._idle.append(worker)
         worker.ready.acquire()  # parked: submit() or close() lets it go on
@@ -164,21 +169,31 @@ class WorkerPool:
         Returns:
             Whether every thread has ended. Idempotent.
         """
-        if self._pid != os.getpid():
-            self._reset()
+        me = threading.current_thread()
         with self._lock:
             self._closed = True
             self._waiting.clear()
             idle, self._idle = self._idle, []
-            self._workers.difference_update(idle)
-            threads = [w.thread for w in (*self._workers, *idle)]
-        for worker in idle:
-            worker.ready.release()
-        end = None if timeout is None else time.monotonic() + timeout
-        ended = True
-        for thread in threads:
-            if thread is None or thread is threading.current_thread():
-                continue
-            thread.join(None if end is None else max(0.0, end - time.monotonic()))
-            ended = ended and not thread.is_alive()
+            for worker in idle:
+                worker.ready.release()
+            others = [worker for worker in self._workers if worker.thread is not me]
+            ended = self._gone.wait_for(
+                lambda: self._workers.isdisjoint(others), timeout
+            )
+        for worker in others if ended else ():
+            if worker.thread is not None:
+                worker.thread.join()  # it has nothing left to do
         return ended
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    """Empty every pool: no thread but the forking one lives on in a child."""
+    for pool in list(_pools):
+        pool._forget_threads()  # noqa: SLF001 - the pool's own module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
