@@ -9,10 +9,10 @@ The module is imported by each supervisor and therefore needs the standard libra
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
+from json.encoder import encode_basestring
 from typing import BinaryIO
 
 __all__ = ["AgentLog", "LineSplitter", "RotatingFile", "Tail"]
@@ -21,7 +21,6 @@ _MAX_LINE = 64 * 1024
 _MAX_FILE = 10 * 1024 * 1024
 _FILES = 3
 _TAIL = 4 * 1024
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class LineSplitter:
@@ -46,7 +45,8 @@ class LineSplitter:
         found: list[str] = []
         for line in lines:
             *pieces, last = self._split(line)
-            found += [*map(_text, pieces), _text(last.removesuffix(b"\r"))]
+            found += map(_text, pieces)
+            found.append(_text(last.removesuffix(b"\r")))
         *pieces, self._rest = self._split(rest)
         return [*found, *map(_text, pieces)]
 
@@ -199,7 +199,6 @@ class AgentLog:
     def _write(self, stream: str, lines: list[str]) -> None:
         if lines:
             now = int(self._wall_clock() * 1000)
-            records = (
-                _ENCODE({"t": now, "stream": stream, "line": line}) for line in lines
-            )
-            self._file.write(("\n".join(records) + "\n").encode())
+            head = f'{{"t": {now}, "stream": "{stream}", "line": '
+            records = (f"{head}{encode_basestring(line)}}}\n" for line in lines)
+            self._file.write("".join(records).encode())

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 
 from attrs import field, frozen
 
+from ppio_agent.sandbox.supervisor.ports import AGENT_PORT, ENVD_PORT
+
 __all__ = [
     "AGENT_PORT",
     "ENVD_PORT",
@@ -27,12 +29,6 @@ __all__ = [
     "SandboxSpec",
     "Usage",
 ]
-
-AGENT_PORT = 8080
-"""Logical port of the agent, whichever port it really listens on."""
-
-ENVD_PORT = 49983
-"""Logical port of the in-sandbox controller."""
 
 AgentPhase = Literal["none", "starting", "ready", "exited"]
 

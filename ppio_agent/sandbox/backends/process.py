@@ -70,7 +70,12 @@ class ProcessBackend:
             ) from exc
         boot = _boot(spec, layout, port)
         thread_name = f"ppio-sandbox-{next(self._numbers)}"
-        if not sandbox.start(boot, timeout=_START_LIMIT, thread_name=thread_name):
+        try:
+            up = sandbox.start(boot, timeout=_START_LIMIT, thread_name=thread_name)
+        except BaseException:  # an interrupt leaves no sandbox that nobody holds
+            sandbox.begin_kill(0.0)
+            raise
+        if not up:
             sandbox.kill(0.0)
             raise SandboxStartError(
                 f"the supervisor of sandbox {spec.sandbox_id} did not come up:"

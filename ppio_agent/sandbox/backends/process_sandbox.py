@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
 _EXIT_LIMIT = 1.0
+_MAX_FDS = 64
 
 
 @define(eq=False)
@@ -127,16 +128,19 @@ class ProcessSandbox:
     def dial(self, port: int, timeout: float) -> socket.socket:
         """Connect to a logical port; see `RunningSandbox.dial`."""
         where = f"port {port} of sandbox {self._id}"
+        late = f"{where} did not answer within {timeout:g} s"
         try:
             call = self._call("dial", timeout, port=port, timeout=timeout)
         except SandboxStateError as exc:
             raise ConnectionRefusedError(f"{where}: {exc.message}") from exc
+        except TimeoutError as exc:
+            raise TimeoutError(late) from exc
         if call.fd is not None:
             sock = socket.socket(fileno=call.fd)
             sock.settimeout(None)
             return sock
         if call.message and call.message.get("error") == "timeout":
-            raise TimeoutError(f"{where} did not answer within {timeout:g} s")
+            raise TimeoutError(late)
         raise ConnectionRefusedError(f"nothing of the sandbox listens on {where}")
 
     def pause(self) -> None:
@@ -212,6 +216,8 @@ class ProcessSandbox:
         return call
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        if os.getpid() != self._owner:
+            raise SandboxStateError(f"sandbox {self._id} is another process's")
         data = encode_message(message)
         try:
             with self._send_lock:
@@ -231,13 +237,18 @@ class ProcessSandbox:
                     break
                 for message in reader.feed(data):
                     self._on_message(message)
-        except (OSError, ChannelError):
+                if len(self._fds) > _MAX_FDS:
+                    raise ChannelError("descriptors without messages")
+        except OSError:
+            pass  # reset, for it ended with a message of ours unread
+        except ChannelError:
             _log.warning(
                 "a supervisor is not understood",
                 extra={"ppio_sandbox_id": self._id},
                 exc_info=True,
             )
-        self._end()
+        finally:
+            self._end()
 
     def _on_message(self, message: Message) -> None:
         fd = self._fds.popleft() if message.get("fd") is True and self._fds else None

@@ -28,8 +28,8 @@ class Timer:
 
     __slots__ = ("_call",)
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = call
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call: Callable[[], object] | None = call
 
     def cancel(self) -> None:
         """Make no call. Idempotent."""
@@ -81,7 +81,7 @@ class Loop:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+    def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
         """Call once in `delay` seconds."""
         timer = Timer(call)
         entry = (self._clock() + delay, next(self._order), timer)

@@ -25,6 +25,7 @@ _MAPPED = "0000000000000000FFFF0000"
 _ANY_4, _ANY_6 = "00000000", "0" * 32
 _LOOPBACK_4, _LOOPBACK_6 = "0100007F", "00000000000000000000000001000000"
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+_HAS_TABLES = os.path.exists(_TABLES[0])
 
 
 class Listener(NamedTuple):
@@ -116,6 +117,25 @@ def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
     return found
 
 
+def _own_hosts(pids: Iterable[int], port: int) -> list[str]:
+    """Return the hosts of the processes' own listeners, where there are no tables.
+
+    It cannot be seen there whether a program outside listens at the same port, too.
+    """
+    import psutil
+
+    hosts: set[str] = set()
+    for pid in pids:
+        try:
+            connections = psutil.Process(pid).net_connections("tcp")
+        except psutil.Error:
+            continue
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port:
+                hosts.add("::1" if connection.laddr[0] == "::1" else "127.0.0.1")
+    return sorted(hosts)
+
+
 def _readlink(path: str) -> str:
     try:
         return os.readlink(path)
@@ -138,6 +158,8 @@ class Ports:
 
     def hosts(self, port: int) -> list[str]:
         """Return the hosts to try for `port`, best first; none if it is not ours."""
+        if not _HAS_TABLES:
+            return _own_hosts(self._pids(), port)
         known = self._known.get(port)
         if known is not None:
             # A socket that is still held still listens: one look at a link instead

@@ -111,12 +111,11 @@ def _text(value: Any, path: str) -> str:
 
 def names_agent(argv: list[str], entrypoint: str) -> bool:
     """Whether a command is the one by which clients in the field start the agent."""
-    wanted = f"cd /app && sudo -E python {entrypoint}"
+    options = " ".join(argv[1:-1])
     return (
-        len(argv) > 1
-        and argv[0] in _BASH
-        and argv[-1] == wanted
-        and all(re.fullmatch(r"-[lc]+", arg) for arg in argv[1:-1])
+        argv[0] in _BASH
+        and re.fullmatch(r"(-l )?-l?c", options) is not None
+        and argv[-1] == f"cd /app && sudo -E python {entrypoint}"
     )
 
 

@@ -1,0 +1,103 @@
+"""The loop of the supervisor: descriptors, timers, signals, in one thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ppio_agent.sandbox.supervisor.loop import READ, WRITE, Loop
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two connected sockets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_timers_fire_in_the_order_they_are_due() -> None:
+    """Order is by time, and by creation for the same time; cancelled ones are not."""
+    loop, fired = Loop(), []
+    loop.call_later(0.02, lambda: fired.append("last"))
+    loop.call_later(0.02, loop.stop)
+    loop.call_later(0.0, lambda: fired.append("first"))
+    loop.call_later(0.0, lambda: fired.append("never")).cancel()
+    loop.run()
+
+    assert fired == ["first", "last"]
+
+
+def test_a_ready_descriptor_is_told_until_it_is_unwatched(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """Watching nothing is unwatching, and both may be done twice."""
+    ours, theirs = pair
+    loop, told = Loop(), []
+
+    def on_ready(events: int) -> None:
+        told.append(events)
+        if len(told) == 1:
+            loop.watch(ours.fileno(), READ | WRITE, on_ready)
+        else:
+            loop.watch(ours.fileno(), 0, on_ready)
+            loop.unwatch(ours.fileno())
+            loop.call_later(0, loop.stop)
+
+    theirs.send(b"x")
+    loop.watch(ours.fileno(), READ, on_ready)
+    loop.run()
+
+    assert told == [READ, READ | WRITE]
+
+
+def test_a_callback_may_close_another_that_is_ready_too(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """What was unwatched in the same round is not told."""
+    ours, theirs = pair
+    loop, told = Loop(), []
+
+    def once(name: str, other: socket.socket) -> None:
+        told.append(name)
+        loop.unwatch(other.fileno())
+        loop.stop()
+
+    loop.watch(ours.fileno(), WRITE, lambda _: once("ours", theirs))
+    loop.watch(theirs.fileno(), WRITE, lambda _: once("theirs", ours))
+    loop.run()
+
+    assert len(told) == 1
+
+
+def test_signals_are_told_from_the_loop() -> None:
+    """A signal wakes the loop up."""
+    loop, told = Loop(), []
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def on_signal(signum: int) -> None:
+        told.append(signum)
+        loop.stop()
+
+    try:
+        loop.watch_signals([signal.SIGUSR1], on_signal)
+        loop.call_later(0, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        loop.run()
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGUSR1, before)
+
+    assert told == [signal.SIGUSR1]
+
+
+def test_an_exception_of_a_callback_ends_the_loop() -> None:
+    """The supervisor fails at once rather than in part."""
+    loop = Loop()
+    loop.call_later(0, lambda: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        loop.run()

@@ -1,0 +1,167 @@
+"""The processes of a sandbox: found, measured, never mistaken for others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppio_agent._util.ids import new_id
+from ppio_agent.sandbox.supervisor import tree
+from tests.support import processes_marked, wait_until
+
+SLEEP = "import threading; threading.Event().wait(60)"
+PARENT = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {SLEEP!r}])
+"""
+
+
+class Started:
+    """A process with a child of its own, both with a marker."""
+
+    def __init__(self) -> None:
+        self.sandbox_id = new_id()
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", PARENT],
+            env={tree.MARKER: self.sandbox_id},
+        )
+        wait_until(lambda: len(self.pids()) == 2, what="parent and child")
+
+    def pids(self) -> set[int]:
+        """The living ones."""
+        return set(processes_marked(self.sandbox_id))
+
+
+@pytest.fixture
+def started() -> Iterator[Started]:
+    """Two processes that do not outlive the test."""
+    both = Started()
+    yield both
+    tree.sweep(partial(tree.marked, both.sandbox_id), timeout=5)
+    both.process.wait()
+
+
+@settings(max_examples=100)
+@given(
+    parents=st.dictionaries(st.integers(1, 12), st.integers(0, 12)),
+    root=st.integers(1, 12),
+)
+def test_descendants_are_those_whose_line_of_parents_meets_the_root(
+    parents: dict[int, int], root: int
+) -> None:
+    """Also with circles, which a table read over time may show."""
+
+    def descends(pid: int) -> bool:
+        seen: set[int] = set()
+        while pid in parents and pid not in seen:
+            seen.add(pid)
+            pid = parents[pid]
+            if pid == root:
+                return True
+        return False
+
+    expected = {pid for pid in parents if pid != root and descends(pid)}
+    assert expected == tree.descendants(root, parents)
+
+
+def test_members_are_descendants_and_marked_ones(started: Started) -> None:
+    """By descent, by marker, and never the root itself."""
+    pids = started.pids()
+
+    assert pids == {p.pid for p in tree.marked(started.sandbox_id)}
+    assert pids <= {p.pid for p in tree.members(os.getpid(), "no such sandbox")}
+    assert pids - {started.process.pid} == {
+        p.pid for p in tree.members(started.process.pid, started.sandbox_id)
+    }
+    assert tree.marked(started.sandbox_id[:-1]) == set(), "a marker matches as a whole"
+
+
+def test_walk_finds_the_same_as_the_table(started: Started) -> None:
+    """Asking each process for its children gives all below a root."""
+    assert started.pids() - {started.process.pid} == set(tree.walk(started.process.pid))
+    assert started.pids() <= set(tree.walk(os.getpid()))
+
+
+def test_psutil_says_the_same_where_there_is_no_proc(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other systems' way finds, measures and kills the same processes."""
+    monkeypatch.setattr(tree, "_HAS_PROC", False)
+    below = started.pids() - {started.process.pid}
+
+    assert below == set(tree.walk(started.process.pid))
+    load = tree.measure(started.pids())
+    assert load.processes == 2
+    assert load.rss_bytes > 2**20
+    assert tree.sweep(partial(tree.marked, started.sandbox_id), timeout=5) == set()
+    wait_until(lambda: not started.pids())
+
+
+def test_measure_adds_up(started: Started) -> None:
+    """Memory and count are those of all; a pid that is gone counts nothing."""
+    one = tree.measure([started.process.pid])
+    both = tree.measure([*started.pids(), 2**22 + 1])
+
+    assert one.processes == 1
+    assert both.processes == 2
+    assert 0 < one.rss_bytes < both.rss_bytes
+    assert both.cpu_seconds > 0
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_a_pid_that_is_another_process_now_is_not_signalled(
+    started: Started, monkeypatch: pytest.MonkeyPatch, handles: bool
+) -> None:
+    """The start time tells them apart, with process handles or without."""
+    if not handles:
+        monkeypatch.delattr(os, "pidfd_open")
+    (process,) = (
+        p for p in tree.marked(started.sandbox_id) if p.pid == started.process.pid
+    )
+
+    earlier = process._replace(started=process.started - 1)
+    assert not tree.send(earlier, signal.SIGKILL)
+    assert started.process.poll() is None
+    assert tree.send(process, signal.SIGKILL)
+    assert started.process.wait() == -signal.SIGKILL
+    assert not tree.send(process, signal.SIGKILL)
+
+
+def test_freeze_stops_all_and_a_stopped_tree_can_be_killed(started: Started) -> None:
+    """Every process is stopped when it returns; SIGKILL needs no SIGCONT."""
+    find = partial(tree.marked, started.sandbox_id)
+
+    assert tree.freeze(find)
+    for pid in started.pids():
+        wait_until(lambda pid=pid: state(pid) == "T")
+    assert tree.sweep(find, timeout=5) == set()
+    started.process.wait()
+    assert started.pids() == set()
+
+
+def test_freeze_says_when_it_cannot_keep_up() -> None:
+    """A tree that always shows a new process is not frozen."""
+    pids = iter(range(2**22 + 1, 2**22 + 100))
+
+    assert not tree.freeze(lambda: {tree.Process(next(pids), 0)})
+
+
+def test_sweep_gives_up_on_what_cannot_be_killed() -> None:
+    """What is left is said."""
+    ghost = tree.Process(2**22 + 1, 0)
+
+    assert {ghost} == tree.sweep(lambda: {ghost}, timeout=0.05)
+
+
+def state(pid: int) -> str:
+    """Return the state letter of a process."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0]
