@@ -7,11 +7,13 @@ spins. Head and first piece leave in one send. A chunked answer keeps its connec
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,13 +40,20 @@ _log = logging.getLogger(__name__)
 
 # Larger pieces are not copied once more to be sent together with the head.
 _JOINED = 1 << 16
+# Seconds for which the rest of a refused request is read and thrown away.
+_LINGER = 2.0
 
 
 class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     """One connection."""
 
+    close_when_flushed: bool
+
     # Whether bytes were left after the last attempt to send. Guarded by outbuf_lock.
     _stuck = False
+    # Whether the client may still be sending when the answer is out.
+    linger = False
+    _lingers_until: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Guards what the poller knows of this connection.
@@ -87,6 +96,42 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     def writable(self) -> bool:
         """Tell the loop whether it has to send or close."""
         return self._stuck or self.will_close or self.close_when_flushed
+
+    def readable(self) -> bool:
+        """Tell the loop whether it has to read, if only to throw away."""
+        return self._lingers_until is not None or bool(super().readable())
+
+    def handle_write(self) -> None:
+        """Send what is left; then close, if that was all."""
+        if not (self.linger and self.close_when_flushed):
+            super().handle_write()
+            return
+        _, failed = self._flush_exception(self._flush_some)
+        if failed:
+            self.handle_close()
+        elif not self.total_outbufs_len and self.connected:
+            # Closing with input unread would reset the connection, and the client
+            # might never see why it was refused.
+            self.close_when_flushed = False
+            self._lingers_until = time.monotonic() + _LINGER
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+
+    def handle_read(self) -> None:
+        """Take what the client sends."""
+        if self._lingers_until is None:
+            super().handle_read()
+        elif not self.recv(self.adj.recv_bytes) or self._lingered():
+            self.handle_close()
+
+    def _lingered(self) -> bool:
+        until = self._lingers_until
+        return until is not None and time.monotonic() >= until
+
+    def look(self) -> None:
+        """Close what lingers for too long; the loop calls it now and then."""
+        if self._lingered():
+            self.handle_close()
 
     def _flush_some(self, do_close: bool = True) -> bool:  # noqa: FBT001, FBT002 - waitress's signature
         sent: bool = super()._flush_some(do_close)
@@ -303,6 +348,7 @@ class ProblemTask(Task):
         error = cause.error if refused else _as_error(cause)
         # A request that could not be read leaves no known place to read on from.
         self.close_on_finish = not refused or cause.close
+        self.channel.linger = self.close_on_finish
         request_id = request_id_of(self.request.headers.get("X_REQUEST_ID"))
         own = (*self.channel.server.ppio_config.headers, (REQUEST_ID, request_id))
         reply = problem(error, request_id, headers=own)

@@ -32,7 +32,7 @@ _RETRY_THREADS = 1.0
 
 
 class Load:
-    """Whether this process has a whole core's work, as of a moment ago.
+    """Whether this process keeps the interpreter's one core busy, as of a moment ago.
 
     Args:
         clock: Monotonic seconds.
@@ -56,12 +56,13 @@ class Load:
         self._full = False
 
     def full(self) -> bool:
-        """Tell whether the process used most of a core since the last look."""
+        """Tell whether the process used about one core since the last look."""
         now = self._clock()
         then, used_then = self._seen
         if now - then >= self._span:
             used = self._cpu_clock()
-            self._full = used - used_then > 0.8 * (now - then)
+            # Well above one core, threads do not wait for the interpreter's lock.
+            self._full = 0.8 < (used - used_then) / (now - then) < 1.5
             self._seen = (now, used)
         return self._full
 

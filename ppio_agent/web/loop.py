@@ -20,7 +20,7 @@ __all__ = ["EpollLoop", "Loop", "new_loop"]
 
 _LONGEST_WAIT = 1.0
 _SHORT_WAIT = 0.005
-# Seconds between looks at all sockets: idle connections are closed then.
+# Seconds between looks at all connections: those to be closed are closed then.
 _SWEEP_EVERY = 5.0
 
 
@@ -47,6 +47,7 @@ class Loop:
         self._listeners: Sequence[Any] = ()
         self._asleep = False
         self._stopping = False
+        self._sweep_at = 0.0
         # Guards the trigger: its descriptor must not be written to once closed.
         self._wake_lock = threading.Lock()
         self._closed = False
@@ -95,7 +96,16 @@ class Loop:
                 self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
 
     def _wait(self, timeout: float) -> None:
+        if time.monotonic() >= self._sweep_at:
+            self._sweep()
         wasyncore.poll2(timeout, self.sockets)
+
+    def _sweep(self) -> None:
+        self._sweep_at = time.monotonic() + _SWEEP_EVERY
+        for one in list(self.sockets.values()):
+            if hasattr(one, "arm_lock"):
+                one.look()
+                self.changed(one)
 
     def close(self) -> None:
         """Close every socket; on the loop's thread, after `run`."""
@@ -122,7 +132,6 @@ class EpollLoop(Loop):
         self.sockets = _Registered(self._epoll)
         # Listeners that accept nobody, since there are too many connections.
         self._full: set[Any] = set()
-        self._sweep_at = 0.0
 
     def changed(self, channel: Any) -> None:
         """Arm the connection for what it is interested in now."""
@@ -156,12 +165,6 @@ class EpollLoop(Loop):
                 (self._full.add if full else self._full.discard)(listener)
                 flags = 0 if full else select.EPOLLIN
                 self._epoll.modify(listener.socket.fileno(), flags)
-
-    def _sweep(self) -> None:
-        self._sweep_at = time.monotonic() + _SWEEP_EVERY
-        for one in list(self.sockets.values()):
-            if hasattr(one, "arm_lock"):
-                self.changed(one)
 
     def close(self) -> None:
         """Close every socket and the poller itself."""

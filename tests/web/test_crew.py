@@ -57,6 +57,8 @@ def test_load_is_full_while_a_core_is_used(clock: Clock) -> None:
     assert load.full()
     clock.move(0.01, busy=0.5)
     assert not load.full()
+    clock.move(0.01, busy=2.0)
+    assert not load.full(), "handlers that compute outside the interpreter"
 
 
 def test_load_is_not_looked_at_too_often(clock: Clock) -> None:

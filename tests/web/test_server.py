@@ -424,6 +424,35 @@ def test_the_server_stops_reading_a_body_without_end(serve: Serve) -> None:
         assert client.closed()
 
 
+@pytest.mark.usefixtures("loop")
+def test_a_client_that_sends_too_much_still_reads_why(serve: Serve) -> None:
+    """What it goes on sending is thrown away; a reset would take the answer with it."""
+    server = serve(echo)
+    with RawClient(server.port) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        for _ in range(64):
+            client.send(b"x" * (1 << 16))
+        assert client.answer().status == 413
+        assert client.closed()
+        client.send(b"x" * (1 << 16))
+    wait_until(lambda: server.stats()["connections"] == 0)
+
+
+@pytest.mark.usefixtures("loop")
+def test_a_refused_client_that_never_closes_is_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Throwing away goes on for a while only."""
+    monkeypatch.setattr("ppio_agent.web.loop._SWEEP_EVERY", 0.1)
+    monkeypatch.setattr("ppio_agent.web.loop._LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("ppio_agent.web.channel._LINGER", 0.2)
+    server = serve(hello)
+    with RawClient(server.port) as client:
+        client.send(b"NONSENSE\r\n\r\n")
+        assert client.answer().status == 400
+        wait_until(lambda: server.stats()["connections"] == 0)
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status", "code"),
     [
