@@ -19,7 +19,6 @@ __all__ = ["LogEntry", "LogQuery", "parse_entry", "read_log", "select_entries"]
 
 _LEVELS: Final = ("debug", "info", "warn", "error")
 _FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
-_EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 _LONGEST_AGE: Final = 253402300799999  # the last millisecond of the year 9999
 
 

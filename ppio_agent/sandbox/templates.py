@@ -91,6 +91,11 @@ class Templates:
             _put(_BUILD, build.id, Build(id=build.id, template_id=BASE_ID)),
         )
 
+    def _now(self) -> datetime:
+        # What the store keeps of an instant, so that a record equals itself read back.
+        now = self._clock()
+        return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
     def collect(self) -> None:
         """Remove builds and blobs that nothing refers to, such as a crash leaves.
 
@@ -240,7 +245,7 @@ class Templates:
     def _add_build(
         self, tenant: str, manifest: AgentManifest, build: Build, digest: str
     ) -> TemplateRecord:
-        now = self._clock()
+        now = self._now()
         info = BuildInfo(
             id=build.id, version=manifest.version, digest=digest, created_at=now
         )
@@ -276,7 +281,7 @@ class Templates:
         return attrs.evolve(
             record,
             builds=builds,
-            updated_at=self._clock(),
+            updated_at=self._now(),
             document=manifest.document(),
             memory_mb=manifest.memory_mb,
             cpus=manifest.cpus,
@@ -315,7 +320,7 @@ class Templates:
             record = attrs.evolve(
                 record,
                 spawn_count=record.spawn_count + 1,
-                last_spawned_at=self._clock(),
+                last_spawned_at=self._now(),
             )
             self._store.write(_put(_TEMPLATE, template_id, record))
 

@@ -21,7 +21,6 @@ from ppio_agent.wire.times import format_time
 
 from .live import LiveSandbox
 from .logview import LogEntry
-from .machine import State
 from .records import BuildInfo, TemplateRecord
 
 __all__ = ["Viewer", "log_lines"]
@@ -149,9 +148,7 @@ def _listed(sandbox: LiveSandbox) -> ListedSandbox:
         client_id=_CLIENT,
         envd_version=_ENVD_VERSION,
         # One that starts already counts as running.
-        state=SandboxState.PAUSED
-        if life.state is State.PAUSED
-        else SandboxState.RUNNING,
+        state=SandboxState(life.state.wire),
         started_at=life.started_at,
         end_at=life.end_at,
         metadata=dict(identity.options.metadata),

@@ -12,7 +12,6 @@ from ppio_agent.exceptions import ValidationError
 from ppio_agent.sandbox.listing import page, whole_number
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.logview import LogQuery, read_log, select_entries
-from ppio_agent.sandbox.machine import State
 from ppio_agent.sandbox.metadata_filter import matches, parse_filter
 from ppio_agent.sandbox.options import not_supported, parse_create
 from ppio_agent.sandbox.views import log_lines
@@ -239,7 +238,7 @@ class _SandboxRoutes:
 
 
 def _word(sandbox: LiveSandbox) -> str:
-    return "paused" if sandbox.life.state is State.PAUSED else "running"
+    return sandbox.life.state.wire
 
 
 def _alias(sandbox: LiveSandbox) -> str:

@@ -1,0 +1,63 @@
+"""The platform's parts on a fake backend, without a listener."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ppio_agent.sandbox.blobs import BlobStore
+from ppio_agent.sandbox.config import PlatformConfig
+from ppio_agent.sandbox.manifest import Host
+from ppio_agent.sandbox.sandboxes import Folders, Sandboxes
+from ppio_agent.sandbox.sources import FolderSource
+from ppio_agent.sandbox.templates import Templates
+from ppio_agent.storage import DocumentStore, open_store
+from tests.sandbox.agents import write_agent
+from tests.sandbox.fakes import FakeBackend
+
+__all__ = ["PlatformRig"]
+
+
+class PlatformRig:
+    """Templates and sandboxes; a template `echo` is deployed for tenant `red`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: DocumentStore | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
+        self.folder = folder
+        self.config = PlatformConfig(
+            data_dir=folder, keys={"sk_red": "red", "sk_blue": "blue"}, **settings
+        )
+        self.backend = FakeBackend()
+        self.store = store or open_store("memory://")
+        numbers = itertools.count()
+        self.templates = Templates(
+            self.store,
+            BlobStore(folder / "blobs"),
+            host=Host(memory_mb=4096, cpus=2.0),
+            id_factory=lambda: f"t{next(numbers):019d}",
+        )
+        self.sandboxes = Sandboxes(
+            self.config,
+            store=self.store,
+            templates=self.templates,
+            backend=self.backend,
+            folders=Folders(live=folder / "sandboxes", ended=folder / "logs"),
+            id_factory=lambda: f"s{next(numbers):019d}",
+            monotonic=monotonic,
+        )
+        self.sandboxes.recover()
+        source = FolderSource.of(write_agent(folder / "src"))
+        self.echo = self.templates.deploy(source, tenant="red")[0]
+
+    def close(self) -> None:
+        self.sandboxes.close(5.0)
+        self.store.close()

@@ -1,0 +1,71 @@
+"""Blobs: whole or not there, kept once, never changed."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.sandbox.blobs import BlobStore
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "blobs")
+
+
+def test_a_blob_is_found_by_its_digest(blobs: BlobStore) -> None:
+    digest, size = blobs.add(BytesIO(b"hello"))
+
+    assert (sha256(b"hello").hexdigest(), 5) == (digest, size)
+    assert blobs.read(digest) == b"hello"
+
+
+def test_equal_content_is_kept_once_and_read_only(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    digest = blobs.add_bytes(b"x")
+    blobs.add_bytes(b"x")
+
+    files = [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()]
+    assert files == [tmp_path / "blobs" / digest[:2] / digest]
+    assert files[0].stat().st_mode & 0o777 == 0o400
+
+
+def test_a_copy_is_a_file_of_its_own(blobs: BlobStore, tmp_path: Path) -> None:
+    digest = blobs.add_bytes(b"x")
+    blobs.copy(digest, tmp_path / "a")
+    blobs.copy(digest, tmp_path / "b", executable=True)
+    (tmp_path / "a").write_bytes(b"changed")
+
+    assert blobs.read(digest) == b"x"
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"]
+    assert modes == [0o644, 0o755]
+
+
+def test_a_write_that_fails_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
+    class Failing(BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.reads += 1
+            if self.reads == 4:
+                raise OSError("gone")
+            return super().read(1)
+
+    with pytest.raises(OSError, match="gone"):
+        blobs.add(Failing(b"x"))
+
+    assert list((tmp_path / "blobs").iterdir()) == []
+
+
+def test_what_nobody_refers_to_is_removed(blobs: BlobStore, tmp_path: Path) -> None:
+    kept, dropped = blobs.add_bytes(b"1"), blobs.add_bytes(b"2")
+    (tmp_path / "blobs" / "new-leftover").write_bytes(b"torn")
+
+    assert blobs.keep_only({kept}) == 2
+    assert blobs.read(kept) == b"1"
+    with pytest.raises(FileNotFoundError):
+        blobs.read(dropped)

@@ -1,0 +1,78 @@
+"""Settings: argument over environment over default, and nothing open by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.sandbox.config import PlatformConfig, default_data_dir, is_loopback
+
+
+def test_the_data_directory_follows_the_environment() -> None:
+    assert default_data_dir({"PPIO_DATA_DIR": "/x"}) == Path("/x/platform")
+    assert default_data_dir({}) == Path.home() / ".ppio-agent" / "platform"
+    config = PlatformConfig.from_env({"PPIO_DATA_DIR": "/x"})
+    assert config.data_dir == Path("/x/platform")
+
+
+def test_an_argument_wins_over_the_environment_and_that_over_the_default() -> None:
+    environ = {
+        "PPIO_PLATFORM_PORT": "3900",
+        "PPIO_PLATFORM_DATA_DIR": "/y",
+        "PPIO_PLATFORM_ANY_KEY": "true",
+        "PPIO_PLATFORM_KEYS": "red=key-1, blue=key-2",
+        "PPIO_PLATFORM_PAUSED_TIMEOUT": "1.5",
+        "PPIO_PLATFORM_TEMPLATES_DIR": "/agents",
+        "PPIO_PLATFORM_HOST": " ",
+    }
+    config = PlatformConfig.from_env(environ, port=1234)
+
+    assert (1234, Path("/y"), True) == (config.port, config.data_dir, config.any_key)
+    assert config.keys == {"key-1": "red", "key-2": "blue"}
+    assert (1.5, Path("/agents")) == (config.paused_timeout, config.templates_dir)
+    assert config.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("PORT", "many"), ("ANY_KEY", "perhaps"), ("KEYS", "s3cret-key-alone")],
+)
+def test_an_unreadable_variable_is_named_and_not_shown(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"PPIO_PLATFORM_{name}") as info:
+        PlatformConfig.from_env({f"PPIO_PLATFORM_{name}": text})
+
+    assert text not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"port": 65536},
+        {"max_sandboxes": 0},
+        {"default_timeout": 0},
+        {"backend": "bubblewrap"},
+        {"domain": ""},
+    ],
+)
+def test_a_value_out_of_range_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        PlatformConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_an_open_address_needs_keys_that_were_chosen() -> None:
+    for fields in ({}, {"any_key": True, "keys": {"key": "t"}}):
+        with pytest.raises(ValueError, match=r"host 0\.0\.0\.0"):
+            PlatformConfig(host="0.0.0.0", **fields)  # type: ignore[arg-type]
+
+    assert PlatformConfig(host="0.0.0.0", keys={"key": "t"}).host == "0.0.0.0"
+
+
+def test_loopback_is_told_from_others() -> None:
+    found = [is_loopback(h) for h in ("localhost", "127.9.9.9", "::1", "10.0.0.1", "h")]
+
+    assert found == [True, True, True, False, False]
+
+
+def test_keys_are_in_no_repr() -> None:
+    assert "sk_secret" not in repr(PlatformConfig(keys={"sk_secret": "t"}))

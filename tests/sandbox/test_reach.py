@@ -1,0 +1,222 @@
+"""What the edge is told: where to, not yet, or why not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppio_agent.sandbox import reach as reach_module
+from ppio_agent.sandbox.addressing import ControlPlane, SandboxPort
+from ppio_agent.sandbox.backends.base import AgentStatus
+from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.options import CreateOptions
+from ppio_agent.sandbox.reach import Reach
+from ppio_agent.sandbox.upstreams import EdgeRefusal
+from tests.sandbox.rig import PlatformRig
+from tests.support import wait_until
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[PlatformRig]:
+    made = PlatformRig(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def reach(rig: PlatformRig, tmp_path: Path) -> Reach:
+    return Reach(rig.sandboxes, KeyRing(rig.config.keys), tmp_path / "none.sock")
+
+
+def _make(rig: PlatformRig, **options: Any) -> LiveSandbox:
+    made = rig.sandboxes.create(CreateOptions(template="echo", **options), tenant="red")
+    rig.backend.last.on_dial = lambda _port: socket.socket()
+    return made
+
+
+def _agent(sandbox: LiveSandbox) -> SandboxPort:
+    return SandboxPort(sandbox.id, 8080)
+
+
+def _refusal(ask: Callable[[], object]) -> tuple[int, dict[str, Any]]:
+    with pytest.raises(EdgeRefusal) as info:
+        ask()
+    return info.value.status, dict(info.value.body)
+
+
+def _connects(reach: Reach, target: SandboxPort, *, wait: bool) -> bool:
+    sock = reach.connect(target, still_wanted=(lambda: True) if wait else None)
+    if sock is None:
+        return False
+    sock.close()
+    return True
+
+
+def test_a_ready_agent_is_reached_at_once(rig: PlatformRig, reach: Reach) -> None:
+    target = _agent(_make(rig))
+
+    assert reach.admit(target)
+    assert _connects(reach, target, wait=False)
+
+
+def test_an_unknown_or_killed_sandbox_is_not_found(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.sandboxes.kill(sandbox.id)
+    expected = {
+        "sandboxId": sandbox.id,
+        "message": "The sandbox was not found",
+        "code": 502,
+    }
+
+    target = _agent(sandbox)
+    assert _refusal(lambda: reach.admit(target)) == (502, expected)
+    assert _refusal(lambda: reach.connect(target, still_wanted=None)) == (502, expected)
+
+
+def test_a_paused_sandbox_is_not_found(rig: PlatformRig, reach: Reach) -> None:
+    sandbox = _make(rig)
+    sandbox.pause()
+    target = _agent(sandbox)
+
+    for ask in (
+        lambda: reach.admit(target),
+        lambda: reach.connect(target, still_wanted=lambda: True),
+    ):
+        assert _refusal(ask)[1]["message"] == "The sandbox was not found"
+
+
+def test_a_paused_sandbox_that_wants_it_is_resumed(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig, auto_resume=True)
+    sandbox.pause()
+    target = _agent(sandbox)
+
+    assert not reach.admit(target)
+    assert not _connects(reach, target, wait=False)
+    assert _connects(reach, target, wait=True)
+    assert rig.backend.last.log == ["pause", "resume"]
+
+
+def test_a_request_is_held_until_the_agent_is_ready(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.backend.last.report(AgentStatus(phase="starting"))
+    target = _agent(sandbox)
+
+    assert not _connects(reach, target, wait=False)
+    assert _connects(reach, SandboxPort(sandbox.id, 49983), wait=False)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(_connects, reach, target, wait=True)
+        threading.Event().wait(0.05)
+        assert not held.done()
+        rig.backend.last.report(AgentStatus(phase="ready"))
+        assert held.result(1)
+
+
+def test_a_held_request_hears_of_an_agent_that_exits(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.backend.last.report(AgentStatus(phase="starting"))
+    rig.backend.last.on_dial = None
+    target = _agent(sandbox)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(_refusal, lambda: _connects(reach, target, wait=True))
+        threading.Event().wait(0.05)
+        rig.backend.last.report(
+            AgentStatus(phase="exited", exit_code=1, log_tail="secret output")
+        )
+        status, body = held.result(1)
+
+    assert (status, body) == (
+        502,
+        {
+            "sandboxId": sandbox.id,
+            "message": "The sandbox is running but port is not open",
+            "port": 8080,
+            "exitCode": 1,
+            "signal": None,
+            "code": 502,
+        },
+    )
+
+
+def test_a_closed_port_says_nothing_of_the_agent(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.backend.last.on_dial = None
+    target = SandboxPort(sandbox.id, 9999)
+
+    _, body = _refusal(lambda: reach.connect(target, still_wanted=None))
+    assert set(body) == {"sandboxId", "message", "port", "code"}
+
+
+def test_a_held_request_ends_when_nobody_wants_it(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.backend.last.report(AgentStatus(phase="starting"))
+    asked: list[int] = []
+
+    def still_wanted() -> bool:
+        asked.append(1)
+        return len(asked) < 3
+
+    assert reach.connect(_agent(sandbox), still_wanted=still_wanted) is None
+
+
+def test_a_request_waits_for_a_change_of_state_and_then_is_told(
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach_module, "TURN_TIMEOUT", 0.3)
+    sandbox = _make(rig)
+    go_on = threading.Event()
+    rig.backend.last.during["pause"] = lambda: go_on.wait(5)
+    target = _agent(sandbox)
+    with ThreadPoolExecutor(1) as pool:
+        pausing = pool.submit(sandbox.pause)
+        wait_until(lambda: sandbox.changing)
+        assert not reach.admit(target)
+        status, body = _refusal(lambda: _connects(reach, target, wait=True))
+        go_on.set()
+        pausing.result(5)
+
+    assert status == 409
+    assert body["message"] == "the sandbox is changing state"
+
+
+def test_credentials_of_the_platform_go_no_further(reach: Reach) -> None:
+    assert reach.strip("x-api-key", "sk_red")
+    assert reach.strip("authorization", "Bearer sk_blue")
+    assert reach.strip("e2b-traffic-access-token", "any")
+    assert not reach.strip("authorization", "Bearer the-agents-own")
+    assert not reach.strip("x-ppio-key", "sk_red")
+
+
+def test_an_access_token_names_its_sandbox(rig: PlatformRig, reach: Reach) -> None:
+    sandbox = _make(rig)
+    token = sandbox.identity.access_token
+
+    assert token is not None
+    assert reach.sandbox_of(token) == sandbox.id
+    assert reach.sandbox_of("other") is None
+    assert _make(rig, secure=False).identity.access_token is None
+
+
+def test_a_control_plane_that_is_gone_is_503(reach: Reach) -> None:
+    assert reach.admit(ControlPlane())
+
+    status, body = _refusal(lambda: reach.connect(ControlPlane(), still_wanted=None))
+    assert (status, body["code"]) == (503, 503)
