@@ -59,7 +59,8 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
         # Guards what the poller knows of this connection.
         self.arm_lock = threading.Lock()
         super().__init__(*args, **kwargs)
-        # What is the same for all requests of this connection.
+        # What is the same for all requests of this connection. Nothing of its own:
+        # a cycle would keep it in memory after its end.
         self.environ = {
             "REMOTE_ADDR": self.addr[0],
             "REMOTE_HOST": self.addr[0],
@@ -68,8 +69,6 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             "SERVER_NAME": self.server.server_name,
             "SERVER_PORT": str(self.server.effective_port),
             "SERVER_SOFTWARE": "ppio-agent",
-            "ppio.abort": self.abort,
-            "ppio.client_gone": self.client_gone,
             "wsgi.input_terminated": True,
             "wsgi.multiprocess": False,
             "wsgi.multithread": True,
@@ -213,7 +212,9 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
         environ["REQUEST_METHOD"] = request.command
         environ["REQUEST_URI"] = request.request_uri
         environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
+        environ["ppio.abort"] = self.channel.abort
         environ["ppio.arrived"] = request.arrived
+        environ["ppio.client_gone"] = self.channel.client_gone
         environ["wsgi.errors"] = sys.stderr
         environ["wsgi.input"] = request.get_body_stream()
         environ["wsgi.url_scheme"] = request.url_scheme

@@ -77,7 +77,7 @@ class Crew:
         load: Shared by all crews of the process.
         clock: Monotonic seconds.
 
-    Thread safety: thread-safe. Jobs answer for their own errors.
+    Thread safety: thread-safe. A job's own error is logged.
     """
 
     def __init__(
@@ -167,7 +167,11 @@ class Crew:
                     self._active -= 1
                     return
                 _, job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except BaseException:  # noqa: BLE001 - outermost frame of the thread
+                _log.exception("a job of a lane failed")
+            del job  # a waiting thread must not keep a request alive
 
     def close(self, timeout: float | None = 5.0) -> bool:
         """Drop what waits and end the threads; return whether all have ended."""

@@ -231,12 +231,17 @@ class LaneDispatcher:
 
     def _serve(self, lane: Lane, task: Task, request: Any) -> None:
         started = time.monotonic()
-        if started - request.arrived > _LOOK_AFTER and task.client_gone():
-            task.cancel()
-            task.abort()
-            return
-        task.service()
-        if lane is Lane.INVOKE:
+        gone = started - request.arrived > _LOOK_AFTER and task.client_gone()
+        served = False
+        try:
+            if not gone:
+                task.service()
+                served = True
+        finally:
+            if not served:
+                task.cancel()
+                task.abort()
+        if served and lane is Lane.INVOKE:
             self._durations.append(time.monotonic() - started)
 
     @property

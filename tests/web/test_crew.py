@@ -113,6 +113,24 @@ def test_nothing_waits_for_long_even_when_busy(
     assert crew.close()
 
 
+def test_a_job_that_fails_costs_no_thread(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises is logged, and the next job is run."""
+    crew = _crew(clock, threads=1)
+    ran = threading.Event()
+
+    def fail() -> None:
+        raise SystemExit
+
+    crew.submit(fail)
+    crew.submit(ran.set)
+    assert ran.wait(5)
+    wait_until(lambda: crew.busy == 0)
+    assert "a job of a lane failed" in caplog.text
+    assert crew.close()
+
+
 def test_a_full_queue_refuses(clock: Clock, gate: threading.Event) -> None:
     """As many jobs as threads and places are taken, and not one more."""
     crew = _crew(clock, threads=2, waiting=1)

@@ -191,6 +191,17 @@ def test_a_request_whose_client_left_while_it_waited_is_not_run() -> None:
         assert second.requests == []
 
 
+def test_a_connection_that_cannot_be_served_is_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Left open, its client would wait for ever."""
+    with Fixture() as it:
+        channel = FakeChannel(it.gate)
+        channel.gate = None  # type: ignore[assignment]
+        it.dispatcher.add_task(channel)
+        wait_until(lambda: channel.dropped)
+
+
 def test_express_threads_are_there_before_the_first_request() -> None:
     """They cannot be missing when the system has no thread left."""
     with Fixture() as it:
