@@ -7,7 +7,14 @@ import asyncio
 import h11
 from attrs import define, field
 
-from .heads import Strip, body_length, forward_end, forward_request, forward_response
+from .heads import (
+    Strip,
+    forward_end,
+    forward_request,
+    forward_response,
+    request_length,
+    response_length,
+)
 from .pump import Body, Peer, PeerError
 
 __all__ = ["Exchange", "UnansweredError"]
@@ -78,26 +85,20 @@ class Exchange:
             await asyncio.wait([upload])
 
     async def _upload(self, body: Body) -> None:
-        head = forward_request(self._request, client=self._address, strip=self._strip)
         try:
-            await self._upstream.send(head, *self._outgoing(body))
-            while not (body and type(body[-1]) is h11.EndOfMessage):
-                body = await self._client.body()
-                await self._upstream.send(*self._outgoing(body))
+            await _carry(
+                self._client,
+                self._upstream,
+                forward_request(self._request, client=self._address, strip=self._strip),
+                body,
+                length=request_length(self._request),
+                strip=self._strip,
+            )
         except PeerError as exc:
             if exc.peer is self._client:
                 self._fault = exc
                 self._upstream.close()
             # An upstream that takes no more may have answered: reading it will show.
-
-    def _outgoing(self, body: Body) -> Body:
-        chunked = any(name == b"transfer-encoding" for name, _ in self._request.headers)
-        return [
-            forward_end(event, chunked=chunked, strip=self._strip)
-            if type(event) is h11.EndOfMessage
-            else event
-            for event in body
-        ]
 
     async def _download(self) -> None:
         modern = self._request.http_version >= b"1.1"
@@ -108,19 +109,14 @@ class Exchange:
             response = await self._upstream.next_event()
         if type(response) is not h11.Response:
             raise PeerError(self._upstream, "there was no answer")
-        body = self._upstream.take_body()
-        # The head and a body that is there already leave in one write.
-        await self._client.send(forward_response(response), *_incoming(body, modern))
-        left = body_length(self._request, response) - sum(
-            len(event.data) for event in body if type(event) is h11.Data
+        await _carry(
+            self._upstream,
+            self._client,
+            forward_response(response, close=self._client.poured),
+            self._upstream.take_body(),
+            length=response_length(self._request, response),
+            trailers=modern,
         )
-        if left >= _LARGE:
-            await self._client.pour(self._upstream, left)
-            await self._client.send(h11.EndOfMessage())
-            return
-        while not (body and type(body[-1]) is h11.EndOfMessage):
-            body = await self._upstream.body()
-            await self._client.send(*_incoming(body, modern))
 
     def _lost(self, exc: PeerError) -> Exception:
         if self._fault is not None:
@@ -133,8 +129,42 @@ class Exchange:
         return PeerError(self._client, "cut off in the middle of an answer")
 
 
-def _incoming(body: Body, modern: bool) -> Body:  # noqa: FBT001 - one word, two uses
-    return [
-        forward_end(event, chunked=modern) if type(event) is h11.EndOfMessage else event
-        for event in body
-    ]
+async def _carry(
+    source: Peer,
+    sink: Peer,
+    head: h11.Request | h11.Response,
+    body: Body,
+    *,
+    length: int,
+    trailers: bool = True,
+    strip: Strip | None = None,
+) -> None:
+    """Send a head, and then the body as it comes.
+
+    Args:
+        source: Where the body comes from.
+        sink: Where all of it goes.
+        head: What is sent first, in one write with what is there of the body.
+        body: What has been read of it.
+        length: Of the whole body, if its head tells; else 0.
+        trailers: Whether the sink understands them.
+        strip: Whether a trailer must not reach the sink; None passes all.
+    """
+
+    def passed(body: Body) -> Body:
+        return [
+            forward_end(event, trailers=trailers, strip=strip)
+            if type(event) is h11.EndOfMessage
+            else event
+            for event in body
+        ]
+
+    await sink.send(head, *passed(body))
+    left = length - sum(len(event.data) for event in body if type(event) is h11.Data)
+    if left >= _LARGE:
+        await sink.pour(source, left)
+        await sink.send(h11.EndOfMessage())
+        return
+    while not (body and type(body[-1]) is h11.EndOfMessage):
+        body = await source.body()
+        await sink.send(*passed(body))

@@ -6,7 +6,7 @@ Pure. Everything is parsed and written by h11; here it is only decided.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import h11
 
@@ -18,13 +18,14 @@ from .upstreams import EdgeRefusal
 
 __all__ = [
     "HEAD_LIMIT",
-    "body_length",
     "check_request",
     "forward_end",
     "forward_request",
     "forward_response",
     "refusal_events",
     "repeatable",
+    "request_length",
+    "response_length",
 ]
 
 HEAD_LIMIT = 64 * 1024
@@ -32,6 +33,7 @@ HEAD_LIMIT = 64 * 1024
 
 Strip = Callable[[str, str], bool]
 _Fields = list[tuple[bytes, bytes]]
+_Answer = TypeVar("_Answer", h11.Response, h11.InformationalResponse)
 _Message: TypeAlias = (
     h11.Request | h11.Response | h11.InformationalResponse | h11.EndOfMessage
 )
@@ -106,22 +108,32 @@ def forward_request(
     return h11.Request(method=request.method, target=request.target, headers=fields)
 
 
-def forward_response(
-    response: h11.Response | h11.InformationalResponse,
-) -> h11.Response | h11.InformationalResponse:
+def forward_response(response: _Answer, *, close: bool = False) -> _Answer:
     """Return the response, or the interim one, as the client gets it.
 
     How its body is framed is left to h11, which knows the client's HTTP version.
+
+    Args:
+        response: As received.
+        close: Whether the connection ends with it.
     """
     fields = _end_to_end(response)
     if _tokens(response.headers, b"transfer-encoding"):
         fields = [item for item in fields if item[0].lower() != b"content-length"]
+    if close:
+        fields.append((b"Connection", b"close"))
     return type(response)(
         status_code=response.status_code, headers=fields, reason=response.reason
     )
 
 
-def body_length(request: h11.Request, response: h11.Response) -> int:
+def request_length(request: h11.Request) -> int:
+    """Return the length of a request's body; 0 if it has none, or does not say."""
+    fields = dict(request.headers)
+    return 0 if b"transfer-encoding" in fields else _content_length(fields)
+
+
+def response_length(request: h11.Request, response: h11.Response) -> int:
     """Return the length of an answer's body; 0 if it has none, or does not say."""
     fields = dict(response.headers)
     if (
@@ -130,20 +142,20 @@ def body_length(request: h11.Request, response: h11.Response) -> int:
         or b"transfer-encoding" in fields
     ):
         return 0
-    return int(fields.get(b"content-length", 0))
+    return _content_length(fields)
 
 
 def forward_end(
-    end: h11.EndOfMessage, *, chunked: bool, strip: Strip | None = None
+    end: h11.EndOfMessage, *, trailers: bool, strip: Strip | None = None
 ) -> h11.EndOfMessage:
     """Return the end of a body with the trailers that may be passed on.
 
     Args:
         end: As received.
-        chunked: Whether the message is passed on in chunks; only these have trailers.
+        trailers: Whether the receiver understands them; HTTP/1.0 does not.
         strip: As of `forward_request`.
     """
-    if not end.headers or not chunked:
+    if not end.headers or not trailers:
         return h11.EndOfMessage()
     fields = [
         (name, value)
@@ -198,6 +210,10 @@ def _end_to_end(message: _Message) -> _Fields:
     headers = message.headers
     dropped = _HOP_BY_HOP | (_tokens(headers, b"connection") - _KEPT)
     return [item for item in headers.raw_items() if item[0].lower() not in dropped]
+
+
+def _content_length(fields: dict[bytes, bytes]) -> int:
+    return int(fields.get(b"content-length", 0))
 
 
 def _tokens(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> set[bytes]:

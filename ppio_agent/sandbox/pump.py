@@ -52,7 +52,8 @@ class Peer:
     """A connected socket and the state of the HTTP conversation on it.
 
     One task at a time may read and one may write. Reading goes on by itself until the
-    inbox is full, so that the end of the other side is noticed while nothing is asked.
+    inbox is full, so that the end of the other side is noticed while nothing is asked;
+    behind a full inbox it shows only when that is taken.
 
     Args:
         sock: Owned from now on.
@@ -62,7 +63,8 @@ class Peer:
     Attributes:
         http: The state of the conversation.
         ended: Whether the other side has closed or broken the connection.
-        on_end: Called once when it does; None: it shows at the next read.
+        on_end: Called once when it ends; None: that shows at the next read.
+        poured: Whether a body was poured from it: it serves no further message.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Peer:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         sock.settimeout(0)
-        if sock.family != socket.AF_UNIX:
+        # Refused by a unix socket, and by some systems if it is reset already.
+        with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # The only way to learn that a silent client's machine has gone.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.http = h11.Connection(role, max_incomplete_event_size=HEAD_LIMIT)
         self.ended = False
+        self.poured = False
         self.on_end: Callable[[], object] | None = None
         self._sock = sock
         self._loop = loop
@@ -176,12 +180,13 @@ class Peer:
         """Send the next `count` bytes of a body just as they come from `source`.
 
         For the rest of a large body of known length, of which h11 would copy each byte
-        several times. The h11 of the source never learns of it, so that the source can
-        serve no other request.
+        several times. The h11 of the source never learns of it, so that the connection
+        of the source ends with this message.
 
         Raises:
             PeerError: Either side is gone.
         """
+        source.poured = True
         buffer = memoryview(bytearray(_POUR_SIZE))
         for turn in itertools.count(1):
             size = await source.receive_into(buffer[:count])
@@ -216,17 +221,6 @@ class Peer:
         self._inbox = self._inbox[size:]
         self._resume()
         return size
-
-    async def _write(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        try:
-            while left:
-                try:
-                    left = left[self._sock.send(left) :]
-                except BlockingIOError:
-                    await self._writable()
-        except OSError as exc:
-            raise PeerError(self, "the connection was lost") from exc
 
     def reusable(self) -> bool:
         """Whether a kept connection is idle: nothing received, and no end seen."""
@@ -346,6 +340,17 @@ class Peer:
             self._reader = None
             if timer is not None:
                 timer.cancel()
+
+    async def _write(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                try:
+                    left = left[self._sock.send(left) :]
+                except BlockingIOError:
+                    await self._writable()
+        except OSError as exc:
+            raise PeerError(self, "the connection was lost") from exc
 
     async def _writable(self) -> None:
         self._writer = waiter = self._loop.create_future()

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from ppio_agent.sandbox.heads import (
     HEAD_LIMIT,
-    body_length,
     check_request,
     forward_end,
     forward_request,
     forward_response,
     refusal_events,
     repeatable,
+    request_length,
+    response_length,
 )
 from ppio_agent.sandbox.upstreams import EdgeRefusal
 
@@ -198,17 +199,30 @@ def test_the_length_of_a_body_is_known_from_the_heads(
 ) -> None:
     """Where there is a body and its head says how long it is."""
     answer = h11.Response(status_code=status, headers=fields)
-    assert body_length(request(method=method), answer) == length
+    assert response_length(request(method=method), answer) == length
 
 
-def test_trailers_pass_with_chunks_only() -> None:
-    """And never those that frame, route or open something."""
+def test_the_length_of_a_request_is_known_from_its_head() -> None:
+    """Where it is told and no chunks are."""
+    assert request_length(request(("Content-Length", "7"))) == 7
+    assert request_length(request(("Transfer-Encoding", "chunked"))) == 0
+    assert request_length(request()) == 0
+
+
+def test_an_answer_says_that_it_is_the_last() -> None:
+    """Where the connection can serve no other request."""
+    answer = forward_response(h11.Response(status_code=200, headers=[]), close=True)
+    assert list(answer.headers) == [(b"connection", b"close")]
+
+
+def test_trailers_pass_to_those_who_know_them() -> None:
+    """But never those that frame, route or open something."""
     end = h11.EndOfMessage(
         headers=[("X-Sum", "1"), ("Content-Length", "9"), ("X-Key", "secret")]
     )
-    got = forward_end(end, chunked=True, strip=lambda _, value: value == "secret")
+    got = forward_end(end, trailers=True, strip=lambda _, value: value == "secret")
     assert list(got.headers) == [(b"x-sum", b"1")]
-    assert list(forward_end(end, chunked=False).headers) == []
+    assert list(forward_end(end, trailers=False).headers) == []
 
 
 def test_only_a_bodyless_safe_request_is_repeatable() -> None:

@@ -1,0 +1,251 @@
+"""One socket of the edge holds little, notices its end, and closes politely."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+
+import h11
+import pytest
+
+from ppio_agent.sandbox.pump import Peer, PeerError
+
+REQUEST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"
+
+Run = Callable[[Coroutine[object, object, None]], None]
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.SelectorEventLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    far.settimeout(10)
+    yield near, far
+    near.close()
+    far.close()
+
+
+@pytest.fixture
+def far(pair: tuple[socket.socket, socket.socket]) -> socket.socket:
+    """The other side's end."""
+    return pair[1]
+
+
+@pytest.fixture
+def peer(
+    loop: asyncio.AbstractEventLoop, pair: tuple[socket.socket, socket.socket]
+) -> Iterator[Peer]:
+    """The edge's end, towards a client."""
+    peer = Peer(pair[0], h11.SERVER, loop)
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def run(loop: asyncio.AbstractEventLoop) -> Run:
+    def run(work: Awaitable[None]) -> None:
+        loop.run_until_complete(asyncio.wait_for(work, 20))
+
+    return run
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop look at its sockets."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def send_on(peer: Peer) -> None:
+    """Send until it fails."""
+    while True:
+        await peer.send(h11.Data(data=b"x" * 65536))
+
+
+def test_little_is_read_ahead(peer: Peer, far: socket.socket, run: Run) -> None:
+    """Nobody takes what comes, so the kernel makes the sender wait."""
+
+    async def story() -> None:
+        far.settimeout(0)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += far.send(b"x" * 65536)
+                await turns()
+        assert len(peer._inbox) < 128 * 1024
+        assert sent > len(peer._inbox)
+
+    run(story())
+
+
+def test_many_small_pieces_are_one_inbox(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """Byte by byte, a head is the same head."""
+
+    async def story() -> None:
+        for byte in REQUEST:
+            far.send(bytes([byte]))
+            await turns(2)
+        event = await peer.next_event(5)
+        assert type(event) is h11.Request
+        assert event.target == b"/x"
+
+    run(story())
+
+
+def test_what_came_before_the_end_is_given_first(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """And then it is said that no more will come."""
+
+    async def story() -> None:
+        far.sendall(REQUEST + b"half")
+        far.close()
+        assert type(await peer.next_event(5)) is h11.Request
+        assert [bytes(event.data) for event in await peer.body()] == [b"half"]
+        for _ in range(2):
+            with pytest.raises(PeerError) as caught:
+                await peer.body()
+            assert (caught.value.peer, caught.value.status) == (peer, 0)
+
+    run(story())
+
+
+def test_a_body_is_read_only_where_there_is_one(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """Asked otherwise, it does not wait for ever."""
+
+    async def story() -> None:
+        far.sendall(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\nmore")
+        await peer.next_event(5)
+        assert [type(event) for event in await peer.body()] == [h11.EndOfMessage]
+        with pytest.raises(PeerError):
+            await peer.body()
+
+    run(story())
+
+
+def test_the_end_is_noticed_while_nothing_is_asked(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """Whoever is in the middle of something is told; later it is too late to begin."""
+
+    async def story() -> None:
+        noticed = asyncio.Event()
+        with peer.at_end(noticed.set):
+            far.close()
+            await noticed.wait()
+        with pytest.raises(PeerError), peer.at_end(noticed.set):
+            pass
+
+    run(story())
+
+
+def test_sending_to_one_that_is_gone_fails(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """As the peer's doing, whatever the system calls it."""
+
+    async def story() -> None:
+        far.sendall(REQUEST + b"0123456789")
+        await peer.next_event(5)
+        far.close()
+        await peer.send(h11.Response(status_code=200, headers=[]))
+        with pytest.raises(PeerError):
+            await send_on(peer)
+
+    run(story())
+
+
+def test_poured_bytes_are_the_same_bytes(
+    peer: Peer, far: socket.socket, run: Run, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Those already read, those to come, and none that follow."""
+    body = bytes(range(256)) * 100
+    near, out = socket.socketpair()
+    out.settimeout(10)
+
+    async def story() -> None:
+        source = Peer(near, h11.CLIENT, loop)
+        await source.send(
+            h11.Request(method="GET", target="/", headers=[("Host", "h")]),
+            h11.EndOfMessage(),
+        )
+        far.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await peer.next_event(5)
+        length = [("Content-Length", str(len(body)))]
+        await peer.send(h11.Response(status_code=200, headers=length))
+        out.sendall(body[:1000])
+        await turns()
+        out.sendall(body[1000:] + b"more")
+        await peer.pour(source, len(body))
+        await peer.send(h11.EndOfMessage())
+        peer.close()
+        assert source.poured
+        assert not source.finished
+        source.close()
+
+    run(story())
+    out.close()
+    received = b"".join(iter(lambda: far.recv(65536), b""))
+    assert received.partition(b"\r\n\r\n")[2] == body
+
+
+def test_lingering_lets_the_last_answer_be_read(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """Though more of the request keeps coming, which nobody wants."""
+
+    async def story() -> None:
+        far.sendall(REQUEST)
+        await peer.next_event(5)
+        await peer.send(
+            h11.Response(status_code=413, headers=[("Content-Length", "0")]),
+            h11.EndOfMessage(),
+        )
+        lingering = asyncio.ensure_future(peer.linger())
+        for _ in range(10):
+            far.sendall(b"x" * 10_000)
+            await turns()
+        assert far.recv(65536).startswith(b"HTTP/1.1 413")
+        assert far.recv(65536) == b""
+        far.close()
+        await lingering
+
+    run(story())
+
+
+def test_lingering_ends_though_the_other_side_stays(
+    peer: Peer, far: socket.socket, run: Run
+) -> None:
+    """After a second."""
+    run(peer.linger())
+    assert peer.ended
+
+
+def test_close_wakes_who_waits(
+    peer: Peer, run: Run, loop: asyncio.AbstractEventLoop
+) -> None:
+    """With an error; a second close does nothing."""
+
+    async def story() -> None:
+        waiting = loop.create_task(peer.next_event())
+        await turns()
+        peer.close()
+        peer.close()
+        with pytest.raises(PeerError):
+            await waiting
+
+    run(story())
