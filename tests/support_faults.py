@@ -18,9 +18,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
-from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "FaultServer",
@@ -68,8 +71,8 @@ class Peer:
     def read_request(self) -> Received | None:
         """Return the next request, or None once the client has closed."""
         while b"\r\n\r\n" not in self._rest:
-            if not self._more():
-                return None
+            if not self._more() or self._rest.startswith(b"\x16"):
+                return None  # the client has closed, or speaks TLS to a plain port
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, target, _ = first.split(" ")
@@ -332,7 +335,7 @@ def deaf_address() -> Iterator[tuple[str, int]]:
 
 
 def certificate(folder: Path) -> tuple[ssl.SSLContext, Path] | None:
-    """Make a throw-away certificate for localhost.
+    """Make a throw-away certificate for the name localhost, not for its address.
 
     Returns:
         A server's context and the certificate's file; None without `openssl`.
@@ -344,7 +347,7 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, Path] | None:
     command = [
         openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
         "-keyout", key, "-out", cert, "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-addext", "subjectAltName=DNS:localhost",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -105,7 +105,7 @@ class Setup:
     random: Callable[[], float]
     client_headers: ClientHeaders | None = None
     _base: _Pairs = field(init=False, repr=False)
-    # Peers known to run an Idempotency-Key once: (origin, sandbox), oldest first.
+    # Peers known to run an Idempotency-Key once: (origin, sandbox).
     _peers: dict[tuple[object, str], None] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -146,10 +146,9 @@ class Setup:
 
     def note_peer(self, url: str, sandbox_id: str) -> None:
         """Remember that this peer runs a key once."""
-        peers = self._peers
-        if len(peers) >= _MAX_PEERS:
-            peers.pop(next(iter(peers)), None)
-        peers[split_url(url)[0], sandbox_id] = None
+        if len(self._peers) >= _MAX_PEERS:
+            self._peers.clear()  # their next answers say it again
+        self._peers[split_url(url)[0], sandbox_id] = None
 
 
 def _merge(into: _Pairs, headers: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 
 from .calls import CallHandle
-from .http1 import encode_head, find_head, parse_head
+from .http1 import FramingError, encode_head, find_head, parse_head
 from .messages import TransportConfig
 from .route import Origin, Proxy, is_loopback, proxy_for
 
@@ -235,6 +235,15 @@ def _tunnel(connection: Connection, deadline: Deadline) -> None:
     if proxy is not None and proxy.authorization is not None:
         headers.append(("Proxy-Authorization", proxy.authorization))
     connection.send(encode_head("CONNECT", target, headers), deadline)
+    try:
+        status = _read_status(connection, deadline)
+    except FramingError as error:
+        raise ProxyRefusedError(f"the proxy does not speak HTTP: {error}") from error
+    if not 200 <= status < 300:
+        raise ProxyRefusedError(f"the proxy answered {status}")
+
+
+def _read_status(connection: Connection, deadline: Deadline) -> int:
     answer = bytearray()
     end = -1
     while end < 0:
@@ -244,6 +253,4 @@ def _tunnel(connection: Connection, deadline: Deadline) -> None:
         searched = len(answer)
         answer += data
         end = find_head(answer, searched)
-    status = parse_head(answer[:end]).status
-    if not 200 <= status < 300:
-        raise ProxyRefusedError(f"the proxy answered {status}")
+    return parse_head(answer[:end]).status

@@ -73,7 +73,7 @@ def connect_error(error: OSError, origin: Origin) -> BrokenError:
         )
         return BrokenError(Failure.FINAL, untrusted)
     why = error.strerror or str(error) or type(error).__name__
-    refused = NetworkError(f"cannot connect to {where}: {why.lower()}")
+    refused = NetworkError(f"cannot connect to {where}: {why[:1].lower()}{why[1:]}")
     return BrokenError(Failure.CONNECT, refused)
 
 
@@ -188,7 +188,8 @@ class Exchange:
             searched = len(seen)
             data = self._receive("response")
             if not data:
-                raise _no_answer(started=bool(seen)) from self._why
+                why = self._why or EOFError("the peer closed the connection")
+                raise _no_answer(started=bool(seen)) from why
             seen += data
 
     def _receive(self, phase: str) -> bytes:

@@ -114,48 +114,36 @@ def test_retry_after_beyond_the_limit_or_the_deadline_ends_it() -> None:
     assert _decide(evolve(GET, status=503), left=0.2) is None
 
 
-@given(
-    failure=st.sampled_from([None, *Failure]),
+_outcomes = st.builds(
+    Outcome,
+    number=st.integers(1, 10),
+    method=st.just("POST"),
+    keyed=st.booleans(),
+    run_once=st.booleans(),
+    failure=st.none() | st.sampled_from(Failure),
     status=st.integers(100, 599),
     reused=st.booleans(),
     retry_after=st.none() | st.floats(0.001, 1000),
     retryable=st.none() | st.booleans(),
     nothing_ran=st.booleans(),
-    number=st.integers(1, 10),
-    left=st.none() | st.floats(0, 1000),
-    random=st.floats(0, 1, exclude_max=True),
 )
+
+
+@given(_outcomes, st.none() | st.floats(0, 1000), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=100)
-def test_a_post_without_key_is_sent_twice_only_if_it_did_nothing(
-    failure: Failure | None,
-    status: int,
-    reused: bool,
-    retry_after: float | None,
-    retryable: bool | None,
-    nothing_ran: bool,
-    number: int,
-    left: float | None,
-    random: float,
+def test_a_post_is_sent_twice_only_if_it_did_nothing_or_may_run_twice(
+    outcome: Outcome, left: float | None, random: float
 ) -> None:
-    """Whatever else is known: not sent at all, or refused with a time to come back."""
-    outcome = evolve(
-        BARE,
-        failure=failure,
-        status=None if failure else status,
-        reused=reused,
-        retry_after=retry_after,
-        retryable=retryable,
-        nothing_ran=nothing_ran,
-        number=number,
-    )
+    """Whatever else is known, and never beyond the deadline."""
     found = decide(POLICY, outcome, left=left, random=lambda: random)
     if found is None:
         return
-    refused = failure is None and status in {429, 503} and retry_after is not None
-    assert failure is Failure.CONNECT or refused
-    assert number <= POLICY.max_retries
-    assert found.counted
     assert left is None or found.delay < left
+    assert outcome.number <= POLICY.max_retries or not found.counted
+    if not outcome.keyed:
+        refused = outcome.status in {429, 503} and outcome.retry_after is not None
+        unsent = outcome.failure is Failure.CONNECT
+        assert unsent or (outcome.failure is None and refused)
 
 
 @pytest.mark.parametrize(

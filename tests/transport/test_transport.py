@@ -389,9 +389,11 @@ def test_a_refused_connection_is_tried_again(serve: Serve) -> None:
     """Nothing was sent, so any method may."""
     server = serve(reply())
     server.close()
-    with Transport(random=lambda: 0.0) as transport:
-        with pytest.raises(NetworkError, match="connection refused") as caught:
-            transport.send(_post(server))
+    with (
+        Transport(random=lambda: 0.0) as transport,
+        pytest.raises(NetworkError, match="connection refused") as caught,
+    ):
+        transport.send(_post(server))
     assert caught.value.attempts == 4
     assert [past.error for past in caught.value.history] == [NetworkError] * 3
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
@@ -420,9 +422,11 @@ def test_the_edges_word_that_nothing_ran_allows_another_attempt(serve: Serve) ->
     """A 502 with a port: the agent was not reached."""
     body = json.dumps({"sandboxId": "s-1", "port": 8080, "message": "no listener"})
     server = serve(reply(502, body.encode()))
-    with Transport(random=lambda: 0.0) as transport:
-        with pytest.raises(AgentUnreachableError) as caught:
-            transport.send(_post(server, headers=KEY))
+    with (
+        Transport(random=lambda: 0.0) as transport,
+        pytest.raises(AgentUnreachableError) as caught,
+    ):
+        transport.send(_post(server, headers=KEY))
     assert caught.value.attempts == 4
     assert (caught.value.sandbox_id, caught.value.port) == ("s-1", 8080)
 
@@ -460,9 +464,11 @@ def test_a_failure_may_be_asked_for(serve: Serve, transport: Transport) -> None:
 def test_errors_say_what_was_asked(serve: Serve) -> None:
     """Method, URL without secrets, id, attempts and what came before."""
     server = serve(reply(500, b"", {"X-Request-Id": "peer-9"}))
-    with Transport(random=lambda: 0.0) as transport:
-        with pytest.raises(InternalServerError) as caught:
-            transport.send(_get(server, "/x?token=abc"))
+    with (
+        Transport(random=lambda: 0.0) as transport,
+        pytest.raises(InternalServerError) as caught,
+    ):
+        transport.send(_get(server, "/x?token=abc"))
     error = caught.value
     assert (error.method, error.url) == ("GET", f"{server.url}/x?token=***")
     assert (error.request_id, error.attempts) == ("peer-9", 4)

@@ -1,0 +1,89 @@
+"""Ending a call from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+from ppio_agent.exceptions import InvocationCancelledError
+from ppio_agent.transport.calls import CallHandle
+
+
+def test_the_first_abort_wins() -> None:
+    """And is what every step of the call raises from then on."""
+    call = CallHandle()
+    call.check()
+    assert call.abort(InvocationCancelledError("one"))
+    assert not call.abort(InvocationCancelledError("two"))
+    with pytest.raises(InvocationCancelledError, match="one"):
+        call.check()
+    with pytest.raises(InvocationCancelledError):
+        call.wait(None)
+
+
+def test_abort_wakes_whoever_reads_the_socket() -> None:
+    """Also if it came first."""
+    call = CallHandle()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call.attach(ours)
+        reader = threading.Thread(target=ours.recv, args=(1,))
+        reader.start()
+        call.abort(InvocationCancelledError("enough"))
+        reader.join(5.0)
+        assert not reader.is_alive()
+        assert theirs.recv(1) == b""
+        with pytest.raises(InvocationCancelledError):
+            call.attach(ours)
+
+
+def test_a_socket_that_was_detached_is_left_alone() -> None:
+    """It may serve another call."""
+    call = CallHandle()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call.attach(ours)
+        call.detach()
+        call.abort(InvocationCancelledError("enough"))
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
+
+
+def test_a_closed_socket_is_no_failure() -> None:
+    """The connection may have gone a moment before."""
+    call = CallHandle()
+    ours, theirs = socket.socketpair()
+    call.attach(ours)
+    ours.close()
+    theirs.close()
+    assert call.abort(InvocationCancelledError("enough"))
+
+
+def test_a_forked_child_leaves_the_connection_alone() -> None:
+    """It is shared with the parent, who goes on using it."""
+    call = CallHandle()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call.attach(ours)
+        pid = os.fork()
+        if pid == 0:
+            call.abort(InvocationCancelledError("child"))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
+
+
+def test_waiting_ends_when_woken() -> None:
+    """Before or while it waits; each wake counts once."""
+    call = CallHandle()
+    call.wake()
+    call.wait(5.0)
+    waker = threading.Thread(target=call.wake)
+    waker.start()
+    call.wait(5.0)
+    waker.join()
+    call.wait(0.01)

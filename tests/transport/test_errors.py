@@ -1,0 +1,195 @@
+"""Which error an answer stands for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppio_agent import exceptions as ex
+from ppio_agent._util.redact import Redactor
+from ppio_agent.transport import NO_RETRY, Headers, Kind, Request, Response, Transport
+from ppio_agent.transport.errors import FailedAnswer, PastFailure, answer_error
+from ppio_agent.wire.problem import Problem
+from tests.support_faults import FaultServer, cut, reply, reset
+
+Serve = Callable[..., FaultServer]
+
+
+def _error(
+    status: int, body: object = None, *, kind: Kind = "other", subject: str = ""
+) -> ex.PPIOAgentError:
+    data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+    request = Request(method="GET", url="http://h/", kind=kind, subject=subject)
+    response = Response(
+        status=status,
+        headers=Headers([("Content-Type", "text/x")]),
+        body=data,
+        request_id="r-1",
+        url="http://h/",
+    )
+    redactor = Redactor(["sk-SECRET123"])
+    return answer_error(request, response, Problem.read(data), redactor)
+
+
+@pytest.mark.parametrize(
+    ("status", "cls"),
+    [
+        (302, ex.ProtocolError),
+        (400, ex.ValidationError),
+        (401, ex.AuthenticationError),
+        (402, ex.QuotaExceededError),
+        (403, ex.PermissionDeniedError),
+        (404, ex.NotFoundError),
+        (405, ex.ValidationError),
+        (408, ex.RequestTimeoutError),
+        (409, ex.ConflictError),
+        (413, ex.RequestTooLargeError),
+        (422, ex.ValidationError),
+        (425, ex.ServiceUnavailableError),
+        (429, ex.RateLimitError),
+        (500, ex.InternalServerError),
+        (501, ex.InternalServerError),
+        (502, ex.ServiceUnavailableError),
+        (503, ex.ServiceUnavailableError),
+        (504, ex.ServiceUnavailableError),
+    ],
+)
+def test_the_status_names_the_class(status: int, cls: type[ex.PPIOAgentError]) -> None:
+    """And is on the error, with the answer behind it."""
+    error = _error(status)
+    assert type(error) is cls
+    assert (error.http_status, error.request_id) == (status, "r-1")
+    assert error.code == cls.code
+    assert isinstance(error.__cause__, FailedAnswer)
+    assert str(error.__cause__) == f"HTTP {status}, text/x: ''"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("template", ex.TemplateNotFoundError),
+        ("sandbox", ex.SessionNotFoundError),
+        ("agent", ex.NotFoundError),
+        ("envd", ex.NotFoundError),
+    ],
+)
+def test_what_is_not_found_depends_on_what_was_asked(
+    kind: Kind, cls: type[ex.PPIOAgentError]
+) -> None:
+    """The message names it."""
+    for body in ({"message": "nope"}, {"code": "not_found", "message": "nope"}):
+        error = _error(404, body, kind=kind, subject="x-1")
+        assert type(error) is cls
+        assert error.message == f"{kind} 'x-1' was not found: nope"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cls"),
+    [
+        (503, "server_draining", ex.ServerDrainingError),
+        (429, "quota_exceeded", ex.QuotaExceededError),
+        (409, "idempotency_conflict", ex.IdempotencyConflictError),
+        (410, "replay_gone", ex.ReplayGoneError),
+        (504, "invocation_timeout", ex.InvocationTimeoutError),
+        (503, "word_of_a_stranger", ex.ServiceUnavailableError),
+    ],
+)
+def test_a_known_word_names_the_class(
+    status: int, code: str, cls: type[ex.PPIOAgentError]
+) -> None:
+    """An unknown one does not, and is not passed on as if it were ours."""
+    error = _error(status, {"code": code, "detail": "d", "retryable": False})
+    assert type(error) is cls
+    assert error.code == cls.code
+    assert error.retryable is False
+    if isinstance(error, ex.InvocationError):
+        assert error.status == status
+
+
+def test_the_edge_says_what_is_gone() -> None:
+    """By the keys of its body, never by its text."""
+    body = {"sandboxId": "s-1", "message": "The sandbox was not found", "code": 502}
+    assert type(_error(502, body)) is ex.SessionNotFoundError
+    error = _error(502, {**body, "port": 8080, "exitCode": 3})
+    assert isinstance(error, ex.AgentUnreachableError)
+    assert (error.sandbox_id, error.port, error.exit_code) == ("s-1", 8080, 3)
+
+
+def test_what_is_quoted_is_short_and_without_secrets() -> None:
+    """A page of HTML is no message."""
+    error = _error(502, b"<html>\n" + b"key=sk-SECRET123 " * 100)
+    assert len(error.message) < 300
+    assert "SECRET" not in f"{error} {error.__cause__}"
+    assert "key=***" in error.message
+
+
+# Acceptance 20
+
+
+def _refused(serve: Serve) -> str:
+    server = serve(reply())
+    server.close()
+    return server.url
+
+
+@pytest.mark.parametrize(
+    ("fault", "cls"),
+    [
+        (_refused, ex.NetworkError),
+        (lambda serve: serve(reset()).url, ex.NetworkError),
+        (lambda serve: serve(reset(b"HTTP/1.1 200")).url, ex.NetworkError),
+        (lambda serve: serve(cut()).url, ex.NetworkError),
+        (lambda serve: serve(cut(b"SMTP ready\r\n\r\n")).url, ex.ProtocolError),
+        (lambda serve: serve(reply()).url.replace("http", "https"), ex.NetworkError),
+        (lambda serve: serve(reply(502, b"<html>bad")).url, ex.ServiceUnavailableError),
+        (lambda serve: serve(reply(401)).url, ex.AuthenticationError),
+        (lambda serve: serve(reply(400, b'{"a":1}')).url, ex.ValidationError),
+    ],
+    ids=[
+        "refused", "reset", "reset in head", "closed", "not http", "tls",
+        "html 502", "empty 401", "json without code",
+    ],
+)  # fmt: skip
+def test_every_fault_is_one_class_with_its_cause(
+    serve: Serve,
+    transport: Transport,
+    fault: Callable[[Serve], str],
+    cls: type[ex.PPIOAgentError],
+) -> None:
+    """And survives being pickled and copied, with equal attributes."""
+    url = fault(serve)
+    request = Request(method="POST", url=url, body=b"{}", retry=NO_RETRY)
+    with pytest.raises(ex.PPIOAgentError) as caught:
+        transport.send(request)
+    error = caught.value
+    assert type(error) is cls
+    assert isinstance(error, ex.PPIOAgentRuntimeError)
+    assert error.__cause__ is not None
+    assert (error.method, error.attempts) == ("POST", 1)
+    assert error.request_id
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is cls
+        assert (twin.args, twin.__dict__) == (error.args, error.__dict__)
+
+
+def test_an_untrusted_certificate_is_a_network_error(
+    serve: Serve, transport: Transport, tls: tuple[ssl.SSLContext, Path]
+) -> None:
+    """With TLS's own error behind it."""
+    server = serve(reply(), tls=tls[0])
+    with pytest.raises(ex.NetworkError) as caught:
+        transport.send(Request(method="GET", url=server.url))
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+def test_history_survives_being_pickled() -> None:
+    """It is part of the error."""
+    error = ex.NetworkError("x")
+    error.history = (PastFailure(ex.NetworkError, None, 0.5),)
+    assert pickle.loads(pickle.dumps(error)).history == error.history
