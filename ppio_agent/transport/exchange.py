@@ -36,6 +36,8 @@ _PIECE_BYTES = 64 * 1024
 # Header and body leave in one packet if they are small enough to be copied together.
 _JOINED_BYTES = 64 * 1024
 
+_MOST_INTERIM = 100
+
 _TIMED_OUT = {
     "response": "the time ran out before an answer came",
     "body": "the time ran out inside the answer",
@@ -106,8 +108,7 @@ class Exchange:
 
     __slots__ = (
         "_body", "_call", "_connection", "_deadline", "_idle_timeout", "_inflater",
-        "_keep", "_owner", "_rest", "_why", "head", "proxy",
-        "reused",
+        "_keep", "_owner", "_rest", "_why", "head", "proxy", "reused",
     )  # fmt: skip
 
     head: Head
@@ -174,6 +175,7 @@ class Exchange:
     def _read_head(self) -> Head:
         seen = bytearray()
         searched = 0
+        interim = 0
         while True:
             end = find_head(seen, searched)
             if end >= 0:
@@ -181,7 +183,10 @@ class Exchange:
                 del seen[:end]
                 searched = 0
                 if head.status < 200 and head.status != 101:
-                    continue  # an interim answer; the real one follows
+                    interim += 1  # the real answer follows
+                    if interim > _MOST_INTERIM:
+                        raise FramingError("there is no end of interim answers")
+                    continue
                 self._rest = bytes(seen)
                 self._why = None
                 return head
