@@ -22,9 +22,11 @@ __all__ = [
     "MAX_MESSAGE",
     "Channel",
     "ChannelError",
+    "Message",
     "MessageReader",
     "encode_message",
     "receive",
+    "receive_one",
 ]
 
 MAX_MESSAGE = 1024 * 1024
@@ -106,6 +108,22 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     for fd in fds:
         os.set_inheritable(fd, False)  # noqa: FBT003 - its only form
     return data, list(fds)
+
+
+def receive_one(sock: socket.socket) -> Message:
+    """Wait for one message, and read not a byte more.
+
+    Raises:
+        ChannelError: The line ends before it is whole, or it is not a message.
+    """
+    head = sock.recv(_HEAD.size, socket.MSG_WAITALL)
+    length = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else 0
+    if length > MAX_MESSAGE:
+        raise ChannelError(f"a message is larger than {MAX_MESSAGE} bytes")
+    body = sock.recv(length, socket.MSG_WAITALL)
+    if len(body) < length:
+        raise ChannelError("the line has ended within a message")
+    return _decode(body)
 
 
 class Channel:

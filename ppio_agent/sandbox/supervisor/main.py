@@ -21,57 +21,26 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ppio_agent.sandbox.logs import AgentLog
 
 from . import tree
 from .agent import Agent
-from .channel import Channel, MessageReader, receive
+from .boot import Boot, choose_cpus, read_boot
+from .channel import Channel
 from .dial import Dial
 from .loop import READ, Loop, Timer
 from .ports import AGENT_PORT, ENVD_PORT, Ports
 from .program import Program
 from .spawn import READY_FD, Child, Command, Limits, become_subreaper, spawn
 
-__all__ = ["Boot", "Supervisor", "main"]
+__all__ = ["Supervisor", "main"]
 
 _SAMPLE = 0.5
 _MAX_PROCESSES = 256
 _KILL_AGAIN = 0.02
 _GIVE_UP = 5.0
-
-
-class Boot(NamedTuple):
-    """The first message: what the sandbox is.
-
-    Attributes:
-        sandbox_id: Value of the marker.
-        env: Whole environment of its processes.
-        home: Home folder.
-        app: The template's files.
-        log: Path of the agent's log.
-        entrypoint: The agent's program below `app`; None without one.
-        python: Interpreter that runs it.
-        port: The port it is asked to listen on.
-        start_timeout: Seconds in which it is expected to.
-        memory_bytes: Limit of all processes together.
-        cpus: How many CPUs may be used.
-        access_token: Of envd; None is no check.
-    """
-
-    sandbox_id: str
-    env: Mapping[str, str]
-    home: str
-    app: str
-    log: str
-    entrypoint: str | None
-    python: str
-    port: int
-    start_timeout: float
-    memory_bytes: int
-    cpus: float
-    access_token: str | None
 
 
 class Supervisor:
@@ -88,7 +57,7 @@ class Supervisor:
         self._loop = loop
         self._boot = boot
         self._pid = os.getpid()
-        self._limits = Limits(cpus=_choose_cpus(boot.cpus))
+        self._limits = Limits(cpus=choose_cpus(boot.cpus))
         self._programs: dict[int, Program] = {}
         self._ports = Ports(partial(tree.walk, self._pid))
         self._log = AgentLog(boot.log)
@@ -321,29 +290,6 @@ class Supervisor:
         self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
-def _choose_cpus(cpus: float) -> tuple[int, ...]:
-    """Return which CPUs to run on; empty for all. Sandboxes begin at different ones."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ()
-    allowed = sorted(os.sched_getaffinity(0))
-    count = math.ceil(cpus)
-    if count >= len(allowed):
-        return ()
-    first = os.getpid() % len(allowed)
-    return tuple((allowed + allowed)[first : first + count])
-
-
-def _read_boot(line: socket.socket) -> Boot:
-    reader = MessageReader()
-    while True:
-        data, _ = receive(line)
-        if not data:
-            raise SystemExit(0)  # the platform has changed its mind
-        messages = reader.feed(data)
-        if messages:
-            return Boot(**messages[0]["boot"])
-
-
 def main(fd: int) -> None:
     """Supervise the sandbox described on the line `fd` until it has ended."""
     become_subreaper()
@@ -354,7 +300,7 @@ def main(fd: int) -> None:
         os.close(fd)
     line = socket.socket(fileno=READY_FD)
     loop = Loop()
-    supervisor = Supervisor(loop, line, _read_boot(line))
+    supervisor = Supervisor(loop, line, read_boot(line))
     try:
         supervisor.start()
         loop.run()

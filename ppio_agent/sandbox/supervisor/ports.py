@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-__all__ = ["AGENT_PORT", "ENVD_PORT", "Listener", "Ports", "parse_listeners", "routes"]
+from .listeners import Listener, listeners
+
+__all__ = ["AGENT_PORT", "ENVD_PORT", "Ports", "routes"]
 
 AGENT_PORT = 8080
 """Logical port of the agent, whichever port it really listens on."""
@@ -20,26 +22,7 @@ AGENT_PORT = 8080
 ENVD_PORT = 49983
 """Logical port of the in-sandbox controller."""
 
-_LISTEN = "0A"
-_MAPPED = "0000000000000000FFFF0000"
-_ANY_4, _ANY_6 = "00000000", "0" * 32
-_LOOPBACK_4, _LOOPBACK_6 = "0100007F", "00000000000000000000000001000000"
-_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-_HAS_TABLES = os.path.exists(_TABLES[0])
-
-
-class Listener(NamedTuple):
-    """One listening socket, as the kernel's table shows it.
-
-    Attributes:
-        address: Hexadecimal, as in the table; mapped IPv4 addresses as IPv4.
-        port: Its port.
-        inode: What a link in `/proc/<pid>/fd` names.
-    """
-
-    address: str
-    port: int
-    inode: str
+_HAS_PROC = os.path.isdir("/proc/self/fd")
 
 
 class _Owner(NamedTuple):
@@ -49,21 +32,7 @@ class _Owner(NamedTuple):
     link: str
 
 
-def parse_listeners(text: str) -> list[Listener]:
-    """Return the listening sockets of a `/proc/net/tcp` or `tcp6` table. Pure."""
-    found = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 10 or fields[3] != _LISTEN:
-            continue
-        address, _, port = fields[1].partition(":")
-        if address.startswith(_MAPPED):
-            address = address[len(_MAPPED) :]
-        found.append(Listener(address, int(port, 16), fields[9]))
-    return found
-
-
-def routes(listeners: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
+def routes(found: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
     """Return how a loopback port can be reached, best first. Pure.
 
     The kernel gives a connection to the most specific listener. Several may share that
@@ -73,29 +42,18 @@ def routes(listeners: Iterable[Listener], port: int) -> list[tuple[str, set[str]
         Pairs of the host to connect to and the inodes of all who may answer there.
     """
     places: dict[str, set[str]] = {}
-    for listener in listeners:
+    for listener in found:
         if listener.port == port:
             places.setdefault(listener.address, set()).add(listener.inode)
-    found = []
+    ways = []
     for host, addresses in (
-        ("127.0.0.1", (_LOOPBACK_4, _ANY_4, _ANY_6)),
-        ("::1", (_LOOPBACK_6, _ANY_6)),
+        ("127.0.0.1", ("127.0.0.1", "0.0.0.0", "::")),
+        ("::1", ("::1", "::")),
     ):
         place = next((a for a in addresses if a in places), None)
         if place is not None:
-            found.append((host, places[place]))
-    return found
-
-
-def _read_tables() -> list[Listener]:
-    found: list[Listener] = []
-    for path in _TABLES:
-        try:
-            with open(path, encoding="ascii") as file:
-                found += parse_listeners(file.read())
-        except FileNotFoundError:  # no IPv6
-            continue
-    return found
+            ways.append((host, places[place]))
+    return ways
 
 
 def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
@@ -118,7 +76,7 @@ def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
 
 
 def _own_hosts(pids: Iterable[int], port: int) -> list[str]:
-    """Return the hosts of the processes' own listeners, where there are no tables.
+    """Return the hosts of the processes' own listeners, where the kernel does not tell.
 
     It cannot be seen there whether a program outside listens at the same port, too.
     """
@@ -158,19 +116,19 @@ class Ports:
 
     def hosts(self, port: int) -> list[str]:
         """Return the hosts to try for `port`, best first; none if it is not ours."""
-        if not _HAS_TABLES:
+        if not _HAS_PROC:
             return _own_hosts(self._pids(), port)
         known = self._known.get(port)
         if known is not None:
             # A socket that is still held still listens: one look at a link instead
-            # of the tables of the whole machine.
+            # of the sockets of the whole machine.
             if all(_readlink(owner.path) == owner.link for owner in known[1]):
                 return known[0]
             del self._known[port]
         return self._find(port)
 
     def _find(self, port: int) -> list[str]:
-        ways = routes(_read_tables(), port)
+        ways = routes(listeners(), port)
         if not ways:
             return []
         links = {f"socket:[{inode}]" for _, inodes in ways for inode in inodes}

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from ppio_agent.sandbox.supervisor.channel import (
     MessageReader,
     encode_message,
     receive,
+    receive_one,
 )
 from ppio_agent.sandbox.supervisor.loop import Loop
 
@@ -172,6 +174,34 @@ def test_a_platform_that_does_not_read_blocks_nothing(ends: Ends) -> None:
     for number in range(10_000):
         ends.channel.send({"n": number, "text": "x" * 1000})
     assert ends.ends == 1
+
+
+def test_one_message_is_read_without_what_follows(ends: Ends) -> None:
+    """However large it is, and whatever was sent behind it."""
+    first = {"text": "x" * 500_000}
+    data = encode_message(first) + encode_message({"second": 2})
+    writer = threading.Thread(target=ends.platform.sendall, args=(data,))
+    theirs = ends.channel._sock
+    ends.loop.unwatch(theirs.fileno())
+    theirs.settimeout(None)
+    writer.start()
+
+    assert first == receive_one(theirs)
+    assert receive_one(theirs) == {"second": 2}
+    writer.join()
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\0", b"\0\0\0\x09{}", b"\xff" * 4])
+def test_a_line_that_ends_too_soon_is_no_message(ends: Ends, data: bytes) -> None:
+    """Nor is one that announces too much."""
+    theirs = ends.channel._sock
+    ends.loop.unwatch(theirs.fileno())
+    theirs.settimeout(5)
+    ends.platform.sendall(data)
+    ends.platform.shutdown(socket.SHUT_WR)
+
+    with pytest.raises(ChannelError):
+        receive_one(theirs)
 
 
 def test_messages_are_plain_json() -> None:
