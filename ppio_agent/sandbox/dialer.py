@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import h11
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 
 from .addressing import Target
@@ -113,11 +114,12 @@ class Dialer:
             for peer in list(peers):
                 self._drop(target, peer)
 
-    def close(self, timeout: float | None) -> bool:
-        """Wait for the threads that dial; whether all have ended. From any thread."""
+    def close(self, timeout: float) -> None:
+        """Wait for the threads that dial, as long as `timeout`. From any thread."""
         self._closing = True
-        ended = self._dials.close(timeout)
-        return self._holds.close(timeout) and ended
+        deadline = Deadline.after(timeout)
+        self._dials.close(deadline.left())
+        self._holds.close(deadline.left())
 
     def _worth_keeping(self, target: Target, peer: Peer) -> bool:
         room = (

@@ -19,7 +19,6 @@ from types import TracebackType
 
 import h11
 
-from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import start_thread
 
 from .addressing import ControlPlane, SandboxPort, Target
@@ -38,6 +37,9 @@ _ACCEPTS_AT_ONCE = 64
 _REFUSALS_AT_ONCE = 64
 # Seconds without accepting after it failed, as for want of descriptors.
 _PAUSE = 0.1
+
+# What the loop needs to stop is a few turns; this is for a machine that is busy.
+_STOP_TIME = 2.0
 
 
 class Edge:
@@ -123,22 +125,20 @@ class Edge:
         """Stop listening, cut what is under way, and end every thread. Idempotent.
 
         Args:
-            timeout: Most seconds to wait, which only a connection that is just being
-                opened can take.
+            timeout: Most seconds to wait for connections that are just being opened.
         """
         with self._lock:
             if self._closing or self._pid != os.getpid():
                 return
             self._closing = True
-        deadline = Deadline.after(timeout)
         if self._thread is not None:
             shut = asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
-            futures.wait([shut], deadline.left())
-        self._dialer.close(deadline.left())
+            futures.wait([shut], _STOP_TIME)
+        self._dialer.close(timeout)
         if self._thread is not None:
             # Only now, since the loop closes the sockets that were just being opened.
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(deadline.left())
+            self._thread.join(_STOP_TIME)
             if self._thread.is_alive():
                 _log.error("the edge's thread did not end")
                 return
