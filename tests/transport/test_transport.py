@@ -510,6 +510,7 @@ def test_an_answer_has_a_limit(serve: Serve, zipped: bool) -> None:
 
 @pytest.mark.parametrize("data", [
     b"SSH-2.0-x\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n" * 101,
     b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\nx",
