@@ -87,9 +87,11 @@ class Exchange:
             self._handler.send_header("X-Invocation-Id", invocation_id)
         self._handler.send_header("Transfer-Encoding", "chunked")
         self._handler.end_headers()
+        self._handler.wfile.flush()
 
     def send(self, data: bytes) -> None:
         self._handler.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._handler.wfile.flush()
 
     def end_stream(self) -> None:
         self._handler.wfile.write(b"0\r\n\r\n")

@@ -112,10 +112,13 @@ class AgentPort:
     max_event_bytes: int
     max_response_bytes: int
 
-    def ping(self, deadline: Deadline) -> PingResponse:
+    def ping(self, deadline: Deadline) -> tuple[PingResponse, bool]:
         """Ask the agent how it is; a refusal with a ping's body is an answer.
 
         Bounded by 2 s, or the deadline if that is earlier; asked once.
+
+        Returns:
+            What it said, and whether that means that it takes invocations.
         """
         request = self._request(
             "GET",
@@ -124,7 +127,10 @@ class AgentPort:
             ok_statuses=(503,),
             retry=NO_RETRY,
         )
-        return _read_ping(self.transport.send(request))
+        response = self.transport.send(request)
+        answer = _read_ping(response)
+        well = response.status == 200 and answer.status != PingStatus.UNHEALTHY
+        return answer, well
 
     def invoke(self, call: Call) -> InvocationResponse:
         """Run the agent and return its whole answer, also if it streams."""

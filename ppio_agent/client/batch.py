@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import field, frozen
 from attrs.validators import gt
@@ -18,11 +18,13 @@ from ppio_agent.exceptions import (
     PPIOAgentError,
     RequestTimeoutError,
     SessionNotFoundError,
+    ValidationError,
 )
 from ppio_agent.transport import CallHandle
 from ppio_agent.wire.models import InvocationResponse
 
 from .invocation import AgentRequest, encode_request
+from .progress import ProgressBar
 from .session import SandboxSession
 from .state import SessionState
 
@@ -96,13 +98,35 @@ class BatchProgress:
 class BatchPlan:
     """How a batch is run; see `AgentRuntimeClient.invoke_many`."""
 
-    workers: int = field(validator=gt(0))
-    keep_sessions: bool
-    ordered: bool
-    return_exceptions: bool
     deadline: Deadline
-    timeout: float | None
-    on_progress: tuple[Callable[[BatchProgress], object], ...] = ()
+    max_workers: int = field(default=8, validator=gt(0))
+    sessions: Literal["per-request"] | Pool = field(default="per-request")
+    ordered: bool = True
+    return_exceptions: bool = False
+    timeout: float | None = None
+    on_progress: Callable[[BatchProgress], object] | None = None
+    bar: bool = False
+
+    @sessions.validator
+    def _known(self, _: object, value: object) -> None:
+        if value != "per-request" and not isinstance(value, Pool):
+            raise ValidationError('sessions has to be "per-request" or pool(n)')
+
+    @property
+    def workers(self) -> int:
+        """How many items run at a time."""
+        pool = self.sessions
+        return pool.size if isinstance(pool, Pool) else self.max_workers
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether a sandbox serves one item after another."""
+        return isinstance(self.sessions, Pool)
+
+    def tellers(self) -> list[Callable[[BatchProgress], object]]:
+        """Return who is to be told of progress."""
+        found = [] if self.on_progress is None else [self.on_progress]
+        return [*found, ProgressBar()] if self.bar else found
 
 
 class Batch:
@@ -122,6 +146,10 @@ class Batch:
         requests: Iterable[AgentRequest],
         plan: BatchPlan,
     ) -> None:
+        if isinstance(requests, (str, bytes, Mapping)):
+            raise ValidationError(
+                "the requests of a batch have to be several: a list, or any iterable"
+            )
         self._plan = plan
         self._work = _Work(open_session, requests, plan)
         self._work.start()
@@ -183,6 +211,7 @@ class _Work:
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._source = iter(requests)
         self._plan = plan
+        self._tellers = plan.tellers()
         self._started_at = time.monotonic()
         # Guards all below. Re-entrant, since a finaliser may stop the batch.
         self._changed = threading.Condition()
@@ -201,7 +230,7 @@ class _Work:
             self._running.add(worker)
             name = f"ppio-client-batch-{number}"
             self._threads.append(start_thread(name, self._run, worker))
-        if self._plan.on_progress:
+        if self._tellers:
             self._threads.append(
                 start_thread("ppio-client-batch-progress", self._tell_progress)
             )
@@ -327,7 +356,7 @@ class _Work:
                 over = not self._running
                 told = (self._taken, self._done)
                 progress = self._progress_locked()
-            for tell in self._plan.on_progress:
+            for tell in self._tellers:
                 tell(progress)
 
 
@@ -361,7 +390,7 @@ class _Worker:
         except Exception as failure:  # noqa: BLE001 - it belongs to the item
             error = failure
         finally:
-            if not self._plan.keep_sessions or not self._usable():
+            if not self._plan.keeps_sessions or not self._usable():
                 self.end()
         return BatchItem(
             index=index,

@@ -27,7 +27,6 @@ from .flight import SingleFlight
 from .invocation import AgentRequest, encode_request
 from .launch import SandboxOptions
 from .plugin import ConfiguredHeaders
-from .progress import ProgressBar
 from .session import SandboxSession
 from .sessions import SessionBook
 from .state import SessionStatus
@@ -430,11 +429,19 @@ class AgentRuntimeClient:
             TemplateNotFoundError: There is no such template.
         """
         limit = Deadline.after(deadline)
-        kept = isinstance(sessions, Pool)
-        workers = sessions.size if isinstance(sessions, Pool) else max_workers
+        plan = BatchPlan(
+            max_workers=max_workers,
+            sessions=sessions,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            deadline=limit,
+            timeout=self._config.timeout if isinstance(timeout, Unset) else timeout,
+            on_progress=on_progress,
+            bar=progress,
+        )
         options = SandboxOptions.make(self._config, None, **sandbox)
         backend = self._connected()
-        backend.control.transport.allow_connections(workers)
+        backend.control.transport.allow_connections(plan.workers)
         template = self._templates.get_template(template_id, deadline=limit)
 
         def open_session(handle: CallHandle, until: Deadline) -> SandboxSession:
@@ -442,18 +449,6 @@ class AgentRuntimeClient:
                 backend.launcher, template, options, deadline=until, handle=handle
             )
 
-        tellers = [] if on_progress is None else [on_progress]
-        if progress:
-            tellers.append(ProgressBar())
-        plan = BatchPlan(
-            workers=workers,
-            keep_sessions=kept,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-            deadline=limit,
-            timeout=self._config.timeout if isinstance(timeout, Unset) else timeout,
-            on_progress=tuple(tellers),
-        )
         return Batch(open_session, requests, plan)
 
     # -- the end

@@ -19,7 +19,6 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.transport import CallHandle
 from ppio_agent.wire.json import Json
-from ppio_agent.wire.models import PingStatus
 
 from .agent_port import AgentPort
 from .control import ControlPlane
@@ -81,13 +80,7 @@ class Readiness:
             SessionNotFoundError: The sandbox is gone.
         """
         for delay in poll_delays():
-            try:
-                seen = self._ping(deadline)
-            except AgentUnreachableError as error:
-                raise self._failed(
-                    f"its agent ended with exit status {error.exit_code}",
-                    exit_code=error.exit_code,
-                ) from error
+            seen = self._ping(deadline)
             if seen is None:
                 return
             if deadline.expired:
@@ -100,14 +93,19 @@ class Readiness:
     def _ping(self, deadline: Deadline) -> Exception | str | None:
         """Return None if the agent is ready, else what says that it is not yet."""
         try:
-            answer = self.port.ping(deadline)
+            answer, well = self.port.ping(deadline)
         except PPIOAgentError as error:
-            if ends_waiting(error):
-                raise
-            return error
-        if answer.status == PingStatus.UNHEALTHY:
-            return f"it says {answer.status.value}: {answer.message or 'no reason'}"
-        return None
+            if not ends_waiting(error):
+                return error
+            if isinstance(error, AgentUnreachableError):
+                raise self._failed(
+                    f"its agent ended with exit status {error.exit_code}",
+                    exit_code=error.exit_code,
+                ) from error
+            raise
+        if well:
+            return None
+        return f"it says {answer.status.value}: {answer.message or 'no reason'}"
 
     def _failed(
         self, why: str, *, exit_code: int | None = None

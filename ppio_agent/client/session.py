@@ -319,7 +319,7 @@ class SandboxSession:
             NetworkError, AgentUnreachableError: It cannot be reached.
         """
         self._pulse.check_open()
-        return self._port.ping(Deadline.after(self._control.request_timeout))
+        return self._port.ping(self._deadline())[0]
 
     def get_status(self) -> SessionStatus:
         """Ask the platform and the agent, and bring `state` up to date."""
@@ -334,7 +334,7 @@ class SandboxSession:
             self._pulse.become(SessionState.PAUSED if paused else SessionState.INACTIVE)
             return self._status(detail)
         try:
-            agent = self._port.ping(deadline)
+            agent, _ = self._port.ping(deadline)
         except PPIOAgentError:
             self._pulse.become(SessionState.ERROR)
             return self._status(detail)

@@ -179,10 +179,7 @@ class StreamingResponse:
     def _fill(self) -> None:
         """Read until there are events to hand out, or the end of the stream."""
         try:
-            if self._reader.done:
-                self._end()
-                return
-            data = self._source.read()
+            data = b"" if self._reader.done else self._source.read()
             if data:
                 self._ready = self._reader.feed(data)
                 return

@@ -1,0 +1,335 @@
+"""Batches: order, bounds, errors, and no sandbox left behind."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ppio_agent.client import AgentRuntimeClient, BatchProgress, pool
+from ppio_agent.exceptions import (
+    InvocationError,
+    RequestTimeoutError,
+    TemplateNotFoundError,
+    ValidationError,
+)
+from tests.support import SLOW, wait_until
+from tests.support_platform import Exchange, FakePlatform, echo_agent
+
+PROMPTS = [str(n) for n in range(20)]
+
+
+def _number(exchange: Exchange) -> int:
+    return int(exchange.request.json()["prompt"])
+
+
+class TestItems:
+    def test_come_in_input_order(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Also if later ones end earlier; each in a sandbox of its own."""
+
+        def answer(exchange: Exchange) -> None:
+            threading.Event().wait(0.02 if _number(exchange) % 5 == 0 else 0)
+
+        platform.on("POST", "/inv", answer)
+        batch = client.invoke_many("tpl1", PROMPTS, max_workers=4)
+        items = list(batch)
+
+        assert [i.index for i in items] == list(range(20))
+        assert [i.response and i.response.result["echo"]["prompt"] for i in items] == (
+            PROMPTS
+        )
+        assert len(platform.sandboxes) == 20
+        assert platform.alive == []
+
+    def test_come_as_they_end_if_unordered(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """A slow first item holds up nobody; results are sorted all the same."""
+        release = threading.Event()
+
+        def answer(exchange: Exchange) -> None:
+            if _number(exchange) == 0:
+                assert release.wait(10)
+
+        platform.on("POST", "/inv", answer)
+        with client.invoke_many(
+            "tpl1", ["0", "1", "2"], max_workers=2, ordered=False
+        ) as batch:
+            first = next(batch)
+            release.set()
+            rest = list(batch)
+
+        assert first.index == 1
+        assert sorted(i.index for i in rest) == [0, 2]
+
+    def test_results_are_in_input_order(self, client: AgentRuntimeClient) -> None:
+        """One answer for each request, by its place."""
+        results = client.invoke_many("tpl1", PROMPTS, ordered=False).results()
+
+        assert [r.result["echo"]["prompt"] for r in results] == PROMPTS
+
+    def test_a_pool_uses_its_sandboxes_again(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """n sandboxes for all items, one at a time in each, none left."""
+        batch = client.invoke_many("tpl1", PROMPTS, sessions=pool(3))
+        used = {item.response.sandbox_id for item in batch if item.response}
+        batch.close()
+
+        assert len(used) <= 3
+        assert len(platform.sandboxes) == 3
+        assert platform.alive == []
+
+    def test_a_dead_sandbox_of_a_pool_is_replaced(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """The item that met it is run in another one."""
+
+        def answer(exchange: Exchange) -> None:
+            sandbox = exchange.sandbox
+            if _number(exchange) == 2 and sandbox is platform.sandboxes["sb1"]:
+                sandbox.state = "killed"
+                platform.killed.append("sb1")
+                exchange.reply(502, {"sandboxId": "sb1", "message": "not found"})
+
+        platform.on("POST", "/inv", answer)
+        items = list(client.invoke_many("tpl1", PROMPTS[:5], sessions=pool(1)))
+
+        assert [i.error for i in items] == [None] * 5
+        assert [i.attempts for i in items] == [1, 1, 2, 1, 1]
+        used = [i.response.sandbox_id for i in items if i.response]
+        assert used == ["sb1", "sb1", "sb2", "sb2", "sb2"]
+        assert platform.alive == []
+
+    def test_input_is_taken_as_it_is_needed(self, client: AgentRuntimeClient) -> None:
+        """An endless input and a slow consumer: four a worker are taken ahead."""
+        taken = itertools.count()
+        seen: list[int] = []
+
+        def endless() -> Iterator[str]:
+            while True:
+                seen.append(next(taken))
+                yield "Hi"
+
+        with client.invoke_many("tpl1", endless(), max_workers=2) as batch:
+            wait_until(lambda: len(seen) == 8)
+            threading.Event().wait(0.1)
+            before = len(seen)
+            for _ in range(5):
+                next(batch)
+            wait_until(lambda: len(seen) == 13)
+
+        assert before == 8
+
+
+class TestErrors:
+    def test_the_first_one_is_raised_and_ends_all(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """What runs is aborted, what waits is dropped, sandboxes are killed."""
+        release = threading.Event()
+
+        def answer(exchange: Exchange) -> None:
+            number = _number(exchange)
+            if number == 2:
+                exchange.reply(500, {"result": None, "status": "error", "error": "two"})
+            elif number > 2:
+                release.wait(10)
+                exchange.cut()
+
+        platform.on("POST", "/inv", answer)
+        batch = client.invoke_many("tpl1", PROMPTS, max_workers=4)
+        seen = []
+        started = time.monotonic()
+        with pytest.raises(InvocationError, match="two"):
+            seen.extend(item.index for item in batch)
+        took = time.monotonic() - started
+        release.set()
+
+        assert seen == [0, 1]
+        assert took < 5 * SLOW
+        assert platform.alive == []
+        assert len(platform.seen("POST", "/inv")) <= 12
+
+    def test_they_can_be_returned(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Every item is yielded, a failed one with its error."""
+
+        def answer(exchange: Exchange) -> None:
+            if _number(exchange) % 2:
+                exchange.reply(500, {"result": None, "status": "error", "error": "odd"})
+
+        platform.on("POST", "/inv", answer)
+        results = client.invoke_many(
+            "tpl1", [*PROMPTS[:4], [1]], return_exceptions=True
+        ).results()
+
+        kinds = [type(r).__name__ for r in results]
+        assert kinds == [
+            "InvocationResponse", "InvocationError", "InvocationResponse",
+            "InvocationError", "ValidationError",
+        ]  # fmt: skip
+        assert len(platform.sandboxes) == 4
+
+    def test_a_failing_input_is_raised_after_its_items(
+        self, client: AgentRuntimeClient
+    ) -> None:
+        """What it gave before is not lost."""
+
+        def failing() -> Iterator[str]:
+            yield "0"
+            raise OSError("the file ended")
+
+        batch = client.invoke_many("tpl1", failing())
+
+        assert next(batch).index == 0
+        with pytest.raises(OSError, match="the file ended"):
+            next(batch)
+
+    def test_deadline(self, client: AgentRuntimeClient, platform: FakePlatform) -> None:
+        """What has not ended by then fails, each item for itself."""
+        release = threading.Event()
+
+        def answer(exchange: Exchange) -> None:
+            if _number(exchange):
+                release.wait(10)
+                exchange.cut()
+
+        platform.on("POST", "/inv", answer)
+        results = client.invoke_many(
+            "tpl1", PROMPTS[:6], max_workers=2, deadline=0.6, return_exceptions=True
+        ).results()
+        release.set()
+
+        assert [type(r) for r in results[1:]] == [RequestTimeoutError] * 5
+        assert platform.alive == []
+
+    def test_ctrl_c_stops_it(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """It is raised soon, and no sandbox is left."""
+        release = threading.Event()
+
+        def interrupt(exchange: Exchange) -> None:
+            if _number(exchange) == 1:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            release.wait(10)
+            exchange.cut()
+
+        platform.on("POST", "/inv", interrupt)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(client.invoke_many("tpl1", PROMPTS, max_workers=2))
+        took = time.monotonic() - started
+        release.set()
+
+        assert took < 10 * SLOW
+        assert platform.alive == []
+
+    def test_leaving_it_stops_it(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """A batch that nobody holds any more works no further."""
+        for _ in client.invoke_many("tpl1", itertools.repeat("Hi"), max_workers=2):
+            break
+
+        wait_until(lambda: not platform.alive and not _batch_threads())
+
+    @pytest.mark.parametrize("requests", ["Hello", {"prompt": "Hello"}, b"Hello"])
+    def test_one_request_is_not_a_batch(
+        self, client: AgentRuntimeClient, requests: object
+    ) -> None:
+        """A str would otherwise be a batch of its letters."""
+        with pytest.raises(ValidationError, match="several"):
+            client.invoke_many("tpl1", requests)
+
+    def test_bad_arguments(self, client: AgentRuntimeClient) -> None:
+        """They are refused before any work begins."""
+        with pytest.raises(ValidationError, match=r"pool\(n\)"):
+            client.invoke_many("tpl1", PROMPTS, sessions="all")
+        with pytest.raises(TemplateNotFoundError):
+            client.invoke_many("nope", PROMPTS)
+        with pytest.raises(ValueError, match="0"):
+            client.invoke_many("tpl1", PROMPTS, max_workers=0)
+
+
+class TestProgress:
+    def test_is_told_from_one_thread(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """The last word says that all is done."""
+        told: list[BatchProgress] = []
+        threads: set[str] = set()
+
+        def tell(progress: BatchProgress) -> None:
+            told.append(progress)
+            threads.add(threading.current_thread().name)
+
+        def answer(exchange: Exchange) -> None:
+            if _number(exchange) == 3:
+                exchange.reply(500, {"result": None, "status": "error", "error": "no"})
+
+        platform.on("POST", "/inv", answer)
+        with client.invoke_many(
+            "tpl1", PROMPTS, on_progress=tell, return_exceptions=True
+        ) as batch:
+            batch.results()
+
+        assert threads == {"ppio-client-batch-progress"}
+        last = told[-1]
+        assert (last.total, last.done, last.failed) == (20, 20, 1)
+        assert (last.running, last.eta, last.ended) == (0, 0.0, True)
+        assert [p.done for p in told] == sorted(p.done for p in told)
+
+    def test_bar_is_silent_without_a_terminal(
+        self, client: AgentRuntimeClient, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A log file gets no control characters."""
+        client.invoke_many("tpl1", PROMPTS[:3], progress=True).results()
+
+        assert capfd.readouterr().err == ""
+
+    def test_bar_draws_on_a_terminal(
+        self,
+        client: AgentRuntimeClient,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """It ends complete."""
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+        with client.invoke_many("tpl1", PROMPTS[:3], progress=True) as batch:
+            batch.results()
+
+        assert "100%" in capsys.readouterr().err
+
+
+def test_a_batch_is_as_wide_as_its_pool(
+    make_client: Callable[..., AgentRuntimeClient], platform: FakePlatform
+) -> None:
+    """16 sandboxes run at once: 32 items of 0.2 s take little more than two rounds."""
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.request.path == "/invocations":
+            threading.Event().wait(0.2)
+        echo_agent(exchange)
+
+    platform.agent = answer
+    client = make_client(max_connections=4)
+    batch = client.invoke_many("tpl1", ["Hi"] * 32, sessions=pool(16))
+    started = time.monotonic()
+    batch.results()
+
+    assert time.monotonic() - started < 1.5 * SLOW
+
+
+def _batch_threads() -> list[str]:
+    return [
+        t.name for t in threading.enumerate() if t.name.startswith("ppio-client-batch")
+    ]
