@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import logging
@@ -203,6 +202,8 @@ class RequestContext:
 
     async def asleep(self, seconds: float) -> None:
         """Sleep without holding up the event loop; then act as `check`."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         unsubscribe = self.cancelled.subscribe(

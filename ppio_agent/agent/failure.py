@@ -32,8 +32,13 @@ class Failure:
     http_status: int
 
     @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Return the facts of `error`; one outside our tree is `invocation_failed`."""
+    def of(cls, error: BaseException, *, expose: bool = True) -> Failure:
+        """Return the facts of `error`; one outside our tree is `invocation_failed`.
+
+        Args:
+            error: The exception.
+            expose: Whether the text of one outside our tree is told.
+        """
         name = type(error).__name__
         if isinstance(error, PPIOAgentError):
             return cls(
@@ -44,7 +49,7 @@ class Failure:
                 http_status=error.http_status,
             )
         return cls(
-            error=_text(error) or name,
+            error=(_text(error) or name) if expose else "agent failed",
             error_type=name,
             code=InvocationError.code,
             retryable=False,

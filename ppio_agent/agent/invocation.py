@@ -23,7 +23,6 @@ from .chunk import Chunk, ChunkCollector
 from .context import CancelReason, RequestContext, bind_context
 from .failure import Failure
 from .handler import Around, Handler, as_payload, is_async_result, stream_of
-from .loop import AsyncCall
 from .outcome import Outcome, end_json, error_json, imposed_error
 from .record import InvocationRecord
 from .ring import ReplayRing, RingReader
@@ -31,6 +30,9 @@ from .states import Happening, InvocationState, Life
 from .stream import pump, read_chunks
 
 __all__ = ["Invocation"]
+
+Opening = Literal["start", "handler", "stream"]
+_OPENINGS: tuple[Opening, ...] = ("start", "handler", "stream")
 
 
 class Invocation:
@@ -54,6 +56,14 @@ class Invocation:
         describe: How an exception is told to callers.
         encode: How a returned value becomes JSON.
         on_settled: Called once when it is terminal and user code has ended.
+
+    Attributes:
+        reached: Whether the handler was called, or its stream begun.
+        streams: Whether it gives chunks.
+        value: What a handler that does not stream returned, once it has.
+        result_json: The same as JSON.
+        error: What it ended with, if not with success.
+        failure: How that is told.
 
     Raises:
         ValidationError: The payload is None.
@@ -83,7 +93,9 @@ class Invocation:
         self.around = around
         self.error: BaseException | None = None
         self.failure: Failure | None = None
+        self.reached = False
         self.streams = False
+        self.value: Any = None
         self.result_json = b"null"
         self.on_settled = on_settled
         self._payload = as_payload(payload)
@@ -102,9 +114,7 @@ class Invocation:
         self._readers = 1
         self._reserve = reserve
         self._reserved: RingReader | None = None
-        self._opening_waiters = 0
-        self._reached = False
-        self._value: Any = None
+        self._opening_waiters = dict.fromkeys(_OPENINGS, 0)
         self._born = time.monotonic()
         self._ended: float | None = None
         self._started_at: datetime | None = None
@@ -213,18 +223,22 @@ class Invocation:
         self._open(streams=self.handler.is_stream is True)
         outcome = self.handler.call(argument, self.context)
         if is_async_result(outcome):
+            from .loop import AsyncCall
+
             return AsyncCall(self.context.cancelled).result(outcome)
         return outcome
 
     def _open(self, *, streams: bool) -> None:
         """Note that the handler was reached, or that there is going to be a stream."""
         with self._changed:
-            self._reached = True
+            self.reached = True
             self.streams = self.streams or streams
             if streams and self._reserve:
                 self._reserve = False
                 self._reserved = self._ring_locked().attach()
-            if self._opening_waiters:
+            awaited = self._opening_waiters
+            # Who waits for the outcome only must not be woken by each step to it.
+            if awaited["handler"] or (streams and awaited["stream"]):
                 self._changed.notify_all()
 
     # Ending.
@@ -311,7 +325,7 @@ class Invocation:
             ends = life.state.terminal and not before.state.terminal
             if ends:
                 self._conclude_locked(outcome, failure)
-            elif self._opening_waiters:
+            elif self._opening_waiters["start"]:
                 self._changed.notify_all()
         if ends:
             alarms().clear(self)
@@ -332,7 +346,7 @@ class Invocation:
         if imposed is not None:
             self.error, self.failure = imposed, self._describe(imposed)
         elif outcome is not None:
-            self._value, self.result_json = outcome.value, outcome.json
+            self.value, self.result_json = outcome.value, outcome.json
             self.error, self.failure = outcome.error, failure
         if self._ring is not None:
             self._fill_ring_locked(self._ring)
@@ -376,9 +390,7 @@ class Invocation:
         """Wait until it is terminal and user code has ended; return whether so."""
         return self._wait_for(lambda: self._life.confirmed, timeout)
 
-    def wait_open(
-        self, by: Literal["start", "handler", "stream"], timeout: float | None = None
-    ) -> bool:
+    def wait_open(self, by: Opening, timeout: float | None = None) -> bool:
         """Wait until it is further than `by`, or over.
 
         Args:
@@ -390,19 +402,19 @@ class Invocation:
             Whether it came so far, or ended.
         """
         with self._changed:
-            self._opening_waiters += 1
+            self._opening_waiters[by] += 1
         try:
             return self._wait_for(lambda: self._is_open(by), timeout)
         finally:
             with self._changed:
-                self._opening_waiters -= 1
+                self._opening_waiters[by] -= 1
 
-    def _is_open(self, by: str) -> bool:
+    def _is_open(self, by: Opening) -> bool:
         if self._life.state.terminal:
             return True
         if by == "start":
             return self._life.state is not InvocationState.PENDING
-        return self.streams or (by == "handler" and self._reached)
+        return self.streams or (by == "handler" and self.reached)
 
     def _wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         deadline = Deadline.after(timeout)
@@ -487,7 +499,7 @@ class Invocation:
 
     def _kept_result(self) -> Any:
         if not self.streams:
-            return self._value
+            return self.value
         return None if self._collector is None else self._collector.result()
 
     def _kept_json(self) -> Any:

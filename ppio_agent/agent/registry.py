@@ -163,9 +163,14 @@ class InvocationRegistry:
     def withdraw(self, invocation: Invocation) -> None:
         """Forget an admitted invocation that was never started."""
         with self._lock:
-            kept = self._live.pop(invocation, None)
-            if kept is not None:
-                self._forget_locked(kept)
+            self._live.pop(invocation, None)
+            kept = self._by_id.get((_owner(invocation), invocation.id))
+            if kept is None or kept.invocation is not invocation:
+                return
+            if kept.finished_at is not None:  # being refused counts as an end
+                self._finished.remove(kept)
+                self._bytes -= kept.size
+            self._forget_locked(kept)
 
     def settled(self, invocation: Invocation) -> None:
         """Note that it is terminal and its user code has ended: keep it for a while."""

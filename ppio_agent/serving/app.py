@@ -1,0 +1,362 @@
+"""`PPIOAgentRuntimeApp`: one object to decorate, which serves one agent over HTTP."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import attrs
+
+from ppio_agent._version import __version__
+from ppio_agent.agent import RequestContext, as_handler, current_context
+from ppio_agent.exceptions import ServerDrainingError
+from ppio_agent.hooks import Hooks
+from ppio_agent.web import ContextFilter, RequestKit
+from ppio_agent.wire.headers import AGENT_VERSION
+from ppio_agent.wire.models import PingStatus
+
+from .auth import Authenticator
+from .config import AgentConfig
+from .engine import Engine, Entrypoint
+from .front import Front
+from .guard import Guard, is_loopback
+from .health import BusyHandle
+
+if TYPE_CHECKING:
+    import flask
+
+    from .middleware import Middleware
+    from .server import PPIOAgentRuntimeServer
+    from .testing import AgentTestClient
+
+__all__ = ["AgentRuntimeApp", "PPIOAgentRuntimeApp"]
+
+_log = logging.getLogger(__name__)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Unset(enum.Enum):
+    UNSET = enum.auto()
+
+
+_UNSET = _Unset.UNSET
+
+
+class PPIOAgentRuntimeApp:
+    """Serves an agent: decorate a function, then `run`.
+
+    Args:
+        config: Settings; None reads the environment.
+        auth: Who may call: one or several of `ApiKeyAuth`, another plug-in, or a
+            function ``(request) -> Principal | None``; asked in order.
+        name: Name of the agent.
+        version: Version of the agent.
+        plugins: Further plug-ins.
+        settings: Single settings, which override `config`: ``debug=True``.
+
+    Raises:
+        TypeError: There is no such setting.
+        ConfigurationError: A setting has a value that cannot be used.
+
+    Thread safety: requests are served in many threads at once; decorate before the
+    first one.
+
+    Example:
+        >>> app = PPIOAgentRuntimeApp()
+        >>> @app.entrypoint
+        ... def agent(request, context):
+        ...     return f"you said {request['prompt']}"
+        >>> with app.test_client() as client:
+        ...     client.invoke("hi").result
+        'you said hi'
+    """
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig | None = None,
+        auth: Any = (),
+        name: str | None = None,
+        version: str | None = None,
+        plugins: Iterable[object] | None = None,
+        **settings: Any,
+    ) -> None:
+        config = AgentConfig(**settings) if config is None else config
+        self.config = attrs.evolve(config, **settings) if settings else config
+        self.headers: tuple[tuple[str, str], ...] = ((AGENT_VERSION, __version__),)
+        self._hooks = Hooks.load(plugins or ())
+        several = isinstance(auth, Sequence) and not isinstance(auth, str)
+        authenticator = Authenticator(self._hooks, auth if several else (auth,))
+        self.authenticates = authenticator.active
+        self._engine = Engine(
+            self.config, name=name or "agent", version=version or __version__
+        )
+        self._front = Front(self._engine, authenticator, self._guard(self.config.host))
+        self.wsgi_app: Callable[..., Iterable[bytes]] = RequestKit(
+            self._serve, headers=self.headers
+        )
+        self._middleware: list[Middleware] = []
+        self._on_startup: list[Callable[[], object]] = []
+        self._on_shutdown: list[Callable[[], object]] = []
+        # Guards the life cycle: _started and _closed.
+        self._lock = threading.Lock()
+        self._started = False
+        self._closed = False
+
+    # What the user registers.
+
+    @overload
+    def entrypoint(self, function: _F) -> _F: ...
+
+    @overload
+    def entrypoint(
+        self, *, name: str | None = None, timeout: float | None = ...
+    ) -> Callable[[_F], _F]: ...
+
+    def entrypoint(
+        self,
+        function: Any = None,
+        *,
+        name: str | None = None,
+        timeout: float | _Unset | None = _UNSET,
+    ) -> Any:
+        """Serve a function (or any agent object) at ``POST /invocations``.
+
+        Args:
+            function: The agent; left out when the decorator has arguments.
+            name: Name by which ``?entrypoint=name`` chooses it; one may go without.
+            timeout: Seconds an invocation of it may take, instead of the app's.
+
+        Returns:
+            The function itself.
+
+        Raises:
+            TypeError: It is none of the shapes an agent may have.
+            RuntimeError: The name is taken, or the first request was served.
+        """
+
+        def register(agent: Any) -> Any:
+            self._refuse_if_started()
+            limit = self.config.timeout if timeout is _UNSET else timeout
+            handler = as_handler(agent, name=name)
+            self._engine.add(Entrypoint(handler, limit), named=name is not None)
+            return agent
+
+        return register if function is None else register(function)
+
+    def ping(self, function: _F) -> _F:
+        """Let a function, sync or async, say how the agent is; see ``GET /ping``."""
+        self._refuse_if_started()
+        self._engine.health.set_check(function)
+        return function
+
+    def middleware(self, function: _F) -> _F:
+        """Run a function around the handler; the first registered is outermost.
+
+        It takes ``(context, request)`` and returns None or a changed payload, or
+        ``(request, call_next)`` and returns what ``call_next()`` gave.
+
+        Raises:
+            TypeError: It has neither form.
+            RuntimeError: The first request was served.
+        """
+        from .middleware import as_middleware
+
+        self._refuse_if_started()
+        self._middleware.append(as_middleware(function))
+        return function
+
+    def on_startup(self, function: _F) -> _F:
+        """Call a function before the first request is served."""
+        self._refuse_if_started()
+        self._on_startup.append(function)
+        return function
+
+    def on_shutdown(self, function: _F) -> _F:
+        """Call a function when the app is closed; the last registered comes first."""
+        self._refuse_if_started()
+        self._on_shutdown.append(function)
+        return function
+
+    def _refuse_if_started(self) -> None:
+        if self._started:
+            raise RuntimeError("the app serves already: register before that")
+
+    # What user code asks and tells.
+
+    @property
+    def context(self) -> RequestContext | None:
+        """The context of the invocation this code runs for; elsewhere None."""
+        return current_context()
+
+    def busy(self, name: str) -> BusyHandle:
+        """Mark background work, for which ``/ping`` says `HealthyBusy`.
+
+        Use it in a ``with`` statement, or call the handle's ``done()`` elsewhere.
+        """
+        return self._engine.health.busy(name)
+
+    def force_ping_status(self, status: PingStatus | None) -> None:
+        """Let ``/ping`` say this, whatever runs; None ends that."""
+        self._engine.health.force(status)
+
+    @property
+    def flask(self) -> flask.Flask:
+        """The Flask app for further routes, made when it is first asked for.
+
+        From then on all requests go through it.
+        """
+        if self._front.flask is None:
+            self._refuse_if_started()
+        return self._front.make_flask(__name__)
+
+    # Serving.
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Serve one request, as a WSGI application."""
+        return self.wsgi_app(environ, start_response)
+
+    def _serve(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if not self._started:
+            if environ.get("wsgi.multiprocess"):
+                _log.warning(
+                    "invocations are known to one process only: use one worker with"
+                    " threads, or route by session"
+                )
+            self.start_up()
+        if self._closed:
+            raise ServerDrainingError("the agent was shut down")
+        return self._front(environ, start_response)
+
+    def start_up(self) -> None:
+        """Close the registration and run the start-up functions. Idempotent."""
+        with self._lock:
+            if self._started:
+                return
+            contributed = self._hooks.middleware(self)
+            if contributed:
+                from .middleware import as_middleware
+
+                theirs = [as_middleware(function) for function in contributed]
+                self._middleware[:0] = theirs
+            self._engine.middleware = tuple(self._middleware)
+            self._hooks.close_registration()
+            for function in self._on_startup:
+                function()
+            atexit.register(_close_forgotten, weakref.ref(self))
+            self._started = True
+
+    def server(
+        self, *, host: str | None = None, port: int | None = None
+    ) -> PPIOAgentRuntimeServer:
+        """Return a server for this app, to be started.
+
+        Raises:
+            ConfigurationError: Others could reach it without authentication.
+        """
+        from .server import PPIOAgentRuntimeServer
+
+        return PPIOAgentRuntimeServer(self, host=host, port=port)
+
+    def run(self, port: int | None = None, host: str | None = None) -> None:
+        """Serve until SIGTERM or SIGINT, then stop in order.
+
+        In a sandbox `HOST` and `PORT` of the environment win over the arguments. One
+        byte is written to the descriptor `PPIO_READY_FD` once it listens.
+
+        Blocking: until a signal, and then for `drain_timeout` and a little more.
+
+        Raises:
+            ConfigurationError: Others could reach it without authentication.
+            OSError: The address is taken.
+            SystemExit: Code of the agent ignored that it was cancelled (status 1).
+        """
+        from .server import run
+
+        logging.getLogger("ppio_agent").setLevel(self.config.log_level)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(log_filter())
+        if not run(self.server(host=host, port=port)):
+            raise SystemExit(1)
+
+    def test_client(self, headers: dict[str, str] | None = None) -> AgentTestClient:
+        """Return a client that calls this app in process, without a socket."""
+        from .testing import AgentTestClient
+
+        return AgentTestClient(self, headers=headers)
+
+    def drain(self) -> None:
+        """Say by ``/ping`` that the app is being stopped."""
+        self._engine.health.drain()
+
+    def waiting(self) -> int:
+        """How many invocations wait for a slot."""
+        return self._engine.slots.waiting
+
+    def close(self, *, grace: float = 5.0) -> bool:
+        """Cancel what runs and run the shut-down functions. Idempotent.
+
+        Args:
+            grace: Seconds that user code has to end.
+
+        Returns:
+            Whether all of it has ended.
+        """
+        with self._lock:
+            if self._closed:
+                return True
+            self._closed = True
+            started = self._started
+        ended = self._engine.close(grace=grace)
+        for function in reversed(self._on_shutdown if started else []):
+            try:
+                function()
+            except Exception:  # noqa: BLE001 - user code; the others come all the same
+                _log.exception("a shut-down function failed")
+        return ended
+
+    def listen_on(self, host: str) -> Front:
+        """Take the address that is served, which decides who may reach it."""
+        self._front.guard = self._guard(host)
+        return self._front
+
+    def _guard(self, host: str) -> Guard:
+        config = self.config
+        free = self.authenticates or config.allow_unauthenticated
+        return Guard(
+            local_only=is_loopback(host) and not free,
+            host=host,
+            cors_origins=config.cors_origins,
+        )
+
+
+AgentRuntimeApp = PPIOAgentRuntimeApp
+
+
+def log_filter() -> ContextFilter:
+    """Return a filter that gives log records the ids of their invocation."""
+    return ContextFilter(
+        ppio_invocation_id=lambda: _of_context("invocation_id"),
+        ppio_session_id=lambda: _of_context("session_id"),
+    )
+
+
+def _of_context(name: str) -> str | None:
+    found: str | None = getattr(current_context(), name, None)
+    return found
+
+
+def _close_forgotten(app: weakref.ref[PPIOAgentRuntimeApp]) -> None:
+    """Cancel what still runs when the interpreter ends."""
+    found = app()
+    if found is not None:
+        found.close(grace=1.0)

@@ -1,0 +1,169 @@
+"""Settings of an agent app: argument, else environment, else default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import attrs
+from attrs import frozen
+
+from ppio_agent.exceptions import ConfigurationError
+
+__all__ = ["AgentConfig"]
+
+_T = TypeVar("_T")
+_PREFIX = "PPIO_AGENT_"
+_YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"0", "false", "no", "off", ""})
+_LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if not isinstance(value, (bool, str)) or word not in _YES | _NO:
+        raise ValueError("true or false")
+    return word in _YES
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[Any], int]:
+    wanted = f"a whole number {'from' if most is None else 'between'} {least}"
+    wanted += " on" if most is None else f" and {most}"
+
+    def parse(value: Any) -> int:
+        number = _number(int, value, wanted)
+        if number < least or (most is not None and number > most):
+            raise ValueError(wanted)
+        return number
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    wanted = "a number of seconds above 0"
+    number = _number(float, value, wanted)
+    if not 0 < number < float("inf"):
+        raise ValueError(wanted)
+    return number
+
+
+def _number(kind: Callable[[Any], _T], value: Any, wanted: str) -> _T:
+    accepted = (int, str) if kind is int else (int, float, str)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise TypeError(wanted)
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(wanted) from None
+
+
+def _or_none(parse: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
+    def parse_or_none(value: Any) -> _T | None:
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            return None
+        return parse(value)
+
+    return parse_or_none
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [piece.strip() for piece in value.split(",") if piece.strip()]
+    if not isinstance(value, Iterable):
+        raise TypeError("a list of origins")
+    return tuple(_text(item).rstrip("/") for item in value)
+
+
+def _level(value: Any) -> str:
+    word = _text(value).upper()
+    if word not in _LEVELS:
+        raise ValueError(f"one of {', '.join(sorted(_LEVELS))}")
+    return word
+
+
+def _setting(name: str, *, default: Any, parse: Callable[[Any], Any]) -> Any:
+    """Return the field of one setting; `default` may be a function."""
+
+    def convert(value: Any) -> Any:
+        try:
+            return parse(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{name} (or {_PREFIX}{name.upper()}) has to be {error}"
+            ) from None
+
+    def absent() -> Any:
+        text = os.environ.get(_PREFIX + name.upper())
+        if text is not None:
+            return text
+        return default() if callable(default) else default
+
+    return attrs.field(factory=absent, converter=convert)
+
+
+def _default_host() -> str:
+    return "0.0.0.0" if os.environ.get("PPIO_SANDBOX_ID") else "127.0.0.1"
+
+
+@frozen(kw_only=True)
+class AgentConfig:
+    """How an agent app serves.
+
+    A field that is not given is read from ``PPIO_AGENT_<NAME>`` when the object is
+    made, else has its default.
+
+    Attributes:
+        host: Address to listen on; all addresses in a sandbox, else loopback.
+        port: Port to listen on; 0 takes a free one.
+        timeout: Seconds from arrival to the end of an invocation; None: no limit. A
+            request can lower it, never raise it.
+        max_request_size: Largest body in bytes, inclusive.
+        cors_origins: Origins whose pages may call; exact ones, or `*`.
+        debug: Tracebacks in error answers, and an access log.
+        log_level: Level of the logger `ppio_agent`, set by `run()` only.
+        max_concurrency: How many invocations run at once.
+        max_queue: How many may wait for that.
+        heartbeat: Seconds of silence after which a stream says that it lives; None:
+            never.
+        retention: Seconds a finished invocation can be looked up.
+        drain_timeout: Seconds that running invocations get when the app is stopped.
+        detect_disconnect: Whether an invocation is cancelled when its client closes the
+            connection; False for clients that close their sending side early.
+        expose_errors: Whether callers see the texts of the agent's own exceptions.
+        allow_unauthenticated: Whether everybody may call from anywhere.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type or out of range.
+        TypeError: There is no such setting.
+
+    Thread safety: immutable.
+    """
+
+    host: str = _setting("host", default=_default_host, parse=_text)
+    port: int = _setting("port", default=8080, parse=_whole(0, 65535))
+    timeout: float | None = _setting("timeout", default=300.0, parse=_or_none(_seconds))
+    max_request_size: int = _setting(
+        "max_request_size", default=1_048_576, parse=_whole(1)
+    )
+    cors_origins: tuple[str, ...] = _setting("cors_origins", default=(), parse=_origins)
+    debug: bool = _setting("debug", default=False, parse=_flag)
+    log_level: str = _setting("log_level", default="INFO", parse=_level)
+    max_concurrency: int = _setting("max_concurrency", default=128, parse=_whole(1))
+    max_queue: int = _setting("max_queue", default=128, parse=_whole(0))
+    heartbeat: float | None = _setting(
+        "heartbeat", default=15.0, parse=_or_none(_seconds)
+    )
+    retention: float = _setting("retention", default=600.0, parse=_seconds)
+    drain_timeout: float = _setting("drain_timeout", default=30.0, parse=_seconds)
+    detect_disconnect: bool = _setting("detect_disconnect", default=True, parse=_flag)
+    expose_errors: bool = _setting("expose_errors", default=True, parse=_flag)
+    allow_unauthenticated: bool = _setting(
+        "allow_unauthenticated", default=False, parse=_flag
+    )

@@ -1,0 +1,269 @@
+"""What an app runs on: its entrypoints, its slots, and every invocation it knows."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent._util.ids import new_id
+from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent.agent import (
+    Handler,
+    Invocation,
+    InvocationRegistry,
+    InvocationState,
+    RequestContext,
+)
+from ppio_agent.agent.registry import Admission, RunKey
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    NotFoundError,
+    ServerBusyError,
+    ServerDrainingError,
+    ServiceUnavailableError,
+    ValidationError,
+    WireError,
+)
+from ppio_agent.web import retry_after
+from ppio_agent.wire.json import decode_json
+
+from .answers import describe
+from .call import Call, check_media, read_call
+from .config import AgentConfig
+from .exchange import Exchange
+from .health import Health
+from .passthrough import encode_result
+
+if TYPE_CHECKING:
+    from .middleware import Middleware
+
+__all__ = ["Engine", "Entrypoint"]
+
+_log = logging.getLogger(__name__)
+
+# Behind a server without lanes, a request waits so long for a slot.
+_SLOT_PATIENCE = 1.0
+
+
+@frozen
+class Entrypoint:
+    """One function that is served.
+
+    Attributes:
+        handler: The function.
+        timeout: Seconds an invocation may take; None: no limit.
+    """
+
+    handler: Handler
+    timeout: float | None
+
+
+class Engine:
+    """Starts invocations for requests and keeps track of them.
+
+    Args:
+        config: The app's settings.
+        name: The app's name.
+        version: The app's version.
+
+    Thread safety: thread-safe once the first request is served; entrypoints and
+    middleware are added before that.
+    """
+
+    def __init__(self, config: AgentConfig, *, name: str, version: str) -> None:
+        self.config = config
+        self.name = name
+        self.version = version
+        self.entrypoints: dict[str, Entrypoint] = {}
+        self.default: Entrypoint | None = None
+        self.middleware: tuple[Middleware, ...] = ()
+        self.sandbox_id = os.environ.get("PPIO_SANDBOX_ID") or None
+        self.registry = InvocationRegistry(retention=config.retention)
+        self.health = Health(lambda: self.registry.live)
+        # A slot is a thread: user code holds it until it ends, whatever became of
+        # the request.
+        self.slots = WorkerPool(
+            "ppio-invoke",
+            max_threads=config.max_concurrency,
+            max_waiting=config.max_queue,
+        )
+        self._durations: deque[float] = deque(maxlen=32)
+        self._describe = partial(describe, expose=config.expose_errors)
+
+    def add(self, entrypoint: Entrypoint, *, named: bool) -> None:
+        """Serve one more function.
+
+        Raises:
+            RuntimeError: Its name is taken, or it is a second one without a name.
+        """
+        name = entrypoint.handler.name
+        if not named and self.default is not None:
+            raise RuntimeError(
+                f"{self.default.handler.name} is the entrypoint already; a further one"
+                " needs a name: @app.entrypoint(name=…)"
+            )
+        if name in self.entrypoints:
+            raise RuntimeError(f"the entrypoint {name!r} exists already")
+        self.entrypoints[name] = entrypoint
+        if not named:
+            self.default = entrypoint
+
+    def choose(self, name: str | None) -> Entrypoint:
+        """Return the entrypoint that a request means.
+
+        Raises:
+            ConfigurationError: There is none at all.
+            NotFoundError: None has this name, or there is no unnamed one.
+        """
+        known = self.entrypoints
+        if not known:
+            raise ConfigurationError("No entrypoint defined")
+        if name is None and self.default is not None:
+            return self.default
+        if name is None and len(known) == 1:
+            return next(iter(known.values()))
+        found = None if name is None else known.get(name)
+        if found is None:
+            raise NotFoundError(
+                f"there is no entrypoint {name or 'without a name'};"
+                f" known are {', '.join(sorted(known))}",
+                code="entrypoint_not_found",
+            )
+        return found
+
+    def begin(self, exchange: Exchange) -> tuple[Admission, Call]:
+        """Start the invocation that a request asks for, or join it to a known one.
+
+        Raises:
+            PPIOAgentError: The request cannot be used, conflicts, or there is no slot;
+                nothing was started.
+        """
+        entrypoint = self.choose(exchange.query("entrypoint"))
+        environ = exchange.environ
+        check_media(
+            environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "")
+        )
+        body = exchange.body
+        try:
+            payload = decode_json(body)
+        except WireError as error:
+            raise ValidationError(str(error)) from error
+        call = read_call(environ, payload, home=self.sandbox_id)
+        key = None
+        if call.key is not None:
+            name = entrypoint.handler.name
+            key = RunKey.of(call.key, entrypoint=name, body=body)
+        invocation = self._make(entrypoint, payload, call, exchange)
+        admission = self.registry.admit(invocation, key)
+        if admission.is_new:
+            self._start(invocation, patient=exchange.has_lanes or call.respond_async)
+        return admission, call
+
+    def _make(
+        self, entrypoint: Entrypoint, payload: Any, call: Call, exchange: Exchange
+    ) -> Invocation:
+        limits = [t for t in (entrypoint.timeout, call.timeout) if t is not None]
+        metadata = payload.get("metadata") if isinstance(payload, dict) else None
+        context = RequestContext(
+            invocation_id=call.invocation_id or f"inv_{new_id()}",
+            request_id=exchange.request_id,
+            session_id=call.session_id,
+            timestamp=utc_now(),
+            metadata=metadata if isinstance(metadata, dict) else {},
+            headers=exchange.shown_headers,
+            principal=exchange.principal,
+            sandbox_id=call.sandbox_id,
+            deadline=exchange.arrived + min(limits) if limits else None,
+        )
+        chain = None
+        if self.middleware:
+            from .middleware import Chain
+
+            chain = Chain(self.middleware, exchange.path)
+        invocation = Invocation(
+            entrypoint.handler,
+            payload,
+            context,
+            around=chain,
+            bound=not call.respond_async,
+            reserve=not call.respond_async,
+            describe=self._describe,
+            encode=encode_result,
+            on_settled=self._settled,
+        )
+        if chain is not None:
+            chain.bind(invocation)
+        return invocation
+
+    def _start(self, invocation: Invocation, *, patient: bool) -> None:
+        self.health.note_live()
+        try:
+            invocation.start(self.slots)
+        except PoolSaturatedError:
+            raise self._refuse(invocation, self._busy_error()) from None
+        except RuntimeError:
+            closing = ServerDrainingError("the agent is shutting down")
+            raise self._refuse(invocation, closing) from None
+        if patient or invocation.wait_open("start", _SLOT_PATIENCE):
+            return
+        busy = self._busy_error()
+        if invocation.refuse(busy):
+            self.registry.withdraw(invocation)
+            raise busy
+
+    def _refuse(
+        self, invocation: Invocation, error: ServiceUnavailableError
+    ) -> ServiceUnavailableError:
+        """Take an admitted invocation back; whoever joined it gets the same error."""
+        invocation.refuse(error)
+        self.registry.withdraw(invocation)
+        return error
+
+    def _busy_error(self) -> ServerBusyError:
+        waiting = self.slots.waiting
+        limit = self.config.max_concurrency
+        seconds = retry_after(self._durations.copy(), waiting=waiting, slots=limit)
+        return ServerBusyError(
+            f"all {limit} slots are taken and {waiting} requests wait; try again later",
+            retry_after=float(seconds),
+        )
+
+    def _settled(self, invocation: Invocation) -> None:
+        self.registry.settled(invocation)
+        self.health.note_live()
+        self._durations.append(invocation.duration)
+        failure = invocation.failure
+        if invocation.state is InvocationState.FAILED and failure is not None:
+            unexpected = failure.http_status >= 500
+            _log.log(
+                logging.ERROR if unexpected else logging.INFO,
+                "invocation %s failed: %s",
+                invocation.id,
+                failure.error_type,
+                exc_info=invocation.error if unexpected else None,
+                extra={
+                    "ppio_request_id": invocation.context.request_id,
+                    "ppio_invocation_id": invocation.id,
+                    "ppio_session_id": invocation.context.session_id,
+                },
+            )
+
+    def close(self, *, grace: float) -> bool:
+        """Cancel whatever runs, take nothing more, and end the threads.
+
+        Args:
+            grace: Seconds that user code has to end.
+
+        Returns:
+            Whether all of it has ended.
+        """
+        self.registry.cancel_all("shutdown")
+        ended = self.slots.close(grace)
+        self.health.close()
+        return ended

@@ -1,0 +1,134 @@
+"""One HTTP request, as routes and plug-ins see it; read lazily."""
+
+from __future__ import annotations
+
+import functools
+import io
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from ppio_agent.web import read_body
+from ppio_agent.wire.models import Principal
+
+__all__ = ["Exchange"]
+
+
+@functools.lru_cache(maxsize=512)
+def _header_name(key: str) -> str | None:
+    if key.startswith("HTTP_"):
+        key = key[5:]
+    elif key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        return None
+    return key.replace("_", "-").lower()
+
+
+class Exchange:
+    """One request.
+
+    Args:
+        environ: Its WSGI environ.
+        max_body: Most bytes its body may have.
+
+    Attributes:
+        method: Upper case.
+        path: Decoded, without query and trailing slash.
+        principal: Who sent it, once that is known.
+        hidden: Names of headers with verified credentials.
+
+    Thread safety: one thread at a time.
+    """
+
+    __slots__ = (
+        "_body", "_headers", "_max_body", "environ", "hidden", "method", "path",
+        "principal",
+    )  # fmt: skip
+
+    def __init__(self, environ: dict[str, Any], *, max_body: int) -> None:
+        path: str = environ.get("PATH_INFO") or "/"
+        if len(path) > 1 and path[-1] == "/":
+            path = path.rstrip("/") or "/"
+        self.environ = environ
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path = path
+        self.principal: Principal | None = None
+        self.hidden: frozenset[str] = frozenset()
+        self._max_body = max_body
+        self._headers: dict[str, str] | None = None
+        self._body: bytes | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id that the answer carries."""
+        found: str = self.environ["ppio.request_id"]
+        return found
+
+    @property
+    def arrived(self) -> float:
+        """When it arrived, as an instant of `time.monotonic`."""
+        found: float | None = self.environ.get("ppio.arrived")
+        return time.monotonic() if found is None else found
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether our own server is in front, which admits and watches by itself."""
+        return "ppio.arrived" in self.environ
+
+    @property
+    def client_gone(self) -> Callable[[], bool] | None:
+        """What tells whether the client has left, where the server can say so."""
+        return self.environ.get("ppio.client_gone")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """All headers, lower-case names."""
+        if self._headers is None:
+            self._headers = {
+                name: value
+                for key, value in self.environ.items()
+                if (name := _header_name(key)) is not None
+            }
+        return self._headers
+
+    @property
+    def shown_headers(self) -> dict[str, str]:
+        """The headers without verified credentials."""
+        return {k: v for k, v in self.headers.items() if k not in self.hidden}
+
+    def query(self, name: str) -> str | None:
+        """Return the first value of a query parameter, or None."""
+        text = self.environ.get("QUERY_STRING")
+        if not text or name not in text:
+            return None
+        values = parse_qs(text, keep_blank_values=True).get(name)
+        return values[0] if values else None
+
+    @property
+    def target(self) -> str:
+        """Path and query as they were sent, still encoded."""
+        environ = self.environ
+        raw: str | None = environ.get("REQUEST_URI") or environ.get("RAW_URI")
+        if raw is None:
+            path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+            query = environ.get("QUERY_STRING")
+            raw = quote(path.encode("latin-1"), safe="/:@!$&'()*+,;=~-._")
+            return f"{raw}?{query}" if query else raw
+        if raw.startswith("/"):
+            return raw
+        parts = urlsplit(raw)
+        return (
+            f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        )
+
+    @property
+    def body(self) -> bytes:
+        """The whole body; it can still be read from the environ afterwards.
+
+        Raises:
+            RequestTooLargeError: It is larger than the app takes.
+        """
+        if self._body is None:
+            self._body = read_body(self.environ, self._max_body)
+            self.environ["wsgi.input"] = io.BytesIO(self._body)
+        return self._body

@@ -1,0 +1,228 @@
+"""The WSGI callable of an app: guard, authentication, route, answer.
+
+Routes are served from the table; with a Flask app, made because the user asked for it,
+all requests go through that, and the same functions are its views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent.exceptions import (
+    AuthenticationError,
+    NotFoundError,
+    PermissionDeniedError,
+    PPIOAgentError,
+    PPIOAgentRuntimeError,
+    RequestTooLargeError,
+)
+from ppio_agent.web import Lane, Reply, problem
+
+from .auth import Authenticator
+from .engine import Engine
+from .exchange import Exchange
+from .guard import Guard
+from .routes import ROUTES, Route, RouteTable
+
+if TYPE_CHECKING:
+    import flask
+
+__all__ = ["Front"]
+
+_EXCHANGE = "ppio.exchange"
+_CHALLENGE = ("WWW-Authenticate", "Bearer")
+
+StartResponse = Callable[..., Any]
+
+
+class Front:
+    """Serves the requests of one app.
+
+    Args:
+        engine: Where invocations are started.
+        authenticator: Who finds out who sent a request.
+
+        guard: Who may reach the app without a key.
+
+    Attributes:
+        guard: Who may reach the app without a key; set anew when the address is known.
+        flask: The Flask app, once there is one.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(self, engine: Engine, authenticator: Authenticator, guard: Guard):
+        self.guard = guard
+        self.flask: flask.Flask | None = None
+        self._engine = engine
+        self._authenticator = authenticator
+        self._authenticates = authenticator.active
+        self._table = RouteTable(ROUTES)
+
+    def lane(self, method: str, path: str, headers: Mapping[str, str]) -> Lane:
+        """Return where the server runs a request; see `ppio_agent.web.Lanes`."""
+        if method == "OPTIONS" and "ORIGIN" in headers:
+            return Lane.EXPRESS
+        if len(path) > 1:
+            path = path.rstrip("/")
+        routes, _ = self._table.find(path)
+        route = routes.get(method)
+        if route is not None:
+            return route.lane
+        own = routes or self.flask is None
+        return Lane.EXPRESS if own else Lane.INVOKE
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Serve one request."""
+        exchange = Exchange(environ, max_body=self._engine.config.max_request_size)
+        if self.guard.cors_origins:
+            cors = self.guard.headers(environ.get("HTTP_ORIGIN"))
+            start_response = partial(_start_with, start_response, cors)
+        try:
+            routes, params = self._table.find(exchange.path)
+            route = routes.get(exchange.method)
+            reply = self._admit(exchange, route)
+            if reply is None and self.flask is not None:
+                environ[_EXCHANGE] = exchange
+                return self.flask.wsgi_app(environ, start_response)
+            if reply is None and route is not None:
+                reply = route.view(self._engine, exchange, **params)
+        except PPIOAgentError as error:
+            if _is_unexpected(error):
+                raise
+            reply = self._problem(error, exchange.request_id)
+        if reply is None:
+            reply = self._no_route(exchange, routes)
+        if exchange.method == "HEAD" and isinstance(reply.body, bytes):
+            length = ("Content-Length", str(len(reply.body)))
+            reply = Reply(reply.status, [*reply.headers, length], iter(()))
+        return reply.respond(start_response)
+
+    def _admit(self, exchange: Exchange, route: Route | None) -> Reply | None:
+        """Refuse whoever may not call; return the answer of a preflight."""
+        environ = exchange.environ
+        origin = environ.get("HTTP_ORIGIN")
+        host = environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")
+        self.guard.check(exchange.method, host, origin)
+        asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD")
+        if exchange.method == "OPTIONS" and origin is not None and asked is not None:
+            return self._preflight(exchange, origin)
+        if self._authenticates and not (route is not None and route.public):
+            self._check_size(exchange)
+            self._authenticator.admit(exchange)
+        return None
+
+    def _check_size(self, exchange: Exchange) -> None:
+        """Refuse a body that says it is too large before anything else is told."""
+        declared = exchange.environ.get("CONTENT_LENGTH") or "0"
+        limit = self._engine.config.max_request_size
+        if declared.isdigit() and int(declared) > limit:
+            raise RequestTooLargeError(
+                f"the request's body is larger than {limit} bytes", limit=limit
+            )
+
+    def _preflight(self, exchange: Exchange, origin: str) -> Reply:
+        names = exchange.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
+        headers = [*self.guard.preflight(origin, names), ("Content-Type", "text/plain")]
+        return Reply(200, headers, b"OK")
+
+    def _no_route(self, exchange: Exchange, routes: Mapping[str, Route]) -> Reply:
+        if not routes:
+            missing = NotFoundError(f"there is nothing at {exchange.path[:200]}")
+            return problem(missing, exchange.request_id)
+        allow = ("Allow", ", ".join(sorted({*routes, "OPTIONS"})))
+        if exchange.method == "OPTIONS":
+            return Reply(200, [allow], b"")
+        error = _not_allowed(exchange.method, exchange.path)
+        return problem(error, exchange.request_id, headers=[allow])
+
+    def _problem(self, error: PPIOAgentError, request_id: str) -> Reply:
+        unknown = isinstance(error, AuthenticationError) and not isinstance(
+            error, PermissionDeniedError
+        )
+        return problem(error, request_id, headers=[_CHALLENGE] if unknown else [])
+
+    def make_flask(self, import_name: str) -> flask.Flask:
+        """Return the Flask app, made at the first call, with our routes as views."""
+        if self.flask is None:
+            import flask
+
+            made = flask.Flask(import_name)
+            made.url_map.strict_slashes = False
+            # What is unexpected goes up to the request kit, which logs and answers.
+            made.config["PROPAGATE_EXCEPTIONS"] = True
+            for route in ROUTES:
+                made.add_url_rule(
+                    route.path,
+                    endpoint=f"ppio{route.path}:{route.method}",
+                    view_func=partial(self._view, route),
+                    methods=[route.method],
+                )
+            made.register_error_handler(PPIOAgentError, self._flask_problem)
+            made.register_error_handler(404, self._flask_not_found)
+            made.register_error_handler(405, self._flask_not_allowed)
+            self.flask = made
+        return self.flask
+
+    def _view(self, route: Route, **params: str) -> flask.Response:
+        import flask
+
+        exchange: Exchange = flask.request.environ[_EXCHANGE]
+        return _as_flask(route.view(self._engine, exchange, **params))
+
+    def _flask_problem(self, error: PPIOAgentError) -> flask.Response:
+        import flask
+
+        if _is_unexpected(error):
+            raise error
+        request_id = flask.request.environ[_EXCHANGE].request_id
+        return _as_flask(self._problem(error, request_id))
+
+    def _flask_not_found(self, error: Any) -> flask.Response:
+        import flask
+
+        text = f"there is nothing at {flask.request.path[:200]}"
+        if error.description != type(error).description:  # said by a view of the user
+            text = error.description
+        return self._flask_problem(NotFoundError(text))
+
+    def _flask_not_allowed(self, error: Any) -> flask.Response:
+        import flask
+
+        allow = ", ".join(sorted({*(error.valid_methods or ()), "OPTIONS"}))
+        request_id = flask.request.environ[_EXCHANGE].request_id
+        cause = _not_allowed(flask.request.method, flask.request.path)
+        return _as_flask(problem(cause, request_id, headers=[("Allow", allow)]))
+
+
+def _is_unexpected(error: PPIOAgentError) -> bool:
+    """Whether the request kit should log it, and make the same problem of it."""
+    return error.http_status == 500
+
+
+def _as_flask(reply: Reply) -> flask.Response:
+    import flask
+
+    return flask.Response(reply.body, reply.status, headers=list(reply.headers))
+
+
+def _not_allowed(method: str, path: str) -> PPIOAgentError:
+    return PPIOAgentRuntimeError(
+        f"{path[:200]} does not take {method}",
+        code="method_not_allowed",
+        http_status=405,
+    )
+
+
+def _start_with(
+    start_response: StartResponse,
+    extra: Iterable[tuple[str, str]],
+    status: str,
+    headers: Iterable[tuple[str, str]],
+    *exc_info: Any,
+) -> Any:
+    return start_response(status, [*headers, *extra], *exc_info)

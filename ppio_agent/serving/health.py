@@ -1,0 +1,275 @@
+"""What `/ping` says: the agent's own word, and what runs.
+
+The decision is `judge`, a pure function; `Health` is its shell, which runs the agent's
+health check beside the requests and knows when the status last changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from attrs import evolve, frozen
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent._util.threads import WorkerPool
+from ppio_agent.agent import CancelToken
+from ppio_agent.agent.handler import is_async_result
+from ppio_agent.wire.models import PingResponse, PingStatus
+from ppio_agent.wire.times import format_time
+
+__all__ = ["BusyHandle", "Health", "Said", "judge", "read_check"]
+
+_log = logging.getLogger(__name__)
+
+_CHECK_TIMEOUT = 1.0
+_CHECK_EVERY = 1.0
+_WORDS = {
+    **dict.fromkeys(("healthy", "ok", "up"), PingStatus.HEALTHY),
+    **dict.fromkeys(("healthybusy", "busy", "working"), PingStatus.HEALTHY_BUSY),
+    **dict.fromkeys(("unhealthy", "down", "error"), PingStatus.UNHEALTHY),
+}
+_BADNESS = (PingStatus.HEALTHY, PingStatus.HEALTHY_BUSY, PingStatus.UNHEALTHY)
+_OURS = frozenset({"status", "message", "timestamp", "time_of_last_update"})
+_NO_EXTRA: Mapping[str, Any] = {}
+
+
+@frozen(kw_only=True)
+class Said:
+    """What a health check came to.
+
+    Attributes:
+        status: The status it named; None leaves it to what runs.
+        exact: Whether that holds whatever runs.
+        message: For a person, or None.
+        extra: Further members of a dict.
+        failed: Why its word cannot be taken, or None.
+    """
+
+    status: PingStatus | None = None
+    exact: bool = False
+    message: str | None = None
+    extra: Mapping[str, Any] = _NO_EXTRA
+    failed: str | None = None
+
+
+def read_check(value: Any) -> Said:
+    """Return what the value of a health check says."""
+    if isinstance(value, PingResponse):
+        return Said(status=value.status, exact=True, message=value.message)
+    if isinstance(value, PingStatus):
+        return Said(status=value, exact=True)
+    if value is None or isinstance(value, bool):
+        return Said(status=PingStatus.UNHEALTHY if value is False else None)
+    if isinstance(value, str):
+        status = _WORDS.get(value.strip().lower())
+        return Said(status=status, failed=None if status else "unknown status")
+    if isinstance(value, Mapping):
+        return _read_members(value)
+    return Said(failed=type(value).__name__)
+
+
+def _read_members(members: Mapping[Any, Any]) -> Said:
+    message = members.get("message")
+    said = read_check(members.get("status"))
+    return evolve(
+        said,
+        exact=False,
+        message=message if isinstance(message, str) else said.message,
+        extra={
+            name: value
+            for name, value in members.items()
+            if name not in _OURS and isinstance(name, str)
+        },
+    )
+
+
+def judge(
+    *, draining: bool, forced: PingStatus | None, said: Said, busy: bool
+) -> tuple[PingStatus, str | None]:
+    """Return the status to tell, and a message for a person.
+
+    Args:
+        draining: Whether the app is being stopped.
+        forced: What `force_ping_status` set, or None.
+        said: What the agent's own check says.
+        busy: Whether a handler runs, or work was marked as such.
+    """
+    automatic = PingStatus.HEALTHY_BUSY if busy else PingStatus.HEALTHY
+    if draining:
+        return PingStatus.UNHEALTHY, "draining"
+    if forced is not None:
+        return forced, None
+    if said.failed is not None:
+        return automatic, f"health check failed: {said.failed}"
+    if said.status is None:
+        return automatic, said.message
+    if said.exact or said.status not in _BADNESS:
+        return said.status, said.message
+    return max(said.status, automatic, key=_BADNESS.index), said.message
+
+
+class BusyHandle:
+    """Marks background work; `done` ends it, from any thread. Twice is harmless."""
+
+    def __init__(self, name: str, end: Callable[[BusyHandle], None]) -> None:
+        self.name = name
+        self._end = end
+
+    def done(self) -> None:
+        """Say that the work is over."""
+        self._end(self)
+
+    def __enter__(self) -> BusyHandle:
+        return self
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        self.done()
+        return False
+
+
+class Health:
+    """Knows the status of one app, and since when it is so.
+
+    Args:
+        live: How many invocations run or wait.
+        clock: Unix time.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self, live: Callable[[], int], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._live = live
+        self._clock = clock
+        self._check: Callable[[], Any] | None = None
+        # The check may hang: it has a thread of its own, and only one.
+        self._pool = WorkerPool("ppio-ping", max_threads=1, max_waiting=1)
+        # Guards everything below; signals the end of a check.
+        self._checked = threading.Condition(threading.Lock())
+        self._busy: set[BusyHandle] = set()
+        self._forced: PingStatus | None = None
+        self._draining = False
+        self._said = Said()
+        self._checking = False
+        self._checked_at = float("-inf")
+        self._was_live = False
+        self._status = PingStatus.HEALTHY
+        self._changed_at = int(clock())
+
+    def set_check(self, check: Callable[[], Any]) -> None:
+        """Take the agent's own check, which gets no arguments."""
+        self._check = check
+
+    def busy(self, name: str) -> BusyHandle:
+        """Mark the begin of background work."""
+        handle = BusyHandle(name, self._end_busy)
+        with self._checked:
+            self._busy.add(handle)
+            self._judge_locked()
+        return handle
+
+    def _end_busy(self, handle: BusyHandle) -> None:
+        with self._checked:
+            self._busy.discard(handle)
+            self._judge_locked()
+
+    def force(self, status: PingStatus | None) -> None:
+        """Tell this status, whatever else is the case; None ends that."""
+        with self._checked:
+            self._forced = status
+            self._judge_locked()
+
+    def drain(self) -> None:
+        """Tell from now on that the app is being stopped."""
+        with self._checked:
+            self._draining = True
+            self._judge_locked()
+
+    def note_live(self) -> None:
+        """Look whether anything runs now; called when that may have changed."""
+        if (self._live() > 0) != self._was_live:
+            with self._checked:
+                self._judge_locked()
+
+    def _judge_locked(self) -> str | None:
+        live = self._was_live = self._live() > 0
+        status, message = judge(
+            draining=self._draining,
+            forced=self._forced,
+            said=self._said,
+            busy=live or bool(self._busy),
+        )
+        if status != self._status:
+            self._status = status
+            self._changed_at = int(self._clock())
+        return message
+
+    def ping(self) -> tuple[int, dict[str, Any]]:
+        """Return HTTP status and body of an answer to `/ping`.
+
+        Blocking: at most 1 s, while the agent's own check runs.
+        """
+        check = self._check
+        in_time = check is None or self._run_check(check)
+        with self._checked:
+            message = self._judge_locked()
+            body = {
+                **self._said.extra,
+                "status": self._status.value,
+                "message": message if in_time else "health check timed out",
+                "timestamp": format_time(utc_now()),
+                "time_of_last_update": self._changed_at,
+            }
+            unhealthy = self._status is PingStatus.UNHEALTHY
+        return (503 if unhealthy else 200), body
+
+    def _run_check(self, check: Callable[[], Any]) -> bool:
+        """Run the check unless that was done lately; return whether it ended in time."""
+        ends = time.monotonic() + _CHECK_TIMEOUT
+        with self._checked:
+            lately = time.monotonic() - self._checked_at < _CHECK_EVERY
+            if lately and not self._checking:
+                return True
+            start = not self._checking
+            self._checking = True
+        if start:
+            self._pool.submit(lambda: self._do_check(check))
+        with self._checked:
+            while self._checking:
+                left = ends - time.monotonic()
+                if left <= 0:
+                    return False
+                self._checked.wait(left)
+        return True
+
+    def _do_check(self, check: Callable[[], Any]) -> None:
+        said = Said()
+        error: Exception | None = None
+        try:
+            value = check()
+            if is_async_result(value):
+                from ppio_agent.agent.loop import AsyncCall
+
+                value = AsyncCall(CancelToken()).result(value)
+            said = read_check(value)
+        except Exception as exc:  # noqa: BLE001 - user code; its failure is an answer
+            error = exc
+            said = Said(failed=type(exc).__name__)
+        with self._checked:
+            changed = said.failed != self._said.failed
+            self._said = said
+            self._checking = False
+            self._checked_at = time.monotonic()
+            self._judge_locked()
+            self._checked.notify_all()
+        if changed and said.failed is not None:
+            _log.warning("health check failed: %s", said.failed, exc_info=error)
+
+    def close(self) -> None:
+        """End the thread of the check, if it lets itself be ended."""
+        self._pool.close(0.1)

@@ -1,0 +1,181 @@
+"""From a started invocation to its answer: waited for, streamed, or promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+from ppio_agent.agent import Invocation, InvocationState
+from ppio_agent.agent.registry import Admission
+from ppio_agent.agent.ring import RingReader
+from ppio_agent.exceptions import InvocationCancelledError, ValidationError
+from ppio_agent.web import Reply, sse_body
+from ppio_agent.wire.headers import RETRY_AFTER, Accept
+
+from .answers import answer, id_headers, json_reply, stream_head
+from .call import Call
+from .config import AgentConfig
+from .exchange import Exchange
+
+__all__ = ["events", "promise", "respond"]
+
+# How often a waiting server thread looks whether its client has left, in seconds.
+_LOOK_EVERY = 0.25
+
+
+def respond(
+    config: AgentConfig, exchange: Exchange, admission: Admission, call: Call
+) -> Reply:
+    """Return the answer of ``POST /invocations``.
+
+    Blocking: until the outcome, or until it is known that there is a stream.
+    """
+    invocation = admission.invocation
+    if call.respond_async:
+        return promise(invocation, replayed=not admission.is_new)
+    accept = Accept.parse(exchange.environ.get("HTTP_ACCEPT"))
+    # Without a JSON envelope to fall back on, whatever the handler gives is streamed.
+    always = accept.names_sse and not accept.envelope
+    if not _wait(invocation, "handler" if always else "stream", exchange, config):
+        if admission.is_new:
+            invocation.take_reader().close()
+        invocation.leave()
+        raise InvocationCancelledError("the client has closed the connection")
+    if invocation.streams or (always and invocation.reached):
+        return _stream(
+            invocation,
+            exchange,
+            config,
+            dialect="full" if accept.names_sse else "bare",
+            is_new=admission.is_new,
+        )
+    _raise_refusal(invocation)
+    chain: Any = invocation.around
+    return answer(
+        invocation,
+        request_id=exchange.request_id,
+        status=200 if chain is None else chain.status_code,
+        extra=[] if chain is None else list(chain.headers.items()),
+        replayed=not admission.is_new,
+        debug=config.debug,
+    )
+
+
+def promise(invocation: Invocation, *, replayed: bool) -> Reply:
+    """Return the answer that comes before the outcome."""
+    headers = [
+        *id_headers(invocation, replayed=replayed),
+        ("Location", f"/invocations/{invocation.id}"),
+        ("Preference-Applied", "respond-async"),
+        (RETRY_AFTER, "1"),
+    ]
+    return json_reply(202, invocation.record().to_dict(), headers)
+
+
+def events(config: AgentConfig, exchange: Exchange, invocation: Invocation) -> Reply:
+    """Return the answer of ``GET /invocations/{id}/events``.
+
+    Raises:
+        ValidationError: The number to go on after is none, or above the last.
+        ReplayGoneError: The events after it are no longer kept.
+    """
+    after = _after(exchange)
+    if after > invocation.ring.last:
+        raise ValidationError(
+            f"invocation {invocation.id} has no event {after} yet;"
+            f" the last is {invocation.ring.last}"
+        )
+    invocation.join()
+    return _stream(invocation, exchange, config, dialect="full", is_new=False)
+
+
+def _wait(
+    invocation: Invocation,
+    by: Literal["handler", "stream"],
+    exchange: Exchange,
+    config: AgentConfig,
+) -> bool:
+    """Wait for an outcome or an opening; return False if the client has left."""
+    gone = exchange.client_gone if config.detect_disconnect else None
+    tick = None if gone is None else _LOOK_EVERY
+    while not invocation.wait_open(by, tick):
+        if gone is not None and gone():
+            return False
+    return True
+
+
+def _raise_refusal(invocation: Invocation) -> None:
+    """Raise why an invocation never began: no invocation, so a problem."""
+    unasked = invocation.state is InvocationState.CANCELLED
+    if unasked and invocation.cancel_reason is None and invocation.error is not None:
+        raise invocation.error
+
+
+def _stream(
+    invocation: Invocation,
+    exchange: Exchange,
+    config: AgentConfig,
+    *,
+    dialect: Literal["full", "bare"],
+    is_new: bool,
+) -> Reply:
+    try:
+        after = 0 if is_new else _after(exchange)
+        reader = invocation.take_reader() if is_new else invocation.ring.attach(after)
+    except BaseException:
+        invocation.leave()
+        raise
+    reader.on_stalled = exchange.environ.get("ppio.abort")
+    chain: Any = invocation.around
+    if chain is not None:
+        chain.opened = True
+    pieces = sse_body(
+        reader,
+        dialect=dialect,
+        heartbeat=config.heartbeat,
+        after=after,
+        client_gone=exchange.client_gone if config.detect_disconnect else None,
+    )
+    head = stream_head(
+        invocation,
+        replayed=not is_new and exchange.method == "POST",
+        extra=[] if chain is None else list(chain.headers.items()),
+    )
+    return Reply(200, head, _StreamBody(pieces, partial(_end, invocation, reader)))
+
+
+def _end(invocation: Invocation, reader: RingReader) -> None:
+    reader.close()
+    invocation.leave("stalled" if reader.stalled else "disconnect")
+
+
+def _after(exchange: Exchange) -> int:
+    text = exchange.environ.get("HTTP_LAST_EVENT_ID") or exchange.query("after") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValidationError(
+            "Last-Event-ID (or after) has to be the number of an event"
+        )
+    return int(text)
+
+
+class _StreamBody:
+    """The pieces of a stream; `close` also works before the first of them."""
+
+    __slots__ = ("_end", "_pieces")
+
+    def __init__(self, pieces: Iterator[bytes], end: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._end: Callable[[], None] | None = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the stream for this client. Idempotent."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()

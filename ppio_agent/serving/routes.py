@@ -1,0 +1,139 @@
+"""The routes of an app: plain functions in one table.
+
+The app calls them directly, or as views of a Flask app once the user has asked for
+that; which lane of the server they get stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent.agent import Invocation
+from ppio_agent.web import Lane, Reply
+from ppio_agent.wire.times import format_time
+
+from .answers import json_reply
+from .engine import Engine
+from .exchange import Exchange
+from .respond import events, respond
+
+__all__ = ["ROUTES", "Route", "RouteTable"]
+
+View = Callable[..., Reply]
+
+
+@frozen
+class Route:
+    """One route.
+
+    Attributes:
+        method: `GET` (which serves `HEAD`, too) or `POST`.
+        path: Its path; `<id>` stands for one piece of it.
+        view: Called with engine and exchange, and what stands for `<id>`.
+        lane: Where the server runs it.
+        public: Whether it is served without authentication.
+    """
+
+    method: str
+    path: str
+    view: View
+    lane: Lane = Lane.EXPRESS
+    public: bool = field(default=False, kw_only=True)
+
+
+def _root(engine: Engine, exchange: Exchange) -> Reply:
+    del exchange
+    return json_reply(
+        200,
+        {
+            "service": "ppio-agent",
+            "name": engine.name,
+            "version": engine.version,
+            "status": "running",
+            "timestamp": format_time(utc_now()),
+            "entrypoints": sorted(engine.entrypoints),
+            "endpoints": {"invocations": "/invocations", "ping": "/ping"},
+        },
+    )
+
+
+def _ping(engine: Engine, exchange: Exchange) -> Reply:
+    del exchange
+    status, body = engine.health.ping()
+    return json_reply(status, body)
+
+
+def _invoke(engine: Engine, exchange: Exchange) -> Reply:
+    admission, call = engine.begin(exchange)
+    return respond(engine.config, exchange, admission, call)
+
+
+def _find(engine: Engine, exchange: Exchange, invocation_id: str) -> Invocation:
+    principal = exchange.principal
+    return engine.registry.get(
+        invocation_id, principal=None if principal is None else principal.id
+    )
+
+
+def _record(engine: Engine, exchange: Exchange, id: str) -> Reply:
+    return json_reply(200, _find(engine, exchange, id).record().to_dict())
+
+
+def _events(engine: Engine, exchange: Exchange, id: str) -> Reply:
+    return events(engine.config, exchange, _find(engine, exchange, id))
+
+
+def _cancel(engine: Engine, exchange: Exchange, id: str) -> Reply:
+    invocation = _find(engine, exchange, id)
+    asked = invocation.cancel("client")
+    terminal = invocation.state.terminal and not asked
+    body = {
+        "id": invocation.id,
+        "state": invocation.state.value,
+        "confirmed": invocation.confirmed,
+    }
+    return json_reply(200 if terminal else 202, body)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", _root, public=True),
+    Route("GET", "/ping", _ping, public=True),
+    Route("POST", "/invocations", _invoke, Lane.INVOKE),
+    Route("GET", "/invocations/<id>", _record),
+    Route("GET", "/invocations/<id>/events", _events, Lane.READ),
+    Route("POST", "/invocations/<id>/cancel", _cancel),
+)
+
+
+class RouteTable:
+    """Finds the route of a request.
+
+    Args:
+        routes: All of them.
+
+    Thread safety: immutable.
+    """
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._by_path: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            methods = self._by_path.setdefault(route.path, {})
+            methods[route.method] = route
+            if route.method == "GET":
+                methods["HEAD"] = route
+
+    def find(self, path: str) -> tuple[Mapping[str, Route], dict[str, Any]]:
+        """Return the routes of a path by method, and what stands for `<id>`."""
+        exact = self._by_path.get(path)
+        if exact is not None:
+            return exact, {}
+        pieces = path.split("/")
+        if len(pieces) < 3 or not pieces[2]:
+            return {}, {}
+        invocation_id, pieces[2] = pieces[2], "<id>"
+        found = self._by_path.get("/".join(pieces), {})
+        return found, {"id": invocation_id} if found else {}

@@ -1,0 +1,205 @@
+"""One app on our own server: started in a thread, or run until a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent._util.threads import start_thread
+from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.web import Lanes, Server, ServerConfig
+
+from .guard import is_loopback
+
+if TYPE_CHECKING:
+    from .app import PPIOAgentRuntimeApp
+
+__all__ = ["PPIOAgentRuntimeServer", "run"]
+
+_log = logging.getLogger(__name__)
+
+# What user code gets to end after it was cancelled because the app is stopped.
+_CANCEL_GRACE = 5.0
+
+
+class PPIOAgentRuntimeServer:
+    """Serves an app on a thread of its own.
+
+    Args:
+        app: The app.
+        host: Address to listen on; None takes the app's setting.
+        port: Port to listen on, 0 for a free one; None takes the app's setting.
+
+    Raises:
+        ConfigurationError: Others could reach it without authentication.
+
+    Thread safety: thread-safe.
+
+    Example:
+        >>> from ppio_agent.serving import PPIOAgentRuntimeApp
+        >>> app = PPIOAgentRuntimeApp()
+        >>> with app.server(port=0) as server:
+        ...     server.url.startswith("http://127.0.0.1:")
+        True
+    """
+
+    def __init__(
+        self,
+        app: PPIOAgentRuntimeApp,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+    ) -> None:
+        config = app.config
+        host = config.host if host is None else host
+        port = config.port if port is None else port
+        in_sandbox = bool(os.environ.get("PPIO_SANDBOX_ID"))
+        if in_sandbox:
+            # The platform knows where it will look for the agent.
+            host = os.environ.get("HOST") or host
+            port = int(os.environ.get("PORT") or port)
+        open_to_others = not (in_sandbox or is_loopback(host) or app.authenticates)
+        if open_to_others and not config.allow_unauthenticated:
+            raise ConfigurationError(
+                f"whoever reaches {host} could call the agent: set up auth=…, listen on"
+                " 127.0.0.1, or say allow_unauthenticated=True"
+            )
+        self._app = app
+        self._stopped = threading.Event()
+        front = app.listen_on(host)
+        self._server = Server(
+            app.wsgi_app,
+            host=host,
+            port=port,
+            config=ServerConfig(
+                max_concurrency=config.max_concurrency,
+                max_queue=config.max_queue,
+                max_request_size=config.max_request_size,
+                headers=app.headers,  # type: ignore[arg-type] # mypy cannot solve the converter `tuple`
+            ),
+            lanes=Lanes(classify=front.lane, waiting=app.waiting),
+            on_drain=app.drain,
+        )
+
+    @property
+    def port(self) -> int:
+        """The real port, once started."""
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """Where a client of this machine reaches it."""
+        return self._server.url
+
+    def start(self) -> PPIOAgentRuntimeServer:
+        """Run the app's start-up functions and listen.
+
+        Raises:
+            OSError: The address is taken.
+        """
+        self._app.start_up()
+        self._server.start()
+        return self
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is closed; return whether it is."""
+        return self._stopped.wait(timeout)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Listen no more and let what runs come to its end.
+
+        Args:
+            timeout: Seconds for that; None takes `drain_timeout` of the app.
+
+        Returns:
+            Whether everything ended in time.
+        """
+        limit = self._app.config.drain_timeout if timeout is None else timeout
+        return self._server.drain(limit)
+
+    def close(self) -> bool:
+        """Cancel what runs, close everything, run the shut-down functions. Idempotent.
+
+        Returns:
+            Whether all user code has ended.
+        """
+        self._server.stop_listening()
+        ended = self._app.close(grace=_CANCEL_GRACE)
+        closed = self._server.close()
+        self._stopped.set()
+        return ended and closed
+
+    def __enter__(self) -> PPIOAgentRuntimeServer:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def run(server: PPIOAgentRuntimeServer) -> bool:
+    """Serve until a signal, then stop in order; a second signal stops at once.
+
+    Returns:
+        Whether all user code has ended.
+    """
+    stop, hurry = threading.Event(), threading.Event()
+    with _signals(stop, hurry):
+        server.start()
+        _say_ready()
+        _log.info("listening on %s", server.url)
+        stop.wait()
+        _log.info("stopping")
+        start_thread("ppio-drain", _drain, server, hurry)
+        hurry.wait()
+        ended = server.close()
+    if not ended:
+        _log.error("code of the agent still runs although it was cancelled")
+    return ended
+
+
+def _drain(server: PPIOAgentRuntimeServer, done: threading.Event) -> None:
+    try:
+        server.drain()
+    finally:
+        done.set()
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set `stop`, and the second of them `hurry`."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        del number, frame
+        (hurry if stop.is_set() else stop).set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers: the host's own are in force
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    earlier = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+
+
+def _say_ready() -> None:
+    """Tell whoever started this process that it listens (`PPIO_READY_FD`)."""
+    text = os.environ.pop("PPIO_READY_FD", "")
+    if not text.isdigit():
+        return
+    with contextlib.suppress(OSError):
+        os.write(int(text), b"1")
+        os.close(int(text))
