@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 # How often a drain looks whether requests and output are through, in seconds.
 _DRAIN_LOOK = 0.02
 _FLUSH_TIMEOUT = 2.0
+# Nothing that the loop does takes longer; if it hangs, we go on without it.
+_CALL_TIMEOUT = 5.0
 
 
 class Server:
@@ -234,14 +236,17 @@ class Server:
         ]
 
     def _call_and_wait(self, function: Callable[[], object]) -> None:
+        """Run `function` on the loop thread, or here if that has ended."""
         thread = self._thread
-        if thread is threading.current_thread() or not (thread and thread.is_alive()):
-            function()
-            return
         done = threading.Event()
-        self._loop.call(function)
-        self._loop.call(done.set)
-        done.wait(5.0)
+        if thread is not None and thread is not threading.current_thread():
+            self._loop.call(function)
+            self._loop.call(done.set)
+            deadline = Deadline.after(_CALL_TIMEOUT)
+            while thread.is_alive() and not deadline.expired:
+                if done.wait(_DRAIN_LOOK):
+                    return
+        function()
 
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         deadline = Deadline.after(timeout)
