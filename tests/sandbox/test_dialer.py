@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ppio_agent.sandbox import dialer
 from ppio_agent.sandbox.addressing import SandboxPort
 from ppio_agent.sandbox.edge import Edge
 from tests.sandbox.edgekit import (
@@ -101,7 +102,7 @@ def test_a_connection_is_used_again(edge: Edge, upstreams: Scripted) -> None:
 
 
 def test_a_post_uses_a_connection_that_has_proved_to_stay(
-    edge: Edge, upstreams: Scripted
+    edge: Edge, upstreams: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At first it takes a new one; what was once left open stays in use."""
     upstreams.serve(AGENT, replying(answer()))
@@ -109,7 +110,7 @@ def test_a_post_uses_a_connection_that_has_proved_to_stay(
         client.send(post()).message()
         client.send(post()).message()
         assert upstreams.dials == [AGENT, AGENT]
-        threading.Event().wait(0.15)
+        monkeypatch.setattr(dialer, "_SETTLED", 0.0)
         for _ in range(5):
             assert client.send(post()).message()[0] == 200
     assert upstreams.dials == [AGENT, AGENT]
@@ -204,13 +205,13 @@ def test_a_get_into_a_closing_connection_is_sent_again(
 
 
 def test_a_post_into_a_closing_connection_is_not_sent_again(
-    edge: Edge, upstreams: Scripted
+    edge: Edge, upstreams: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been run."""
     upstreams.serve(AGENT, closing_at_the_second)
     with Client(edge) as client:
         client.send(get()).message()
-        threading.Event().wait(0.15)
+        monkeypatch.setattr(dialer, "_SETTLED", 0.0)
         assert client.send(post()).message()[0] == 502
     assert upstreams.dials == [AGENT]
 
