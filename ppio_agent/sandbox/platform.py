@@ -168,8 +168,9 @@ class SandboxPlatform:
         reach = Reach(self._sandboxes, self._keys, socket_path)
         self._edge = Edge(
             reach, host=config.host, port=config.port, domain=config.domain
-        ).start()
+        )
         stack.callback(lambda: self._edge.close(self._left()))
+        self._edge.start()
         self._started = self._clock()
         self._viewer = Viewer(domain=config.domain, url=self.url)
         control = Control(

@@ -1,0 +1,112 @@
+"""The data directory: one platform at a time, private, and found by others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.exceptions import PlatformAlreadyRunningError
+from ppio_agent.sandbox.datadir import DataDir, Running, read_running
+
+RUNNING = Running(url="http://127.0.0.1:1", pid=42, api_key="sk_x")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[DataDir]:
+    made = DataDir(tmp_path / "deep" / "data")
+    made.acquire()
+    yield made
+    made.release()
+
+
+def test_everything_in_it_is_private(data: DataDir) -> None:
+    data.key()
+    data.announce(RUNNING)
+
+    modes = {p.name: p.stat().st_mode & 0o777 for p in data.path.iterdir()}
+    assert modes == {
+        "lock": 0o600,
+        "key": 0o600,
+        "platform.json": 0o600,
+        "uploads": 0o700,
+    }
+    assert data.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_generated_key_stays_the_same(data: DataDir) -> None:
+    assert data.key() == data.key()
+    assert len(data.key()) > 40
+
+
+def test_a_second_platform_is_told_of_the_first(data: DataDir) -> None:
+    data.announce(RUNNING)
+
+    with pytest.raises(PlatformAlreadyRunningError) as info:
+        DataDir(data.path).acquire()
+
+    assert (info.value.url, info.value.pid) == (RUNNING.url, RUNNING.pid)
+    assert "sk_x" not in str(info.value)
+    assert read_running(data.path) == RUNNING
+
+
+def test_a_second_platform_waits_for_one_that_is_just_starting(data: DataDir) -> None:
+    timer = threading.Timer(0.1, data.announce, [RUNNING])
+    timer.start()
+
+    with pytest.raises(PlatformAlreadyRunningError) as info:
+        DataDir(data.path).acquire()
+
+    assert info.value.url == RUNNING.url
+    timer.join()
+
+
+def test_after_release_another_may_have_it(data: DataDir) -> None:
+    data.announce(RUNNING)
+    data.release()
+    data.release()
+    other = DataDir(data.path)
+    other.acquire()
+    other.release()
+
+    assert read_running(data.path) is None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; from pathlib import Path;"
+        "from ppio_agent.sandbox.datadir import DataDir;"
+        "DataDir(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), 9)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, check=False)
+    assert done.returncode == -9
+
+    again = DataDir(tmp_path)
+    again.acquire()
+    again.release()
+
+
+def test_the_lock_is_not_inherited_by_other_programs(data: DataDir) -> None:
+    listing = "import os; print(os.listdir('/proc/self/fd'))"
+    inherited = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True,
+        close_fds=False,
+    )  # fmt: skip
+
+    assert str(data._lock_fd) not in json.loads(inherited.stdout.replace("'", '"'))
+
+
+def test_an_unreadable_announcement_is_none(tmp_path: Path) -> None:
+    assert read_running(tmp_path) is None
+    (tmp_path / "platform.json").write_text('{"url": 1')
+    assert read_running(tmp_path) is None
+
+
+def test_the_key_is_in_no_repr() -> None:
+    assert "sk_x" not in repr(RUNNING)

@@ -1,0 +1,71 @@
+"""The platform as a plug-in: found or started, and templates from a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from ppio_agent.hooks import Hooks
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from ppio_agent.sandbox.plugin import TemplateFolder
+from tests.sandbox.agents import write_agent
+
+ROOT = Path(__file__).parents[2]
+
+ASK = """
+import sys, json, threading, urllib.request
+from ppio_agent.hooks import Hooks
+assert "ppio_agent.sandbox.platform" not in sys.modules
+hooks = Hooks.load(entry_points=False)
+found = [hooks.default_platform(None) for _ in range(2)]
+health = urllib.request.urlopen(found[0][0] + "/platform/v1/healthz").status
+print(json.dumps({"found": found, "health": health}))
+"""
+
+
+def _ask(data_dir: Path) -> dict[str, object]:
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ASK)],
+        env={"PATH": "/usr/bin:/bin", "PPIO_DATA_DIR": str(data_dir)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_a_platform_is_started_once_and_closed_with_the_process(tmp_path: Path) -> None:
+    found = _ask(tmp_path)
+
+    assert found["health"] == 204
+    assert isinstance(found["found"], list)
+    assert found["found"][0] == found["found"][1]
+    assert not (tmp_path / "platform" / "platform.json").exists()
+
+
+def test_one_that_runs_already_is_used(tmp_path: Path) -> None:
+    config = PlatformConfig(data_dir=tmp_path / "platform")
+    with SandboxPlatform(config) as platform:
+        found = _ask(tmp_path)
+
+        assert found["found"] == [[platform.url, platform.api_key]] * 2
+
+
+def test_a_template_is_found_by_the_name_in_its_manifest(tmp_path: Path) -> None:
+    folder = write_agent(tmp_path, "bot")
+    folder.rename(tmp_path / "any-folder")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / ".ppio-agent.yaml").write_text("name: [")
+    hooks = Hooks.load([TemplateFolder(tmp_path)], entry_points=False)
+
+    assert hooks.find_template("bot") == tmp_path / "any-folder"
+    assert hooks.find_template("any-folder") is None
+    assert hooks.find_template("../bot") is None
