@@ -29,9 +29,6 @@ CONTENT_TYPE = "text/event-stream"
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
-# Accounted for each line on top of its bytes, so that a block of a million empty
-# data lines is as bounded in memory as one long line.
-_LINE_COST = 1
 
 
 @frozen
@@ -84,9 +81,11 @@ class SSEFramer:
         self._limit = max_event_bytes
         self._first_line = True
         self._skip_lf = False  # the last feed ended in CR: an LF now belongs to it
-        self._partial: list[bytes] = []  # the unfinished line, in the pieces it came
-        self._size = 0  # of the unfinished block
-        self._data: list[bytes] = []
+        # What is kept while it grows is kept in one buffer: a list of small pieces
+        # would take many times the memory of its bytes.
+        self._partial = bytearray()  # the unfinished line
+        self._size = 0  # of the finished lines of the unfinished block
+        self._data: bytes | bytearray | None = None  # a buffer from the second line on
         self._event = b""
         self._retry: float | None = None
         self._pending_id: str | None = None  # takes effect when the block ends
@@ -102,8 +101,6 @@ class SSEFramer:
             self._skip_lf = False
             if data[0] == 0x0A:
                 data = data[1:]
-        if not data:
-            return []
         if b"\r" in data:
             lines = _LINE_END.split(data)
             self._skip_lf = data.endswith(b"\r")
@@ -111,75 +108,81 @@ class SSEFramer:
             lines = data.split(b"\n")
         rest = lines.pop()
         found: list[SSEEvent | Heartbeat] = []
+        if lines and (self._partial or self._first_line):
+            self._take_line(self._first_of(lines), found)
         for line in lines:
             self._take_line(line, found)
         if rest:
-            self._partial.append(rest)
-            self._grow(len(rest))
+            self._partial += rest
+            self._check(self._size + len(self._partial))
         return found
 
     def finish(self) -> Truncation | None:
         """Say that no more bytes come; return what is lost by that, if anything."""
-        if self._size == 0:
-            return None
-        return Truncation(self._size, self.last_event_id)
+        dropped = self._size + len(self._partial)
+        return Truncation(dropped, self.last_event_id) if dropped else None
 
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > self._limit:
+    def _check(self, size: int) -> None:
+        if size > self._limit:
             raise EventTooLargeError(
                 f"an event of the stream is larger than {self._limit} bytes;"
                 " raise max_event_bytes if that is expected"
             )
 
-    def _take_line(self, line: bytes, found: list[SSEEvent | Heartbeat]) -> None:
+    def _first_of(self, lines: list[bytes]) -> bytes:
+        """Remove the first line; return it with what earlier feeds had of it."""
+        line = lines.pop(0)
         if self._partial:
-            self._partial.append(line)
-            whole = b"".join(self._partial)
-            self._partial.clear()
-            self._grow(len(line) + _LINE_COST)
-            line = whole
-        elif line:
-            self._grow(len(line) + _LINE_COST)
+            self._partial += line
+            line = bytes(self._partial)
+            self._partial = bytearray()
         if self._first_line:
             self._first_line = False
-            if line.startswith(_BOM):
-                line = line[len(_BOM) :]
-                self._size -= len(_BOM)
-        if line:
-            self._take_field(line, found)
-        else:
-            self._end_block(found)
+            line = line.removeprefix(_BOM)
+        return line
 
-    def _take_field(self, line: bytes, found: list[SSEEvent | Heartbeat]) -> None:
+    def _take_line(self, line: bytes, found: list[SSEEvent | Heartbeat]) -> None:
+        if not line:
+            self._end_block(found)
+            return
+        size = self._size + len(line) + 1
+        if size > self._limit:
+            self._check(size)
         name, _, value = line.partition(b":")
         if value[:1] == b" ":
             value = value[1:]
         if name == b"data":
-            self._data.append(value)
+            self._add_data(value)
         elif not name:
             found.append(Heartbeat(value.decode("utf-8", "replace")))
-            # A comment is no part of a block: alone, it loses nothing at the end.
-            self._size -= len(line) + _LINE_COST
-        elif name == b"event":
-            self._event = value
+            return  # a comment is no part of a block: alone, it loses nothing
         elif name == b"id":
             if b"\0" not in value:
                 self._pending_id = value.decode("utf-8", "replace")
+        elif name == b"event":
+            self._event = value
         elif name == b"retry" and value.isdigit() and len(value) < 16:
             self._retry = int(value) / 1000
+        self._size = size
+
+    def _add_data(self, value: bytes) -> None:
+        if self._data is None:
+            self._data = value
+            return
+        if isinstance(self._data, bytes):
+            self._data = bytearray(self._data)
+        self._data += b"\n"
+        self._data += value
 
     def _end_block(self, found: list[SSEEvent | Heartbeat]) -> None:
         if self._pending_id is not None:
             self.last_event_id = self._pending_id or None
             self._pending_id = None
-        if self._data:
-            lines = self._data
-            data = lines[0] if len(lines) == 1 else b"\n".join(lines)
+        if self._data is not None:
             kind = self._event.decode("utf-8", "replace") if self._event else "message"
-            text = data.decode("utf-8", "replace")
+            text = self._data.decode("utf-8", "replace")
             found.append(SSEEvent(text, kind, self.last_event_id, self._retry))
-            self._data = []
+            self._data = None
         self._event = b""
         self._retry = None
         self._size = 0
