@@ -47,7 +47,8 @@ TRAFFIC_TOKEN = "E2B-Traffic-Access-Token"  # noqa: S105 - a header's name
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _LONG_ID = re.compile(r"[A-Za-z0-9._:-]{1,256}", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_ENTRYPOINT = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_./-]*\.py", re.ASCII)
+# No leading "/", nor a leading "-", which Python would take for an option.
+_ENTRYPOINT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./-]*\.py", re.ASCII)
 
 
 def valid_id(text: str) -> bool:

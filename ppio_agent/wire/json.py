@@ -31,6 +31,8 @@ Json: TypeAlias = Any
 MAX_DEPTH = 100
 """Deepest nesting of arrays and objects, in and out."""
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 _dumps = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
@@ -55,37 +57,40 @@ def encode_json(value: object) -> bytes:
     if _is_plain(value, MAX_DEPTH):
         try:
             return _dumps(value).encode()
-        except (ValueError, RecursionError):
-            pass  # NaN, infinity or a surrogate: the slow way finds where
+        except ValueError:
+            pass  # a number or text that does not go: the slow way finds where
     return _dumps(_convert(value, "$", ())).encode()
 
 
-def _is_plain(value: object, depth: int) -> bool:
-    """Whether the C encoder may have it as it is, but for NaN and surrogates."""
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether the C encoder may have it as it is, but for the content of scalars."""
     kind = type(value)
-    if kind is str or kind is int or kind is float or kind is bool or value is None:
+    if kind in _PLAIN:
         return True
-    if depth <= 0:
-        return False
+    items = value
     if kind is dict:
-        for key, item in value.items():  # type: ignore[attr-defined]
-            if type(key) is not str or not _is_plain(item, depth - 1):
+        for key in value:
+            if type(key) is not str:
                 return False
-        return True
-    if kind is list or kind is tuple:
-        return all(_is_plain(item, depth - 1) for item in value)  # type: ignore[attr-defined]
-    return False
+        items = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
+    for item in items:
+        # Scalars are passed over here, not in a call each: every answer comes by.
+        if type(item) not in _PLAIN and not (depth > 1 and _is_plain(item, depth - 1)):
+            return False
+    return True
 
 
 def _convert(value: object, path: str, parents: tuple[int, ...]) -> Json:
     """Return `value` made of plain JSON types; `parents` are the ids above it."""
     if value is None or value is True or value is False:
         return value
-    if isinstance(value, enum.Enum):
-        return _convert(value.value, path, parents)
     scalar = _SCALARS.get(type(value)) or _scalar_of_base(value)
     if scalar is not None:
         return scalar(value, path)
+    if isinstance(value, enum.Enum):
+        return _convert(value.value, path, parents)
     if id(value) in parents:
         raise _refusal(path, value, "refers to itself")
     if len(parents) >= MAX_DEPTH:
@@ -107,16 +112,28 @@ def _convert_container(value: object, path: str, inside: tuple[int, ...]) -> Jso
 
 
 def _convert_object(value: object, path: str, inside: tuple[int, ...]) -> Json:
-    if not isinstance(value, type):
-        if _is_ours(value) and hasattr(value, "to_dict"):
-            return _convert(value.to_dict(), path, inside)
-        if attrs.has(type(value)) or is_dataclass(value):
-            members = {name: getattr(value, name) for name in _field_names(value)}
-            return _convert(members, path, inside)
-        dump = getattr(value, "model_dump", None)
-        if callable(dump):
-            return _convert(dump(), path, inside)
-    raise _refusal(path, value, "is not JSON")
+    try:
+        members = _members(value)
+    except Exception as error:  # whatever a foreign object does when it is asked
+        why = f"cannot be read ({type(error).__name__})"
+        raise _refusal(path, value, why) from error
+    if isinstance(members, dict):
+        return _convert_container(members, path, inside)
+    if members is value:
+        raise _refusal(path, value, "is not JSON")
+    return _convert(members, path, inside)
+
+
+def _members(value: Any) -> object:
+    """Return what stands for an object, mostly a dict; itself if nothing does."""
+    if isinstance(value, type):
+        return value
+    if _is_ours(value) and hasattr(value, "public_dict"):
+        return value.public_dict()
+    if attrs.has(type(value)) or is_dataclass(value):
+        return {name: getattr(value, name) for name in _field_names(value)}
+    dump = getattr(value, "model_dump", None)
+    return dump() if callable(dump) else value
 
 
 def _field_names(value: Any) -> list[str]:
@@ -138,7 +155,7 @@ def _array(items: Iterable[object], path: str, inside: tuple[int, ...]) -> list[
 def _ordered(items: Iterable[Any]) -> list[Any]:
     try:
         return sorted(items)
-    except TypeError:
+    except (TypeError, ArithmeticError):  # the latter from decimals that are NaN
         return list(items)
 
 
@@ -165,32 +182,52 @@ def _text(value: str, path: str) -> str:
     return text
 
 
+def _integer(value: int, path: str) -> int:
+    try:
+        int.__repr__(value)
+    except ValueError:  # the interpreter's limit on the digits of an int
+        raise _refusal(path, value, "has too many digits") from None
+    return int(value)
+
+
 def _number(value: float, path: str) -> float:
     if not math.isfinite(value):
         raise _refusal(path, value, "is not finite")
     return float(value)
 
 
+def _decimal(value: decimal.Decimal, path: str) -> str:
+    if not value.is_finite():
+        raise _refusal(path, value, "is not finite")
+    return str(value)
+
+
 def _instant(value: dt.datetime, path: str) -> str:
     if value.utcoffset() is None:
         raise _refusal(path, value, "is a naive datetime: give it a time zone")
-    return format_time(value)
+    try:
+        return format_time(value)
+    except OverflowError:
+        raise _refusal(path, value, "is out of range in UTC") from None
 
 
 _SCALARS: dict[type, Callable[[Any, str], Json]] = {
     str: _text,
-    int: lambda value, _path: int(value),
+    int: _integer,
     float: _number,
     dt.datetime: _instant,
     dt.date: lambda value, _path: value.isoformat(),
     dt.time: lambda value, _path: value.isoformat(),
     uuid.UUID: lambda value, _path: str(value),
-    decimal.Decimal: lambda value, _path: str(value),
+    decimal.Decimal: _decimal,
     pathlib.PurePath: lambda value, path: _text(str(value), path),
 }
+_NO_SCALARS = (dict, list, tuple, enum.Enum)  # an enum may be an int or a str, too
 
 
 def _scalar_of_base(value: object) -> Callable[[Any, str], Json] | None:
+    if isinstance(value, _NO_SCALARS):
+        return None
     for base, scalar in _SCALARS.items():
         if isinstance(value, base):
             return scalar
@@ -217,14 +254,15 @@ def decode_json(data: bytes) -> Json:
     except UnicodeDecodeError:
         raise WireError("", "Invalid encoding: the body is not UTF-8") from None
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = _loads(text)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
         why = "the body is empty" if not text.strip() else str(error)
         raise WireError("", f"Invalid JSON: {why}") from None
     # Cheaper than a walk: without that many brackets it cannot be that deep.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth_over(value):
+    deep = data.count(b"[") + data.count(b"{") > MAX_DEPTH
+    if deep and _depth_over(value):
         raise _too_deep()
     return value
 
@@ -233,19 +271,29 @@ def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+_loads = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+
+
 def _too_deep() -> WireError:
     return WireError("", f"Invalid JSON: nested deeper than {MAX_DEPTH} levels")
 
 
 def _depth_over(value: Json) -> bool:
-    level = [value]
+    boxes: list[Json] = [[value]]  # not of the value's own levels
     for _ in range(MAX_DEPTH + 1):
-        level = [
+        boxes = [
             item
-            for box in level
-            if isinstance(box, (dict, list))
-            for item in (box.values() if isinstance(box, dict) else box)
+            for box in boxes
+            for item in (box.values() if type(box) is dict else box)
+            if type(item) is dict or type(item) is list
         ]
-        if not level:
+        if not boxes:
             return False
     return True

@@ -95,11 +95,18 @@ class WireModel:
 
     def to_dict(self) -> dict[str, Json]:
         """Return the JSON object; members that are None are left out."""
+        return self._dump(with_hidden=True)
+
+    def public_dict(self) -> dict[str, Json]:
+        """Return `to_dict()` without what the repr hides: what `encode_json` shows."""
+        return self._dump(with_hidden=False)
+
+    def _dump(self, *, with_hidden: bool) -> dict[str, Json]:
         found: dict[str, Json] = {}
         kind: Any = type(self)
-        for name, key in _wire_names(kind):
-            value = _plain(getattr(self, name))
-            if value is not None:
+        for name, key, shown in _wire_names(kind):
+            value = _plain(getattr(self, name), with_hidden=with_hidden)
+            if value is not None and (shown or with_hidden):
                 found[key] = value
         found.update(self.extra)
         return found
@@ -118,26 +125,31 @@ class CamelModel(WireModel):
 
 
 @lru_cache(maxsize=512)
-def _wire_names(cls: type[WireModel]) -> tuple[tuple[str, str], ...]:
-    """Return (attribute, key) of each member; fields marked local do not travel."""
+def _wire_names(cls: type[WireModel]) -> tuple[tuple[str, str, bool], ...]:
+    """Return (attribute, key, whether the repr shows it) of each member that travels.
+
+    Fields marked local do not.
+    """
     return tuple(
-        (f.name, f.metadata.get("wire") or cls.spelling(f.name))
+        (f.name, f.metadata.get("wire") or cls.spelling(f.name), f.repr is True)
         for f in attrs.fields(cls)
         if f.name != "extra" and not f.metadata.get("local")
     )
 
 
-def _plain(value: object) -> Json:
+def _plain(value: object, *, with_hidden: bool) -> Json:
     if isinstance(value, WireModel):
-        return value.to_dict()
+        return value.to_dict() if with_hidden else value.public_dict()
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, datetime):
         return format_time(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, with_hidden=with_hidden) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {
+            key: _plain(item, with_hidden=with_hidden) for key, item in value.items()
+        }
     return value
 
 
@@ -153,7 +165,10 @@ def _strict(kind: type) -> Callable[[object, type], Any]:
 def _float(value: object, _: type) -> float:
     if type(value) is not float and type(value) is not int:
         raise _mismatch("number", value)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise WireError("", "expected a number in the range of a float") from None
 
 
 def _time(value: object, _: type) -> datetime:

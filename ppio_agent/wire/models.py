@@ -107,9 +107,8 @@ class InvocationRequest(WireModel):
     stream: bool | None = None
     metadata: Mapping[str, Json] = field(factory=dict)
 
-    def to_dict(self) -> dict[str, Json]:
-        """Return the JSON object; what was not set is left out."""
-        found = WireModel.to_dict(self)
+    def _dump(self, *, with_hidden: bool) -> dict[str, Json]:
+        found = super()._dump(with_hidden=with_hidden)
         if not self.metadata:
             found.pop("metadata", None)
         return found

@@ -90,15 +90,17 @@ def problem_body(error: PPIOAgentError, *, request_id: str | None) -> bytes:
     `error` in it repeats `detail` for clients that know only that.
     """
     status = error.http_status
+    # A message may quote a file's name, which need not be Unicode.
+    detail = error.message.encode("utf-8", "replace").decode()
     body: dict[str, Json] = {
         "type": "about:blank",
         "title": _title(status),
         "status": status,
-        "detail": error.message,
+        "detail": detail,
         "code": error.code,
         "retryable": error.retryable,
         "request_id": request_id,
-        "error": error.message,
+        "error": detail,
     }
     limit = getattr(error, "limit", None)
     if limit is not None:

@@ -19,8 +19,8 @@ def format_time(instant: datetime) -> str:
     """Return an instant as ``2026-01-02T03:04:05.678Z``; a naive one counts as UTC."""
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=timezone.utc)
-    utc = instant.astimezone(timezone.utc)
-    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z".rjust(24, "0")
+    utc = instant.astimezone(timezone.utc).replace(tzinfo=None)
+    return f"{utc.isoformat(timespec='milliseconds')}Z"
 
 
 def parse_time(text: str) -> datetime:
@@ -38,7 +38,7 @@ def parse_time(text: str) -> datetime:
     date, clock, fraction, zone = match.groups()
     micros = int((fraction or "0").ljust(6, "0")[:6])
     try:
-        naive = datetime.strptime(f"{date}T{clock}", "%Y-%m-%dT%H:%M:%S")  # noqa: DTZ007 - the zone is applied below
+        naive = datetime.fromisoformat(f"{date}T{clock}")
         instant = naive.replace(microsecond=micros, tzinfo=_zone(zone))
         return instant.astimezone(timezone.utc)
     except (ValueError, OverflowError):
