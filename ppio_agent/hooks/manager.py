@@ -104,7 +104,10 @@ class Hooks:
             return
         try:
             self._manager.register(plugin)
-        except pluggy.PluginValidationError as error:
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
             raise ConfigurationError(
                 f"the plug-in {plugin!r} does not fit its hooks: {error}"
             ) from error

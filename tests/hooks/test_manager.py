@@ -1,0 +1,374 @@
+"""The plug-ins and the typed facade over them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppio_agent.exceptions import AuthenticationError, ConfigurationError
+from ppio_agent.hooks import Hooks, hookimpl, manager, specs
+from ppio_agent.wire.models import Principal
+
+HOOKS = sorted(name for name in specs.__all__ if name.startswith("ppio_"))
+BUILT_IN = "tests_hooks_built_in"
+HOMES = dict(manager._BUILT_IN)
+
+
+@pytest.fixture(autouse=True)
+def built_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An empty module in the place of the built-in plug-ins."""
+    module = ModuleType(BUILT_IN)
+    monkeypatch.setitem(sys.modules, BUILT_IN, module)
+    monkeypatch.setattr(manager, "_BUILT_IN", dict.fromkeys(HOOKS, BUILT_IN))
+    return module
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What is installed: names and plug-ins; an exception fails to load."""
+    plugins: dict[str, object] = {}
+
+    def entry_points(*, group: str) -> list[object]:
+        assert group == "ppio_agent"
+        return [SimpleNamespace(name=n, load=lambda p=p: _loaded(p)) for n, p in
+                plugins.items()]  # fmt: skip
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    return plugins
+
+
+def _loaded(plugin: object) -> object:
+    if isinstance(plugin, Exception):
+        raise plugin
+    return plugin
+
+
+class Named:
+    """Takes part in every hook, under its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @hookimpl
+    def ppio_authenticate(self, request: Any) -> Principal | None:
+        return Principal(self.name) if request == self.name else None
+
+    @hookimpl
+    def ppio_middleware(self) -> list[Any]:
+        return [f"{self.name} 1", f"{self.name} 2"]
+
+    @hookimpl
+    def ppio_client_headers(self) -> dict[str, str]:
+        return {"X-Last": self.name, f"X-{self.name}": "1"}
+
+    @hookimpl
+    def ppio_find_template(self, ref: str) -> str | None:
+        return f"/{self.name}" if ref in {self.name, "any"} else None
+
+    @hookimpl
+    def ppio_default_platform(self) -> tuple[str, str] | None:
+        return (f"http://{self.name}", "key")
+
+
+def test_every_hook_has_a_facade_method_and_a_home() -> None:
+    """No caller needs pluggy; no hook is forgotten."""
+    for name in HOOKS:
+        spec = inspect.signature(getattr(specs, name))
+        method = inspect.signature(getattr(Hooks, name.removeprefix("ppio_")))
+        assert [*method.parameters][1:] == [*spec.parameters], name
+    assert sorted(HOMES) == HOOKS
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_says_what_it_is_for(name: str) -> None:
+    """When it is called, and on which thread."""
+    doc = inspect.getdoc(getattr(specs, name)) or ""
+    assert "\nCalled " in doc
+    assert "thread" in doc or "Called once" in doc
+
+
+def test_without_plugins_nobody_answers() -> None:
+    """None, or nothing, of each hook."""
+    hooks = Hooks()
+    assert hooks.authenticate("r") is None
+    assert hooks.middleware("app") == []
+    assert hooks.client_headers("r") == {}
+    assert hooks.find_template("any") is None
+    assert hooks.default_platform("c") is None
+    assert [name for name in HOOKS if hooks.implemented(name)] == []
+
+
+def test_every_hook_reaches_its_plugins() -> None:
+    """Through the facade, with typed results."""
+    hooks = Hooks.load([Named("a")], entry_points=False)
+    assert hooks.authenticate("a") == Principal("a")
+    assert hooks.middleware("app") == ["a 1", "a 2"]
+    assert hooks.client_headers("r") == {"X-Last": "a", "X-a": "1"}
+    assert hooks.find_template("a") == Path("/a")
+    assert hooks.default_platform("c") == ("http://a", "key")
+    assert all(hooks.implemented(name) for name in HOOKS)
+
+
+def test_for_a_decision_the_latest_plugin_is_asked_first() -> None:
+    """And the next one if it has no answer."""
+    hooks = Hooks.load([Named("a"), Named("b")], entry_points=False)
+    assert hooks.find_template("any") == Path("/b")
+    assert hooks.find_template("a") == Path("/a")
+    assert hooks.find_template("neither") is None
+    assert hooks.default_platform("c") == ("http://b", "key")
+
+
+def test_contributions_come_in_the_order_of_registration() -> None:
+    """The first plug-in's middleware is outermost; the last word on a header wins."""
+    hooks = Hooks.load([Named("a"), Named("b")], entry_points=False)
+    assert hooks.middleware("app") == ["a 1", "a 2", "b 1", "b 2"]
+    assert hooks.client_headers("r") == {"X-Last": "b", "X-a": "1", "X-b": "1"}
+
+
+def test_who_contributes_nothing_may_say_none() -> None:
+    """It is passed over."""
+
+    class Silent:
+        @hookimpl
+        def ppio_middleware(self) -> None:
+            return None
+
+        @hookimpl
+        def ppio_client_headers(self) -> None:
+            return None
+
+    hooks = Hooks.load([Silent()], entry_points=False)
+    assert hooks.middleware("app") == []
+    assert hooks.client_headers("r") == {}
+
+
+def test_a_refusal_reaches_the_caller() -> None:
+    """Exceptions of plug-ins are not swallowed, and no other plug-in is asked."""
+
+    class Refusing:
+        @hookimpl
+        def ppio_authenticate(self) -> None:
+            raise AuthenticationError("no")
+
+    hooks = Hooks.load([Named("a"), Refusing()], entry_points=False)
+    with pytest.raises(AuthenticationError, match="no"):
+        hooks.authenticate("a")
+
+
+def test_built_in_plugins_come_last(built_in: ModuleType) -> None:
+    """They answer where no other plug-in does, also if they are loaded later."""
+
+    @hookimpl(trylast=True)
+    def ppio_find_template(ref: str) -> str | None:
+        return "/built-in"
+
+    built_in.__dict__["ppio_find_template"] = ppio_find_template
+    hooks = Hooks()
+    assert hooks.find_template("a") == Path("/built-in")
+    hooks.register(Named("a"))
+    assert hooks.find_template("a") == Path("/a")
+    assert hooks.find_template("x") == Path("/built-in")
+
+
+def test_a_built_in_plugin_is_imported_when_its_hook_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however many threads ask first, and not before."""
+    name = "tests_hooks_lazy"
+    (tmp_path / f"{name}.py").write_text(
+        "from ppio_agent.hooks import hookimpl\n"
+        "@hookimpl(trylast=True)\n"
+        "def ppio_find_template(ref):\n"
+        "    return '/lazy'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(manager, "_BUILT_IN", {"ppio_find_template": name})
+    hooks = Hooks()
+    assert name not in sys.modules
+    together = threading.Barrier(8)
+    found: list[object] = []
+
+    def ask() -> None:
+        together.wait()
+        found.append(hooks.find_template("x"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.delitem(sys.modules, name)
+    assert found == [Path("/lazy")] * 8
+
+
+def test_a_plugin_counts_once() -> None:
+    """Whoever registers it twice does not double its work."""
+    plugin = Named("a")
+    hooks = Hooks.load([plugin, plugin], entry_points=False)
+    hooks.register(plugin)
+    assert hooks.middleware("app") == ["a 1", "a 2"]
+
+
+def test_registration_closes() -> None:
+    """What comes after the first request would have missed it."""
+    hooks = Hooks()
+    hooks.register(Named("a"))
+    hooks.close_registration()
+    hooks.close_registration()
+    with pytest.raises(RuntimeError, match="before the first request"):
+        hooks.register(Named("b"))
+    assert hooks.find_template("any") == Path("/a")
+
+
+class WrongArgument:
+    @hookimpl
+    def ppio_find_template(self, name: str) -> None:
+        """Ask for what the hook does not give."""
+
+
+class WrongName:
+    @hookimpl
+    def ppio_find_templates(self, ref: str) -> str:
+        return "/wrong"
+
+
+def _same_name(answer: str) -> ModuleType:
+    module = ModuleType("tests_hooks_twin")
+
+    @hookimpl
+    def ppio_find_template() -> str:
+        return answer
+
+    module.__dict__["ppio_find_template"] = ppio_find_template
+    return module
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [WrongArgument(), WrongName(), _same_name("/other")],
+    ids=["argument", "name", "twin"],
+)
+def test_a_plugin_that_does_not_fit_is_refused_as_a_whole(plugin: object) -> None:
+    """The error names it; the hooks go on as if it had not been there."""
+    hooks = Hooks.load([Named("a"), _same_name("/one")], entry_points=False)
+    with pytest.raises(ConfigurationError, match="does not fit its hooks") as caught:
+        hooks.register(plugin)
+    assert repr(plugin) in str(caught.value)
+    hooks.register(Named("b"))
+    assert hooks.find_template("x") == Path("/one")
+    assert hooks.middleware("app") == ["a 1", "a 2", "b 1", "b 2"]
+
+
+def test_a_hook_of_a_later_version_may_be_optional() -> None:
+    """A plug-in can say that it fits older versions, too."""
+
+    class Newer(Named):
+        @hookimpl(optionalhook=True)
+        def ppio_of_next_year(self) -> None:
+            """Take part where there is such a hook."""
+
+    assert Hooks.load([Newer("a")], entry_points=False).find_template("a") == Path("/a")
+
+
+Load = Callable[[str | None], Hooks]
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    """Load hooks with a value of ``PPIO_PLUGINS``."""
+
+    def load(chosen: str | None) -> Hooks:
+        environ = {} if chosen is None else {"PPIO_PLUGINS": chosen}
+        return Hooks.load(environ=environ)
+
+    return load
+
+
+def test_every_installed_plugin_takes_part(
+    installed: dict[str, object], load: Load
+) -> None:
+    """Unless the variable selects; those of the program come after them."""
+    installed.update(one=Named("one"), two=Named("two"))
+    assert load(None).middleware("app") == ["one 1", "one 2", "two 1", "two 2"]
+    hooks = Hooks.load([Named("own")], environ={})
+    assert hooks.find_template("any") == Path("/own")
+    hooks = Hooks.load([Named("own")], environ={}, entry_points=False)
+    assert hooks.middleware("app") == ["own 1", "own 2"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "headers"),
+    [
+        ("", set()),
+        ("  ", set()),
+        ("two", {"X-Last", "X-two"}),
+        (" two , , one ", {"X-Last", "X-one", "X-two"}),
+    ],
+)
+def test_the_variable_selects_plugins(
+    installed: dict[str, object], load: Load, chosen: str, headers: set[str]
+) -> None:
+    """By name; empty takes none."""
+    installed.update(one=Named("one"), two=Named("two"), bad=ImportError("broken"))
+    assert set(load(chosen).client_headers("r")) == headers
+
+
+def test_the_variable_is_read_from_the_process(
+    installed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If no other environment is given."""
+    installed.update(one=Named("one"), two=Named("two"))
+    monkeypatch.setenv("PPIO_PLUGINS", "one")
+    assert Hooks.load().middleware("app") == ["one 1", "one 2"]
+
+
+def test_the_variable_may_name_modules_and_attributes(
+    installed: dict[str, object], load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever can be imported."""
+    module = _same_name("/module")
+    module.__dict__["inner"] = SimpleNamespace(plugin=Named("inner"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert load(module.__name__).find_template("x") == Path("/module")
+    assert load(f"{module.__name__}:inner.plugin").find_template("any") == Path(
+        "/inner"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ("absent_plugin", "ModuleNotFoundError"),
+        ("sys:nothing", "AttributeError"),
+        (":", "ValueError"),
+        ("bad", "ImportError: broken"),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_is_named(
+    installed: dict[str, object], load: Load, chosen: str, why: str
+) -> None:
+    """With the reason, and how to go on without it."""
+    installed["bad"] = ImportError("broken")
+    with pytest.raises(ConfigurationError) as caught:
+        load(chosen)
+    text = str(caught.value)
+    assert text.startswith(f"the plug-in {chosen!r} cannot be loaded ({why}")
+    assert "PPIO_PLUGINS" in text
+    assert caught.value.__cause__ is not None
+
+
+def test_an_installed_plugin_that_is_broken_is_named(
+    installed: dict[str, object], load: Load
+) -> None:
+    """Also if the variable selects nothing."""
+    installed["bad"] = RuntimeError("half installed")
+    with pytest.raises(ConfigurationError, match=r"'bad' .*half installed"):
+        load(None)
