@@ -281,13 +281,11 @@ class _Answer:
 
     def fail(self, error: BaseException) -> list[bytes]:
         """Answer with a problem; only before any of the body was sent."""
-        if not isinstance(error, PPIOAgentError) or error.http_status >= 500:
+        if not isinstance(error, PPIOAgentError) or error.http_status == 500:
             self.log(error)
-        reply = problem(error, self._request_id)
-        headers = [*reply.headers, ("Content-Length", str(len(reply.body)))]  # type: ignore[arg-type] # a problem's body is bytes
         exc_info = (type(error), error, error.__traceback__)
-        self.start(status_line(reply.status), headers, exc_info)
-        return [reply.body]  # type: ignore[list-item] # as above
+        start = functools.partial(self.start, exc_info=exc_info)
+        return list(problem(error, self._request_id).respond(start))
 
     def cut(self, error: BaseException) -> None:
         """Note that a body failed after it had begun; the server cuts it off."""
@@ -296,7 +294,7 @@ class _Answer:
 
     def log(self, error: BaseException) -> None:
         _log.error(
-            "request failed: %s %s",
+            "request failed: %s %r",
             self._environ.get("REQUEST_METHOD"),
             self._environ.get("PATH_INFO"),
             exc_info=error,
