@@ -14,7 +14,12 @@ from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import new_id
 from ppio_agent._util.redact import SECRET_HEADERS, Redactor
 from ppio_agent._version import __version__
-from ppio_agent.exceptions import ConfigurationError, PPIOAgentError, ValidationError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    PPIOAgentError,
+    SessionNotFoundError,
+    ValidationError,
+)
 from ppio_agent.wire.headers import (
     AGENT_VERSION,
     ATTEMPT,
@@ -346,12 +351,14 @@ class Attempts(Generic[_T]):
         )
         error = answer_error(self._request, answer, problem, self._setup.redactor)
         error.retry_after = retry_after
+        # An envelope is the end of a run, whatever its status; and a sandbox that is
+        # gone stays gone, though the edge says so with a 502.
+        final = problem.envelope or isinstance(error, SessionNotFoundError)
         outcome = evolve(
             self._outcome(),
             status=answer.status,
             retry_after=retry_after,
-            # An envelope is the end of a run, whatever its status.
-            retryable=False if problem.envelope else problem.retryable,
+            retryable=False if final else problem.retryable,
             nothing_ran="sandboxId" in problem.body and "port" in problem.body,
         )
         return error, outcome

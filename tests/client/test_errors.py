@@ -109,6 +109,19 @@ class TestRetries:
         assert session.invoke("Hi").status == "success"
         assert len(platform.seen("POST", "/inv")) == 3
 
+    def test_a_sandbox_that_is_gone_is_not_waited_for(
+        self, make_client: Make, platform: FakePlatform
+    ) -> None:
+        """The edge says so with a 502, which is retried in any other case."""
+        client = make_client(max_retries=3)
+        client.invoke_agent("tpl1", "Hi", session_id="s")
+        platform.sandboxes["sb1"].state = "killed"
+        platform.killed.append("sb1")
+        response = client.invoke_agent("tpl1", "Hi", session_id="s")
+
+        assert response.sandbox_id == "sb2"
+        assert len(platform.seen("POST", "/inv")) == 3
+
     def test_an_envelope_is_the_end_of_a_run(
         self, make_client: Make, platform: FakePlatform
     ) -> None:
