@@ -1,0 +1,48 @@
+"""A client made before a fork, as pre-forking servers make it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.support_platform import KEY, FakePlatform
+
+SCRIPT = """
+import os, sys
+from ppio_agent.client import AgentRuntimeClient, ClientConfig
+
+client = AgentRuntimeClient(sys.argv[2], config=ClientConfig(base_url=sys.argv[1]))
+session = client.create_session("tpl1")
+assert client.invoke_agent("tpl1", "Hi", session_id="s").status == "success"
+child = os.fork()
+if not child:
+    assert client.list_sessions() == ()
+    answers = [client.invoke_agent("tpl1", f"child {n}") for n in range(20)]
+    assert [a.result["echo"]["prompt"] for a in answers] == [
+        f"child {n}" for n in range(20)
+    ]
+    client.close()
+    os._exit(0)
+answers = [session.invoke(f"parent {n}") for n in range(20)]
+assert [a.result["echo"]["prompt"] for a in answers] == [f"parent {n}" for n in range(20)]
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert len(client.list_sessions()) == 2
+assert session.invoke("after").result["count"] == 21
+client.close()
+"""
+
+
+def test_child_and_parent_keep_apart(platform: FakePlatform) -> None:
+    """Each gets its own answers; the child's close ends no sandbox of its parent."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, platform.url, KEY],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert platform.alive == []
+    assert len(platform.sandboxes) == 22
