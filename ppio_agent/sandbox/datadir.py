@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 from typing import Final
@@ -13,7 +15,10 @@ from attrs import field, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id, secret_token
-from ppio_agent.exceptions import PlatformAlreadyRunningError
+from ppio_agent.exceptions import (
+    PlatformAlreadyRunningError,
+    SandboxUnavailableError,
+)
 
 __all__ = ["DataDir", "Running", "read_running"]
 
@@ -21,6 +26,9 @@ _RECORD: Final = "platform.json"
 _LOCK: Final = "lock"
 _KEY: Final = "key"
 _KEY_PREFIX: Final = "sk_local_"
+_SOCKETS: Final = "sockets"
+_SOCKETS_PREFIX: Final = "ppio-"
+_LONGEST_BASE: Final = 60
 _STARTING_WAIT: Final = 5.0
 
 
@@ -91,7 +99,9 @@ class DataDir:
             os.close(lock)
             raise _already_running(self.path) from None
         self._lock_fd = lock
+        # What a platform that was killed has left.
         self.withdraw()
+        self.remove_socket_folder()
         self.uploads.mkdir(exist_ok=True, mode=0o700)
 
     def key(self) -> str:
@@ -102,6 +112,30 @@ class DataDir:
         key = f"{_KEY_PREFIX}{secret_token()}"
         _write_private(path, key)
         return key
+
+    def make_socket_folder(self) -> Path:
+        """Make a private folder for sockets; their paths are limited to 108 bytes.
+
+        Raises:
+            SandboxUnavailableError: There is no place with a path short enough.
+        """
+        for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+            if base and len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
+                folder = tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base)
+                _write_private(self.path / _SOCKETS, folder)
+                return Path(folder)
+        raise SandboxUnavailableError(
+            "there is no folder with a short path for sockets: set TMPDIR to one"
+        )
+
+    def remove_socket_folder(self) -> None:
+        """Remove the folder for sockets. Idempotent."""
+        note = self.path / _SOCKETS
+        if note.exists():
+            folder = Path(note.read_text())
+            if folder.name.startswith(_SOCKETS_PREFIX):
+                shutil.rmtree(folder, ignore_errors=True)
+            note.unlink()
 
     def announce(self, running: Running) -> None:
         """Let other processes of this user find the platform."""

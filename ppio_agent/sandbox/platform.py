@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-import shutil
 import string
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from attrs import field, frozen
+
 from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import SandboxUnavailableError
 from ppio_agent.hooks import Hooks
-from ppio_agent.storage import open_store
+from ppio_agent.storage import DocumentStore, open_store
 from ppio_agent.web import Lanes, Server, ServerConfig
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import Template
@@ -50,12 +50,26 @@ if TYPE_CHECKING:
 __all__ = ["SandboxPlatform"]
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
-_LONGEST_SOCKET_PATH: Final = 100
 
 
 def _new_id() -> str:
     # Ids are parts of public host names behind which no key is asked for.
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(20))
+
+
+@frozen(kw_only=True)
+class _Parts:
+    """What there is while the platform runs."""
+
+    keys: KeyRing
+    templates: Templates
+    sandboxes: Sandboxes
+    viewer: Viewer
+    backend_name: str
+    url: str
+    api_key: str = field(repr=False)
+    tenant: str
+    started: float
 
 
 class SandboxPlatform:
@@ -97,7 +111,8 @@ class SandboxPlatform:
         # Guards start and close, which take turns.
         self._lock = threading.Lock()
         self._pid = 0
-        self._resources: ExitStack | None = None
+        self._parts: _Parts | None = None
+        self._resources = ExitStack()
         self._closing = Deadline.after(None)
 
     def start(self) -> Self:
@@ -113,29 +128,62 @@ class SandboxPlatform:
                 "local sandboxes need Linux or macOS: set PPIO_API_URL to use others"
             )
         with self._lock:
-            if self._resources is not None:
+            if self._parts is not None:
                 return self
             with ExitStack() as stack:
-                self._start(stack)
+                self._parts = self._start(stack)
                 self._resources = stack.pop_all()
             self._pid = os.getpid()
             atexit.register(self.close)
         return self
 
-    def _start(self, stack: ExitStack) -> None:
+    def _start(self, stack: ExitStack) -> _Parts:
         config, data = self._config, DataDir(self._config.data_dir)
         data.acquire()
         stack.callback(data.release)
         keys = dict(config.keys) or {data.key(): DEFAULT_TENANT}
-        self._api_key = next(iter(keys))
-        self._tenant = keys[self._api_key]
-        self._keys = KeyRing(keys, any_key=config.any_key)
-
+        ring = KeyRing(keys, any_key=config.any_key)
         store = open_store(f"sqlite:///{data.database}")
         stack.callback(store.close)
-        self._backend = self._given_backend or ProcessBackend()
-        stack.callback(self._backend.close)
-        self._templates = Templates(
+        backend = self._given_backend or ProcessBackend()
+        stack.callback(backend.close)
+        templates, sandboxes = self._make_sandboxes(data, store, backend)
+        socket_path = data.make_socket_folder() / "control.sock"
+        stack.callback(data.remove_socket_folder)
+        edge = Edge(
+            Reach(sandboxes, ring, socket_path),
+            host=config.host,
+            port=config.port,
+            domain=config.domain,
+        )
+        stack.callback(lambda: edge.close(self._left()))
+        edge.start()
+        url = _reachable(config.host, edge.port)
+        api_key, tenant = next(iter(keys.items()))
+        parts = _Parts(
+            keys=ring,
+            templates=templates,
+            sandboxes=sandboxes,
+            viewer=Viewer(domain=config.domain, url=url),
+            backend_name=backend.name,
+            url=url,
+            api_key=api_key,
+            tenant=tenant,
+            started=self._clock(),
+        )
+        server = self._server(parts, socket_path, uploads=data.uploads)
+        stack.callback(lambda: server.close(self._left()))
+        server.start()
+        # Closed first: agents end while their last answers still get through.
+        stack.callback(lambda: sandboxes.close(self._left()))
+        data.announce(Running(url=url, pid=os.getpid(), api_key=api_key))
+        stack.callback(data.withdraw)
+        return parts
+
+    def _make_sandboxes(
+        self, data: DataDir, store: DocumentStore, backend: Backend
+    ) -> tuple[Templates, Sandboxes]:
+        templates = Templates(
             store,
             BlobStore(data.blobs),
             host=host_limits(),
@@ -143,53 +191,35 @@ class SandboxPlatform:
             find=self._find_template,
             in_use=self._builds_in_use,
         )
-        self._sandboxes = Sandboxes(
-            config,
+        sandboxes = Sandboxes(
+            self._config,
             store=store,
-            templates=self._templates,
-            backend=self._backend,
+            templates=templates,
+            backend=backend,
             folders=Folders(live=data.sandboxes, ended=data.logs),
             id_factory=self._id_factory,
             monotonic=self._clock,
         )
-        self._sandboxes.recover()
-        self._templates.collect()
-        self._listen(stack, data)
-        # Closed first: agents end while their last answers still get through.
-        stack.callback(lambda: self._sandboxes.close(self._left()))
-        data.announce(Running(url=self.url, pid=os.getpid(), api_key=self._api_key))
-        stack.callback(data.withdraw)
+        sandboxes.recover()
+        templates.collect()
+        return templates, sandboxes
 
-    def _listen(self, stack: ExitStack, data: DataDir) -> None:
-        config = self._config
-        folder = _socket_folder()
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        socket_path = folder / "control.sock"
-        reach = Reach(self._sandboxes, self._keys, socket_path)
-        self._edge = Edge(
-            reach, host=config.host, port=config.port, domain=config.domain
-        )
-        stack.callback(lambda: self._edge.close(self._left()))
-        self._edge.start()
-        self._started = self._clock()
-        self._viewer = Viewer(domain=config.domain, url=self.url)
+    def _server(self, parts: _Parts, socket_path: Path, *, uploads: Path) -> Server:
         control = Control(
-            config=config,
-            keys=self._keys,
-            templates=self._templates,
-            sandboxes=self._sandboxes,
-            viewer=self._viewer,
+            config=self._config,
+            keys=parts.keys,
+            templates=parts.templates,
+            sandboxes=parts.sandboxes,
+            viewer=parts.viewer,
             status=self._status,
-            uploads=data.uploads,
+            uploads=uploads,
         )
-        server = Server(
+        return Server(
             create_app(control),
             unix_socket=str(socket_path),
             config=ServerConfig(max_request_size=MAX_BYTES),
             lanes=Lanes(classify=lane_of),
         )
-        stack.callback(lambda: server.close(self._left()))
-        server.start()
 
     @cached_property
     def _hooks(self) -> Hooks:
@@ -202,7 +232,7 @@ class SandboxPlatform:
         return self._hooks.find_template(ref)
 
     def _builds_in_use(self) -> frozenset[str]:
-        return self._sandboxes.builds_in_use()
+        return self.sandboxes.builds_in_use()
 
     def _left(self) -> float:
         return self._closing.left() or 0.0
@@ -217,11 +247,11 @@ class SandboxPlatform:
         Blocking: about `timeout` seconds at most.
         """
         with self._lock:
-            if self._resources is None or self._pid != os.getpid():
+            if not self.running:
                 return
-            resources, self._resources = self._resources, None
             self._closing = Deadline.after(timeout)
-            resources.close()
+            self._resources.close()
+            self._parts = None
         atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
@@ -238,16 +268,20 @@ class SandboxPlatform:
     @property
     def running(self) -> bool:
         """Whether it was started in this process and not closed."""
-        return self._resources is not None and self._pid == os.getpid()
+        return self._parts is not None and self._pid == os.getpid()
+
+    @property
+    def _up(self) -> _Parts:
+        if self._parts is None:
+            raise RuntimeError(
+                "the platform does not run: call start(), or use it in a with block"
+            )
+        return self._parts
 
     @property
     def url(self) -> str:
         """Where clients of this machine reach it, without a slash at the end."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(
-            self._config.host, self._config.host
-        )
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{self._edge.port}"
+        return self._up.url
 
     @property
     def domain(self) -> str:
@@ -257,17 +291,17 @@ class SandboxPlatform:
     @property
     def api_key(self) -> str:
         """A key that it accepts: the first of the configured, or the generated one."""
-        return self._api_key
+        return self._up.api_key
 
     @property
     def templates(self) -> Templates:
         """The templates, without a detour over HTTP."""
-        return self._templates
+        return self._up.templates
 
     @property
     def sandboxes(self) -> Sandboxes:
         """The live sandboxes, without a detour over HTTP."""
-        return self._sandboxes
+        return self._up.sandboxes
 
     def env(self) -> dict[str, str]:
         """Return the environment that points clients at it: ours, PPIO's and E2B's."""
@@ -292,36 +326,30 @@ class SandboxPlatform:
             ConflictError: The manifest names another template.
             AuthenticationError: The key is not known.
         """
-        tenant = (
-            self._tenant if api_key is None else self._keys.tenant_of(api_key, None)
-        )
+        up = self._up
+        tenant = up.tenant if api_key is None else up.keys.tenant_of(api_key, None)
         source = FolderSource.of(Path(path))
-        record, _ = self._templates.deploy(source, tenant=tenant)
-        template = self._viewer.template(record)
+        record, _ = up.templates.deploy(source, tenant=tenant)
+        template = up.viewer.template(record)
         write_status(source.manifest, template.to_dict())
         return template
 
     def _status(self) -> Mapping[str, Json]:
-        config = self._config
+        config, up = self._config, self._up
         return {
             "version": __version__,
-            "backend": self._backend.name,
-            "sandboxes": self._sandboxes.counts(),
+            "backend": up.backend_name,
+            "sandboxes": up.sandboxes.counts(),
             "limits": {
                 "maxSandboxesPerTenant": config.max_sandboxes_per_tenant,
                 "maxSandboxes": config.max_sandboxes,
                 "maxTimeout": config.max_timeout,
             },
-            "uptime": round(self._clock() - self._started, 3),
+            "uptime": round(self._clock() - up.started, 3),
         }
 
 
-def _socket_folder() -> Path:
-    """Return a new private folder whose path is short enough for a socket's."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
-        usable = base and os.access(base, os.W_OK)
-        if base and usable and len(base) < _LONGEST_SOCKET_PATH - 32:
-            return Path(tempfile.mkdtemp(prefix="ppio-", dir=base))
-    raise SandboxUnavailableError(
-        "there is no folder with a short path for sockets: set TMPDIR to one"
-    )
+def _reachable(host: str, port: int) -> str:
+    """Return the URL at which this machine reaches a listener."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.exceptions import PlatformAlreadyRunningError
+from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
 
 RUNNING = Running(url="http://127.0.0.1:1", pid=42, api_key="sk_x")
@@ -100,6 +100,38 @@ def test_the_lock_is_not_inherited_by_other_programs(data: DataDir) -> None:
     )  # fmt: skip
 
     assert str(data._lock_fd) not in json.loads(inherited.stdout.replace("'", '"'))
+
+
+def test_a_folder_for_sockets_is_private_short_and_removed(data: DataDir) -> None:
+    folder = data.make_socket_folder()
+
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(str(folder / "control.sock")) < 100
+    data.remove_socket_folder()
+    data.remove_socket_folder()
+    assert not folder.exists()
+
+
+def test_the_socket_folder_of_a_killed_platform_is_removed_by_the_next(
+    data: DataDir,
+) -> None:
+    folder = data.make_socket_folder()
+    data.release()
+    again = DataDir(data.path)
+    again.acquire()
+    again.release()
+
+    assert not folder.exists()
+
+
+def test_without_a_short_path_there_are_no_sockets(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 100)
+
+    with pytest.raises(SandboxUnavailableError, match="set TMPDIR"):
+        data.make_socket_folder()
 
 
 def test_an_unreadable_announcement_is_none(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from ppio_agent.sandbox.plugin import TemplateFolder
 from tests.sandbox.agents import write_agent
+from tests.support import processes_marked
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,14 +23,17 @@ from ppio_agent.hooks import Hooks
 assert "ppio_agent.sandbox.platform" not in sys.modules
 hooks = Hooks.load(entry_points=False)
 found = [hooks.default_platform(None) for _ in range(2)]
-health = urllib.request.urlopen(found[0][0] + "/platform/v1/healthz").status
-print(json.dumps({"found": found, "health": health}))
+url, key = found[0]
+health = urllib.request.urlopen(url + "/platform/v1/healthz").status
+create = urllib.request.Request(
+    url + "/sandboxes", b"{}", {"X-API-KEY": key, "Content-Type": "application/json"}
+)
+sandbox = json.load(urllib.request.urlopen(create))["sandboxID"]
+print(json.dumps({"found": found, "health": health, "sandbox": sandbox}))
 """
 
 
-def _ask(data_dir: Path) -> dict[str, object]:
-    import json
-
+def _ask(data_dir: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ASK)],
         env={"PATH": "/usr/bin:/bin", "PPIO_DATA_DIR": str(data_dir)},
@@ -38,7 +44,7 @@ def _ask(data_dir: Path) -> dict[str, object]:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -46,8 +52,9 @@ def test_a_platform_is_started_once_and_closed_with_the_process(tmp_path: Path) 
     found = _ask(tmp_path)
 
     assert found["health"] == 204
-    assert isinstance(found["found"], list)
     assert found["found"][0] == found["found"][1]
+    assert list(processes_marked(f"PPIO_SANDBOX_ID={found['sandbox']}")) == []
+    assert list((tmp_path / "platform" / "sandboxes").iterdir()) == []
     assert not (tmp_path / "platform" / "platform.json").exists()
 
 
@@ -57,6 +64,7 @@ def test_one_that_runs_already_is_used(tmp_path: Path) -> None:
         found = _ask(tmp_path)
 
         assert found["found"] == [[platform.url, platform.api_key]] * 2
+        assert [s.id for s in platform.sandboxes.list_sandboxes()] == [found["sandbox"]]
 
 
 def test_a_template_is_found_by_the_name_in_its_manifest(tmp_path: Path) -> None:
