@@ -131,7 +131,7 @@ def _deployed_here() -> tuple[str, dict[str, str]]:
     if manifest.is_file():
         from ppio_agent.sandbox.manifest import parse_manifest
 
-        read = parse_manifest(manifest.read_text(), path=str(manifest))
+        read = parse_manifest(manifest.read_text())
         found = (read.status.get("template_id"), dict(read.env_vars))
     if not found[0]:
         raise click.UsageError(
