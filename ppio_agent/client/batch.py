@@ -100,7 +100,7 @@ class BatchPlan:
 
     deadline: Deadline
     max_workers: int = field(default=8, validator=gt(0))
-    sessions: Literal["per-request"] | Pool = field(default="per-request")
+    sessions: Literal["per-request"] | Pool | int = field(default="per-request")
     ordered: bool = True
     return_exceptions: bool = False
     timeout: float | None = None
@@ -109,19 +109,24 @@ class BatchPlan:
 
     @sessions.validator
     def _known(self, _: object, value: object) -> None:
-        if value != "per-request" and not isinstance(value, Pool):
-            raise ValidationError('sessions has to be "per-request" or pool(n)')
+        if value == "per-request" or isinstance(value, Pool):
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValidationError(
+                'sessions has to be "per-request", pool(n) or a number greater than 0'
+            )
 
     @property
     def workers(self) -> int:
         """How many items run at a time."""
-        pool = self.sessions
-        return pool.size if isinstance(pool, Pool) else self.max_workers
+        if isinstance(self.sessions, Pool):
+            return self.sessions.size
+        return self.sessions if isinstance(self.sessions, int) else self.max_workers
 
     @property
     def keeps_sessions(self) -> bool:
         """Whether a sandbox serves one item after another."""
-        return isinstance(self.sessions, Pool)
+        return self.sessions != "per-request"
 
     def tellers(self) -> list[Callable[[BatchProgress], object]]:
         """Return who is to be told of progress."""
@@ -251,8 +256,6 @@ class _Work:
             if thread is not threading.current_thread():
                 thread.join(deadline.left())
 
-    # -- the consumer
-
     def next_item(self) -> BatchItem:
         with self._changed:
             while True:
@@ -273,8 +276,6 @@ class _Work:
         if self._plan.ordered:
             return self._consumed if self._consumed in self._ready else None
         return next(iter(self._ready), None)
-
-    # -- the workers
 
     def _run(self, worker: _Worker) -> None:
         try:
@@ -328,8 +329,6 @@ class _Work:
             self._done += 1
             self._failed += item.error is not None
             self._changed.notify_all()
-
-    # -- progress
 
     def _progress_locked(self) -> BatchProgress:
         eta = None

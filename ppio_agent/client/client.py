@@ -59,6 +59,7 @@ class AgentRuntimeClient:
     Args:
         api_key: Key of the platform; None reads `PPIO_API_KEY`.
         api_secret: Secret for signed requests; None reads `PPIO_API_SECRET`.
+        base_url: Control plane; None takes that of the settings.
         config: Settings; None takes those of the environment.
         plugins: Modules or objects with hook functions, besides the installed ones.
 
@@ -77,10 +78,12 @@ class AgentRuntimeClient:
         api_key: str | None = None,
         api_secret: str | None = None,
         *,
+        base_url: str | None = None,
         config: ClientConfig | None = None,
         plugins: Iterable[object] = (),
     ) -> None:
-        self._config = ClientConfig() if config is None else config
+        config = ClientConfig() if config is None else config
+        self._config = config if base_url is None else config.replace(base_url=base_url)
         self._given = (api_key, api_secret, tuple(plugins))
         self._named = named_platform(self._config, api_key, api_secret)
         self._hooks = Hooks.load(plugins)
@@ -102,8 +105,6 @@ class AgentRuntimeClient:
             enable_cache=self._config.enable_cache,
             cache_ttl=self._config.cache_ttl,
         )
-
-    # -- the platform
 
     @property
     def config(self) -> ClientConfig:
@@ -145,8 +146,6 @@ class AgentRuntimeClient:
         )
         return self._backend
 
-    # -- templates
-
     def list_templates(
         self,
         *,
@@ -169,8 +168,6 @@ class AgentRuntimeClient:
     def template_exists(self, template_id: str) -> bool:
         """Tell whether `get_template` would find one."""
         return self.templates.template_exists(template_id)
-
-    # -- sessions
 
     def create_session(
         self,
@@ -259,8 +256,6 @@ class AgentRuntimeClient:
         """
         self._after_fork()
         return self._book.close_all(Deadline.after(timeout))
-
-    # -- invocations
 
     def invoke_agent(
         self,
@@ -393,7 +388,7 @@ class AgentRuntimeClient:
         requests: Iterable[AgentRequest],
         *,
         max_workers: int = 8,
-        sessions: Literal["per-request"] | Pool = "per-request",
+        sessions: Literal["per-request"] | Pool | int = "per-request",
         ordered: bool = True,
         return_exceptions: bool = False,
         on_progress: Callable[[BatchProgress], object] | None = None,
@@ -409,8 +404,9 @@ class AgentRuntimeClient:
             requests: What `invoke_agent` takes, each; may be endless, since at most
                 four a worker are taken ahead of whoever iterates the batch.
             max_workers: How many run at a time.
-            sessions: ``"per-request"``: a sandbox for each request; ``pool(n)``: n
-                sandboxes, and so n workers, each running one item after another.
+            sessions: ``"per-request"``: a sandbox for each request. A number, or
+                ``pool(n)``: so many sandboxes, and so as many workers, each running
+                one item after another.
             ordered: Give the items in input order, else as they end.
             return_exceptions: Put an error into its item; else the first one is
                 raised, after what runs was aborted and what has not begun dropped.
@@ -450,8 +446,6 @@ class AgentRuntimeClient:
             )
 
         return Batch(open_session, requests, plan)
-
-    # -- the end
 
     def close(self) -> None:
         """End everything of this client: streams, sessions and their sandboxes.

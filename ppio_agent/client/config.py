@@ -289,6 +289,17 @@ class ClientConfig:
         config._resolve(environ)  # noqa: SLF001 - our own, half made
         return config
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values for some settings.
+
+        Unlike with `attrs.evolve` the rest keeps its origin: a default stays one.
+        """
+        values = {a.name: getattr(self, a.name) for a in _settings(type(self))}
+        config = type(self)(**{**values, **changes})
+        origins = {**self._origins, **dict.fromkeys(changes, "argument")}
+        object.__setattr__(config, "_origins", origins)
+        return config
+
     def _resolve(self, environ: Mapping[str, str]) -> None:
         origins = {}
         for attribute in _settings(type(self)):

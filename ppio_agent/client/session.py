@@ -89,8 +89,6 @@ class SandboxSession:
         self._expires = expires
         self._ttl = plan.time_to_live
 
-    # -- what it is
-
     @property
     def sandbox_id(self) -> str:
         """Id of the sandbox."""
@@ -143,8 +141,6 @@ class SandboxSession:
             template_id=self.template_id,
             session_id=self.session_id,
         )
-
-    # -- invocations
 
     def invoke(
         self,
@@ -306,8 +302,6 @@ class SandboxSession:
                     raise paused_error(self._sandbox_id) from error
                 return run()
             raise
-
-    # -- life cycle
 
     def ping(self) -> PingResponse:
         """Ask the agent how it is.

@@ -50,8 +50,6 @@ class SessionBook:
         self._leftovers: set[str] = set()
         self._closed_by: PPIOAgentError | None = None
 
-    # -- opening
-
     def open(
         self,
         launcher: Launcher,
@@ -138,8 +136,6 @@ class SessionBook:
                 self._launching.discard(handle)
                 self._changed.notify_all()
 
-    # -- keeping
-
     def _add(self, session: SandboxSession, session_id: str | None) -> None:
         with self._changed:
             self._sessions[session.sandbox_id] = session
@@ -163,8 +159,6 @@ class SessionBook:
         """Remember a sandbox that could not be killed."""
         with self._changed:
             self._leftovers.add(sandbox_id)
-
-    # -- ending
 
     def close_all(self, deadline: Deadline) -> dict[str, Exception]:
         """End all sessions, 16 at a time; return the failures by sandbox id."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ppio_agent.client import AgentRuntimeClient, BatchProgress, pool
+from ppio_agent.client import AgentRuntimeClient, BatchProgress, Pool, pool
 from ppio_agent.exceptions import (
     InvocationError,
     RequestTimeoutError,
@@ -74,11 +74,12 @@ class TestItems:
 
         assert [r.result["echo"]["prompt"] for r in results] == PROMPTS
 
+    @pytest.mark.parametrize("sessions", [3, pool(3)])
     def test_a_pool_uses_its_sandboxes_again(
-        self, client: AgentRuntimeClient, platform: FakePlatform
+        self, client: AgentRuntimeClient, platform: FakePlatform, sessions: Pool | int
     ) -> None:
         """n sandboxes for all items, one at a time in each, none left."""
-        batch = client.invoke_many("tpl1", PROMPTS, sessions=pool(3))
+        batch = client.invoke_many("tpl1", PROMPTS, sessions=sessions)
         used = {item.response.sandbox_id for item in batch if item.response}
         batch.close()
 

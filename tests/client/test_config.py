@@ -112,3 +112,13 @@ def test_pickle_and_evolve() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     changed = attrs.evolve(config, max_retries=0)
     assert (changed.base_url, changed.max_retries) == ("https://a.example", 0)
+
+
+def test_replace_keeps_origins() -> None:
+    """A copy with another timeout names no platform that was not named before."""
+    changed = ClientConfig.from_env({"PPIO_DOMAIN": "a.example"}).replace(timeout=5)
+
+    assert changed.timeout == 5.0
+    assert changed.origin("timeout") == "argument"
+    assert changed.origin("domain") == "environment PPIO_DOMAIN"
+    assert changed.origin("idle_timeout") == "default"
