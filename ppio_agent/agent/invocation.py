@@ -8,6 +8,7 @@ asks for the end (another request, or the alarm at the deadline).
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from .states import Happening, InvocationState, Life
 from .stream import pump, read_chunks
 
 __all__ = ["Invocation"]
+
+_log = logging.getLogger(__name__)
 
 Opening = Literal["start", "handler", "stream"]
 _OPENINGS: tuple[Opening, ...] = ("start", "handler", "stream")
@@ -111,6 +114,8 @@ class Invocation:
         self._changed = threading.Condition(threading.Lock())
         self._life = Life()
         self._ring = ring
+        self._over = False  # as far as those who wait may know
+        self._settled = False
         self._readers = 1
         self._reserve = reserve
         self._reserved: RingReader | None = None
@@ -162,7 +167,7 @@ class Invocation:
     def _ring_locked(self) -> ReplayRing:
         if self._ring is None:
             self._ring = ReplayRing()
-            if self._life.state.terminal:
+            if self._over:
                 self._fill_ring_locked(self._ring)
         return self._ring
 
@@ -332,9 +337,7 @@ class Invocation:
         if life.confirmed:
             self._settle()
         if life.state.terminal:
-            # Only now: whoever waited finds the registry up to date.
-            with self._changed:
-                self._changed.notify_all()
+            self._publish(life)
         return True
 
     def _conclude_locked(
@@ -348,8 +351,6 @@ class Invocation:
         elif outcome is not None:
             self.value, self.result_json = outcome.value, outcome.json
             self.error, self.failure = outcome.error, failure
-        if self._ring is not None:
-            self._fill_ring_locked(self._ring)
 
     def _settle(self) -> None:
         """Let go of what only user code needed, and tell the owner."""
@@ -358,7 +359,19 @@ class Invocation:
         bind_context(self.context, None)
         on_settled, self.on_settled = self.on_settled, None
         if on_settled is not None:
-            on_settled(self)
+            try:
+                on_settled(self)
+            except Exception:  # noqa: BLE001 - those who wait have to be told
+                _log.exception("nobody took note of the end of invocation %s", self.id)
+
+    def _publish(self, life: Life) -> None:
+        """Tell whoever waits or reads; only now, when the owner is up to date."""
+        with self._changed:
+            if self._ring is not None and not self._over:
+                self._fill_ring_locked(self._ring)
+            self._over = True
+            self._settled = self._settled or life.confirmed
+            self._changed.notify_all()
 
     def _fill_ring_locked(self, ring: ReplayRing) -> None:
         life = self._life
@@ -384,11 +397,11 @@ class Invocation:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a terminal state; return whether it is reached."""
-        return self._wait_for(lambda: self._life.state.terminal, timeout)
+        return self._wait_for(lambda: self._over, timeout)
 
     def wait_settled(self, timeout: float | None = None) -> bool:
         """Wait until it is terminal and user code has ended; return whether so."""
-        return self._wait_for(lambda: self._life.confirmed, timeout)
+        return self._wait_for(lambda: self._settled, timeout)
 
     def wait_open(self, by: Opening, timeout: float | None = None) -> bool:
         """Wait until it is further than `by`, or over.
@@ -410,7 +423,7 @@ class Invocation:
                 self._opening_waiters[by] -= 1
 
     def _is_open(self, by: Opening) -> bool:
-        if self._life.state.terminal:
+        if self._over:
             return True
         if by == "start":
             return self._life.state is not InvocationState.PENDING

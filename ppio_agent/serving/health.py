@@ -260,15 +260,14 @@ class Health:
         except Exception as exc:  # noqa: BLE001 - user code; its failure is an answer
             error = exc
             said = Said(failed=type(exc).__name__)
+        if said.failed is not None and said.failed != self._said.failed:
+            _log.warning("health check failed: %s", said.failed, exc_info=error)
         with self._checked:
-            changed = said.failed != self._said.failed
             self._said = said
             self._checking = False
             self._checked_at = time.monotonic()
             self._judge_locked()
             self._checked.notify_all()
-        if changed and said.failed is not None:
-            _log.warning("health check failed: %s", said.failed, exc_info=error)
 
     def close(self) -> None:
         """End the thread of the check, if it lets itself be ended."""

@@ -36,6 +36,9 @@ class PPIOAgentRuntimeServer:
         host: Address to listen on; None takes the app's setting.
         port: Port to listen on, 0 for a free one; None takes the app's setting.
 
+    Attributes:
+        stopping: Set as soon as the server is to end, by a signal or by `close`.
+
     Raises:
         ConfigurationError: Others could reach it without authentication.
 
@@ -71,6 +74,7 @@ class PPIOAgentRuntimeServer:
                 " 127.0.0.1, or say allow_unauthenticated=True"
             )
         self._app = app
+        self.stopping = threading.Event()
         self._stopped = threading.Event()
         front = app.listen_on(host)
         self._server = Server(
@@ -129,6 +133,7 @@ class PPIOAgentRuntimeServer:
         Returns:
             Whether all user code has ended.
         """
+        self.stopping.set()
         self._server.stop_listening()
         ended = self._app.close(grace=_CANCEL_GRACE)
         closed = self._server.close()
@@ -148,17 +153,17 @@ class PPIOAgentRuntimeServer:
 
 
 def run(server: PPIOAgentRuntimeServer) -> bool:
-    """Serve until a signal, then stop in order; a second signal stops at once.
+    """Serve until a signal, or `close`; then stop in order, by a second one at once.
 
     Returns:
         Whether all user code has ended.
     """
-    stop, hurry = threading.Event(), threading.Event()
-    with _signals(stop, hurry):
+    hurry = threading.Event()
+    with _signals(server.stopping, hurry):
         server.start()
         _say_ready()
         _log.info("listening on %s", server.url)
-        stop.wait()
+        server.stopping.wait()
         _log.info("stopping")
         start_thread("ppio-drain", _drain, server, hurry)
         hurry.wait()

@@ -1,0 +1,131 @@
+"""What the tests of serving share: an HTTP client that hides nothing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from attrs import frozen
+
+from ppio_agent.serving import PPIOAgentRuntimeApp, PPIOAgentRuntimeServer
+
+JSON = {"Content-Type": "application/json"}
+SSE = {"Accept": "text/event-stream"}
+
+
+@frozen
+class Answer:
+    """One answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Http:
+    """Sends requests to a server of this process, each on a connection of its own."""
+
+    def __init__(self, server: PPIOAgentRuntimeServer) -> None:
+        self.server = server
+        self.port = server.port
+
+    def lane(self, name: str) -> dict[str, int]:
+        """Return the numbers of one of the server's lanes."""
+        found: dict[str, int] = self.server._server.stats()["lanes"][name]
+        return found
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a request; return its connection and the head of the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        chunked = body is not None and not isinstance(body, bytes)
+        connection.request(
+            method, path, body, dict(headers or {}), encode_chunked=chunked
+        )
+        return connection, connection.getresponse()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Send a request and read the whole answer."""
+        connection, response = self.open(method, path, body, headers)
+        try:
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, found, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.request("GET", path, headers=_named(headers))
+
+    def invoke(
+        self, payload: Any, path: str = "/invocations", **headers: str
+    ) -> Answer:
+        """Call the agent."""
+        body = json.dumps(payload).encode()
+        return self.request("POST", path, body, {**JSON, **_named(headers)})
+
+    def stream(
+        self, payload: Any, headers: Mapping[str, str] = SSE
+    ) -> tuple[http.client.HTTPConnection, Iterator[bytes]]:
+        """Call the agent; return the connection and the lines as they come."""
+        connection, response = self.open(
+            "POST", "/invocations", json.dumps(payload).encode(), headers
+        )
+        assert response.status == 200, response.read()
+        return connection, iter(response.readline, b"")
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def hang_up(connection: http.client.HTTPConnection) -> None:
+    """Close a connection although its answer has not come."""
+    assert connection.sock is not None
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+def make_app(*, through_flask: bool = False, **settings: Any) -> PPIOAgentRuntimeApp:
+    """Return an app, perhaps one whose requests go through Flask."""
+    app = PPIOAgentRuntimeApp(**settings)
+    if through_flask:
+        assert app.flask is app.flask
+    return app
+
+
+class Gate:
+    """A place for handlers to stand, whatever they are told."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._reached = threading.Semaphore(0)
+
+    def stand(self) -> None:
+        self._reached.release()
+        self._opened.wait(30)
+
+    def wait_reached(self, times: int = 1) -> None:
+        for _ in range(times):
+            assert self._reached.acquire(timeout=10)
+
+    def open(self) -> None:
+        self._opened.set()

@@ -1,0 +1,502 @@
+"""`POST /invocations` and what can be asked of an invocation afterwards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from ppio_agent._util.threads import start_thread
+from ppio_agent.agent import RequestContext
+from ppio_agent.exceptions import AuthenticationError, ServerBusyError
+from ppio_agent.serving import log_filter
+from tests.serving.conftest import Serve
+from tests.serving.support import Answer, Gate, hang_up, make_app
+from tests.support import SLOW, wait_until
+
+
+def echo(request: Any) -> Any:
+    return request
+
+
+def client_of(agent: Any, **options: Any) -> Any:
+    app = make_app(**options)
+    app.entrypoint(agent)
+    return app.test_client()
+
+
+def test_the_envelope_has_its_five_members_in_order(through_flask: bool) -> None:
+    """Ids in the metadata are those of the headers."""
+    answer = client_of(echo, through_flask=through_flask).invoke(
+        {"a": "ä"}, headers={"X-PPIO-Session-Id": "s1"}
+    )
+    assert answer.status_code == 200
+    assert list(answer.json) == ["result", "status", "duration", "metadata", "error"]
+    assert answer.result == {"a": "ä"}
+    assert (answer.json["status"], answer.error) == ("success", None)
+    assert answer.json["metadata"] == {
+        "request_id": answer.headers["x-request-id"],
+        "invocation_id": answer.headers["x-invocation-id"],
+        "session_id": "s1",
+    }
+    assert answer.headers["x-ppio-session-id"] == "s1"
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"[1]", {"input": [1]}),
+        (b'"hi"', {"prompt": "hi"}),
+        (b'\xef\xbb\xbf{"a":1}', {"a": 1}),
+        (b"3", {"input": 3}),
+        (b"false", {"input": False}),
+    ],
+)
+def test_any_json_reaches_the_handler_as_an_object(body: bytes, expected: Any) -> None:
+    """A byte order mark does not matter."""
+    assert client_of(echo).post("/invocations", data=body).result == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "text"),
+    [
+        (b"", {}, 400, "Invalid JSON: the body is empty"),
+        (b"null", {}, 400, "the body is null"),
+        (b"{", {}, 400, "Invalid JSON"),
+        (b'{"a":NaN}', {}, 400, "Invalid JSON"),
+        (b"\x80\x81", {}, 400, "Invalid encoding"),
+        (b"[" * 200 + b"]" * 200, {}, 400, "Invalid JSON"),
+        (b"a=1", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "form"),
+        (b"{}", {"Content-Encoding": "gzip"}, 415, "compressed"),
+        (b"{}", {"X-Invocation-Id": "a b"}, 400, "X-Invocation-Id"),
+        (b"{}", {"X-PPIO-Timeout": "-1"}, 400, "seconds"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_a_call(
+    body: bytes,
+    headers: dict[str, str],
+    status: int,
+    text: str,
+    through_flask: bool,
+) -> None:
+    """A problem, since there is no invocation."""
+    called = []
+    client = client_of(called.append, through_flask=through_flask)
+    answer = client.post("/invocations", data=body, headers=headers)
+    assert answer.status_code == status
+    assert text in answer.json["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "x-invocation-id" not in answer.headers
+    assert called == []
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["sized", "chunked"])
+def test_the_largest_body_is_exact(
+    chunked: bool, serve: Serve, through_flask: bool
+) -> None:
+    """1 MiB is taken, one byte more is 413, however it is sent."""
+    app = make_app(through_flask=through_flask)
+    app.entrypoint(lambda request: len(request["prompt"]))
+    http = serve(app)
+    for more, status in ((0, 200), (1, 413)):
+        body = json.dumps("x" * (1_048_576 - 2 + more)).encode()
+        parts = iter([body[:1000], body[1000:]])
+        answer = http.request("POST", "/invocations", parts if chunked else body)
+        assert answer.status == status
+        assert answer.headers["x-request-id"]
+    assert (answer.json["code"], answer.json["limit"]) == (
+        "request_too_large",
+        1_048_576,
+    )
+
+
+@frozen
+class Fact:
+    n: int
+
+
+def cycle() -> Any:
+    value: dict[str, Any] = {}
+    value["self"] = value
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (float("nan"), "$"),
+        ({"a": [b"x"]}, "$.a[0]"),
+        ({1: 2}, "$"),
+        (cycle(), "$.self"),
+        (object(), "$"),
+    ],
+    ids=["nan", "bytes", "key", "cycle", "object"],
+)
+def test_a_result_without_json_form_is_an_honest_500(
+    value: Any, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Naming the place; one log record has the ids."""
+    with caplog.at_level(logging.ERROR, "ppio_agent"):
+        answer = client_of(lambda _: value).invoke({})
+    assert answer.status_code == 500
+    assert answer.json["metadata"]["code"] == "not_serializable"
+    assert answer.error.startswith(f"{place}: ")
+    (record,) = caplog.records
+    assert record.ppio_invocation_id == answer.headers["x-invocation-id"]  # type: ignore[attr-defined]
+
+
+def test_an_attrs_object_is_json() -> None:
+    """As its fields."""
+    assert client_of(lambda _: Fact(3)).invoke({}).result == {"n": 3}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ValueError("no"), 500, "invocation_failed"),
+        (json.JSONDecodeError("bad", "x", 0), 500, "invocation_failed"),
+        (AuthenticationError("upstream"), 401, "invalid_credentials"),
+        (ServerBusyError("later", retry_after=7.2), 503, "server_busy"),
+        (SystemExit(1), 500, "invocation_failed"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_is_an_envelope_with_its_facts(
+    error: BaseException, status: int, code: str, through_flask: bool
+) -> None:
+    """Its type, code, and whether trying again may help."""
+
+    def agent(request: Any) -> None:
+        raise error
+
+    answer = client_of(agent, through_flask=through_flask).invoke({})
+    assert answer.status_code == status
+    assert (answer.json["status"], answer.result) == ("error", None)
+    metadata = answer.json["metadata"]
+    assert (metadata["error_type"], metadata["code"]) == (type(error).__name__, code)
+    assert metadata["retryable"] == (status == 503)
+    assert "traceback" not in metadata
+    assert answer.headers.get("retry-after") == ("8" if status == 503 else None)
+    assert answer.headers["x-invocation-id"]
+
+
+def test_debug_shows_tracebacks_and_privacy_hides_texts() -> None:
+    """Each by its setting."""
+
+    def agent(request: Any) -> None:
+        raise ValueError("connection string")
+
+    shown = client_of(agent, debug=True).invoke({})
+    assert "ValueError: connection string" in shown.json["metadata"]["traceback"]
+    hidden = client_of(agent, expose_errors=False).invoke({})
+    assert hidden.error == "agent failed"
+    assert "connection string" not in hidden.text
+
+
+def test_a_deadline_is_kept_whatever_the_handler_does(serve: Serve, gate: Gate) -> None:
+    """504 at once; the slot stays taken until user code has ended, and that is late."""
+    app = make_app()
+    app.entrypoint(lambda request: gate.stand())
+    http = serve(app)
+    began = time.monotonic()
+    answer = http.invoke({}, X_PPIO_Timeout="0.5")
+    took = time.monotonic() - began
+    assert answer.status == 504
+    assert 0.5 <= took < 0.6 * SLOW + 0.2
+    metadata = answer.json["metadata"]
+    assert (metadata["code"], metadata["confirmed"]) == ("invocation_timeout", False)
+    path = f"/invocations/{answer.headers['x-invocation-id']}"
+    record = http.get(path).json
+    assert (record["state"], record["confirmed"]) == ("timed_out", False)
+    assert record["handler_running"]
+    assert http.get("/ping").json["status"] == "HealthyBusy"
+    gate.open()
+    wait_until(lambda: http.get(path).json["confirmed"])
+    assert http.get(path).json["late"]
+    assert http.get("/ping").json["status"] == "Healthy"
+
+
+def test_a_request_lowers_the_limit_and_never_raises_it() -> None:
+    """An entrypoint has its own."""
+
+    def left(request: Any, context: RequestContext) -> float | None:
+        return context.time_left()
+
+    client = client_of(left, timeout=50)
+    assert 49 < client.invoke({}).result <= 50
+    assert client.invoke({"timeout": 5}).result <= 5
+    assert 49 < client.invoke({}, headers={"X-PPIO-Timeout": "900"}).result <= 50
+    app = make_app(timeout=50)
+    app.entrypoint(timeout=None)(left)
+    assert app.test_client().invoke({}).result is None
+
+
+def in_background(call: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Start a call; return what waits for its answer."""
+    answers: list[Answer] = []
+    thread = start_thread("caller", lambda: answers.append(call()))
+
+    def wait() -> Answer:
+        thread.join(20)
+        return answers[0]
+
+    return wait
+
+
+def test_a_cancel_ends_a_sleeping_handler(serve: Serve, through_flask: bool) -> None:
+    """Within 100 ms; a second one finds it ended, and says the same again."""
+    app = make_app(through_flask=through_flask)
+    reached = threading.Event()
+
+    @app.entrypoint
+    def agent(request: Any, context: RequestContext) -> None:
+        reached.set()
+        context.sleep(60)
+
+    http = serve(app)
+    call = in_background(lambda: http.invoke({}, X_Invocation_Id="i1"))
+    reached.wait(10)
+    began = time.monotonic()
+    first = http.request("POST", "/invocations/i1/cancel")
+    answer = call()
+    assert time.monotonic() - began < 0.1 * SLOW + 0.2
+    assert first.status == 202
+    assert answer.status == 499
+    assert answer.json["metadata"]["code"] == "cancelled"
+    record = http.get("/invocations/i1").json
+    assert (record["state"], record["confirmed"]) == ("cancelled", True)
+    assert record["cancel"]["reason"] == "client"
+    again = [http.request("POST", "/invocations/i1/cancel") for _ in range(2)]
+    assert [a.status for a in again] == [200, 200]
+    assert [a.json for a in again] == [
+        {"id": "i1", "state": "cancelled", "confirmed": True}
+    ] * 2
+
+
+def test_a_client_that_hangs_up_cancels(serve: Serve) -> None:
+    """A silent handler learns of it within 0.6 s."""
+    app = make_app()
+    reached, ended = threading.Event(), threading.Event()
+    reasons: list[str | None] = []
+
+    @app.entrypoint
+    def agent(request: Any, context: RequestContext) -> None:
+        reached.set()
+        context.cancelled.wait(20)
+        reasons.append(context.cancelled.reason)
+        ended.set()
+
+    http = serve(app)
+    from http import client
+
+    connection = client.HTTPConnection("127.0.0.1", http.port)
+    connection.request("POST", "/invocations", b"{}")
+    reached.wait(10)
+    began = time.monotonic()
+    hang_up(connection)
+    assert ended.wait(10)
+    assert time.monotonic() - began < 0.6 * SLOW
+    assert reasons == ["disconnect"]
+
+
+def test_one_key_is_one_run(serve: Serve) -> None:
+    """Ten at once: one start, ten equal answers; another body is a conflict."""
+    app = make_app()
+    starts: list[int] = []
+    gate = Gate()
+
+    @app.entrypoint
+    def agent(request: Any) -> Any:
+        starts.append(1)
+        gate.stand()
+        return {"n": len(starts)}
+
+    http = serve(app)
+    calls = [
+        in_background(lambda: http.invoke({"a": 1}, Idempotency_Key="k"))
+        for _ in range(10)
+    ]
+    gate.wait_reached()
+    gate.open()
+    answers = [call() for call in calls]
+    answers.append(http.invoke({"a": 1}, Idempotency_Key="k"))
+    assert starts == [1]
+    assert {(a.status, json.dumps(a.json["result"])) for a in answers} == {
+        (200, '{"n": 1}')
+    }
+    replayed = [a.headers.get("idempotency-replayed") for a in answers]
+    assert replayed.count(None) == 1
+    assert replayed.count("true") == 10
+    conflict = http.invoke({"a": 2}, Idempotency_Key="k")
+    assert (conflict.status, conflict.json["code"]) == (409, "idempotency_conflict")
+
+
+def test_a_joined_retry_outlives_the_first_connection(serve: Serve) -> None:
+    """The client's retry is then what it was meant to be."""
+    app = make_app()
+    gate = Gate()
+    app.entrypoint(lambda request: gate.stand())
+    http = serve(app)
+    from http import client
+
+    lost = client.HTTPConnection("127.0.0.1", http.port)
+    lost.request("POST", "/invocations", b"{}", {"Idempotency-Key": "k"})
+    gate.wait_reached()
+    retry = in_background(
+        lambda: http.request("POST", "/invocations", b"{}", {"Idempotency-Key": "k"})
+    )
+    wait_until(lambda: _readers(app) == 2)
+    hang_up(lost)
+    wait_until(lambda: _readers(app) == 1)
+    gate.open()
+    assert retry().status == 200
+
+
+def _readers(app: Any) -> int:
+    (invocation,) = app._engine.registry._live
+    found: int = invocation._readers
+    return found
+
+
+def test_a_failure_is_replayed_with_its_status() -> None:
+    """The handler is not started again."""
+    starts = []
+
+    def agent(request: Any) -> None:
+        starts.append(1)
+        raise ValueError("no")
+
+    client = client_of(agent)
+    answers = [client.invoke({}, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert [a.status_code for a in answers] == [500, 500]
+    assert answers[1].error == "no"
+    assert starts == [1]
+
+
+def test_an_early_answer_comes_before_the_outcome(serve: Serve) -> None:
+    """202 with the place to look; the client may leave."""
+    app = make_app()
+    gate = Gate()
+
+    @app.entrypoint
+    def agent(request: Any) -> Iterator[str]:
+        gate.stand()
+        yield from "abc"
+
+    http = serve(app)
+    began = time.monotonic()
+    early = http.invoke({}, Prefer="respond-async")
+    assert time.monotonic() - began < 0.05 * SLOW + 0.1
+    assert early.status == 202
+    assert early.headers["preference-applied"] == "respond-async"
+    assert early.headers["retry-after"] == "1"
+    path = early.headers["location"]
+    assert early.json["state"] in ("pending", "running")
+    gate.open()
+    wait_until(lambda: http.get(path).json["state"] == "succeeded")
+    assert http.get(path).json["result"] == "abc"
+    events = http.get(f"{path}/events").body.decode()
+    assert [line for line in events.splitlines() if line.startswith("id:")] == [
+        "id: 1", "id: 2", "id: 3", "id: 4",
+    ]  # fmt: skip
+    assert "event: end" in events
+
+
+def test_without_slots_a_request_is_refused_honestly(serve: Serve) -> None:
+    """One runs, one waits, the third is told to come back; then both end."""
+    app = make_app(max_concurrency=1, max_queue=1)
+    gate = Gate()
+    app.entrypoint(lambda request: gate.stand())
+    http = serve(app)
+    running = in_background(lambda: http.invoke({"n": 1}))
+    gate.wait_reached()
+    waiting = in_background(lambda: http.invoke({"n": 2}))
+    wait_until(lambda: http.lane("invoke")["waiting"] == 1)
+    began = time.monotonic()
+    refused = http.invoke({"n": 3})
+    assert time.monotonic() - began < 0.05 * SLOW + 0.1
+    assert (refused.status, refused.json["code"]) == (503, "server_busy")
+    assert int(refused.headers["retry-after"]) >= 1
+    gate.open()
+    assert [running().status, waiting().status] == [200, 200]
+
+
+def test_a_slot_is_not_waited_for_behind_another_server() -> None:
+    """There is no lane: after a second it is 503, and the key is as if never used."""
+    app = make_app(max_concurrency=1)
+    gate = Gate()
+    app.entrypoint(lambda request: gate.stand())
+    client = app.test_client()
+    key = {"Idempotency-Key": "k"}
+    thread = start_thread("caller", client.invoke, {})
+    gate.wait_reached()
+    refused = client.invoke({}, headers=key)
+    assert (refused.status_code, refused.json["code"]) == (503, "server_busy")
+    gate.open()
+    thread.join(10)
+    again = client.invoke({}, headers=key)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (200, None)
+
+
+def test_a_context_has_what_the_request_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing of another request."""
+    monkeypatch.setenv("PPIO_SANDBOX_ID", "sb1")
+
+    def agent(request: Any, context: RequestContext) -> Any:
+        return [
+            context.session_id,
+            context.sandbox_id,
+            context.attempt,
+            context.metadata,
+            context.headers["x-custom"],
+            context.timestamp.tzinfo is not None,
+            context.principal,
+        ]
+
+    answer = client_of(agent).invoke(
+        {"metadata": {"user": "u"}, "custom": 1}, headers={"X-Custom": "c"}
+    )
+    assert answer.result == ["sb1", "sb1", 1, {"user": "u"}, "c", True, None]
+
+
+def test_log_records_carry_the_ids(caplog: pytest.LogCaptureFixture) -> None:
+    """Of handlers, of every step of a stream, and of helper threads."""
+    logger = logging.getLogger("my.agent")
+
+    def agent(request: Any, context: RequestContext) -> Iterator[int]:
+        logger.info("step")
+        yield 1
+        logger.info("step")
+        helper = start_thread("helper", context.wrap(lambda: logger.info("helper")))
+        helper.join(5)
+
+    caplog.handler.addFilter(log_filter())
+    try:
+        with caplog.at_level(logging.INFO, "my.agent"):
+            answer = client_of(agent).invoke(
+                {}, headers={"X-Request-Id": "r1", "X-PPIO-Session-Id": "s1"}
+            )
+            logger.info("outside")
+    finally:
+        caplog.handler.filters.clear()
+    found: list[Any] = [
+        (r.message, vars(r).get("ppio_request_id"), vars(r).get("ppio_session_id"))
+        for r in caplog.records
+        if r.name == "my.agent"
+    ]
+    assert found == [
+        ("step", "r1", "s1"),
+        ("step", "r1", "s1"),
+        ("helper", "r1", "s1"),
+        ("outside", None, None),
+    ]
+    assert answer.headers["x-request-id"] == "r1"
