@@ -183,10 +183,18 @@ class LiveSandbox:
             raise not_found(self.id)
         return self._running
 
-    def wait_changed(self, timeout: float) -> None:
-        """Wait until its state or its agent may have changed, `timeout` seconds at most."""
+    def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Wait until a condition on its state or its agent holds.
+
+        Args:
+            condition: Looks at this sandbox; quick, and without waiting itself.
+            timeout: Most seconds.
+
+        Returns:
+            Whether it holds.
+        """
         with self._changed:
-            self._changed.wait(timeout)
+            return self._changed.wait_for(condition, timeout)
 
     def start(self, prepare: Callable[[], object]) -> None:
         """Start its processes; return when its supervisor is ready.

@@ -157,7 +157,7 @@ class SandboxPlatform:
             domain=config.domain,
         )
         stack.callback(lambda: edge.close(self._left()))
-        edge.start()
+        _listen(edge, config)
         url = _reachable(config.host, edge.port)
         api_key, tenant = next(iter(keys.items()))
         parts = _Parts(
@@ -347,6 +347,15 @@ class SandboxPlatform:
             },
             "uptime": round(self._clock() - up.started, 3),
         }
+
+
+def _listen(edge: Edge, config: PlatformConfig) -> None:
+    try:
+        edge.start()
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        message = f"cannot listen on {where}: {error.strerror}"
+        raise OSError(error.errno, message) from error
 
 
 def _reachable(host: str, port: int) -> str:

@@ -98,22 +98,28 @@ class Reach:
         still_wanted: Callable[[], bool],
     ) -> bool:
         """Wait until the target is there, or cannot be; False: no longer wanted."""
+
+        def settled() -> bool:
+            return sandbox.doomed or not sandbox.changing
+
+        def there() -> bool:
+            paused = sandbox.life.state is State.PAUSED
+            return sandbox.doomed or paused or not self._is_coming(sandbox, target)
+
         turn = Deadline.after(TURN_TIMEOUT)
-        while sandbox.changing and not sandbox.doomed:
+        while not sandbox.wait_for(settled, _LOOK_EVERY):
             if turn.expired:
                 raise _changing(target)
             if not still_wanted():
                 return False
-            sandbox.wait_changed(_LOOK_EVERY)
         self._wake(sandbox, target)
         agent = Deadline.after(float(sandbox.identity.build.start_timeout))
-        while not sandbox.doomed and self._is_coming(sandbox, target):
-            if agent.expired:
-                break  # the dial tells how it is
+        while not sandbox.wait_for(there, _LOOK_EVERY) and not agent.expired:
             if not still_wanted():
                 return False
-            sandbox.wait_changed(_LOOK_EVERY)
-        return True
+        if sandbox.life.state is State.PAUSED:
+            raise _gone(target)
+        return True  # or its time is over: the dial tells how it is
 
     def _wake(self, sandbox: LiveSandbox, target: SandboxPort) -> None:
         if sandbox.life.state is not State.PAUSED:

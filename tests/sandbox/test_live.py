@@ -256,19 +256,14 @@ def test_who_waits_too_long_for_a_turn_is_told(
 
 def test_waiters_hear_of_the_agent(rig: Rig) -> None:
     sandbox = rig.started()
-    heard = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        exited = pool.submit(
+            sandbox.wait_for, lambda: sandbox.agent.phase == "exited", 5.0
+        )
+        assert not sandbox.wait_for(lambda: False, 0.02)
+        rig.backend.last.report(AgentStatus(phase="exited", exit_code=3))
 
-    def wait() -> None:
-        while sandbox.agent.phase != "exited":
-            sandbox.wait_changed(5.0)
-        heard.set()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    rig.backend.last.report(AgentStatus(phase="exited", exit_code=3))
-
-    assert heard.wait(2)
-    thread.join()
+        assert exited.result(2)
 
 
 def test_a_life_extended_at_its_very_end_goes_on(rig: Rig) -> None:

@@ -163,6 +163,21 @@ def test_a_closed_port_says_nothing_of_the_agent(
     assert set(body) == {"sandboxId", "message", "port", "code"}
 
 
+def test_a_held_request_ends_when_the_sandbox_is_paused(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig)
+    rig.backend.last.report(AgentStatus(phase="starting"))
+    target = _agent(sandbox)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(_refusal, lambda: _connects(reach, target, wait=True))
+        threading.Event().wait(0.05)
+        sandbox.pause()
+        status, body = held.result(1)
+
+    assert (status, body["message"]) == (502, "The sandbox was not found")
+
+
 def test_a_held_request_ends_when_nobody_wants_it(
     rig: PlatformRig, reach: Reach
 ) -> None:
