@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
-from ppio_agent._util.clock import Deadline, utc_now
+from ppio_agent._util.clock import utc_now
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.wire.json import decode_json, encode_json
 
@@ -25,6 +25,7 @@ from .context import CancelReason, RequestContext, bind_context
 from .failure import Failure
 from .handler import Around, Handler, as_payload, is_async_result, stream_of
 from .outcome import Outcome, end_json, error_json, imposed_error
+from .progress import Progress, Step
 from .record import InvocationRecord
 from .ring import ReplayRing, RingReader
 from .states import Happening, InvocationState, Life
@@ -34,8 +35,11 @@ __all__ = ["Invocation"]
 
 _log = logging.getLogger(__name__)
 
-Opening = Literal["start", "handler", "stream"]
-_OPENINGS: tuple[Opening, ...] = ("start", "handler", "stream")
+_OPENINGS = {
+    "start": Step.STARTED | Step.OVER,
+    "handler": Step.REACHED | Step.STREAMS | Step.OVER,
+    "stream": Step.STREAMS | Step.OVER,
+}
 
 
 class Invocation:
@@ -61,7 +65,6 @@ class Invocation:
         on_settled: Called once when it is terminal and user code has ended.
 
     Attributes:
-        reached: Whether the handler was called, or its stream begun.
         streams: Whether it gives chunks.
         value: What a handler that does not stream returned, once it has.
         result_json: The same as JSON.
@@ -96,7 +99,6 @@ class Invocation:
         self.around = around
         self.error: BaseException | None = None
         self.failure: Failure | None = None
-        self.reached = False
         self.streams = False
         self.value: Any = None
         self.result_json = b"null"
@@ -110,16 +112,14 @@ class Invocation:
         # Copied once, here: one Context cannot be entered by two threads, and what
         # the request's thread has set so far (ids for logs) is meant to be seen.
         self._variables = contextvars.copy_context()
-        # Guards everything below; signals the end, and openings if somebody waits.
-        self._changed = threading.Condition(threading.Lock())
+        self._progress = Progress()
+        # Guards everything below.
+        self._lock = threading.Lock()
         self._life = Life()
         self._ring = ring
-        self._over = False  # as far as those who wait may know
-        self._settled = False
         self._readers = 1
         self._reserve = reserve
         self._reserved: RingReader | None = None
-        self._opening_waiters = dict.fromkeys(_OPENINGS, 0)
         self._born = time.monotonic()
         self._ended: float | None = None
         self._started_at: datetime | None = None
@@ -144,6 +144,11 @@ class Invocation:
         return self._life.confirmed
 
     @property
+    def reached(self) -> bool:
+        """Whether the handler was called, or its stream begun."""
+        return self._progress.has(Step.REACHED)
+
+    @property
     def cancel_reason(self) -> CancelReason | None:
         """Why its end was asked for; None if nobody asked."""
         return None if self._cancel is None else self._cancel[0]
@@ -161,13 +166,13 @@ class Invocation:
     @property
     def ring(self) -> ReplayRing:
         """Its chunks and their end; of a plain invocation, its value as one chunk."""
-        with self._changed:
+        with self._lock:
             return self._ring_locked()
 
     def _ring_locked(self) -> ReplayRing:
         if self._ring is None:
             self._ring = ReplayRing()
-            if self._over:
+            if self._progress.has(Step.OVER):
                 self._fill_ring_locked(self._ring)
         return self._ring
 
@@ -235,16 +240,12 @@ class Invocation:
 
     def _open(self, *, streams: bool) -> None:
         """Note that the handler was reached, or that there is going to be a stream."""
-        with self._changed:
-            self.reached = True
+        with self._lock:
             self.streams = self.streams or streams
             if streams and self._reserve:
                 self._reserve = False
                 self._reserved = self._ring_locked().attach()
-            awaited = self._opening_waiters
-            # Who waits for the outcome only must not be woken by each step to it.
-            if awaited["handler"] or (streams and awaited["stream"]):
-                self._changed.notify_all()
+        self._progress.take(Step.REACHED | Step.STREAMS if streams else Step.REACHED)
 
     # Ending.
 
@@ -257,7 +258,7 @@ class Invocation:
         if not self._note(Happening.CANCEL_ASKED, reason=reason):
             return False
         self.context.cancelled.fire(reason)
-        with self._changed:
+        with self._lock:
             ring = self._ring
             self._grace_ends = time.monotonic() + self._cancel_grace
         if ring is not None:
@@ -276,12 +277,12 @@ class Invocation:
 
     def join(self) -> None:
         """Count one more reader."""
-        with self._changed:
+        with self._lock:
             self._readers += 1
 
     def leave(self, reason: CancelReason = "disconnect") -> None:
         """Count one reader less; without any, a bound invocation is cancelled."""
-        with self._changed:
+        with self._lock:
             self._readers -= 1
             alone = self._readers <= 0 and self._bound
         if alone:
@@ -318,7 +319,7 @@ class Invocation:
         # User code may be asked for the text of its exception, so not under the lock.
         error = None if outcome is None else outcome.error
         failure = None if error is None else self._describe(error)
-        with self._changed:
+        with self._lock:
             before = self._life
             life = self._life = before.after(happening)
             if life is before:
@@ -330,14 +331,14 @@ class Invocation:
             ends = life.state.terminal and not before.state.terminal
             if ends:
                 self._conclude_locked(outcome, failure)
-            elif self._opening_waiters["start"]:
-                self._changed.notify_all()
         if ends:
             alarms().clear(self)
         if life.confirmed:
             self._settle()
         if life.state.terminal:
             self._publish(life)
+        elif happening is Happening.ENTERED:
+            self._progress.take(Step.STARTED)
         return True
 
     def _conclude_locked(
@@ -366,14 +367,16 @@ class Invocation:
 
     def _publish(self, life: Life) -> None:
         """Tell whoever waits or reads; only now, when the owner is up to date."""
-        with self._changed:
-            if self._ring is not None and not self._over:
+        with self._lock:
+            if self._ring is not None:
                 self._fill_ring_locked(self._ring)
-            self._over = True
-            self._settled = self._settled or life.confirmed
-            self._changed.notify_all()
+            self._progress.take(
+                Step.OVER | Step.SETTLED if life.confirmed else Step.OVER
+            )
 
     def _fill_ring_locked(self, ring: ReplayRing) -> None:
+        if ring.closed:
+            return
         life = self._life
         if life.state is InvocationState.SUCCEEDED and not self.streams:
             ring.append_value(self.result_json)
@@ -397,46 +400,21 @@ class Invocation:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a terminal state; return whether it is reached."""
-        return self._wait_for(lambda: self._over, timeout)
+        return self._progress.wait(Step.OVER, timeout)
 
     def wait_settled(self, timeout: float | None = None) -> bool:
         """Wait until it is terminal and user code has ended; return whether so."""
-        return self._wait_for(lambda: self._settled, timeout)
+        return self._progress.wait(Step.SETTLED, timeout)
 
-    def wait_open(self, by: Opening, timeout: float | None = None) -> bool:
-        """Wait until it is further than `by`, or over.
-
-        Args:
-            by: `start`: its thread has begun; `handler`: the handler was reached;
-                `stream`: it is known to stream.
-            timeout: Seconds; None waits as long as it takes.
+    def wait_open(
+        self, by: Literal["start", "handler", "stream"], timeout: float | None = None
+    ) -> bool:
+        """Wait until its thread has begun, its handler was reached, it streams, or ends.
 
         Returns:
-            Whether it came so far, or ended.
+            Whether it came so far, or ended, within `timeout` seconds.
         """
-        with self._changed:
-            self._opening_waiters[by] += 1
-        try:
-            return self._wait_for(lambda: self._is_open(by), timeout)
-        finally:
-            with self._changed:
-                self._opening_waiters[by] -= 1
-
-    def _is_open(self, by: Opening) -> bool:
-        if self._over:
-            return True
-        if by == "start":
-            return self._life.state is not InvocationState.PENDING
-        return self.streams or (by == "handler" and self.reached)
-
-    def _wait_for(self, ready: Callable[[], bool], timeout: float | None) -> bool:
-        deadline = Deadline.after(timeout)
-        with self._changed:
-            while not ready():
-                if deadline.expired:
-                    return False
-                self._changed.wait(deadline.left())
-            return True
+        return self._progress.wait(_OPENINGS[by], timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the result; of a stream, all its chunks.
@@ -474,7 +452,7 @@ class Invocation:
 
     def take_reader(self) -> RingReader:
         """Return the first reader, of all entries from the first on; to be closed."""
-        with self._changed:
+        with self._lock:
             self._reserve = False
             reader, self._reserved = self._reserved, None
             return reader or self._ring_locked().attach()
@@ -482,7 +460,7 @@ class Invocation:
     def record(self) -> InvocationRecord:
         """Return what can be told about it now."""
         ring = self.ring
-        with self._changed:
+        with self._lock:
             life = self._life
             succeeded = life.state is InvocationState.SUCCEEDED
             reason, requested_at = self._cancel or (None, None)
