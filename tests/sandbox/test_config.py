@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.sandbox.config import PlatformConfig, default_data_dir, is_loopback
+from ppio_agent.sandbox.config import PlatformConfig, default_data_dir
 
 
 def test_the_data_directory_follows_the_environment() -> None:
@@ -66,12 +66,6 @@ def test_an_open_address_needs_keys_that_were_chosen() -> None:
             PlatformConfig(host="0.0.0.0", **fields)  # type: ignore[arg-type]
 
     assert PlatformConfig(host="0.0.0.0", keys={"key": "t"}).host == "0.0.0.0"
-
-
-def test_loopback_is_told_from_others() -> None:
-    found = [is_loopback(h) for h in ("localhost", "127.9.9.9", "::1", "10.0.0.1", "h")]
-
-    assert found == [True, True, True, False, False]
 
 
 def test_keys_are_in_no_repr() -> None:
