@@ -56,6 +56,8 @@ class DataDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock_fd: int | None = None
+        # Kept apart from its note, which goes with the directory if that is removed.
+        self._sockets: Path | None = None
 
     @property
     def database(self) -> Path:
@@ -122,8 +124,9 @@ class DataDir:
         for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
             if base and len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
                 folder = tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base)
+                self._sockets = Path(folder)
                 _write_private(self.path / _SOCKETS, folder)
-                return Path(folder)
+                return self._sockets
         raise SandboxUnavailableError(
             "there is no folder with a short path for sockets: set TMPDIR to one"
         )
@@ -131,11 +134,13 @@ class DataDir:
     def remove_socket_folder(self) -> None:
         """Remove the folder for sockets. Idempotent."""
         note = self.path / _SOCKETS
-        if note.exists():
+        folder = self._sockets
+        if folder is None and note.exists():
             folder = Path(note.read_text())
-            if folder.name.startswith(_SOCKETS_PREFIX):
-                shutil.rmtree(folder, ignore_errors=True)
-            note.unlink()
+        if folder is not None and folder.name.startswith(_SOCKETS_PREFIX):
+            shutil.rmtree(folder, ignore_errors=True)
+        note.unlink(missing_ok=True)
+        self._sockets = None
 
     def announce(self, running: Running) -> None:
         """Let other processes of this user find the platform."""

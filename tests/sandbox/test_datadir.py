@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -109,6 +110,16 @@ def test_a_folder_for_sockets_is_private_short_and_removed(data: DataDir) -> Non
     assert len(str(folder / "control.sock")) < 100
     data.remove_socket_folder()
     data.remove_socket_folder()
+    assert not folder.exists()
+
+
+def test_the_socket_folder_goes_even_if_the_data_directory_went_before(
+    data: DataDir,
+) -> None:
+    folder = data.make_socket_folder()
+    shutil.rmtree(data.path)
+    data.remove_socket_folder()
+
     assert not folder.exists()
 
 
