@@ -8,6 +8,7 @@ network service is needed.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,13 +46,13 @@ def step(what: str) -> Iterator[list[str]]:
     print(f"{took:7.3f} s  {what}: {'; '.join(notes)}", flush=True)
 
 
-def sandbox_processes() -> set[psutil.Process]:
-    """Return every process on this machine that belongs to a sandbox."""
-    found = set()
+def sandbox_processes(folder: str) -> list[psutil.Process]:
+    """Return every process on this machine that belongs to a sandbox in `folder`."""
+    found = []
     for process in psutil.process_iter():
         try:
-            if "PPIO_SANDBOX_ID" in process.environ():
-                found.add(process)
+            if process.environ().get("HOME", "").startswith(folder):
+                found.append(process)
         except psutil.Error:
             continue  # another user's, or gone
     return found
@@ -91,6 +92,7 @@ def pause_and_resume(session: SandboxSession, pid: int) -> None:
     agent = psutil.Process(pid)
     with step("paused") as notes:
         session.pause()
+        notes.append(f"the session is {session.state.value}")
     with step("looked at it for half a second") as notes:
         before, memory = cpu_of(agent), agent.memory_info().rss
         agent_waits = psutil.wait_procs([agent], timeout=0.5)[1]
@@ -135,21 +137,22 @@ def main() -> None:
     """Run the demo in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="ppio-demo-") as folder:
         begun = time.perf_counter()
-        others = sandbox_processes()  # of a platform that you may be running
         platform = SandboxPlatform(PlatformConfig(data_dir=Path(folder)))
         with step("started the local platform") as notes:
             platform.start()
             notes.append(platform.url)
         with platform:
             with step("deployed examples/agent_runtime/sales_agent") as notes:
-                template = platform.deploy(AGENT).template_id
+                # A copy, since deploying writes into the manifest where it went.
+                agent = shutil.copytree(AGENT, Path(folder, "sales_agent"))
+                template = platform.deploy(agent).template_id
                 notes.append(f"template {template}")
             with AgentRuntimeClient(
                 base_url=platform.url, api_key=platform.api_key
             ) as client:
                 use(client, template)
         with step("closed everything") as notes:
-            left = sandbox_processes() - others
+            left = sandbox_processes(folder)
             notes.append(f"{len(left)} processes of sandboxes are left")
             assert not left, left
         print(f"{time.perf_counter() - begun:7.3f} s  in all")

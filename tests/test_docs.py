@@ -108,7 +108,7 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_command_is_documented() -> None:
     """Each command of the command line has its place in the reference."""
-    from ppio_agent.cli.main import ppio_agent as group
+    from ppio_agent.cli.program import ppio_agent as group
 
     page = (ROOT / "docs/reference/cli.md").read_text()
     names = [f"ppio-agent {name}" for name in group.commands]

@@ -64,7 +64,7 @@ def environment(
     monkeypatch.setenv("PPIO_API_KEY", deployed.api_key)
     monkeypatch.setenv("PPIO_API_URL", deployed.url)
     yield
-    assert deployed.sandboxes.list() == []
+    assert deployed.sandboxes.list_sandboxes() == []
 
 
 def test_one_call(capsys: pytest.CaptureFixture[str]) -> None:

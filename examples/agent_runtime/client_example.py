@@ -9,13 +9,16 @@ started inside this process, and the sales agent beside this file is deployed to
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from ppio_agent import (
     AgentRuntimeClient,
     InvocationError,
     InvocationRequest,
+    PlatformConfig,
     SandboxPlatform,
     TemplateNotFoundError,
 )
@@ -61,12 +64,13 @@ def main() -> None:
     if os.environ.get("PPIO_API_KEY"):
         run(AgentRuntimeClient(), sys.argv[1])
         return
-    with SandboxPlatform() as platform:
-        template = platform.deploy(HERE / "sales_agent").template_id
-        run(
-            AgentRuntimeClient(base_url=platform.url, api_key=platform.api_key),
-            template,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        config = PlatformConfig(data_dir=Path(folder, "platform"))
+        # A copy, since deploying writes into the manifest where it went.
+        agent = shutil.copytree(HERE / "sales_agent", Path(folder, "sales_agent"))
+        with SandboxPlatform(config) as platform:
+            template = platform.deploy(agent).template_id
+            run(AgentRuntimeClient(platform.api_key, base_url=platform.url), template)
 
 
 def run(client: AgentRuntimeClient, template: str) -> None:

@@ -1,5 +1,5 @@
 """``python -m ppio_agent.cli`` is `ppio-agent`."""
 
-from .main import main
+from .program import main
 
 main()

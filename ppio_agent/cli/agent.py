@@ -107,6 +107,11 @@ def run(file: str, host: str | None, port: int | None, *, debug: bool) -> None:
     NAME may be an app or a plain function.
     """
     app = load_app(file, debug=debug)
+    if not app.has_entrypoint:
+        raise ConfigurationError(
+            f"the app in {file} has no entrypoint; decorate a function with"
+            " @app.entrypoint"
+        )
     app.run(port=port, host=host)
 
 
@@ -160,7 +165,7 @@ def _line_in(path: Path, error: BaseException) -> str:
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
+        if Path(trace.tb_frame.f_code.co_filename) == path.resolve():
             line = trace.tb_lineno
         trace = trace.tb_next
     return f" (line {line})" if line else ""

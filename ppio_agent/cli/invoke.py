@@ -80,6 +80,11 @@ def invoke(
     ref, text, manifest_env = _what(words, ref, text)
     request = parse_input(sys.stdin.read() if text == "-" else text)
     with find_target() as target, target.client() as client:
+        if keep and target.embedded:
+            raise click.UsageError(
+                "--keep needs a platform that stays; run ppio-agent up in another"
+                " terminal first"
+            )
         begun = time.monotonic()
         session = client.create_session(ref, env_vars={**manifest_env, **env} or None)
         try:

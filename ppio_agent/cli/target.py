@@ -30,11 +30,19 @@ _TIMEOUT = 60.0
 
 @frozen(kw_only=True)
 class Target:
-    """A platform's control plane and the key for it."""
+    """A platform's control plane and the key for it.
+
+    Attributes:
+        url: Its address.
+        api_key: The key.
+        transport: What carries the calls.
+        embedded: Whether it lives in this process, and so ends with it.
+    """
 
     url: str
     api_key: str = field(repr=False)
     transport: Transport
+    embedded: bool = False
 
     def call(
         self,
@@ -93,6 +101,7 @@ def find_target() -> Iterator[Target]:
             "PPIO_API_URL is set and PPIO_API_KEY is not; set the key that belongs to"
             " it, or unset both to use the platform on this machine"
         )
+    embedded = False
     if not url:
         found = Hooks.load().default_platform(None)
         if found is None:
@@ -100,8 +109,18 @@ def find_target() -> Iterator[Target]:
                 "there is no platform; start one with ppio-agent up, or set PPIO_API_URL"
             )
         url, key = found
+        embedded = _is_ours(url)
     transport = Transport(TransportConfig())
     try:
-        yield Target(url=url, api_key=key, transport=transport)
+        yield Target(url=url, api_key=key, transport=transport, embedded=embedded)
     finally:
         transport.close()
+
+
+def _is_ours(url: str) -> bool:
+    """Whether the platform at `url` is the one that this process has started."""
+    from ppio_agent.sandbox import PlatformConfig
+    from ppio_agent.sandbox.datadir import read_running
+
+    running = read_running(PlatformConfig.from_env(os.environ).data_dir)
+    return running is not None and (running.url, running.pid) == (url, os.getpid())

@@ -7,13 +7,13 @@ or at one origin for all, where two headers name the target of each request.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ __all__ = [
     "Endpoint",
     "Route",
     "choose_endpoint",
-    "is_loopback",
     "parse_origin",
 ]
 
@@ -83,7 +82,7 @@ class Endpoint:
             ConfigurationError: The domain carries a user name.
         """
         origin = self.sandbox_url or edge_url
-        if origin is None and is_loopback(self.url):
+        if origin is None and is_loopback(urlsplit(self.url).hostname or ""):
             origin = self.url
         if origin is None:
             domain = domain or self.domain
@@ -159,20 +158,13 @@ def parse_origin(url: str, name: str, *, https_unless_loopback: bool = False) ->
         raise ConfigurationError(
             f"the setting {name} must not contain a user name, query or fragment"
         )
-    if https_unless_loopback and parts.scheme == "http" and not is_loopback(url):
+    if (
+        https_unless_loopback
+        and parts.scheme == "http"
+        and not is_loopback(parts.hostname)
+    ):
         raise ConfigurationError(
             f"the setting {name} names another machine by http, where the key would"
             " travel in the clear; use https"
         )
     return url.strip().rstrip("/")
-
-
-def is_loopback(url: str) -> bool:
-    """Tell whether a URL leads to this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -429,6 +429,19 @@ class SandboxSession:
         self._control.kill_sandbox(self._sandbox_id, Deadline.after(_KILL_LIMIT))
         self._mark_gone()
 
+    def detach(self) -> None:
+        """Give the sandbox up without ending it: its time to live will.
+
+        The session is `INACTIVE` afterwards, and closing it or its client leaves the
+        sandbox alone.
+
+        Raises:
+            ConflictError: Invocations run.
+            SessionClosedError: The sandbox is gone.
+        """
+        self._pulse.give_up()
+        self._on_closed(self)
+
     def abort(self, error: PPIOAgentError) -> None:
         """End the calls that run with `error`; the sandbox lives on."""
         for call in tuple(self._pulse.calls):

@@ -111,7 +111,8 @@ def why_unusable(
         return closed_error(sandbox_id, gone=gone)
     if state is SessionState.INACTIVE:
         return SessionNotFoundError(
-            f"the sandbox {sandbox_id} does not run any more; create a new session"
+            f"the sandbox {sandbox_id} was given up or does not run any more; create a"
+            " new session"
         )
     if state is SessionState.PAUSED or changing:
         return paused_error(sandbox_id)
@@ -247,6 +248,18 @@ class SessionPulse:
         with self._changed:
             self._state = SessionState.CLOSED
             return not self._gone
+
+    def give_up(self) -> None:
+        """Let go of the sandbox without ending it; raise if calls run in it."""
+        with self._changed:
+            self.check_open()
+            if self.calls:
+                raise ConflictError(
+                    f"{len(self.calls)} invocations run in sandbox"
+                    f" {self._sandbox_id}; wait for them, then detach"
+                )
+            self._state = SessionState.INACTIVE
+            self._gone = True  # for this session: there is nothing left to end
 
     def mark_gone(self) -> bool:
         """Note that the sandbox does not exist any more; tell whether that is news."""

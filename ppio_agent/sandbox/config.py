@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,9 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, min_len
 
-__all__ = ["PlatformConfig", "default_data_dir", "is_loopback"]
+from ppio_agent._util.net import is_loopback
+
+__all__ = ["PlatformConfig", "default_data_dir"]
 
 _PREFIX: Final = "PPIO_PLATFORM_"
 _HIGHEST_PORT: Final = 65535
@@ -21,16 +22,6 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     """Return `$PPIO_DATA_DIR/platform`, by default `~/.ppio-agent/platform`."""
     base = environ.get("PPIO_DATA_DIR")
     return (Path(base) if base else Path.home() / ".ppio-agent") / "platform"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _path(value: str | Path) -> Path:

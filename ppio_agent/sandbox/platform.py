@@ -20,6 +20,7 @@ from attrs import field, frozen
 
 from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.net import listening_error
 from ppio_agent.exceptions import SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.storage import DocumentStore, open_store
@@ -353,9 +354,7 @@ def _listen(edge: Edge, config: PlatformConfig) -> None:
     try:
         edge.start()
     except OSError as error:
-        where = f"{config.host}:{config.port}"
-        message = f"cannot listen on {where}: {error.strerror}"
-        raise OSError(error.errno, message) from error
+        raise listening_error(error, config.host, config.port) from error
 
 
 def _reachable(host: str, port: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import attrs
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent._version import __version__
 from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
@@ -24,7 +25,7 @@ from .auth import Authenticator
 from .config import AgentConfig
 from .engine import Engine, Entrypoint
 from .front import Front
-from .guard import Guard, is_loopback
+from .guard import Guard
 from .health import BusyHandle
 
 if TYPE_CHECKING:
@@ -182,6 +183,11 @@ class PPIOAgentRuntimeApp:
         self._refuse_if_started()
         self._on_shutdown.append(function)
         return function
+
+    @property
+    def has_entrypoint(self) -> bool:
+        """Whether there is anything to serve."""
+        return bool(self._engine.entrypoints)
 
     def _refuse_if_started(self) -> None:
         if self._started:

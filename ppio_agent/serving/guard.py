@@ -6,29 +6,17 @@ authentication only what names this machine, and comes from no foreign page, is 
 
 from __future__ import annotations
 
-import ipaddress
-
 from attrs import field, frozen
 
 from ppio_agent.exceptions import PermissionDeniedError
 
-__all__ = ["Guard", "is_loopback"]
+__all__ = ["Guard"]
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _EXPOSED = (
     "Idempotency-Replayed, Location, Retry-After, X-Invocation-Id, X-PPIO-Agent,"
     " X-PPIO-Session-Id, X-Request-Id"
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address or name one listens on."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 @frozen(kw_only=True)

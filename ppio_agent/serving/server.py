@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.web import Lanes, Server, ServerConfig
-
-from .guard import is_loopback
 
 if TYPE_CHECKING:
     from .app import PPIOAgentRuntimeApp

@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import Any
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 
 from .calls import CallHandle
 from .http1 import FramingError, encode_head, find_head, parse_head
 from .messages import TransportConfig
-from .route import Origin, Proxy, is_loopback, proxy_for
+from .route import Origin, Proxy, proxy_for
 
 __all__ = ["Connection", "Connector", "ProxyRefusedError"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import os
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError, ValidationError
 
-__all__ = ["Origin", "Proxy", "is_loopback", "parse_proxy", "proxy_for", "split_url"]
+__all__ = ["Origin", "Proxy", "parse_proxy", "proxy_for", "split_url"]
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -60,16 +60,6 @@ def split_url(url: str) -> tuple[Origin, str]:
     if parts.query:
         target = f"{target}?{parts.query}"
     return Origin(parts.scheme, host, port or _PORTS[parts.scheme]), target
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def parse_proxy(url: str) -> Proxy:

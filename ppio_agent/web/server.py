@@ -16,6 +16,7 @@ from waitress import create_server, wasyncore
 from waitress.server import BaseWSGIServer
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.net import listening_error
 from ppio_agent._util.threads import start_thread
 
 from .channel import Channel
@@ -278,8 +279,8 @@ def _bind(host: str, port: int) -> list[socket.socket]:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.bind((address[0], port, *address[2:]))
             port = one.getsockname()[1]
-    except OSError:
+    except OSError as error:
         for one in bound:
             one.close()
-        raise
+        raise listening_error(error, host, port) from error
     return bound

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ppio_agent.cli import main as cli
+from ppio_agent import cli
 from ppio_agent.cli.invoke import parse_input
 from ppio_agent.sandbox import SandboxPlatform
 from tests.support import wait_until, write_agent

@@ -111,7 +111,8 @@ def _run(group: click.Group, argv: Sequence[str] | None) -> int:
 def _explain(error: PPIOAgentError | OSError) -> int:
     """Print what went wrong, in one sentence where one is enough."""
     if not isinstance(error, PPIOAgentError):
-        click.echo(f"error: {error}", err=True)
+        what = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {what}{error.strerror or error}", err=True)
         return 5
     if isinstance(error, TemplateManifestError) and error.problems:
         click.echo("error: the agent cannot be deployed:", err=True)
