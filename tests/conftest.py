@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.support import write_agent
 
 if TYPE_CHECKING:
     from ppio_agent.client import AgentRuntimeClient
     from ppio_agent.sandbox import SandboxPlatform
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("ours", deadline=None)
+settings.load_profile("ours")
 
 Deploy = Callable[..., str]
 

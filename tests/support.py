@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["SLOW", "processes_marked", "wait_until", "write_agent"]
+__all__ = ["SLOW", "new_threads", "processes_marked", "wait_until", "write_agent"]
 
 SLOW = float(os.environ.get("PPIO_TEST_SLOW", "1"))
 """Factor on every limit of the tests, for machines that are slow or busy."""
@@ -25,6 +25,17 @@ def wait_until(
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout} s: {what or condition}")
         tick.wait(0.005)
+
+
+def new_threads(prefix: str) -> Callable[[], list[str]]:
+    """Return what lists the names of threads with `prefix` that start from now on."""
+    before = set(threading.enumerate())
+
+    def names() -> list[str]:
+        fresh = [t.name for t in threading.enumerate() if t not in before]
+        return [name for name in fresh if name.startswith(prefix)]
+
+    return names
 
 
 def processes_marked(marker: str) -> Iterator[int]:

@@ -79,7 +79,7 @@ def test_every_error_is_documented() -> None:
         if isinstance(cls, type):
             assert f"`{name}`" in page, name
         if isinstance(cls, type) and issubclass(cls, exceptions.PPIOAgentError):
-            row = next(line for line in page.splitlines() if f"| `{name}`" in line)
+            row = next(x for x in page.splitlines() if x.startswith(f"| `{name}`"))
             assert f"`{cls.code}`" in row, name
             assert f"| {cls.http_status} |" in row, name
 

@@ -21,13 +21,9 @@ from tests.sandbox.edgekit import (
     replying,
     serving,
 )
-from tests.support import SLOW, wait_until
+from tests.support import SLOW, new_threads, wait_until
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def edge_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("ppio-edge")]
 
 
 def descriptors() -> int:
@@ -92,6 +88,7 @@ def test_two_hundred_clients_at_once() -> None:
 
 def test_streams_cost_no_threads() -> None:
     """However many are open; descriptors bound this test, not the edge."""
+    edge_threads = new_threads("ppio-edge")
     upstreams = Scripted()
     go_on = threading.Event()
     upstreams.serve(AGENT, partial(streaming, go_on))
@@ -143,6 +140,7 @@ def test_far_too_many_clients_are_just_closed() -> None:
 
 def test_close_cuts_streams_and_leaves_nothing() -> None:
     """Idle clients, open streams, held requests, kept connections: all are gone."""
+    edge_threads = new_threads("ppio-edge")
     before = descriptors()
     upstreams = Scripted()
     go_on = threading.Event()

@@ -28,7 +28,7 @@ from ppio_agent.web import (
     sse_body,
 )
 from ppio_agent.web.loop import EpollLoop, Loop
-from tests.support import SLOW, wait_until
+from tests.support import SLOW, new_threads, wait_until
 from tests.web.conftest import Serve
 from tests.web.raw import RawClient
 
@@ -631,7 +631,7 @@ def test_a_taken_port_is_an_error(serve: Serve) -> None:
     """At start, as an OSError; nothing is left behind."""
     taken = serve(hello).port
     other = Server(hello, port=taken)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="is taken by another program"):
         other.start()
     assert other.close()
 
@@ -691,6 +691,7 @@ def test_a_drain_lets_running_requests_end(serve: Serve, blocker: Blocker) -> No
 
 def test_close_ends_requests_that_are_under_way(serve: Serve) -> None:
     """Streams are cut, threads joined; twice is harmless, from any thread."""
+    loops = new_threads("ppio-web-loop")
     ended = threading.Event()
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -710,7 +711,7 @@ def test_close_ends_requests_that_are_under_way(serve: Serve) -> None:
         assert ended.is_set()
         assert client.closed() or client.rest() is not None
     assert server.close()
-    assert not [t for t in threading.enumerate() if t.name == "ppio-web-loop"]
+    assert loops() == []
 
 
 def test_serve_forever_returns_when_closed() -> None:
