@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.threads import WorkerPool
@@ -34,12 +34,6 @@ from .stream import pump, read_chunks
 __all__ = ["Invocation"]
 
 _log = logging.getLogger(__name__)
-
-_OPENINGS = {
-    "start": Step.STARTED | Step.OVER,
-    "handler": Step.REACHED | Step.STREAMS | Step.OVER,
-    "stream": Step.STREAMS | Step.OVER,
-}
 
 
 class Invocation:
@@ -65,6 +59,7 @@ class Invocation:
         on_settled: Called once when it is terminal and user code has ended.
 
     Attributes:
+        progress: How far it has come, for those who wait.
         streams: Whether it gives chunks.
         value: What a handler that does not stream returned, once it has.
         result_json: The same as JSON.
@@ -99,6 +94,7 @@ class Invocation:
         self.around = around
         self.error: BaseException | None = None
         self.failure: Failure | None = None
+        self.progress = Progress()
         self.streams = False
         self.value: Any = None
         self.result_json = b"null"
@@ -112,7 +108,6 @@ class Invocation:
         # Copied once, here: one Context cannot be entered by two threads, and what
         # the request's thread has set so far (ids for logs) is meant to be seen.
         self._variables = contextvars.copy_context()
-        self._progress = Progress()
         # Guards everything below.
         self._lock = threading.Lock()
         self._life = Life()
@@ -144,11 +139,6 @@ class Invocation:
         return self._life.confirmed
 
     @property
-    def reached(self) -> bool:
-        """Whether the handler was called, or its stream begun."""
-        return self._progress.has(Step.REACHED)
-
-    @property
     def cancel_reason(self) -> CancelReason | None:
         """Why its end was asked for; None if nobody asked."""
         return None if self._cancel is None else self._cancel[0]
@@ -172,7 +162,7 @@ class Invocation:
     def _ring_locked(self) -> ReplayRing:
         if self._ring is None:
             self._ring = ReplayRing()
-            if self._progress.has(Step.OVER):
+            if self.progress.has(Step.OVER):
                 self._fill_ring_locked(self._ring)
         return self._ring
 
@@ -245,7 +235,7 @@ class Invocation:
             if streams and self._reserve:
                 self._reserve = False
                 self._reserved = self._ring_locked().attach()
-        self._progress.take(Step.REACHED | Step.STREAMS if streams else Step.REACHED)
+        self.progress.take(Step.REACHED | Step.STREAMS if streams else Step.REACHED)
 
     # Ending.
 
@@ -338,7 +328,7 @@ class Invocation:
         if life.state.terminal:
             self._publish(life)
         elif happening is Happening.ENTERED:
-            self._progress.take(Step.STARTED)
+            self.progress.take(Step.STARTED)
         return True
 
     def _conclude_locked(
@@ -370,7 +360,7 @@ class Invocation:
         with self._lock:
             if self._ring is not None:
                 self._fill_ring_locked(self._ring)
-            self._progress.take(
+            self.progress.take(
                 Step.OVER | Step.SETTLED if life.confirmed else Step.OVER
             )
 
@@ -400,21 +390,7 @@ class Invocation:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a terminal state; return whether it is reached."""
-        return self._progress.wait(Step.OVER, timeout)
-
-    def wait_settled(self, timeout: float | None = None) -> bool:
-        """Wait until it is terminal and user code has ended; return whether so."""
-        return self._progress.wait(Step.SETTLED, timeout)
-
-    def wait_open(
-        self, by: Literal["start", "handler", "stream"], timeout: float | None = None
-    ) -> bool:
-        """Wait until its thread has begun, its handler was reached, it streams, or ends.
-
-        Returns:
-            Whether it came so far, or ended, within `timeout` seconds.
-        """
-        return self._progress.wait(_OPENINGS[by], timeout)
+        return self.progress.wait(Step.OVER, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the result; of a stream, all its chunks.
@@ -480,7 +456,7 @@ class Invocation:
                 last_event=ring.last,
                 cancel_reason=reason,
                 cancel_requested_at=requested_at,
-                result=self._kept_json() if succeeded else None,
+                result=self._json_result() if succeeded else None,
                 result_truncated=(
                     self._collector is not None and self._collector.truncated
                 ),
@@ -493,5 +469,6 @@ class Invocation:
             return self.value
         return None if self._collector is None else self._collector.result()
 
-    def _kept_json(self) -> Any:
+    def _json_result(self) -> Any:
+        """Return the result as a reader of its JSON has it."""
         return self._kept_result() if self.streams else decode_json(self.result_json)

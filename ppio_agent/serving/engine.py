@@ -20,6 +20,7 @@ from ppio_agent.agent import (
     InvocationState,
     RequestContext,
 )
+from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import Admission, RunKey
 from ppio_agent.exceptions import (
     ConfigurationError,
@@ -138,11 +139,12 @@ class Engine:
         return found
 
     def begin(self, exchange: Exchange) -> tuple[Admission, Call]:
-        """Start the invocation that a request asks for, or join it to a known one.
+        """Enter the invocation that a request asks for, or join it to a known one.
+
+        A new one is still to be started.
 
         Raises:
-            PPIOAgentError: The request cannot be used, conflicts, or there is no slot;
-                nothing was started.
+            PPIOAgentError: The request cannot be used, or conflicts.
         """
         entrypoint = self.choose(exchange.query("entrypoint"))
         environ = exchange.environ
@@ -160,10 +162,7 @@ class Engine:
             name = entrypoint.handler.name
             key = RunKey.of(call.key, entrypoint=name, body=body)
         invocation = self._make(entrypoint, payload, call, exchange)
-        admission = self.registry.admit(invocation, key)
-        if admission.is_new:
-            self._start(invocation, patient=exchange.has_lanes or call.respond_async)
-        return admission, call
+        return self.registry.admit(invocation, key), call
 
     def _make(
         self, entrypoint: Entrypoint, payload: Any, call: Call, exchange: Exchange
@@ -201,7 +200,17 @@ class Engine:
             chain.bind(invocation)
         return invocation
 
-    def _start(self, invocation: Invocation, *, patient: bool) -> None:
+    def start(self, invocation: Invocation, *, patient: bool) -> None:
+        """Start a new invocation, or forget it.
+
+        Args:
+            invocation: What `begin` gave.
+            patient: Whether it may wait for a slot as long as its deadline allows,
+                because somebody in front counts who waits.
+
+        Raises:
+            ServiceUnavailableError: There is no slot for it.
+        """
         self.health.note_live()
         try:
             invocation.start(self.slots)
@@ -210,7 +219,9 @@ class Engine:
         except RuntimeError:
             closing = ServerDrainingError("the agent is shutting down")
             raise self._refuse(invocation, closing) from None
-        if patient or invocation.wait_open("start", _SLOT_PATIENCE):
+        if patient or invocation.progress.wait(
+            Step.STARTED | Step.OVER, _SLOT_PATIENCE
+        ):
             return
         busy = self._busy_error()
         if invocation.refuse(busy):

@@ -92,8 +92,10 @@ class Exchange:
         return self._headers
 
     @property
-    def shown_headers(self) -> dict[str, str]:
+    def shown_headers(self) -> Mapping[str, str]:
         """The headers without verified credentials."""
+        if not self.hidden:
+            return self.headers
         return {k: v for k, v in self.headers.items() if k not in self.hidden}
 
     def query(self, name: str) -> str | None:

@@ -204,7 +204,7 @@ class Health:
             said=self._said,
             busy=live or bool(self._busy),
         )
-        if status != self._status:
+        if status is not self._status and status != self._status:
             self._status = status
             self._changed_at = int(self._clock())
         return message

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ppio_agent.agent import Invocation, InvocationState
+from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import Admission
 from ppio_agent.agent.ring import RingReader
 from ppio_agent.exceptions import InvocationCancelledError, ValidationError
@@ -16,33 +17,46 @@ from ppio_agent.wire.headers import RETRY_AFTER, Accept
 from .answers import answer, id_headers, json_reply, stream_head
 from .call import Call
 from .config import AgentConfig
+from .engine import Engine
 from .exchange import Exchange
 
-__all__ = ["events", "promise", "respond"]
+__all__ = ["events", "respond"]
 
 # How often a waiting server thread looks whether its client has left, in seconds.
 _LOOK_EVERY = 0.25
 
 
 def respond(
-    config: AgentConfig, exchange: Exchange, admission: Admission, call: Call
+    engine: Engine, exchange: Exchange, admission: Admission, call: Call
 ) -> Reply:
-    """Return the answer of ``POST /invocations``.
+    """Start what is new and return the answer of ``POST /invocations``.
 
     Blocking: until the outcome, or until it is known that there is a stream.
+
+    Raises:
+        ServiceUnavailableError: There is no slot.
     """
+    config = engine.config
     invocation = admission.invocation
+    start = None
+    if admission.is_new:
+        patient = exchange.has_lanes or call.respond_async
+        start = partial(engine.start, invocation, patient=patient)
     if call.respond_async:
-        return promise(invocation, replayed=not admission.is_new)
+        if start is not None:
+            start()
+        return _promise(invocation, replayed=not admission.is_new)
     accept = Accept.parse(exchange.environ.get("HTTP_ACCEPT"))
     # Without a JSON envelope to fall back on, whatever the handler gives is streamed.
     always = accept.names_sse and not accept.envelope
-    if not _wait(invocation, "handler" if always else "stream", exchange, config):
+    gone = exchange.client_gone if config.detect_disconnect else None
+    opening = Step.OVER | (Step.REACHED if always else Step.STREAMS)
+    if not _wait(invocation, opening, gone, start):
         if admission.is_new:
             invocation.take_reader().close()
         invocation.leave()
         raise InvocationCancelledError("the client has closed the connection")
-    if invocation.streams or (always and invocation.reached):
+    if invocation.streams or (always and invocation.progress.has(Step.REACHED)):
         return _stream(
             invocation,
             exchange,
@@ -62,7 +76,7 @@ def respond(
     )
 
 
-def promise(invocation: Invocation, *, replayed: bool) -> Reply:
+def _promise(invocation: Invocation, *, replayed: bool) -> Reply:
     """Return the answer that comes before the outcome."""
     headers = [
         *id_headers(invocation, replayed=replayed),
@@ -92,14 +106,14 @@ def events(config: AgentConfig, exchange: Exchange, invocation: Invocation) -> R
 
 def _wait(
     invocation: Invocation,
-    by: Literal["handler", "stream"],
-    exchange: Exchange,
-    config: AgentConfig,
+    opening: int,
+    gone: Callable[[], bool] | None,
+    start: Callable[[], None] | None,
 ) -> bool:
     """Wait for an outcome or an opening; return False if the client has left."""
-    gone = exchange.client_gone if config.detect_disconnect else None
     tick = None if gone is None else _LOOK_EVERY
-    while not invocation.wait_open(by, tick):
+    while not invocation.progress.wait(opening, tick, first=start):
+        start = None
         if gone is not None and gone():
             return False
     return True

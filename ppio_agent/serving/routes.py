@@ -69,7 +69,7 @@ def _ping(engine: Engine, exchange: Exchange) -> Reply:
 
 def _invoke(engine: Engine, exchange: Exchange) -> Reply:
     admission, call = engine.begin(exchange)
-    return respond(engine.config, exchange, admission, call)
+    return respond(engine, exchange, admission, call)
 
 
 def _find(engine: Engine, exchange: Exchange, invocation_id: str) -> Invocation:

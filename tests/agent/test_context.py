@@ -12,6 +12,7 @@ import pytest
 
 from ppio_agent._util.threads import start_thread
 from ppio_agent.agent import CancelToken, current_context
+from ppio_agent.agent.progress import Step
 from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
 from tests.agent.support import make_context, make_invocation, pool_of
 
@@ -175,7 +176,7 @@ def test_wrap_may_be_called_on_a_helper_thread_itself() -> None:
         started.wait(5)
         assert context.wrap(current_context)() is context
         go_on.set()
-        assert invocation.wait_settled(5)
+        assert invocation.progress.wait(Step.SETTLED, 5)
 
 
 def test_sleep_wakes_quickly() -> None:

@@ -18,6 +18,7 @@ from ppio_agent.agent import (
     RequestContext,
     current_context,
 )
+from ppio_agent.agent.progress import Step
 from ppio_agent.exceptions import (
     InvocationCancelledError,
     InvocationError,
@@ -174,7 +175,7 @@ def test_a_reserved_place_lets_no_chunk_be_missed(pool: WorkerPool) -> None:
         return iter(range(5000))
 
     invocation = started(agent, pool, reserve=True)
-    assert invocation.wait_open("stream", 5)
+    assert invocation.progress.wait(Step.STREAMS | Step.OVER, 5)
     wait_until(lambda: invocation.ring.last == 256)
     with invocation.take_reader() as reader:
         after = 0
@@ -261,7 +262,7 @@ def test_null_is_refused_before_anything_exists() -> None:
 def test_a_cancelled_sleep_ends_the_invocation(pool: WorkerPool) -> None:
     """The second request changes nothing."""
     invocation = started(lambda _, context: context.sleep(60), pool)
-    invocation.wait_open("handler", 5)
+    invocation.progress.wait(Step.REACHED | Step.OVER, 5)
     assert invocation.cancel()
     assert not invocation.cancel("shutdown")
     with pytest.raises(InvocationCancelledError, match=r"\(client\)"):
@@ -312,7 +313,7 @@ async def async_endless(request: Any) -> AsyncIterator[int]:
 def test_a_cancel_reaches_async_code(agent: Any, pool: WorkerPool) -> None:
     """At an await, and while it waits for room."""
     invocation = started(agent, pool)
-    invocation.wait_open("handler", 5)
+    invocation.progress.wait(Step.REACHED | Step.OVER, 5)
     assert invocation.cancel("disconnect")
     assert invocation.wait(5)
     assert (invocation.state, invocation.confirmed) == (S.CANCELLED, True)
@@ -358,7 +359,7 @@ def test_code_that_ignores_a_cancel_counts_as_cancelled_after_the_grace(
     assert invocation.wait(5)
     assert (invocation.state, invocation.confirmed) == (S.CANCELLED, False)
     gate.opened.set()
-    assert invocation.wait_settled(5)
+    assert invocation.progress.wait(Step.SETTLED, 5)
     assert (invocation.state, invocation.record().late) == (S.CANCELLED, True)
 
 
@@ -393,7 +394,7 @@ def test_the_deadline_decides_not_the_handler(pool: WorkerPool) -> None:
     assert (record.state, record.confirmed) == (S.TIMED_OUT, False)
     assert invocation.context.cancelled.reason == "deadline"
     gate.opened.set()
-    assert invocation.wait_settled(5)
+    assert invocation.progress.wait(Step.SETTLED, 5)
     record = invocation.record()
     assert (record.state, record.late, record.result) == (S.TIMED_OUT, True, None)
 
@@ -413,7 +414,7 @@ def test_a_stream_past_its_deadline_ends_for_its_reader(pool: WorkerPool) -> Non
     with pytest.raises(InvocationTimeoutError):
         next(chunks)
     gate.opened.set()
-    assert invocation.wait_settled(5)
+    assert invocation.progress.wait(Step.SETTLED, 5)
     assert [entry.kind for entry in invocation.ring.read()] == ["chunk", "error", "end"]
 
 
@@ -451,7 +452,7 @@ def test_an_unbound_invocation_needs_no_reader(pool: WorkerPool) -> None:
 def test_a_shutdown_is_told_as_one_that_may_be_tried_again(pool: WorkerPool) -> None:
     """503, where a cancel by the client is 499."""
     invocation = started(lambda _, context: context.sleep(60), pool)
-    invocation.wait_open("handler", 5)
+    invocation.progress.wait(Step.REACHED | Step.OVER, 5)
     invocation.cancel("shutdown")
     with pytest.raises(InvocationCancelledError) as caught:
         invocation.result(5)
@@ -493,15 +494,15 @@ def test_opening_is_told_in_steps(pool: WorkerPool) -> None:
         return iter("ab")
 
     invocation = started(agent, pool, around=around)
-    assert invocation.wait_open("start", 5)
-    assert not invocation.wait_open("handler", 0.01)
+    assert invocation.progress.wait(Step.STARTED | Step.OVER, 5)
+    assert not invocation.progress.wait(Step.REACHED | Step.OVER, 0.01)
     before.opened.set()
-    assert invocation.wait_open("handler", 5)
+    assert invocation.progress.wait(Step.REACHED | Step.OVER, 5)
     inside.opened.set()
     returned.reached.wait(5)
-    assert not invocation.wait_open("stream", 0.01)
+    assert not invocation.progress.wait(Step.STREAMS | Step.OVER, 0.01)
     returned.opened.set()
-    assert invocation.wait_open("stream", 5)
+    assert invocation.progress.wait(Step.STREAMS | Step.OVER, 5)
     assert invocation.result(5) == "ab"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from ppio_agent._util.threads import start_thread
 from ppio_agent.agent.progress import Progress, Step
 from tests.support import wait_until
@@ -30,15 +32,6 @@ def test_waiting_ends_with_any_of_the_steps() -> None:
 def test_a_waiter_is_woken_by_its_own_steps_only() -> None:
     """A waiter for the end sleeps through all that comes before it."""
     progress, woken = Progress(), threading.Event()
-    wakes: list[int] = []
-    real = progress._changed.wait
-
-    def counted(timeout: float | None = None) -> bool:
-        found = real(timeout)
-        wakes.append(1)
-        return found
-
-    progress._changed.wait = counted  # type: ignore[method-assign]
 
     def waiter() -> None:
         progress.wait(Step.OVER)
@@ -46,8 +39,23 @@ def test_a_waiter_is_woken_by_its_own_steps_only() -> None:
 
     start_thread("waiter", waiter)
     wait_until(lambda: progress._waiting)
+    (asleep,) = progress._waiting
     for step in (Step.STARTED, Step.REACHED, Step.STREAMS):
         progress.take(step)
+    assert asleep.latch.locked()
     progress.take(Step.OVER)
     assert woken.wait(5)
-    assert len(wakes) == 1
+
+
+def test_waiting_begins_before_the_other_thread_is_started() -> None:
+    """What that does at once is not missed; if it cannot be started, nobody waits."""
+    progress = Progress()
+    assert progress.wait(Step.OVER, 5, first=lambda: progress.take(Step.OVER))
+    assert progress.wait(Step.OVER, 0, first=lambda: None)
+
+    def refuse() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        progress.wait(Step.SETTLED, first=refuse)
+    assert progress._waiting == []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ppio_agent.agent import Invocation, InvocationRegistry
+from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import RunKey
 from ppio_agent.exceptions import (
     ConflictError,
@@ -106,9 +107,9 @@ def test_a_run_lost_with_its_caller_frees_its_key() -> None:
     with pool_of() as pool:
         first = entered(registry, lambda _, context: context.sleep(60), run_key=key())
         first.start(pool)
-        first.wait_open("handler", 5)
+        first.progress.wait(Step.REACHED | Step.OVER, 5)
         first.cancel("disconnect")
-        first.wait_settled(5)
+        first.progress.wait(Step.SETTLED, 5)
         second = entered(registry, run_key=key())
     assert second is not first
     assert second.context.attempt == 2
@@ -124,7 +125,7 @@ def test_a_run_still_being_cancelled_is_worth_another_try() -> None:
     with pool_of() as pool:
         first = entered(registry, lambda _: gate.wait(5), run_key=key())
         first.start(pool)
-        first.wait_open("handler", 5)
+        first.progress.wait(Step.REACHED | Step.OVER, 5)
         first.cancel("disconnect")
         with pytest.raises(ConflictError) as caught:
             entered(registry, run_key=key())

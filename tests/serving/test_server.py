@@ -150,7 +150,7 @@ def test_in_a_sandbox_the_environment_names_the_address(
 
 def test_a_taken_port_is_an_os_error() -> None:
     """And says so."""
-    with make_app().server(port=0) as server, pytest.raises(OSError, match="in use"):
+    with make_app().server(port=0) as server, pytest.raises(OSError, match="taken"):
         make_app().server(port=server.port).start()
 
 
