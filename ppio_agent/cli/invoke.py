@@ -134,7 +134,7 @@ def _deployed_here() -> tuple[str, dict[str, str]]:
     manifest = Path(".ppio-agent.yaml")
     found: tuple[Any, dict[str, str]] = (None, {})
     if manifest.is_file():
-        from ppio_agent.sandbox.manifest import parse_manifest
+        from ppio_agent.sandbox.templates.manifest import parse_manifest
 
         read = parse_manifest(manifest.read_text())
         found = (read.status.get("template_id"), dict(read.env_vars))

@@ -84,7 +84,7 @@ def _stop(stop: threading.Event) -> None:
 @json_option
 def deploy(folder: Path, config: Path | None, *, dry_run: bool, as_json: bool) -> None:
     """Deploy the agent in DIR, as its .ppio-agent.yaml says."""
-    from ppio_agent.sandbox import packing
+    from ppio_agent.sandbox.templates import packing
 
     package = packing.pack(config or folder)
     if dry_run:

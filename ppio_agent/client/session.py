@@ -192,11 +192,10 @@ class SandboxSession:
             request: As for `invoke`.
             deadline: Total seconds until the end of the stream; None means no limit.
                 A silence of `ClientConfig.idle_timeout` ends it in any case.
-            idempotency_key: As for `invoke`.
-            headers: As for `invoke`.
+            idempotency_key, headers: As for `invoke`.
 
         Returns:
-            The stream, once the agent has begun to answer. Read it to the end or
+            The stream, once the agent has begun to answer; read it to the end or
             close it.
 
         Raises:
@@ -339,7 +338,7 @@ class SandboxSession:
         """Freeze the sandbox: it keeps its memory and takes no invocations.
 
         Args:
-            force: Freeze it also while invocations run; they wait inside it.
+            force: Also while invocations run; they wait inside it.
 
         Raises:
             ConflictError: Invocations run, or the state does not allow it.
@@ -393,11 +392,7 @@ class SandboxSession:
         readiness.wait(Deadline.after(self._plan.start_timeout), CallHandle())
 
     def refresh(self, timeout_seconds: float | None = None) -> None:
-        """Let the sandbox live for so long from now.
-
-        Args:
-            timeout_seconds: New time to live; None keeps that of the session.
-        """
+        """Let the sandbox live for `timeout_seconds` from now; None: as before."""
         self._pulse.check_open()
         ttl, asked_at = timeout_seconds or self._ttl, time.monotonic()
         with self._noting_loss():
@@ -432,12 +427,10 @@ class SandboxSession:
     def detach(self) -> None:
         """Give the sandbox up without ending it: its time to live will.
 
-        The session is `INACTIVE` afterwards, and closing it or its client leaves the
-        sandbox alone.
+        The session is `INACTIVE` then; closing it or its client ends nothing.
 
         Raises:
             ConflictError: Invocations run.
-            SessionClosedError: The sandbox is gone.
         """
         self._pulse.give_up()
         self._on_closed(self)

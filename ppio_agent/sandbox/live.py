@@ -16,14 +16,14 @@ from attrs import field, frozen
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
-
-from .backends.base import (
+from ppio_agent.sandbox.backends.base import (
     AgentStatus,
     Backend,
     LostReason,
     RunningSandbox,
     SandboxSpec,
 )
+
 from .limits import extended_end
 from .machine import Effect, EndReason, Event, State, on_ttl, step
 from .options import CreateOptions

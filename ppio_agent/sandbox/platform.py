@@ -23,27 +23,27 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent._util.net import listening_error
 from ppio_agent.exceptions import SandboxUnavailableError
 from ppio_agent.hooks import Hooks
+from ppio_agent.sandbox.backends.base import Backend
+from ppio_agent.sandbox.backends.process import ProcessBackend
+from ppio_agent.sandbox.control.views import Viewer
+from ppio_agent.sandbox.edge.server import Edge
+from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.packing import host_limits, write_status
+from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
+from ppio_agent.sandbox.templates.sources import FolderSource
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import DocumentStore, open_store
 from ppio_agent.web import Lanes, Server, ServerConfig
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import Template
 
-from .backends.base import Backend
-from .backends.process import ProcessBackend
-from .blobs import BlobStore
 from .config import PlatformConfig
 from .control import Control, create_app, lane_of
 from .datadir import DataDir, Running
-from .edge import Edge
 from .keys import DEFAULT_TENANT, KeyRing
-from .packing import host_limits, write_status
 from .plugin import TemplateFolder
 from .reach import Reach
 from .sandboxes import Folders, Sandboxes
-from .snapshot import MAX_BYTES
-from .sources import FolderSource
-from .templates import Templates
-from .views import Viewer
 
 if TYPE_CHECKING:
     from typing_extensions import Self

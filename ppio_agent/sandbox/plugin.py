@@ -61,7 +61,7 @@ class TemplateFolder:
     @hookimpl(trylast=True)
     def ppio_find_template(self, ref: str) -> Path | None:
         """Return the subfolder whose manifest has the name `ref`, or None."""
-        from .manifest import MANIFEST_NAME, parse_manifest
+        from ppio_agent.sandbox.templates.manifest import MANIFEST_NAME, parse_manifest
 
         for manifest in sorted(self._folder.glob(f"*/{MANIFEST_NAME}")):
             try:

@@ -9,15 +9,15 @@ from typing import Final
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
+from ppio_agent.sandbox.backends.base import AGENT_PORT
+from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
+from ppio_agent.sandbox.edge.upstreams import EdgeRefusal
 from ppio_agent.wire.json import Json
 
-from .addressing import SandboxPort, Target
-from .backends.base import AGENT_PORT
 from .keys import KeyRing
 from .live import TURN_TIMEOUT, LiveSandbox
 from .machine import State
 from .sandboxes import Sandboxes
-from .upstreams import EdgeRefusal
 
 __all__ = ["Reach"]
 

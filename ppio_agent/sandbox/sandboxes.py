@@ -16,16 +16,16 @@ from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import secret_token
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import SandboxPlatformError, ServiceUnavailableError
+from ppio_agent.sandbox.backends.base import Backend
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import Delete, DocumentStore, Put
 
-from .backends.base import Backend
 from .config import PlatformConfig
 from .ended import EndedLogs, remove_tree
 from .limits import admit
 from .live import Identity, LiveSandbox, Surroundings, not_found
 from .machine import Event, State
 from .options import CreateOptions
-from .templates import Templates
 from .timers import Timers
 
 __all__ = ["Folders", "Sandboxes"]

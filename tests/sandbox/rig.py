@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppio_agent.sandbox.blobs import BlobStore
 from ppio_agent.sandbox.config import PlatformConfig
-from ppio_agent.sandbox.manifest import Host
 from ppio_agent.sandbox.sandboxes import Folders, Sandboxes
-from ppio_agent.sandbox.sources import FolderSource
-from ppio_agent.sandbox.templates import Templates
+from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.manifest import Host
+from ppio_agent.sandbox.templates.sources import FolderSource
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import DocumentStore, open_store
 from tests.sandbox.agents import write_agent
 from tests.sandbox.fakes import FakeBackend

@@ -19,7 +19,7 @@ import requests
 
 from ppio_agent.exceptions import PlatformAlreadyRunningError, TemplateManifestError
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-from ppio_agent.sandbox.manifest import parse_manifest
+from ppio_agent.sandbox.templates.manifest import parse_manifest
 from tests.sandbox.agents import HTTP_AGENT, write_agent
 from tests.support import SLOW, processes_marked, wait_until
 

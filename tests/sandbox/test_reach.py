@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from ppio_agent.sandbox import reach as reach_module
-from ppio_agent.sandbox.addressing import ControlPlane, SandboxPort
 from ppio_agent.sandbox.backends.base import AgentStatus
+from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort
+from ppio_agent.sandbox.edge.upstreams import EdgeRefusal
 from ppio_agent.sandbox.keys import KeyRing
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.options import CreateOptions
 from ppio_agent.sandbox.reach import Reach
-from ppio_agent.sandbox.upstreams import EdgeRefusal
 from tests.sandbox.rig import PlatformRig
 from tests.support import wait_until
 

@@ -15,15 +15,16 @@ from werkzeug.exceptions import HTTPException
 from ppio_agent.exceptions import PPIOAgentError, TemplateManifestError, ValidationError
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.keys import KeyRing
-from ppio_agent.sandbox.once import Once
 from ppio_agent.sandbox.options import parse_body
 from ppio_agent.sandbox.sandboxes import Sandboxes
-from ppio_agent.sandbox.templates import Templates
-from ppio_agent.sandbox.views import Viewer
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import read_body
 from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json, decode_json, encode_json
 from ppio_agent.wire.model import CamelModel
+
+from .once import Once
+from .views import Viewer
 
 __all__ = [
     "Control",

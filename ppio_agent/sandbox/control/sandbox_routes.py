@@ -9,12 +9,9 @@ from attrs import frozen
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.sandbox.listing import page, whole_number
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.logview import LogQuery, read_log, select_entries
-from ppio_agent.sandbox.metadata_filter import matches, parse_filter
 from ppio_agent.sandbox.options import not_supported, parse_create
-from ppio_agent.sandbox.views import log_lines
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_KEY,
     sandbox_key,
@@ -24,6 +21,9 @@ from ppio_agent.wire.json import Json
 from ppio_agent.wire.model import CamelModel
 
 from .kit import Control, answer, body_as, decoded, positive, raw_body, tenant
+from .listing import page, whole_number
+from .metadata_filter import matches, parse_filter
+from .views import log_lines
 
 __all__ = ["sandbox_routes"]
 

@@ -9,12 +9,12 @@ from typing import IO, Any, Final
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import RequestTooLargeError, ValidationError
-from ppio_agent.sandbox.listing import page, whole_number
 from ppio_agent.sandbox.records import BuildInfo
-from ppio_agent.sandbox.snapshot import MAX_BYTES
-from ppio_agent.sandbox.sources import ArchiveSource
+from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
+from ppio_agent.sandbox.templates.sources import ArchiveSource
 
 from .kit import Control, answer, tenant
+from .listing import page, whole_number
 
 __all__ = ["template_routes"]
 

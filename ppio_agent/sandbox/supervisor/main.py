@@ -24,8 +24,8 @@ from functools import partial
 from typing import Any
 
 from ppio_agent.sandbox.logs import AgentLog
+from ppio_agent.sandbox.supervisor import tree
 
-from . import tree
 from .agent import Agent
 from .boot import Boot, choose_cpus, read_boot
 from .channel import Channel

@@ -16,9 +16,9 @@ from werkzeug.test import TestResponse
 
 from ppio_agent.sandbox.backends.base import AgentStatus
 from ppio_agent.sandbox.control import Control, create_app, lane_of
+from ppio_agent.sandbox.control.views import Viewer
 from ppio_agent.sandbox.keys import KeyRing
-from ppio_agent.sandbox.packing import pack
-from ppio_agent.sandbox.views import Viewer
+from ppio_agent.sandbox.templates.packing import pack
 from ppio_agent.web import Lane
 from ppio_agent.wire.models import (
     AgentTemplate,

@@ -9,6 +9,9 @@ from typing import Final
 import attrs
 from attrs import frozen
 
+from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.logview import LogEntry
+from ppio_agent.sandbox.records import BuildInfo, TemplateRecord
 from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.models import (
     ListedSandbox,
@@ -18,10 +21,6 @@ from ppio_agent.wire.models import (
     Template,
 )
 from ppio_agent.wire.times import format_time
-
-from .live import LiveSandbox
-from .logview import LogEntry
-from .records import BuildInfo, TemplateRecord
 
 __all__ = ["Viewer", "log_lines"]
 

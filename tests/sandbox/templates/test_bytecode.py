@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ppio_agent.sandbox.bytecode import cached_path, compiled
+from ppio_agent.sandbox.templates.bytecode import cached_path, compiled
 
 
 def _run(folder: Path) -> str:

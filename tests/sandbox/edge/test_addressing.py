@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.sandbox.addressing import (
+from ppio_agent.sandbox.edge.addressing import (
     ENVD_PORT,
     BadRoute,
     ControlPlane,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.sandbox.listing import page, whole_number
+from ppio_agent.sandbox.control.listing import page, whole_number
 
 _items = st.sets(
     st.tuples(st.integers(0, 5), st.text("abc", min_size=1, max_size=3)), max_size=20

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.sandbox.metadata_filter import matches, parse_filter
+from ppio_agent.sandbox.control.metadata_filter import matches, parse_filter
 
 
 def test_the_given_example() -> None:

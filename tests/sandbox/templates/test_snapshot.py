@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.sandbox.snapshot import (
+from ppio_agent.sandbox.templates.snapshot import (
     MAX_BYTES,
     MAX_FILES,
     Candidate,

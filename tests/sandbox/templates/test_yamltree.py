@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.sandbox.yamltree import Branch, Leaf, Row, read_tree, set_scalars
+from ppio_agent.sandbox.templates.yamltree import (
+    Branch,
+    Leaf,
+    Row,
+    read_tree,
+    set_scalars,
+)
 
 
 def _values(text: str, section: str = "status") -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppio_agent.sandbox.heads import (
+from ppio_agent.sandbox.edge.heads import (
     HEAD_LIMIT,
     check_request,
     forward_end,
@@ -20,7 +20,7 @@ from ppio_agent.sandbox.heads import (
     request_length,
     response_length,
 )
-from ppio_agent.sandbox.upstreams import EdgeRefusal
+from ppio_agent.sandbox.edge.upstreams import EdgeRefusal
 
 Fields = list[tuple[bytes, bytes]]
 

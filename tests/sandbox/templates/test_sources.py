@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import TemplateManifestError, ValidationError
-from ppio_agent.sandbox.sources import ArchiveSource, FolderSource
+from ppio_agent.sandbox.templates.sources import ArchiveSource, FolderSource
 
 
 def _archive(*members: tuple[str, bytes | str | None]) -> BytesIO:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import TemplateManifestError
-from ppio_agent.sandbox.manifest import parse_manifest
-from ppio_agent.sandbox.packing import pack, write_status
-from ppio_agent.sandbox.snapshot import select
-from ppio_agent.sandbox.sources import ArchiveSource
+from ppio_agent.sandbox.templates.manifest import parse_manifest
+from ppio_agent.sandbox.templates.packing import pack, write_status
+from ppio_agent.sandbox.templates.snapshot import select
+from ppio_agent.sandbox.templates.sources import ArchiveSource
 from tests.sandbox.agents import write_agent
 
 RECORD = {"templateID": "t" * 20, "names": ["my-agent"], "buildID": "b1"}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import TemplateManifestError
-from ppio_agent.sandbox.manifest import (
+from ppio_agent.sandbox.templates.manifest import (
     AgentManifest,
     Host,
     parse_manifest,

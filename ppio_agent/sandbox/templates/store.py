@@ -17,15 +17,15 @@ from ppio_agent.exceptions import (
     PermissionDeniedError,
     TemplateNotFoundError,
 )
+from ppio_agent.sandbox.keys import DEFAULT_TENANT
+from ppio_agent.sandbox.records import Build, BuildInfo, TemplateRecord
 from ppio_agent.storage import Delete, DocumentStore, Put
 from ppio_agent.wire.headers import sandbox_key
 from ppio_agent.wire.model import structure
 
 from .blobs import BlobStore
 from .builds import Builder
-from .keys import DEFAULT_TENANT
 from .manifest import AgentManifest, Host
-from .records import Build, BuildInfo, TemplateRecord
 from .sources import FolderSource, Source
 
 __all__ = ["BASE_ID", "Templates"]

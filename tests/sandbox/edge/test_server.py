@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from ppio_agent.sandbox.edge import Edge
-from tests.sandbox.edgekit import (
+from ppio_agent.sandbox.edge.server import Edge
+from tests.sandbox.edge.edgekit import (
     AGENT,
     Client,
     Scripted,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppio_agent.sandbox.edge import Edge
-from tests.sandbox.edgekit import (
+from ppio_agent.sandbox.edge.server import Edge
+from tests.sandbox.edge.edgekit import (
     AGENT,
     Client,
     Scripted,

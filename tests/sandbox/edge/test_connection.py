@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppio_agent.sandbox.addressing import ENVD_PORT, ControlPlane, SandboxPort
-from ppio_agent.sandbox.edge import Edge, EdgeRefusal
-from tests.sandbox.edgekit import (
+from ppio_agent.sandbox.edge.addressing import ENVD_PORT, ControlPlane, SandboxPort
+from ppio_agent.sandbox.edge.server import Edge, EdgeRefusal
+from tests.sandbox.edge.edgekit import (
     AGENT,
     ID,
     OTHER_ID,

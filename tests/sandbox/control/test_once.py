@@ -12,7 +12,7 @@ from ppio_agent.exceptions import (
     RateLimitError,
     ServiceUnavailableError,
 )
-from ppio_agent.sandbox.once import Once
+from ppio_agent.sandbox.control.once import Once
 from tests.sandbox.fakes import FakeClock
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppio_agent.sandbox.requirements import missing_distributions
+from ppio_agent.sandbox.templates.requirements import missing_distributions
 
 
 def test_names_that_are_not_installed_are_found_once() -> None:

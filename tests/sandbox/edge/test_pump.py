@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 import h11
 import pytest
 
-from ppio_agent.sandbox.pump import Peer, PeerError
+from ppio_agent.sandbox.edge.pump import Peer, PeerError
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"
 

@@ -18,10 +18,10 @@ from ppio_agent.exceptions import (
     TemplateManifestError,
     TemplateNotFoundError,
 )
-from ppio_agent.sandbox.blobs import BlobStore
-from ppio_agent.sandbox.manifest import Host
-from ppio_agent.sandbox.sources import FolderSource
-from ppio_agent.sandbox.templates import BASE_ID, Templates
+from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.manifest import Host
+from ppio_agent.sandbox.templates.sources import FolderSource
+from ppio_agent.sandbox.templates.store import BASE_ID, Templates
 from ppio_agent.storage import open_store
 from tests.sandbox.agents import write_agent
 
@@ -258,10 +258,10 @@ def test_what_nothing_refers_to_is_collected(
 CRASH = """
 import os, sys
 from pathlib import Path
-from ppio_agent.sandbox.blobs import BlobStore
-from ppio_agent.sandbox.manifest import Host
-from ppio_agent.sandbox.sources import FolderSource
-from ppio_agent.sandbox.templates import Templates
+from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.manifest import Host
+from ppio_agent.sandbox.templates.sources import FolderSource
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import open_store
 
 data, source = Path(sys.argv[1]), Path(sys.argv[2])

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ppio_agent.sandbox.addressing import ControlPlane, SandboxPort, Target
-from ppio_agent.sandbox.edge import Edge, EdgeRefusal
+from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort, Target
+from ppio_agent.sandbox.edge.server import Edge, EdgeRefusal
 from tests.support import SLOW
 
 ID = "a" * 20

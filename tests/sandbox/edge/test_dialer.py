@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppio_agent.sandbox import dialer
-from ppio_agent.sandbox.addressing import SandboxPort
-from ppio_agent.sandbox.edge import Edge
-from tests.sandbox.edgekit import (
+from ppio_agent.sandbox.edge import dialer
+from ppio_agent.sandbox.edge.addressing import SandboxPort
+from ppio_agent.sandbox.edge.server import Edge
+from tests.sandbox.edge.edgekit import (
     AGENT,
     OTHER_ID,
     Client,

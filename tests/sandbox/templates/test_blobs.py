@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.sandbox.blobs import BlobStore
+from ppio_agent.sandbox.templates.blobs import BlobStore
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What sandboxes are made from: manifests, snapshots, builds and where they are kept."""
