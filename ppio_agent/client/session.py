@@ -192,7 +192,8 @@ class SandboxSession:
             request: As for `invoke`.
             deadline: Total seconds until the end of the stream; None means no limit.
                 A silence of `ClientConfig.idle_timeout` ends it in any case.
-            idempotency_key, headers: As for `invoke`.
+            idempotency_key: As for `invoke`.
+            headers: As for `invoke`.
 
         Returns:
             The stream, once the agent has begun to answer; read it to the end or
