@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from . import exceptions
 from ._version import __version__
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -21,54 +22,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "SessionState",
         "StreamingResponse",
         "TemplateManager",
-    ),
-    "exceptions": (
-        "AgentClientError",
-        "AgentUnreachableError",
-        "AuthenticationError",
-        "BatchError",
-        "ClientClosedError",
-        "ConfigurationError",
-        "ConflictError",
-        "EventTooLargeError",
-        "IdempotencyConflictError",
-        "InternalServerError",
-        "InvocationCancelledError",
-        "InvocationError",
-        "InvocationNotFoundError",
-        "InvocationTimeoutError",
-        "NetworkError",
-        "NotFoundError",
-        "PPIOAgentError",
-        "PPIOAgentRuntimeError",
-        "PermissionDeniedError",
-        "PlatformAlreadyRunningError",
-        "PoolTimeoutError",
-        "ProtocolError",
-        "QuotaExceededError",
-        "RateLimitError",
-        "ReplayGoneError",
-        "RequestTimeoutError",
-        "RequestTooLargeError",
-        "ResponseTooLargeError",
-        "SandboxCreationError",
-        "SandboxLimitError",
-        "SandboxPlatformError",
-        "SandboxStartError",
-        "SandboxStateError",
-        "SandboxUnavailableError",
-        "SerializationError",
-        "ServerBusyError",
-        "ServerDrainingError",
-        "ServiceUnavailableError",
-        "SessionClosedError",
-        "SessionNotFoundError",
-        "StreamClosedError",
-        "StreamInterruptedError",
-        "TemplateManifestError",
-        "TemplateNotFoundError",
-        "ValidationError",
-        "WireError",
     ),
     "hooks": ("hookimpl",),
     "sandbox": ("PlatformConfig", "SandboxPlatform"),
@@ -90,6 +43,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF |= {name: "exceptions" for name in exceptions.__all__ if name != "by_code"}
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - the keys are strings
 
