@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import field, frozen
 from attrs.validators import gt
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import (
     InvocationCancelledError,
@@ -29,7 +29,7 @@ from .session import SandboxSession
 from .state import SessionState
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["Batch", "BatchItem", "BatchPlan", "BatchProgress", "Pool", "pool"]
 
@@ -134,7 +134,7 @@ class BatchPlan:
         return [*found, ProgressBar()] if self.bar else found
 
 
-class Batch:
+class Batch(Closing):
     """The items of a batch, as they come; work has begun when it is made.
 
     Iterate it, or take `results`. Leaving early, by `close`, an error or an
@@ -185,17 +185,6 @@ class Batch:
         """Drop what has not begun, abort what runs, kill the sandboxes. Idempotent."""
         self._work.stop()
         self._work.wait(_STOP_LIMIT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         work = getattr(self, "_work", None)

@@ -7,10 +7,10 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import (
     ClientClosedError,
     SessionNotFoundError,
@@ -34,7 +34,7 @@ from .stream import StreamingResponse
 from .template import TemplateManager
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from .launch import SandboxArguments
 
@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 _CLOSE_LIMIT = 30.0
 
 
-class AgentRuntimeClient:
+class AgentRuntimeClient(Closing):
     """Calls agents in sandboxes of the platform, from ordinary blocking code.
 
     Example:
@@ -470,17 +470,6 @@ class AgentRuntimeClient:
             )
         if control is not None:
             control.transport.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         api_key, api_secret, plugins = self._given

@@ -6,11 +6,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 
+from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import (
     InvocationError,
     NetworkError,
@@ -24,7 +24,7 @@ from ppio_agent.wire.sse import SSEEvent
 from .invocation import EventReader, decode_chunk
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["ByteSource", "CancelResult", "Run", "StreamingResponse"]
 
@@ -70,7 +70,7 @@ class CancelResult:
     state: str
 
 
-class StreamingResponse:
+class StreamingResponse(Closing):
     """The chunks of one invocation, in order, as the agent gives them.
 
     Iterate it once, or use it as a context manager to leave early:
@@ -266,17 +266,6 @@ class StreamingResponse:
             return self._cancel()
         finally:
             self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "open"

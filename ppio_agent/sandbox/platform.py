@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
 
 from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
 from ppio_agent.exceptions import SandboxUnavailableError
 from ppio_agent.hooks import Hooks
@@ -73,7 +73,7 @@ class _Parts:
     started: float
 
 
-class SandboxPlatform:
+class SandboxPlatform(Closing):
     """Control plane, templates and sandboxes on this machine, at one address.
 
     A context manager. It also closes when the process ends.
@@ -257,14 +257,6 @@ class SandboxPlatform:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def running(self) -> bool:

@@ -6,11 +6,11 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import PPIOAgentError, StreamClosedError
 
 from .attempts import Body
@@ -20,14 +20,14 @@ from .http1 import Headers
 from .messages import Response
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["RawStream"]
 
 Describe = Callable[[PPIOAgentError], PPIOAgentError]
 
 
-class RawStream:
+class RawStream(Closing):
     """The body of an answer whose head has been read.
 
     Read it to its end or close it; an abandoned one closes itself with a
@@ -116,17 +116,6 @@ class RawStream:
     def closed(self) -> bool:
         """Whether nothing can be read any more."""
         return self._state.ended
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<RawStream {self.status} {'closed' if self.closed else 'open'}>"

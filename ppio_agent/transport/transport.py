@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import random as _random
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import ClientClosedError, PPIOAgentError
 from ppio_agent.wire.problem import Problem
@@ -23,12 +23,12 @@ from .route import parse_proxy
 from .streams import RawStream
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 __all__ = ["Transport"]
 
 
-class Transport:
+class Transport(Closing):
     """Sends requests over kept connections.
 
     Args:
@@ -181,17 +181,6 @@ class Transport:
         pool = self._pools.get(os.getpid())
         if pool is not None:
             pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Transport {'closed' if self._closed else 'open'}>"

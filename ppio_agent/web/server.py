@@ -9,13 +9,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from waitress import create_server, wasyncore
 from waitress.server import BaseWSGIServer
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
 from ppio_agent._util.threads import start_thread
 
@@ -36,7 +36,7 @@ _FLUSH_TIMEOUT = 2.0
 _CALL_TIMEOUT = 5.0
 
 
-class Server:
+class Server(Closing):
     """Serves one WSGI application on a TCP address or a Unix socket.
 
     Args:
@@ -194,14 +194,6 @@ class Server:
 
     def __enter__(self) -> Server:
         return self if self._thread is not None else self.start()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _listen(self) -> None:
         settings = self._config.waitress_settings()

@@ -15,10 +15,10 @@ import socket
 import threading
 from collections.abc import Coroutine
 from concurrent import futures
-from types import TracebackType
 
 import h11
 
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.threads import start_thread
 
 from .addressing import ControlPlane, SandboxPort, Target
@@ -42,7 +42,7 @@ _PAUSE = 0.1
 _STOP_TIME = 2.0
 
 
-class Edge:
+class Edge(Closing):
     """The listener, its thread and its limits.
 
     Args:
@@ -147,15 +147,6 @@ class Edge:
     def __enter__(self) -> Edge:
         """Start."""
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
