@@ -35,10 +35,11 @@ def start_thread(
 class _Worker:
     """One thread and the box in which it is handed its next job."""
 
-    __slots__ = ("job", "name", "ready", "thread")
+    __slots__ = ("guest", "job", "name", "ready", "thread")
 
-    def __init__(self, name: str, job: _Job) -> None:
+    def __init__(self, name: str, job: _Job, *, guest: bool = False) -> None:
         self.name = name
+        self.guest = guest  # the thread is a caller's own and outlives the job
         self.job: _Job | None = job
         # Locked while the worker is parked. A bare lock hands over in a third of
         # the time of a Condition or a queue.
@@ -81,12 +82,12 @@ class WorkerPool:
 
     @property
     def threads(self) -> int:
-        """How many threads exist."""
+        """How many threads exist, those that are in `run_here` included."""
         return len(self._workers)
 
     @property
     def busy(self) -> int:
-        """How many threads run a job."""
+        """How many threads run a job, those of `run_here` included."""
         return len(self._workers) - len(self._idle)
 
     @property
@@ -104,12 +105,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the thread pool {self._name} is closed")
-            if self._idle:
-                worker = self._idle.pop()
-                worker.job = fn
-                worker.ready.release()
-                return
-            if len(self._workers) >= self._max_threads:
+            if self.busy >= self._max_threads:
                 if len(self._waiting) >= self._max_waiting:
                     raise PoolSaturatedError(
                         f"all {self._max_threads} threads of {self._name} are busy"
@@ -117,11 +113,56 @@ class WorkerPool:
                     )
                 self._waiting.append(fn)
                 return
-            self._made += 1
-            worker = _Worker(f"{self._name}-{self._made}", fn)
-            self._workers.add(worker)
+            worker = self._hand_over_locked(fn)
+        self._start(worker)
+
+    def run_here(self, fn: _Job) -> bool:
+        """Run `fn()` on the calling thread, in the place of one of the pool's.
+
+        For callers that have a thread already: the pool's limit holds for both.
+
+        Returns:
+            Whether there was a place; without one, or when closed, `fn` is not run.
+        """
+        with self._lock:
+            if self._closed or self.busy >= self._max_threads:
+                return False
+            guest = _Worker(self._name, fn, guest=True)
+            guest.thread = threading.current_thread()
+            self._workers.add(guest)
+        try:
+            fn()
+        finally:
+            self._free_place(guest)
+        return True
+
+    def _free_place(self, guest: _Worker) -> None:
+        worker = None
+        with self._lock:
+            self._workers.discard(guest)
+            if self._waiting:
+                worker = self._hand_over_locked(self._waiting.popleft())
+            if self._closed:
+                self._gone.notify_all()
+        self._start(worker)
+
+    def _hand_over_locked(self, fn: _Job) -> _Worker | None:
+        """Give a job to a parked thread; else return the one that is to be started."""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.job = fn
+            worker.ready.release()
+            return None
+        self._made += 1
+        worker = _Worker(f"{self._name}-{self._made}", fn)
+        self._workers.add(worker)
+        return worker
+
+    def _start(self, worker: _Worker | None) -> None:
         # Registered, so that close() waits for it, and started without the lock, for
         # which finished workers would have to wait and so not be found idle.
+        if worker is None:
+            return
         try:
             start_thread(worker.name, self._run, worker)
         except RuntimeError:
@@ -181,7 +222,7 @@ class WorkerPool:
                 lambda: self._workers.isdisjoint(others), timeout
             )
         for worker in others if ended else ():
-            if worker.thread is not None:
+            if worker.thread is not None and not worker.guest:
                 worker.thread.join()  # it has nothing left to do
         return ended
 

@@ -428,3 +428,66 @@ def test_a_forgotten_pool_is_not_kept_alive() -> None:
     ref = weakref.ref(WorkerPool("ppio-forgotten", max_threads=1))
     gc.collect()
     assert ref() is None
+
+
+def test_a_caller_may_take_the_place_of_a_thread(
+    make_pool: MakePool, gate: Gate
+) -> None:
+    """The limit holds for both; what waited meanwhile runs when the place is free."""
+    pool = make_pool(max_threads=1, max_waiting=1)
+    inside, names = [], []
+
+    def job() -> None:
+        inside.append((pool.busy, pool.run_here(gate)))
+        pool.submit(lambda: names.append(threading.current_thread().name))
+        inside.append((pool.busy, pool.waiting))
+
+    assert pool.run_here(job)
+    assert inside == [(1, False), (1, 1)]
+    wait_until(lambda: names == ["ppio-test-1"])
+    wait_until(lambda: pool.busy == 0)
+
+
+def test_a_parked_thread_is_not_used_while_callers_take_all_places(
+    make_pool: MakePool,
+) -> None:
+    """There may then be more threads than places, but not more at work."""
+    pool = make_pool(max_threads=1)
+    pool.submit(lambda: None)
+    wait_until(lambda: pool.busy == 0)
+
+    def job() -> None:
+        with pytest.raises(PoolSaturatedError):
+            pool.submit(lambda: None)
+
+    assert pool.run_here(job)
+
+
+def test_what_a_caller_raises_frees_its_place(make_pool: MakePool) -> None:
+    """It is raised where it was asked for."""
+    pool = make_pool(max_threads=1)
+
+    def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        pool.run_here(fail)
+    assert pool.busy == 0
+
+
+def test_close_waits_for_callers_too() -> None:
+    """As for its own threads; afterwards none gets in."""
+    pool = WorkerPool("ppio-test", max_threads=1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def job() -> None:
+        entered.set()
+        leave.wait(5)
+
+    thread = start_thread("guest", pool.run_here, job)
+    assert entered.wait(5)
+    assert not pool.close(0.01)
+    leave.set()
+    assert pool.close()
+    thread.join(5)
+    assert not pool.run_here(lambda: None)
