@@ -10,6 +10,7 @@ from __future__ import annotations
 from .config import ServerConfig
 from .kit import (
     ContextFilter,
+    Relayed,
     Reply,
     RequestKit,
     current_request_id,
@@ -26,6 +27,7 @@ __all__ = [
     "Lane",
     "Lanes",
     "Refusal",
+    "Relayed",
     "Reply",
     "RequestKit",
     "Server",

@@ -30,7 +30,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.headers import REQUEST_ID
 
-from .kit import problem, request_id_of, status_line
+from .kit import Relayed, problem, request_id_of, status_line
 from .lanes import Refusal
 from .parser import Parser
 
@@ -54,6 +54,8 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     # Whether the client may still be sending when the answer is out.
     linger = False
     _lingers_until: float | None = None
+    # The environ of a relayed request, for the thread that takes it over.
+    relayed: dict[str, Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Guards what the poller knows of this connection.
@@ -89,8 +91,36 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
 
     def service(self) -> None:
         """Serve the first request; then let the loop go on with this connection."""
-        super().service()
+        try:
+            super().service()
+        except Relayed:
+            return  # the connection is another thread's
         self.server.ppio_loop.changed(self)
+
+    def relay(self, environ: dict[str, Any], resume: Callable[[], object]) -> bool:
+        """Let another thread answer the request that is being served.
+
+        It calls the application once more, with the same environ and `resume` in it
+        (`ppio.resume`). The thread that served the request so far must not answer; it
+        raises `Relayed` when it has nothing more to do.
+
+        Returns:
+            Whether there was a thread for it; if not, nothing has changed.
+        """
+        relayed = {**environ, "ppio.resume": resume}
+        taken: bool = self.server.task_dispatcher.relay(
+            functools.partial(self._take_over, relayed)
+        )
+        return taken
+
+    def _take_over(self, relayed: dict[str, Any]) -> None:
+        self.relayed = relayed
+        self.service()
+        if self.relayed is relayed:
+            # Closed before: there is nobody to answer, and that has to be known.
+            self.relayed = None
+            with contextlib.suppress(Exception):
+                relayed["ppio.resume"]()
 
     def writable(self) -> bool:
         """Tell the loop whether it has to send or close."""
@@ -202,6 +232,8 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
 
     def get_environment(self) -> dict[str, Any]:
         """Return the WSGI environ, with our own keys."""
+        if self.environ is None:
+            self.environ, self.channel.relayed = self.channel.relayed, None
         if self.environ is not None:
             return self.environ
         request = self.request
@@ -215,6 +247,7 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
         environ["ppio.abort"] = self.channel.abort
         environ["ppio.arrived"] = request.arrived
         environ["ppio.client_gone"] = self.channel.client_gone
+        environ["ppio.relay"] = self.channel.relay
         environ["wsgi.errors"] = sys.stderr
         environ["wsgi.input"] = request.get_body_stream()
         environ["wsgi.url_scheme"] = request.url_scheme

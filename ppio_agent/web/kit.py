@@ -29,6 +29,7 @@ from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
 
 __all__ = [
     "ContextFilter",
+    "Relayed",
     "Reply",
     "RequestKit",
     "current_request_id",
@@ -60,6 +61,10 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # What would end a header line early, or has no Latin-1 form.
 _UNFIT = re.compile(r"[\x00\r\n]|[^\x00-\xff]")
 _READ_SIZE = 1 << 16
+
+
+class Relayed(BaseException):
+    """Ends the work of a thread on a request that another thread answers."""
 
 
 @frozen
@@ -237,12 +242,17 @@ class RequestKit:
         environ: Environ,
         start_response: Callable[..., Any],
     ) -> Iterable[bytes]:
-        request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
+        # A kit further outside, or the thread that relayed the request, chose it.
+        request_id = environ.get("ppio.request_id") or request_id_of(
+            environ.get("HTTP_X_REQUEST_ID")
+        )
         environ["ppio.request_id"] = request_id
         current_request_id.set(request_id)
         answer = _Answer(start_response, environ, request_id, self._headers)
         try:
             body = self._app(environ, answer.start)
+        except Relayed:
+            raise
         except BaseException as error:  # noqa: BLE001 - outermost frame of a request
             return answer.fail(error)
         if isinstance(body, list | tuple):

@@ -8,6 +8,7 @@ holds the channel's lock, so nothing here waits for anything.
 from __future__ import annotations
 
 import enum
+import logging
 import math
 import statistics
 import threading
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from ppio_agent._util.threads import PoolSaturatedError
+from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 from ppio_agent.exceptions import (
     PPIOAgentError,
     ServerBusyError,
@@ -29,6 +30,8 @@ from ppio_agent.exceptions import (
 from .crew import Crew, Load
 
 __all__ = ["Lane", "LaneDispatcher", "Lanes", "Refusal", "retry_after"]
+
+_log = logging.getLogger(__name__)
 
 _EXPRESS_THREADS = 2
 # A request that has waited longer than this for its thread is looked at before it is
@@ -158,6 +161,9 @@ class LaneDispatcher:
             )
             for lane, (threads, waiting) in crews.items()
         }
+        # Threads that answer requests whose own thread is inside user code: one a
+        # connection at most.
+        self._relays = WorkerPool("ppio-web-relay", max_threads=max_connections)
         self._durations: deque[float] = deque(maxlen=32)
         self._refused = 0
         self._closed = False
@@ -244,10 +250,24 @@ class LaneDispatcher:
         if served and lane is Lane.INVOKE:
             self._durations.append(time.monotonic() - started)
 
+    def relay(self, take_over: Callable[[], object]) -> bool:
+        """Call `take_over()` on a further thread; see `Channel.relay`.
+
+        Returns:
+            Whether there is a thread for it.
+        """
+        try:
+            self._relays.submit(take_over)
+        except RuntimeError as error:
+            _log.warning("no thread can take over a request: %s", error)
+            return False
+        return True
+
     @property
     def unfinished(self) -> int:
         """How many requests are being served or wait for a thread."""
-        return sum(crew.busy + crew.waiting for crew in self._crews.values())
+        lanes = sum(crew.busy + crew.waiting for crew in self._crews.values())
+        return lanes + self._relays.busy
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of threads and requests of each lane."""
@@ -274,4 +294,4 @@ class LaneDispatcher:
             crew.close(max(0.0, ends - time.monotonic()))
             for crew in self._crews.values()
         ]
-        return all(closed)
+        return self._relays.close(max(0.0, ends - time.monotonic())) and all(closed)

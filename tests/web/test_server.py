@@ -21,6 +21,7 @@ from ppio_agent.web import (
     SSE_HEADERS,
     Lane,
     Lanes,
+    Relayed,
     Reply,
     Server,
     ServerConfig,
@@ -106,6 +107,75 @@ def test_requests_on_one_connection(serve: Serve) -> None:
         assert client.ask("/empty").status == 204
         assert client.ask("/", "HEAD").headers["content-length"] == "0"
         assert client.ask("/", "POST", b"two").body == b"two"
+
+
+@pytest.mark.usefixtures("loop")
+def test_another_thread_may_answer_a_request(serve: Serve, blocker: Blocker) -> None:
+    """With its id; the connection goes on, and the first thread with what it does."""
+    ended = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        resume = environ.get("ppio.resume")
+        if resume is not None:
+            return resume().respond(start_response)
+        if environ["PATH_INFO"] != "/relayed":
+            return hello(environ, start_response)
+        first = environ["ppio.request_id"]
+        reply = Reply(200, [("X-First", first)], b"by another")
+        assert environ["ppio.relay"](environ, lambda: reply)
+        blocker.gate.wait(20)
+        ended.set()
+        raise Relayed
+
+    server = serve(app, max_concurrency=3)
+    with RawClient(server.port) as client:
+        relayed = client.ask("/relayed")
+        assert relayed.body == b"by another"
+        assert relayed.headers["x-first"] == relayed.headers["x-request-id"]
+        assert client.ask("/").body == b"hello"
+        assert client.ask("/relayed").body == b"by another"
+        blocker.gate.set()
+        assert ended.wait(5)
+        assert client.ask("/").body == b"hello"
+
+
+def test_who_takes_over_a_closed_connection_still_learns_of_it(
+    serve: Serve,
+) -> None:
+    """Whoever waits for the outcome must not be left to believe in a reader."""
+    resumed = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        gone = environ["ppio.client_gone"]
+
+        def resume() -> Reply:
+            if gone():
+                resumed.set()
+            return Reply(200)
+
+        environ["ppio.abort"]()
+        wait_until(gone)
+        environ["ppio.relay"](environ, resume)
+        raise Relayed
+
+    with RawClient(serve(app).port) as client:
+        client.send_request("/")
+        assert resumed.wait(5)
+
+
+def test_without_a_thread_for_it_a_request_stays_where_it_is(serve: Serve) -> None:
+    """Whoever wanted to give it away is told so."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        relays = server._dispatcher._relays
+        relays.close(0)
+        taken = environ["ppio.relay"](environ, lambda: None)
+        return Reply(200, body=str(taken).encode()).respond(start_response)
+
+    server = serve(app)
+    with RawClient(server.port) as client:
+        assert client.ask("/").body == b"False"
+        assert client.ask("/").body == b"False"
 
 
 @pytest.mark.usefixtures("loop")
