@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from ppio_agent._util.clock import utc_now
@@ -24,7 +24,7 @@ from .chunk import Chunk, ChunkCollector
 from .context import CancelReason, RequestContext, bind_context
 from .failure import Failure
 from .handler import Around, Handler, as_payload, is_async_result, stream_of
-from .outcome import Outcome, end_json, error_json, imposed_error
+from .outcome import Outcome, imposed_error, terminal_events
 from .progress import Progress, Step
 from .record import InvocationRecord
 from .ring import ReplayRing, RingReader
@@ -117,10 +117,11 @@ class Invocation:
         self._reserved: RingReader | None = None
         self._born = time.monotonic()
         self._ended: float | None = None
-        self._started_at: datetime | None = None
-        self._finished_at: datetime | None = None
+        self._started: float | None = None
         self._cancel: tuple[CancelReason, datetime] | None = None
         self._grace_ends: float | None = None
+        self._slow_at: float | None = None
+        self._on_slow: Callable[[], object] | None = None
         self._armed = False
 
     @property
@@ -182,15 +183,27 @@ class Invocation:
             self._armed = False
             raise
 
-    def run(self) -> None:
-        """Run in the calling thread, to the end of user code; never raises."""
-        if not self._armed:
+    def run(
+        self, *, on_slow: Callable[[], object] | None = None, quick: float = 0.0
+    ) -> None:
+        """Run in the calling thread, to the end of user code; never raises.
+
+        Args:
+            on_slow: Called on another thread when user code has run for `quick`
+                seconds; on this one, when it is known to stream. Perhaps both.
+            quick: Seconds.
+        """
+        if on_slow is not None:
+            self._on_slow = on_slow
+            self._slow_at = time.monotonic() + quick
+        if self._slow_at is not None or not self._armed:
             self._arm()
         variables = self._variables
         if not self._note(Happening.ENTERED):
             return
         bind_context(self.context, variables)
         outcome = variables.run(self._work)
+        self._on_slow = None
         if self.context.time_left() == 0.0:
             self._expire()  # decided at the deadline, even if the alarm is late
         self._note(outcome.happening, outcome=outcome)
@@ -235,7 +248,13 @@ class Invocation:
             if streams and self._reserve:
                 self._reserve = False
                 self._reserved = self._ring_locked().attach()
-        self.progress.take(Step.REACHED | Step.STREAMS if streams else Step.REACHED)
+        if not streams:
+            self.progress.take(Step.REACHED)
+            return
+        self.progress.take(Step.REACHED | Step.STREAMS)
+        on_slow = self._on_slow
+        if on_slow is not None:
+            on_slow()
 
     # Ending.
 
@@ -279,8 +298,11 @@ class Invocation:
             self.cancel(reason)
 
     def on_alarm(self) -> None:
-        """React to the deadline, or to the end of the grace after a cancel."""
+        """React to slow user code, the deadline, or the end of a cancel's grace."""
         now = time.monotonic()
+        on_slow, self._slow_at = self._on_slow, None
+        if on_slow is not None:
+            on_slow()
         if self.context.deadline is not None and now >= self.context.deadline:
             self._expire()
         elif self._grace_ends is not None and now >= self._grace_ends:
@@ -290,7 +312,8 @@ class Invocation:
 
     def _arm(self) -> None:
         self._armed = True
-        instants = [t for t in (self.context.deadline, self._grace_ends) if t]
+        wanted = (self.context.deadline, self._grace_ends, self._slow_at)
+        instants = [instant for instant in wanted if instant is not None]
         if instants and not self._life.state.terminal:
             alarms().set(self, min(instants))
 
@@ -315,7 +338,7 @@ class Invocation:
             if life is before:
                 return False
             if happening is Happening.ENTERED:
-                self._started_at = utc_now()
+                self._started = time.monotonic()
             if reason is not None:
                 self._cancel = (reason, utc_now())
             ends = life.state.terminal and not before.state.terminal
@@ -335,7 +358,6 @@ class Invocation:
         self, outcome: Outcome | None, failure: Failure | None
     ) -> None:
         self._ended = time.monotonic()
-        self._finished_at = utc_now()
         imposed = imposed_error(self._life.state, self.id, self.cancel_reason)
         if imposed is not None:
             self.error, self.failure = imposed, self._describe(imposed)
@@ -370,19 +392,13 @@ class Invocation:
         life = self._life
         if life.state is InvocationState.SUCCEEDED and not self.streams:
             ring.append_value(self.result_json)
-        error = None
-        if self.failure is not None:
-            error = error_json(
-                self.failure,
-                request_id=self.context.request_id,
-                invocation_id=self.id,
-            )
-        end = end_json(
-            life.state,
+        end, error = terminal_events(
+            life,
+            self.failure,
             invocation_id=self.id,
+            request_id=self.context.request_id,
             duration=self.duration,
             chunks=ring.last,
-            confirmed=life.confirmed,
         )
         ring.finish(end, error)
 
@@ -448,8 +464,8 @@ class Invocation:
                 entrypoint=self.handler.name,
                 session_id=self.context.session_id,
                 created_at=self.context.timestamp,
-                started_at=self._started_at,
-                finished_at=self._finished_at,
+                started_at=self._instant(self._started),
+                finished_at=self._instant(self._ended),
                 duration=round(self.duration, 6),
                 stream=self.streams,
                 first_event=ring.first,
@@ -463,6 +479,11 @@ class Invocation:
                 late=life.late,
                 error=self.failure,
             )
+
+    def _instant(self, moment: float | None) -> datetime | None:
+        if moment is None:
+            return None
+        return self.context.timestamp + timedelta(seconds=moment - self._born)
 
     def _kept_result(self) -> Any:
         if not self.streams:

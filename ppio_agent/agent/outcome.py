@@ -12,9 +12,9 @@ from ppio_agent.wire.json import encode_json
 
 from .context import CancelReason
 from .failure import Failure
-from .states import Happening, InvocationState
+from .states import Happening, InvocationState, Life
 
-__all__ = ["Outcome", "end_json", "error_json", "imposed_error"]
+__all__ = ["Outcome", "imposed_error", "terminal_events"]
 
 
 @frozen(kw_only=True)
@@ -74,9 +74,28 @@ def imposed_error(
     )
 
 
-def error_json(failure: Failure, *, request_id: str, invocation_id: str) -> bytes:
-    """Return the data of a stream's `error` event."""
-    return encode_json(
+def terminal_events(
+    life: Life,
+    failure: Failure | None,
+    *,
+    invocation_id: str,
+    request_id: str,
+    duration: float,
+    chunks: int,
+) -> tuple[bytes, bytes | None]:
+    """Return the data of a stream's `end` event, and of the `error` before it, if any."""
+    end = encode_json(
+        {
+            "status": life.state.value,
+            "invocation_id": invocation_id,
+            "duration": round(duration, 6),
+            "events": chunks,
+            "confirmed": life.confirmed,
+        }
+    )
+    if failure is None:
+        return end, None
+    error = encode_json(
         {
             "error": failure.error,
             "error_type": failure.error_type,
@@ -87,23 +106,4 @@ def error_json(failure: Failure, *, request_id: str, invocation_id: str) -> byte
             "invocation_id": invocation_id,
         }
     )
-
-
-def end_json(
-    state: InvocationState,
-    *,
-    invocation_id: str,
-    duration: float,
-    chunks: int,
-    confirmed: bool,
-) -> bytes:
-    """Return the data of a stream's `end` event."""
-    return encode_json(
-        {
-            "status": state.value,
-            "invocation_id": invocation_id,
-            "duration": round(duration, 6),
-            "events": chunks,
-            "confirmed": confirmed,
-        }
-    )
+    return end, error

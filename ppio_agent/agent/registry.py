@@ -143,7 +143,8 @@ class InvocationRegistry:
         fingerprint = None if key is None else key.fingerprint
         kept = _Kept(invocation, own_key, fingerprint)
         with self._lock:
-            known = self._known_locked((owner, invocation.id), own_key)
+            own_id = (owner, invocation.id)
+            known = self._known_locked(own_id, own_key)
             if known is not None:
                 verdict = Verdict.CONFLICT
                 if fingerprint is not None:
@@ -154,7 +155,7 @@ class InvocationRegistry:
                 if verdict is not Verdict.RUN_AGAIN:
                     raise _conflict(verdict, known.invocation)
                 context.attempt = known.invocation.context.attempt + 1
-            self._by_id[owner, invocation.id] = kept
+            self._by_id[own_id] = kept
             if own_key is not None:
                 self._by_key[own_key] = kept
             self._live[invocation] = kept

@@ -25,12 +25,17 @@ class InvocationState(enum.Enum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
 
+    # Enum's own hash is Python code, and these are looked up for every step.
+    __hash__ = object.__hash__
+
     def __init__(self, word: str) -> None:
         self.terminal = word in ("succeeded", "failed", "cancelled", "timed_out")
 
 
 class Happening(enum.Enum):
     """What may happen to an invocation."""
+
+    __hash__ = object.__hash__
 
     ENTERED = "its thread enters the chain of middleware"
     CANCEL_ASKED = "somebody asked for its end"

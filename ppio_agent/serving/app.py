@@ -98,9 +98,8 @@ class PPIOAgentRuntimeApp:
             self.config, name=name or "agent", version=version or __version__
         )
         self._front = Front(self._engine, authenticator, self._guard(self.config.host))
-        self.wsgi_app: Callable[..., Iterable[bytes]] = RequestKit(
-            self._serve, headers=self.headers
-        )
+        self._kit = RequestKit(self._serve, headers=self.headers)
+        self.wsgi_app: Callable[..., Iterable[bytes]] = self._kit
         self._middleware: list[Middleware] = []
         self._on_startup: list[Callable[[], object]] = []
         self._on_shutdown: list[Callable[[], object]] = []
@@ -239,8 +238,11 @@ class PPIOAgentRuntimeApp:
                     " threads, or route by session"
                 )
             self.start_up()
-        if self._closed:
+        if self._closed and "ppio.resume" not in environ:
             raise ServerDrainingError("the agent was shut down")
+        if self.wsgi_app is not self._kit:
+            # What the user has put around it must run once for a request.
+            environ.pop("ppio.relay", None)
         return self._front(environ, start_response)
 
     def start_up(self) -> None:
@@ -288,10 +290,11 @@ class PPIOAgentRuntimeApp:
         """
         from .server import run
 
+        server = self.server(host=host, port=port)
         logging.getLogger("ppio_agent").setLevel(self.config.log_level)
         for handler in logging.getLogger().handlers:
             handler.addFilter(log_filter())
-        if not run(self.server(host=host, port=port)):
+        if not run(server):
             raise SystemExit(1)
 
     def test_client(self, headers: dict[str, str] | None = None) -> AgentTestClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
@@ -40,6 +41,7 @@ class Call:
     respond_async: bool
 
 
+@lru_cache(maxsize=64)
 def check_media(content_type: str, content_encoding: str) -> None:
     """Return if a body of this type can be read as JSON.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +228,15 @@ class Engine:
         if invocation.refuse(busy):
             self.registry.withdraw(invocation)
             raise busy
+
+    def run_here(self, run: Callable[[], object]) -> bool:
+        """Run user code on the calling thread, if there is a slot for it.
+
+        Returns:
+            Whether there was one; if not, nothing was run.
+        """
+        self.health.note_live()
+        return self.slots.run_here(run)
 
     def _refuse(
         self, invocation: Invocation, error: ServiceUnavailableError

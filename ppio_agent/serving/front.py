@@ -83,11 +83,16 @@ class Front:
             cors = self.guard.headers(environ.get("HTTP_ORIGIN"))
             start_response = partial(_start_with, start_response, cors)
         try:
+            resume: Callable[[], Reply] | None = environ.get("ppio.resume")
+            if resume is not None:
+                return resume().respond(start_response)
             routes, params = self._table.find(exchange.path)
             route = routes.get(exchange.method)
             reply = self._admit(exchange, route)
             if reply is None and self.flask is not None:
                 environ[_EXCHANGE] = exchange
+                # What runs around the views of a Flask app must run once.
+                environ.pop("ppio.relay", None)
                 return self.flask.wsgi_app(environ, start_response)
             if reply is None and route is not None:
                 reply = route.view(self._engine, exchange, **params)

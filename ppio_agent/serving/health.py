@@ -35,6 +35,7 @@ _WORDS = {
 _BADNESS = (PingStatus.HEALTHY, PingStatus.HEALTHY_BUSY, PingStatus.UNHEALTHY)
 _OURS = frozenset({"status", "message", "timestamp", "time_of_last_update"})
 _NO_EXTRA: Mapping[str, Any] = {}
+_Verdict = tuple[PingStatus, str | None]
 
 
 @frozen(kw_only=True)
@@ -89,7 +90,7 @@ def _read_members(members: Mapping[Any, Any]) -> Said:
 
 def judge(
     *, draining: bool, forced: PingStatus | None, said: Said, busy: bool
-) -> tuple[PingStatus, str | None]:
+) -> _Verdict:
     """Return the status to tell, and a message for a person.
 
     Args:
@@ -157,8 +158,12 @@ class Health:
         self._said = Said()
         self._checking = False
         self._checked_at = float("-inf")
-        self._was_live = False
-        self._status = PingStatus.HEALTHY
+        self._is_live = False
+        # What is told while nothing runs, and while something does.
+        self._verdicts: tuple[_Verdict, _Verdict] = (
+            (PingStatus.HEALTHY, None),
+            (PingStatus.HEALTHY_BUSY, None),
+        )
         self._changed_at = int(clock())
 
     def set_check(self, check: Callable[[], Any]) -> None:
@@ -191,23 +196,36 @@ class Health:
             self._judge_locked()
 
     def note_live(self) -> None:
-        """Look whether anything runs now; called when that may have changed."""
-        if (self._live() > 0) != self._was_live:
-            with self._checked:
-                self._judge_locked()
+        """Look whether anything runs now; called when that may have changed.
 
-    def _judge_locked(self) -> str | None:
-        live = self._was_live = self._live() > 0
-        status, message = judge(
-            draining=self._draining,
-            forced=self._forced,
-            said=self._said,
-            busy=live or bool(self._busy),
-        )
-        if status is not self._status and status != self._status:
-            self._status = status
+        Twice for each invocation, hence the prepared verdicts.
+        """
+        if (self._live() > 0) is not self._is_live:
+            with self._checked:
+                self._look_locked()
+
+    def _look_locked(self) -> None:
+        before = self._verdicts[self._is_live][0]
+        self._is_live = self._live() > 0
+        if self._verdicts[self._is_live][0] != before:
             self._changed_at = int(self._clock())
-        return message
+
+    def _judge_locked(self) -> None:
+        """Prepare what is told from now on."""
+        self._look_locked()
+        before = self._verdicts[self._is_live][0]
+        idle, busy = (
+            judge(
+                draining=self._draining,
+                forced=self._forced,
+                said=self._said,
+                busy=live or bool(self._busy),
+            )
+            for live in (False, True)
+        )
+        self._verdicts = (idle, busy)
+        if self._verdicts[self._is_live][0] != before:
+            self._changed_at = int(self._clock())
 
     def ping(self) -> tuple[int, dict[str, Any]]:
         """Return HTTP status and body of an answer to `/ping`.
@@ -217,15 +235,16 @@ class Health:
         check = self._check
         in_time = check is None or self._run_check(check)
         with self._checked:
-            message = self._judge_locked()
+            self._look_locked()
+            status, message = self._verdicts[self._is_live]
             body = {
                 **self._said.extra,
-                "status": self._status.value,
+                "status": status.value,
                 "message": message if in_time else "health check timed out",
                 "timestamp": format_time(utc_now()),
                 "time_of_last_update": self._changed_at,
             }
-            unhealthy = self._status is PingStatus.UNHEALTHY
+            unhealthy = status is PingStatus.UNHEALTHY
         return (503 if unhealthy else 200), body
 
     def _run_check(self, check: Callable[[], Any]) -> bool:

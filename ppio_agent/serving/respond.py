@@ -19,6 +19,7 @@ from .call import Call
 from .config import AgentConfig
 from .engine import Engine
 from .exchange import Exchange
+from .watch import run_watched
 
 __all__ = ["events", "respond"]
 
@@ -36,23 +37,45 @@ def respond(
     Raises:
         ServiceUnavailableError: There is no slot.
     """
-    config = engine.config
     invocation = admission.invocation
-    start = None
-    if admission.is_new:
-        patient = exchange.has_lanes or call.respond_async
-        start = partial(engine.start, invocation, patient=patient)
-    if call.respond_async:
-        if start is not None:
-            start()
-        return _promise(invocation, replayed=not admission.is_new)
     accept = Accept.parse(exchange.environ.get("HTTP_ACCEPT"))
     # Without a JSON envelope to fall back on, whatever the handler gives is streamed.
     always = accept.names_sse and not accept.envelope
+    finish = partial(
+        _finish,
+        engine.config,
+        exchange,
+        invocation,
+        is_new=admission.is_new,
+        accept=accept,
+        always=always,
+    )
+    if not admission.is_new:
+        return _promise(invocation, replayed=True) if call.respond_async else finish()
+    if call.respond_async:
+        engine.start(invocation, patient=True)
+        return _promise(invocation, replayed=False)
+    may_run_here = not always and invocation.handler.is_stream is None
+    if may_run_here and run_watched(engine, exchange, invocation, finish):
+        return finish()
+    return finish(partial(engine.start, invocation, patient=exchange.has_lanes))
+
+
+def _finish(
+    config: AgentConfig,
+    exchange: Exchange,
+    invocation: Invocation,
+    start: Callable[[], None] | None = None,
+    *,
+    is_new: bool,
+    accept: Accept,
+    always: bool,
+) -> Reply:
+    """Wait for an invocation, which `start` starts, and return its answer."""
     gone = exchange.client_gone if config.detect_disconnect else None
     opening = Step.OVER | (Step.REACHED if always else Step.STREAMS)
     if not _wait(invocation, opening, gone, start):
-        if admission.is_new:
+        if is_new:
             invocation.take_reader().close()
         invocation.leave()
         raise InvocationCancelledError("the client has closed the connection")
@@ -62,7 +85,7 @@ def respond(
             exchange,
             config,
             dialect="full" if accept.names_sse else "bare",
-            is_new=admission.is_new,
+            is_new=is_new,
         )
     _raise_refusal(invocation)
     chain: Any = invocation.around
@@ -71,7 +94,7 @@ def respond(
         request_id=exchange.request_id,
         status=200 if chain is None else chain.status_code,
         extra=[] if chain is None else list(chain.headers.items()),
-        replayed=not admission.is_new,
+        replayed=not is_new,
         debug=config.debug,
     )
 

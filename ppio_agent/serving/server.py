@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 # What user code gets to end after it was cancelled because the app is stopped.
 _CANCEL_GRACE = 5.0
+# How late a signal is noticed at worst, in seconds.
+_SIGNAL_LOOK = 0.5
 
 
 class PPIOAgentRuntimeServer:
@@ -162,14 +164,21 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
         server.start()
         _say_ready()
         _log.info("listening on %s", server.url)
-        server.stopping.wait()
+        _await_signal(server.stopping)
         _log.info("stopping")
         start_thread("ppio-drain", _drain, server, hurry)
-        hurry.wait()
+        _await_signal(hurry)
         ended = server.close()
     if not ended:
         _log.error("code of the agent still runs although it was cancelled")
     return ended
+
+
+def _await_signal(event: threading.Event) -> None:
+    # The system may give a signal to a thread that is just making another one. The
+    # main thread, where the handler has to run, is then not woken by it.
+    while not event.wait(_SIGNAL_LOOK):
+        pass
 
 
 def _drain(server: PPIOAgentRuntimeServer, done: threading.Event) -> None:

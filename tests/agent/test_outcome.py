@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from ppio_agent.agent import InvocationState
 from ppio_agent.agent.failure import Failure
-from ppio_agent.agent.outcome import end_json, error_json, imposed_error
+from ppio_agent.agent.outcome import imposed_error, terminal_events
+from ppio_agent.agent.states import Life
 from ppio_agent.exceptions import ServerBusyError, ValidationError
 from tests.agent.support import make_invocation
 
@@ -60,8 +62,14 @@ def test_only_ends_that_user_code_did_not_choose_are_imposed() -> None:
 def test_the_terminal_events_have_the_agreed_members() -> None:
     """In this order."""
     failure = Failure.of(ValueError("no"))
-    error = json.loads(error_json(failure, request_id="r", invocation_id="i"))
-    assert error == {
+    facts: dict[str, Any] = {
+        "invocation_id": "i",
+        "request_id": "r",
+        "duration": 0.5,
+        "chunks": 2,
+    }
+    end, error = terminal_events(Life(S.FAILED, confirmed=True), failure, **facts)
+    assert json.loads(error or b"") == {
         "error": "no",
         "error_type": "ValueError",
         "message": "no",
@@ -70,11 +78,11 @@ def test_the_terminal_events_have_the_agreed_members() -> None:
         "request_id": "r",
         "invocation_id": "i",
     }
-    end = end_json(S.FAILED, invocation_id="i", duration=0.5, chunks=2, confirmed=True)
     assert end == (
         b'{"status":"failed","invocation_id":"i","duration":0.5,'
         b'"events":2,"confirmed":true}'
     )
+    assert terminal_events(Life(S.SUCCEEDED, confirmed=True), None, **facts)[1] is None
 
 
 def test_a_record_has_the_members_of_the_wire() -> None:
