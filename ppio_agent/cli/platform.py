@@ -20,7 +20,7 @@ from .target import Target, find_target
 
 __all__ = ["deploy", "logs", "sandboxes", "templates", "up"]
 
-_FOLLOW_EVERY = 0.5  # seconds between two looks at a log
+_LOOK_EVERY = 0.5  # seconds between two looks at a log, or for a signal
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -62,7 +62,10 @@ def up(**options: Any) -> None:
         for name, value in platform.env().items():
             click.echo(f"export {name}={value}")
         click.echo("Ctrl-C ends it and all its sandboxes", err=True)
-        stop.wait()
+        # In steps: a signal that meets the main thread in a long wait may be handled
+        # on another thread, and then does not wake it.
+        while not stop.wait(_LOOK_EVERY):
+            pass
         click.echo("ending all sandboxes ...", err=True)
 
 
@@ -242,7 +245,7 @@ def logs(
 
 def _follow(target: Target, sandbox_id: str, seen: list[dict[str, Any]]) -> None:
     wait = threading.Event()
-    while not wait.wait(_FOLLOW_EVERY):
+    while not wait.wait(_LOOK_EVERY):
         query = {"start": 0, "limit": 1000}
         lines = target.call("GET", "sandboxes", sandbox_id, "logs", query=query)["logs"]
         for line in lines[len(seen) :]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,10 +227,13 @@ def test_no_platform_is_explained(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An address where nobody listens is named."""
-    monkeypatch.setenv("PPIO_API_URL", "http://127.0.0.1:1")
-    done = command("templates", "list")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # ours, and nobody listens on it
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("PPIO_API_URL", f"http://{address}")
+        done = command("templates", "list")
     assert done.status == 5
-    assert "127.0.0.1:1" in done.err
+    assert address in done.err
 
 
 def test_the_names_of_the_field_work(command: Command) -> None:
@@ -303,8 +307,6 @@ def test_up_serves_until_it_is_stopped(tmp_path: Path) -> None:
 
 def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     """Neither `run` nor `up` shows a traceback when another program listens."""
-    import socket
-
     (tmp_path / "app.py").write_text("def agent(request): return 1")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -180,13 +180,16 @@ class TestClasses:
         with pytest.raises(ProtocolError, match=r"\$\.sandboxID: is missing"):
             client.create_session("tpl1")
 
-    @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://nowhere.invalid"])
-    def test_nobody_answers(self, make_client: Make, url: str) -> None:
+    def test_nobody_answers(self, make_client: Make) -> None:
         """Refused and unknown hosts are network errors with their cause."""
-        with pytest.raises(NetworkError) as caught:
-            make_client(base_url=url).list_templates()
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # ours, and nobody listens on it
+            refused = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            for url in (refused, "https://nowhere.invalid"):
+                with pytest.raises(NetworkError) as caught:
+                    make_client(base_url=url).list_templates()
 
-        assert caught.value.__cause__ is not None
+                assert caught.value.__cause__ is not None
 
 
 def test_secrets_stay_secret(
