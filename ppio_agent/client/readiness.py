@@ -98,10 +98,9 @@ class Readiness:
             if not ends_waiting(error):
                 return error
             if isinstance(error, AgentUnreachableError):
-                raise self._failed(
-                    f"its agent ended with exit status {error.exit_code}",
-                    exit_code=error.exit_code,
-                ) from error
+                code = error.exit_code or 0
+                how = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+                raise self._failed(f"its agent ended {how}", exit_code=code) from error
             raise
         if well:
             return None

@@ -15,6 +15,7 @@ from ppio_agent._util.ids import new_id
 from ppio_agent._util.redact import SECRET_HEADERS, Redactor
 from ppio_agent._version import __version__
 from ppio_agent.exceptions import (
+    AgentUnreachableError,
     ConfigurationError,
     PPIOAgentError,
     SessionNotFoundError,
@@ -351,9 +352,11 @@ class Attempts(Generic[_T]):
         )
         error = answer_error(self._request, answer, problem, self._setup.redactor)
         error.retry_after = retry_after
-        # An envelope is the end of a run, whatever its status; and a sandbox that is
-        # gone stays gone, though the edge says so with a 502.
-        final = problem.envelope or isinstance(error, SessionNotFoundError)
+        # An envelope is the end of a run, whatever its status; a sandbox that is gone
+        # stays gone, and an agent that ended stays ended, though by a 502.
+        gone = isinstance(error, SessionNotFoundError)
+        ended = isinstance(error, AgentUnreachableError) and error.exit_code is not None
+        final = problem.envelope or gone or ended
         outcome = evolve(
             self._outcome(),
             status=answer.status,

@@ -22,6 +22,7 @@ from ppio_agent.exceptions import (
     RateLimitError,
     RequestTimeoutError,
     RequestTooLargeError,
+    SandboxCreationError,
     ServiceUnavailableError,
     SessionNotFoundError,
     TemplateNotFoundError,
@@ -87,14 +88,16 @@ def answer_error(
     """
     cls = _class(request.kind, response.status, problem)
     quoted = redactor.text(" ".join(problem.message.split())[:_MOST_TEXT])
+    own = _own_data(cls, response.status, problem)
+    ended = own.get("exit_code") is not None
     error = cls(
-        _message(request, response.status, cls, quoted),
+        _ended(own) if ended else _message(request, response.status, cls, quoted),
         # The word of the class is part of the API; that of a peer is only a hint.
         code=problem.code if problem.code and by_code(problem.code) else None,
         http_status=response.status,
-        retryable=problem.retryable,
+        retryable=False if ended else problem.retryable,
         request_id=response.request_id,
-        **_own_data(cls, response.status, problem),
+        **own,
     )
     kind = response.headers.get("content-type", "no content type")
     error.__cause__ = FailedAnswer(f"HTTP {response.status}, {kind}: {quoted!r}")
@@ -115,6 +118,8 @@ def _class(kind: str, status: int, problem: Problem) -> type[PPIOAgentError]:
 def _class_of_status(kind: str, status: int) -> type[PPIOAgentError]:
     if status == 404 and kind in _NOT_FOUND:
         return _NOT_FOUND[kind]
+    if status == 501 and kind == "template":
+        return SandboxCreationError  # the platform cannot make what was asked for
     found = _BY_STATUS.get(status)
     if found is not None:
         return found
@@ -131,9 +136,11 @@ def _own_data(
         return {
             "sandbox_id": body.get("sandboxId"),
             "port": body.get("port"),
-            "exit_code": body.get("exitCode"),
+            "exit_code": _exit_code(body),
             "status": status,
         }
+    if issubclass(cls, SandboxCreationError):
+        return {"stage": "create"}
     if issubclass(cls, InvocationError):
         return {"agent_error": problem.error_type, "status": status}
     if issubclass(cls, RequestTooLargeError):
@@ -143,14 +150,43 @@ def _own_data(
     return {}
 
 
+def _exit_code(body: Mapping[str, Any]) -> int | None:
+    """Return how the agent ended: its status, or minus the signal's number."""
+    code, number = body.get("exitCode"), body.get("signal")
+    if isinstance(code, int):
+        return code
+    return -number if isinstance(number, int) else None
+
+
+def _ended(own: Mapping[str, Any]) -> str:
+    code = own["exit_code"]
+    how = f"with exit status {code}" if code >= 0 else f"by signal {-code}"
+    return (
+        f"the agent in sandbox {own['sandbox_id']} has ended {how}; create a new"
+        " session"
+    )
+
+
 def _message(
     request: Request, status: int, cls: type[PPIOAgentError], quoted: str
 ) -> str:
-    what = f"{request.kind} {request.subject!r}" if request.subject else "the request"
-    if issubclass(cls, NotFoundError):
-        text = f"{what} was not found"
+    if issubclass(cls, NotFoundError) and request.kind != "agent":
+        text = f"{_asked(request)} was not found"
     elif cls is ProtocolError:
-        text = f"{what} was answered {status}, which is not followed"
+        text = f"{_asked(request)} was answered {status}, which is not followed"
     else:
-        text = f"{what} was answered {status}"
+        text = f"{_call(request)} was answered {status}"
     return f"{text}: {quoted}" if quoted else text
+
+
+def _asked(request: Request) -> str:
+    return f"{request.kind} {request.subject!r}" if request.subject else "the request"
+
+
+def _call(request: Request) -> str:
+    """Return what was done, for a failure that is not the subject's own."""
+    if request.subject and request.kind == "agent":
+        return f"the call of the agent in sandbox {request.subject!r}"
+    if request.subject and request.kind == "template" and request.method == "POST":
+        return f"creating a sandbox from template {request.subject!r}"
+    return _asked(request)

@@ -22,10 +22,15 @@ Serve = Callable[..., FaultServer]
 
 
 def _error(
-    status: int, body: object = None, *, kind: Kind = "other", subject: str = ""
+    status: int,
+    body: object = None,
+    *,
+    kind: Kind = "other",
+    subject: str = "",
+    method: str = "GET",
 ) -> ex.PPIOAgentError:
     data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
-    request = Request(method="GET", url="http://h/", kind=kind, subject=subject)
+    request = Request(method=method, url="http://h/", kind=kind, subject=subject)
     response = Response(
         status=status,
         headers=Headers([("Content-Type", "text/x")]),
@@ -75,7 +80,6 @@ def test_the_status_names_the_class(status: int, cls: type[ex.PPIOAgentError]) -
     [
         ("template", ex.TemplateNotFoundError),
         ("sandbox", ex.SessionNotFoundError),
-        ("agent", ex.NotFoundError),
         ("envd", ex.NotFoundError),
     ],
 )
@@ -119,6 +123,52 @@ def test_the_edge_says_what_is_gone() -> None:
     error = _error(502, {**body, "port": 8080, "exitCode": 3})
     assert isinstance(error, ex.AgentUnreachableError)
     assert (error.sandbox_id, error.port, error.exit_code) == ("s-1", 8080, 3)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ({"exitCode": 7, "signal": None}, 7, "with exit status 7"),
+        ({"exitCode": 0}, 0, "with exit status 0"),
+        ({"exitCode": None, "signal": 9}, -9, "by signal 9"),
+    ],
+)
+def test_an_agent_that_ended_is_said_to_have(
+    how: dict[str, object], code: int, words: str
+) -> None:
+    """Not that its port is closed; and no later attempt finds it alive."""
+    body = {"sandboxId": "s-1", "message": "port is not open", "port": 8080, **how}
+    error = _error(502, body, kind="agent", subject="s-1")
+    assert isinstance(error, ex.AgentUnreachableError)
+    assert (error.exit_code, error.retryable) == (code, False)
+    assert error.message.startswith(f"the agent in sandbox s-1 has ended {words};")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "status", "what"),
+    [
+        ("agent", "POST", 429, "the call of the agent in sandbox 'x-1'"),
+        ("agent", "GET", 404, "the call of the agent in sandbox 'x-1'"),
+        ("template", "POST", 429, "creating a sandbox from template 'x-1'"),
+        ("sandbox", "GET", 429, "sandbox 'x-1'"),
+    ],
+)
+def test_a_failure_is_that_of_the_call(
+    kind: Kind, method: str, status: int, what: str
+) -> None:
+    """The template did not answer 429; creating a sandbox of it was answered so."""
+    body = {"message": "no"}
+    error = _error(status, body, kind=kind, subject="x-1", method=method)
+    assert error.message == f"{what} was answered {status}: no"
+
+
+def test_a_sandbox_that_the_platform_cannot_make() -> None:
+    """A 501 to its creation is no fault inside the platform; its sentence says why."""
+    body = {"message": "it cannot block network access", "code": "not_supported"}
+    error = _error(501, body, kind="template", subject="t-1", method="POST")
+    assert isinstance(error, ex.SandboxCreationError)
+    assert (error.stage, error.http_status) == ("create", 501)
+    assert "it cannot block network access" in error.message
 
 
 def test_what_is_quoted_is_short_and_without_secrets() -> None:

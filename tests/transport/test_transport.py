@@ -431,6 +431,18 @@ def test_the_edges_word_that_nothing_ran_allows_another_attempt(serve: Serve) ->
     assert (caught.value.sandbox_id, caught.value.port) == ("s-1", 8080)
 
 
+@pytest.mark.parametrize("how", [{"exitCode": 7}, {"exitCode": None, "signal": 9}])
+def test_an_agent_that_ended_is_not_asked_again(
+    serve: Serve, transport: Transport, how: dict[str, object]
+) -> None:
+    """Nobody starts it anew in its sandbox."""
+    body = json.dumps({"sandboxId": "s-1", "port": 8080, "message": "m", **how})
+    server = serve(reply(502, body.encode()))
+    with pytest.raises(AgentUnreachableError, match="has ended"):
+        transport.send(_post(server, headers=KEY))
+    assert len(server.requests) == 1
+
+
 def test_an_envelope_is_the_end_of_a_run(serve: Serve, transport: Transport) -> None:
     """Whatever the status, the agent ran."""
     body = b'{"result":null,"status":"error","error":"boom","metadata":{}}'
