@@ -35,8 +35,9 @@ _TAIL = 4096
 # Isolated and without `site`: neither the environment nor the files of the user change
 # what a supervisor is, and it starts in half the time.
 _BOOTSTRAP = (
-    "import sys; sys.path += sys.argv[2:];"
-    " from ppio_agent.sandbox.supervisor.main import main; main(int(sys.argv[1]))"
+    "import sys; sys.path += sys.argv[3:];"
+    " from ppio_agent.sandbox.supervisor.main import main;"
+    " main(*map(int, sys.argv[1:3]))"
 )
 _NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
 
@@ -130,7 +131,9 @@ class ProcessBackend:
 def _exec_supervisor(
     fd: int, sandbox_id: str, layout: Layout
 ) -> subprocess.Popen[bytes]:
-    arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *_import_paths()]
+    # Told whose child it is: it cannot ask when the platform may have ended since.
+    told = [str(fd), str(os.getpid()), *_import_paths()]
+    arguments = ["-I", "-S", "-c", _BOOTSTRAP, *told]
     with open(layout.supervisor_log, "ab") as stderr:
         return subprocess.Popen(
             [sys.executable, *arguments],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from .channel import ChannelError, receive_one
 
-__all__ = ["Boot", "choose_cpus", "read_boot"]
+__all__ = ["Boot", "choose_cpus", "hold_platform", "read_boot"]
 
 
 class Boot(NamedTuple):
@@ -57,12 +58,39 @@ def choose_cpus(cpus: float) -> tuple[int, ...]:
     return tuple((allowed + allowed)[first : first + count])
 
 
-def read_boot(line: socket.socket) -> Boot:
+def hold_platform(pid: int) -> int | None:
+    """Return a handle that is readable when the platform, the parent, has ended.
+
+    None where the system has no such handles: the end of the line tells it there.
+
+    Raises:
+        SystemExit: It has ended already.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        handle = None
+    # Asked last: while it is the parent nobody else has its pid.
+    if os.getppid() != pid:
+        raise SystemExit("the platform has ended")
+    return handle
+
+
+def read_boot(line: socket.socket, platform: int | None) -> Boot:
     """Wait for the first message, and take nothing that comes behind it.
+
+    Args:
+        line: The line to the platform.
+        platform: Handle of its process, for a fork of it may hold the line open.
 
     Raises:
         ChannelError: There is none, or it is not of that kind.
+        SystemExit: The platform has ended.
     """
+    if platform is not None:
+        ready, _, _ = select.select([line, platform], [], [])
+        if platform in ready:
+            raise SystemExit("the platform has ended")
     message = receive_one(line)
     try:
         return Boot(**message["boot"])

@@ -55,7 +55,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._running = False
+        self._stopped = False
 
     def now(self) -> float:
         """Return the present instant of the loop's clock."""
@@ -106,21 +106,21 @@ class Loop:
         self.watch(reader, READ, on_ready)
 
     def run(self) -> None:
-        """Wait and call back until `stop`."""
-        self._running = True
-        while self._running:
+        """Wait and call back until `stop`, which may have come before."""
+        while not self._stopped:
             self._fire_due()
             for key, events in self._selector.select(self._wait()):
                 # An earlier callback of this round may have closed or changed it.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data(events)
+        self._stopped = False
 
     def stop(self) -> None:
-        """Let `run` return after this round."""
-        self._running = False
+        """Let `run` return after this round; the next one at once if none is."""
+        self._stopped = True
 
     def _wait(self) -> float | None:
-        if not self._running:
+        if self._stopped:
             return 0.0
         if not self._timers:
             return None

@@ -27,7 +27,7 @@ from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.supervisor import tree
 
 from .agent import Agent
-from .boot import Boot, choose_cpus, read_boot
+from .boot import Boot, choose_cpus, hold_platform, read_boot
 from .channel import Channel
 from .dial import Dial
 from .loop import READ, Loop, Timer
@@ -51,11 +51,15 @@ class Supervisor:
         line: The line to the platform, at the place of `READY_FD`: while it is open no
             other descriptor of this process is there.
         boot: What the sandbox is.
+        platform: Handle of the platform's process; see `hold_platform`.
     """
 
-    def __init__(self, loop: Loop, line: socket.socket, boot: Boot) -> None:
+    def __init__(
+        self, loop: Loop, line: socket.socket, boot: Boot, platform: int | None
+    ) -> None:
         self._loop = loop
         self._boot = boot
+        self._platform = platform
         self._pid = os.getpid()
         self._limits = Limits(cpus=choose_cpus(boot.cpus))
         self._programs: dict[int, Program] = {}
@@ -82,6 +86,8 @@ class Supervisor:
         self._loop.watch_signals(signums, self._on_signal)
         self._watch_platform()
         self._channel.send({"event": "ready"})
+        if self._ending:  # nobody is there to read it
+            return
         if self._agent is None:
             # What it is for without an agent; else loaded when first used.
             self._loop.call_later(0, self._load_envd)
@@ -148,11 +154,9 @@ class Supervisor:
 
     def _watch_platform(self) -> None:
         """Notice the platform's end even if a fork of it holds the line open."""
-        try:
-            handle = os.pidfd_open(os.getppid())
-        except (AttributeError, OSError):
-            return
-        self._loop.watch(handle, READ, partial(self._on_platform_end, handle))
+        if self._platform is not None:
+            on_end = partial(self._on_platform_end, self._platform)
+            self._loop.watch(self._platform, READ, on_end)
 
     def _on_platform_end(self, handle: int, _: int) -> None:
         self._loop.unwatch(handle)
@@ -290,7 +294,7 @@ class Supervisor:
         self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
-def main(fd: int) -> None:
+def main(fd: int, platform_pid: int) -> None:
     """Supervise the sandbox described on the line `fd` until it has ended."""
     become_subreaper()
     os.dup2(fd, READY_FD, inheritable=False)
@@ -299,8 +303,9 @@ def main(fd: int) -> None:
     else:
         os.close(fd)
     line = socket.socket(fileno=READY_FD)
+    platform = hold_platform(platform_pid)  # not before: it may take `READY_FD`
     loop = Loop()
-    supervisor = Supervisor(loop, line, read_boot(line))
+    supervisor = Supervisor(loop, line, read_boot(line, platform), platform)
     try:
         supervisor.start()
         loop.run()

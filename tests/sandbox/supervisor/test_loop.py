@@ -32,6 +32,19 @@ def test_timers_fire_in_the_order_they_are_due() -> None:
     assert fired == ["first", "last"]
 
 
+def test_a_stop_before_the_loop_runs_is_kept() -> None:
+    """It ends the next run at once, and only that one."""
+    loop, fired = Loop(), []
+    loop.stop()
+    loop.call_later(0.0, lambda: fired.append("later"))
+    loop.run()
+    assert fired == []
+
+    loop.call_later(0.0, loop.stop)
+    loop.run()
+    assert fired == ["later"]
+
+
 def test_a_ready_descriptor_is_told_until_it_is_unwatched(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:

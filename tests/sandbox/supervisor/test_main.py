@@ -1,0 +1,109 @@
+"""A supervisor whose platform is killed while it starts: it never stays behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import SLOW, wait_until
+
+PARENT = """
+import os, signal, socket, sys
+from pathlib import Path
+from ppio_agent.sandbox.backends import process
+from ppio_agent.sandbox.backends.base import SandboxSpec
+from ppio_agent.sandbox.backends.layout import Layout
+from ppio_agent.sandbox.supervisor.channel import encode_message
+
+root, entrypoint, told, held = Path(sys.argv[1]), *sys.argv[2:]
+spec = SandboxSpec(
+    sandbox_id="orphan", template_id="t", root=root, entrypoint=entrypoint or None
+)
+layout = Layout(root=root)
+layout.write(sys.executable)
+ours, theirs = socket.socketpair()
+process._exec_supervisor(theirs.fileno(), "orphan", layout)
+theirs.close()
+if told:
+    ours.sendall(encode_message({"boot": process._boot(spec, layout, 1)}))
+if held and (fork := os.fork()) == 0:  # holds the line open
+    signal.pause()
+print(fork if held else 0, flush=True)
+os._exit(0)
+"""
+
+PLATFORM = """
+import sys, threading
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from urllib.request import Request, urlopen
+
+platform = SandboxPlatform(PlatformConfig(data_dir=sys.argv[1], keys={"k" * 20: "t"}))
+platform.start()
+
+def create():
+    headers = {"X-API-KEY": "k" * 20, "Content-Type": "application/json"}
+    body = b'{"templateID": "base"}'
+    urlopen(Request(platform.url + "/sandboxes", body, headers)).read()
+
+threads = [threading.Thread(target=create) for _ in range(8)]
+for thread in threads:
+    thread.start()
+print("creating", flush=True)
+threading.Event().wait()
+"""
+
+
+def supervisors_below(folder: Path) -> list[int]:
+    """Return the supervisors that work in a folder below `folder`."""
+    found = []
+    for candidate in psutil.process_iter():
+        with suppress(psutil.Error):
+            if candidate.status() == psutil.STATUS_ZOMBIE:
+                continue
+            ours = Path(candidate.cwd()).is_relative_to(folder)
+            if ours and "sandbox.supervisor" in " ".join(candidate.cmdline()):
+                found.append(candidate.pid)
+    return found
+
+
+@pytest.mark.parametrize("held", ["", "held"])
+@pytest.mark.parametrize("told", ["", "told"])
+@pytest.mark.parametrize("entrypoint", ["", "app.py"])
+def test_a_supervisor_ends_when_its_platform_has_ended_before_it_is_up(
+    tmp_path: Path, entrypoint: str, told: str, held: str
+) -> None:
+    """Told or not what it is to be, and even if a fork of the platform lives on."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "app.py").write_text("import signal\nsignal.pause()\n")
+    arguments = [str(tmp_path), entrypoint, told, held]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        fork = int(parent.stdout.readline())
+        try:
+            assert parent.wait(10 * SLOW) == 0
+            wait_until(lambda: not supervisors_below(tmp_path), what="it ends")
+        finally:
+            if fork:
+                psutil.Process(fork).kill()
+
+
+def test_no_supervisor_stays_when_a_platform_is_killed_amid_creates(
+    tmp_path: Path,
+) -> None:
+    """At whatever instant of their start the platform goes."""
+    for number in range(10):
+        arguments = [sys.executable, "-c", PLATFORM, str(tmp_path / str(number))]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platform:
+            assert platform.stdout is not None
+            assert platform.stdout.readline() == b"creating\n"
+            threading.Event().wait(0.02 + 0.01 * number)
+            platform.kill()
+    wait_until(lambda: not supervisors_below(tmp_path), timeout=8, what="all end")
