@@ -379,7 +379,8 @@ class ProblemTask(Task):
         """Send the problem."""
         cause = self.request.error
         refused = isinstance(cause, Refusal)
-        error = cause.error if refused else _as_error(cause)
+        limit = self.channel.server.ppio_config.max_request_size
+        error = cause.error if refused else _as_error(cause, limit)
         # A request that could not be read leaves no known place to read on from.
         self.close_on_finish = not refused or cause.close
         self.channel.linger = self.close_on_finish
@@ -399,11 +400,11 @@ Channel.error_task_class = ProblemTask
 _WORDS = {400: "bad_request", 431: "headers_too_large", 501: "not_implemented"}
 
 
-def _as_error(cause: Any) -> PPIOAgentError:
+def _as_error(cause: Any, limit: int) -> PPIOAgentError:
     """Return one of our errors for one that waitress found itself."""
     if cause.code == 413:
         return RequestTooLargeError(
-            "the request's body is larger than the server reads"
+            f"the request's body is larger than {limit} bytes", limit=limit
         )
     if cause.code >= 500 and cause.code != 501:
         return InternalServerError("internal error")

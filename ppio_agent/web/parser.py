@@ -19,6 +19,7 @@ from waitress.parser import (
 )
 from waitress.receiver import FixedStreamReceiver
 from waitress.rfc7230 import HEADER_FIELD_RE
+from waitress.utilities import RequestEntityTooLarge
 
 __all__ = ["Parser"]
 
@@ -39,13 +40,19 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
         Raises:
             ParsingError: It is malformed.
         """
-        if self._parse_usual(header_plus):
-            return
-        self.headers = {}
-        try:
-            super().parse_header(header_plus)
-        except ValueError as error:  # which waitress lets pass: "http://[" does it
-            raise ParsingError("Bad URI") from error
+        if not self._parse_usual(header_plus):
+            self.headers = {}
+            try:
+                super().parse_header(header_plus)
+            except ValueError as error:  # which waitress lets pass: "http://[" does it
+                raise ParsingError("Bad URI") from error
+            if self.chunked and "CONTENT_LENGTH" in self.headers:
+                # RFC 9112, 6.1: what stands in front may have counted differently.
+                raise ParsingError("both Content-Length and Transfer-Encoding")
+        if self.content_length > self.adj.ppio_max_request_size:
+            self.error = RequestEntityTooLarge("declared larger than the limit")
+            self.completed = True  # what follows is left unread
+            self.expect_continue = False
 
     def _parse_usual(self, head: bytes) -> bool:
         first, *lines = head.split(b"\r\n")

@@ -201,10 +201,12 @@ class Server(Closing):
             settings["unix_socket"] = self._unix_socket
         else:
             settings["sockets"] = _bind(self._host, self._port)
-            self._port = settings["sockets"][0].getsockname()[1]
         create_server(
             self._app, map=self._loop.sockets, _dispatcher=self._dispatcher, **settings
         )
+        if not self._unix_socket:
+            # Only now: whoever reads the port may connect to it.
+            self._port = settings["sockets"][0].getsockname()[1]
         self._listeners = [
             one
             for one in self._loop.sockets.values()
@@ -213,6 +215,7 @@ class Server(Closing):
         for listener in self._listeners:
             listener.channel_class = Channel
             listener.ppio_config = self._config
+            listener.adj.ppio_max_request_size = self._config.max_request_size
         self._loop.attach(tuple(self._listeners))
 
     def _run(self) -> None:
