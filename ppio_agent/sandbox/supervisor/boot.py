@@ -88,7 +88,7 @@ def read_boot(line: socket.socket, platform: int | None) -> Boot:
         SystemExit: The platform has ended.
     """
     if platform is not None:
-        ready, _, _ = select.select([line, platform], [], [])
+        ready, _, _ = select.select([line.fileno(), platform], [], [])
         if platform in ready:
             raise SystemExit("the platform has ended")
     message = receive_one(line)
