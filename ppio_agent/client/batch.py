@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     pass
 
 __all__ = ["Batch", "BatchItem", "BatchPlan", "BatchProgress", "Pool", "pool"]
+
+_log = logging.getLogger(__name__)
 
 # Items taken from the input ahead of the consumer, for each worker.
 _AHEAD = 4
@@ -345,7 +348,10 @@ class _Work:
                 told = (self._taken, self._done)
                 progress = self._progress_locked()
             for tell in self._tellers:
-                tell(progress)
+                try:
+                    tell(progress)
+                except Exception:  # noqa: BLE001 - the caller's code, logged
+                    _log.exception("telling of a batch's progress failed")
 
 
 class _Worker:

@@ -410,7 +410,8 @@ class AgentRuntimeClient(Closing):
             ordered: Give the items in input order, else as they end.
             return_exceptions: Put an error into its item; else the first one is
                 raised, after what runs was aborted and what has not begun dropped.
-            on_progress: Called after each change, from one thread.
+            on_progress: Called after each change, from one thread; what it raises is
+                logged.
             progress: Show a bar on stderr, if that is a terminal.
             deadline: Total seconds; what has not ended by then fails with
                 `RequestTimeoutError`.

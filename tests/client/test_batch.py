@@ -289,6 +289,24 @@ class TestProgress:
         assert (last.running, last.eta, last.ended) == (0, 0.0, True)
         assert [p.done for p in told] == sorted(p.done for p in told)
 
+    def test_a_teller_that_fails_is_logged_and_told_on(
+        self, client: AgentRuntimeClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It does not end the batch, nor the telling."""
+        ended: list[bool] = []
+
+        def tell(progress: BatchProgress) -> None:
+            ended.append(progress.ended)
+            raise KeyError("no bar")
+
+        with client.invoke_many("tpl1", PROMPTS[:3], on_progress=tell) as batch:
+            answers = batch.results()
+
+        assert len(answers) == 3
+        assert ended[-1]
+        assert "progress failed" in caplog.text
+        assert "no bar" in caplog.text
+
     def test_bar_is_silent_without_a_terminal(
         self, client: AgentRuntimeClient, capfd: pytest.CaptureFixture[str]
     ) -> None:
