@@ -86,12 +86,18 @@ def read_tree(text: str) -> tuple[Node | None, tuple[Problem, ...]]:
         line = mark.line + 1 if mark else 0
         builder.problems.append(("", line, f"not YAML: {error.problem}"))
         root = None
+    except _TooDeepError:  # the rest is not even read: its cost grows with the depth
+        root = None
     except YAMLError:
         builder.problems.append(
             ("", 0, "not YAML: it has a character that is not text")
         )
         root = None
     return root, tuple(builder.problems)
+
+
+class _TooDeepError(Exception):
+    """A problem after which nothing more is read."""
 
 
 @frozen
@@ -131,6 +137,7 @@ class _Builder:
             return Leaf(event.value, line, start, end, plain)
         if depth == _MAX_DEPTH:
             self.problems.append((path, line, f"deeper than {_MAX_DEPTH} levels"))
+            raise _TooDeepError
         if kind == "SequenceStartEvent":
             return self._row(event, events, path, depth)
         return self._branch(event, events, path, depth)
@@ -145,8 +152,7 @@ class _Builder:
             where = f"{path}[{len(items)}]"
             node = self._node(event, events, where, depth + 1)
             last = max(last, node.end)
-            if depth < _MAX_DEPTH:
-                items.append(node)
+            items.append(node)
         mark = opening.start_mark
         return Row(tuple(items), mark.line + 1, mark.index, last)
 
@@ -172,7 +178,7 @@ class _Builder:
                 self.problems.append((path, key.line, "expected a plain key"))
             elif name in entries:
                 self.problems.append((where, key.line, "the key is there twice"))
-            elif depth < _MAX_DEPTH:
+            else:
                 entries[name] = (key, value)
         mark = opening.start_mark
         return Branch(entries, mark.line + 1, mark.index, last, flow)

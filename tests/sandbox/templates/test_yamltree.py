@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from ppio_agent.sandbox.templates.yamltree import (
     read_tree,
     set_scalars,
 )
+from tests.support import SLOW
 
 
 def _values(text: str, section: str = "status") -> dict[str, str]:
@@ -63,10 +66,25 @@ def test_what_cannot_be_meant_is_a_problem_with_its_line(
     assert problem in read_tree(text)[1]
 
 
-def test_depth_is_limited() -> None:
-    _, problems = read_tree("a: " + "[" * 300 + "]" * 300)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 300 + "]" * 300,
+        "a: " + "[" * 50_000,
+        "{a: " * 3000,
+        "- " * 50_000,
+        "? " * 3000,
+        "\n".join("  " * depth + "a:" for depth in range(400)),
+    ],
+)
+def test_depth_is_limited(text: str) -> None:
+    """It is one problem, found before the rest is read."""
+    began = time.process_time()
+    root, problems = read_tree(text)
 
-    assert any("deeper than 32 levels" in message for _, _, message in problems)
+    assert root is None
+    assert [message for _, _, message in problems] == ["deeper than 32 levels"]
+    assert time.process_time() - began < 1.0 * SLOW
 
 
 def test_an_empty_text_has_no_document() -> None:
