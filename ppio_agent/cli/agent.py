@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 import signal
 import subprocess
@@ -112,6 +113,9 @@ def run(file: str, host: str | None, port: int | None, *, debug: bool) -> None:
             f"the app in {file} has no entrypoint; decorate a function with"
             " @app.entrypoint"
         )
+    # The address, and what goes wrong, are told by the log; a program of one's own
+    # chooses where that goes, this one shows it.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     app.run(port=port, host=host)
 
 
@@ -179,7 +183,10 @@ def dev(file: str, host: str | None, port: int | None) -> None:
 
     Python and data files beside FILE are watched; Ctrl-C ends it.
     """
-    folder = Path(file.partition(":")[0]).resolve().parent
+    script = Path(file.partition(":")[0])
+    if not script.is_file():
+        raise ConfigurationError(f"there is no file {script}; name the agent's program")
+    folder = script.resolve().parent
     command = [sys.executable, "-m", "ppio_agent.cli", "run", file, "--debug"]
     command += ["--host", host] if host else []
     command += ["--port", str(port)] if port is not None else []
@@ -189,8 +196,11 @@ def dev(file: str, host: str | None, port: int | None) -> None:
     while not stop.is_set():
         seen = _snapshot(folder)
         with subprocess.Popen(command) as child:
+            ended = False
             while not stop.wait(_LOOK_EVERY) and _snapshot(folder) == seen:
-                pass
+                if not ended and child.poll() is not None:
+                    ended = True
+                    click.echo("it has ended; waiting for a change", err=True)
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
         if not stop.is_set():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.json import Json, encode_json
 
 from .target import find_target
@@ -78,7 +79,8 @@ def invoke(
     agent is the one that was last deployed from this folder.
     """
     ref, text, manifest_env = _what(words, ref, text)
-    request = parse_input(sys.stdin.read() if text == "-" else text)
+    request = parse_input(_read_stdin() if text == "-" else text)
+    encode_json(request)  # refused here, before it costs a sandbox
     with find_target() as target, target.client() as client:
         if keep and target.embedded:
             raise click.UsageError(
@@ -97,6 +99,13 @@ def invoke(
                 session.close()
             kept = ", kept" if keep else ""
             click.echo(f"sandbox {session.sandbox_id}{kept}, {took:.2f} s", err=True)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise ValidationError("standard input is not UTF-8") from None
 
 
 def _ask(

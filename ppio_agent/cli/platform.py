@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.wire.json import Json
 
 from .output import json_option, print_json, print_table
@@ -46,10 +45,7 @@ def up(**options: Any) -> None:
         given["keys"] = {key: "default"}
     if "PPIO_PLATFORM_PORT" not in os.environ:
         given.setdefault("port", 3900)
-    try:
-        config = PlatformConfig.from_env(os.environ, **given)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    config = PlatformConfig.from_env(os.environ, **given)
     stop = threading.Event()
     platform = SandboxPlatform(config)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -22,6 +22,7 @@ from ppio_agent.exceptions import (
     PlatformAlreadyRunningError,
     PPIOAgentError,
     SandboxCreationError,
+    SerializationError,
     TemplateManifestError,
     ValidationError,
 )
@@ -37,6 +38,7 @@ _STATUS: tuple[tuple[type[PPIOAgentError], int], ...] = (
     (PlatformAlreadyRunningError, 3),
     (NotFoundError, 4),
     (TemplateManifestError, 2),
+    (SerializationError, 2),
     (ValidationError, 2),
     (ConfigurationError, 2),
     (AuthenticationError, 5),

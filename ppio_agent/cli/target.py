@@ -79,7 +79,7 @@ class Target:
                 body=data,
                 deadline=Deadline.after(timeout),
                 kind=kind,  # type: ignore[arg-type]  # one of its words
-                subject=path[-1],
+                subject=path[1] if len(path) > 1 else "",
             )
         )
         return response.json() if response.body else None

@@ -11,6 +11,7 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, min_len
 
 from ppio_agent._util.net import is_loopback
+from ppio_agent.exceptions import ConfigurationError
 
 __all__ = ["PlatformConfig", "default_data_dir"]
 
@@ -130,14 +131,18 @@ class PlatformConfig:
             overrides: Fields of this class.
 
         Raises:
-            ValueError: A variable or an argument has a value that cannot be used.
+            ConfigurationError: A variable or an argument has a value that cannot be
+                used.
         """
         found: dict[str, Any] = {"data_dir": default_data_dir(environ)}
         for member in attrs.fields(cls):
             text = environ.get(f"{_PREFIX}{member.name.upper()}", "").strip()
             if text and member.name not in overrides:
                 found[member.name] = _read(member.name, text, member.metadata["read"])
-        return cls(**{**found, **overrides})
+        try:
+            return cls(**{**found, **overrides})
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
 
 
 def _read(name: str, text: str, convert: Callable[[str], object]) -> object:
@@ -145,4 +150,6 @@ def _read(name: str, text: str, convert: Callable[[str], object]) -> object:
         return convert(text)
     except ValueError as error:
         # Not the value: it may be a key.
-        raise ValueError(f"{_PREFIX}{name.upper()} cannot be read as {name}") from error
+        raise ConfigurationError(
+            f"{_PREFIX}{name.upper()} cannot be read as {name}"
+        ) from error

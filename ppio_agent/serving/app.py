@@ -292,9 +292,15 @@ class PPIOAgentRuntimeApp:
 
         server = self.server(host=host, port=port)
         logging.getLogger("ppio_agent").setLevel(self.config.log_level)
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(log_filter())
-        if not run(server):
+        handlers, ids = tuple(logging.getLogger().handlers), log_filter()
+        for handler in handlers:
+            handler.addFilter(ids)
+        try:
+            ended = run(server)
+        finally:
+            for handler in handlers:
+                handler.removeFilter(ids)
+        if not ended:
             raise SystemExit(1)
 
     def test_client(self, headers: dict[str, str] | None = None) -> AgentTestClient:

@@ -165,6 +165,7 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
         (["run", "broken.py"], 2, "(line 2)"),
         (["run", "empty.py"], 2, "app = PPIOAgentRuntimeApp()"),
         (["run", "entry.py"], 2, "entrypoint"),
+        (["invoke", "asked", '{"prompt": NaN}'], 2, "is not finite"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
@@ -221,6 +222,17 @@ def test_a_wrong_key_is_explained(
     done = command("templates", "list")
     assert done.status == 2
     assert "PPIO_API_KEY" in done.err
+
+
+def test_a_setting_that_cannot_be_read_is_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of the platform's is named, and no traceback shown."""
+    monkeypatch.delenv("PPIO_API_URL")
+    monkeypatch.setenv("PPIO_PLATFORM_MAX_SANDBOXES", "abc")
+    done = command("templates", "list")
+    assert done.status == 2
+    assert "PPIO_PLATFORM_MAX_SANDBOXES" in done.err
 
 
 def test_no_platform_is_explained(
@@ -320,6 +332,19 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
             assert port in error
             assert "Traceback" not in error
             assert len(error.strip().splitlines()) == 1
+
+
+def test_run_says_where_it_serves(tmp_path: Path) -> None:
+    """The address stands on standard error; SIGTERM ends it with status 0."""
+    (tmp_path / "app.py").write_text("def agent(request): return 1")
+    with _start(
+        "run", str(tmp_path / "app.py"), "--port", "0", data_dir=tmp_path
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("listening on http://127.0.0.1:")
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_dev_serves_again_after_a_change(tmp_path: Path) -> None:

@@ -314,14 +314,18 @@ def test_a_close_that_fails_is_logged_only(caplog: pytest.LogCaptureFixture) -> 
 
 def test_log_records_carry_the_ids(caplog: pytest.LogCaptureFixture) -> None:
     """A filter on a handler adds them to records of any logger."""
-    caplog.handler.addFilter(ContextFilter(ppio_session_id=lambda: "s1"))
+    ids = ContextFilter(ppio_session_id=lambda: "s1")
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         logging.getLogger("somebody.elses").warning("working")
         start_response("200 OK", [])
         return []
 
-    Call(app, HTTP_X_REQUEST_ID="r7")
+    caplog.handler.addFilter(ids)
+    try:
+        Call(app, HTTP_X_REQUEST_ID="r7")
+    finally:
+        caplog.handler.removeFilter(ids)
     record = caplog.records[0].__dict__
     assert (record["ppio_request_id"], record["ppio_session_id"]) == ("r7", "s1")
 
