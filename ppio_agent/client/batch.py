@@ -25,6 +25,7 @@ from ppio_agent.transport import CallHandle
 from ppio_agent.wire.models import InvocationResponse
 
 from .invocation import AgentRequest, encode_request
+from .limits import time_left
 from .progress import ProgressBar
 from .session import SandboxSession
 from .state import SessionState
@@ -102,13 +103,18 @@ class BatchPlan:
     """How a batch is run; see `AgentRuntimeClient.invoke_many`."""
 
     deadline: Deadline
-    max_workers: int = field(default=8, validator=gt(0))
+    max_workers: int = field(default=8)
     sessions: Literal["per-request"] | Pool | int = field(default="per-request")
     ordered: bool = True
     return_exceptions: bool = False
     timeout: float | None = None
     on_progress: Callable[[BatchProgress], object] | None = None
     bar: bool = False
+
+    @max_workers.validator
+    def _positive(self, _: object, value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValidationError("max_workers has to be a whole number above 0")
 
     @sessions.validator
     def _known(self, _: object, value: object) -> None:
@@ -408,7 +414,7 @@ class _Worker:
             self.end()
             session = self._open()
         self._check_stopped()
-        return session.invoke(request, timeout=deadline.bound(self._plan.timeout))
+        return session.invoke(request, timeout=time_left(deadline, self._plan.timeout))
 
     def _open(self) -> SandboxSession:
         handle = CallHandle()

@@ -26,6 +26,7 @@ from .connection import Backend, connect, named_platform
 from .flight import SingleFlight
 from .invocation import AgentRequest, encode_request
 from .launch import SandboxOptions
+from .limits import seconds, time_left
 from .plugin import ConfiguredHeaders
 from .session import SandboxSession
 from .sessions import SessionBook
@@ -208,18 +209,25 @@ class AgentRuntimeClient(Closing):
             RateLimitError, AuthenticationError, NetworkError: As the platform or the
                 network said; nothing is left behind.
         """
-        limit = Deadline.after(deadline)
-        options = SandboxOptions.make(
-            self._config,
-            session_id,
-            timeout_seconds=timeout_seconds,
-            env_vars=env_vars,
-            metadata=metadata,
-            allow_internet=allow_internet,
-            secure=secure,
-            auto_pause=auto_pause,
-            start_timeout=start_timeout,
-        )
+        limit = Deadline.after(seconds("deadline", deadline))
+        return self._create(template_id, session_id, limit, {
+            "timeout_seconds": timeout_seconds,
+            "env_vars": env_vars,
+            "metadata": metadata,
+            "allow_internet": allow_internet,
+            "secure": secure,
+            "auto_pause": auto_pause,
+            "start_timeout": start_timeout,
+        })  # fmt: skip
+
+    def _create(
+        self,
+        template_id: str,
+        session_id: str | None,
+        limit: Deadline,
+        sandbox: SandboxArguments,
+    ) -> SandboxSession:
+        options = SandboxOptions.make(self._config, session_id, **sandbox)
         launcher = self._connected().launcher
         template = self._templates.get_template(template_id, deadline=limit)
         return self._book.open(launcher, template, options, deadline=limit)
@@ -280,8 +288,9 @@ class AgentRuntimeClient(Closing):
                 `InvocationRequest`.
             session_id: The conversation; its first call decides how its sandbox is
                 made.
-            timeout: Total seconds of the invocation, beside the creation of its
-                sandbox; None means no limit. Default: `ClientConfig.timeout`.
+            timeout: Total seconds, finding the template and creating the sandbox
+                included; None means no limit. Default: `ClientConfig.timeout`. The
+                sandbox is killed after that, which is not counted.
             idempotency_key: Under which the agent runs this once.
             headers: Further headers for the agent.
             sandbox: How its sandbox is made, as for `create_session`.
@@ -290,18 +299,20 @@ class AgentRuntimeClient(Closing):
             As `create_session` and `SandboxSession.invoke`.
         """
         encode_request(request)  # refused before there is a sandbox
+        total = self._config.timeout if isinstance(timeout, Unset) else timeout
+        limit = Deadline.after(seconds("timeout", total))
 
         def run(session: SandboxSession) -> InvocationResponse:
             return session.invoke(
                 request,
-                timeout=timeout,
+                timeout=time_left(limit),
                 idempotency_key=idempotency_key,
                 headers=headers,
             )
 
         if session_id is not None:
-            return self._converse(template_id, session_id, sandbox, run)
-        session = self.create_session(template_id, **sandbox)
+            return self._converse(template_id, session_id, limit, sandbox, run)
+        session = self._create(template_id, None, limit, sandbox)
         try:
             return run(session)
         finally:
@@ -327,8 +338,9 @@ class AgentRuntimeClient(Closing):
             template_id: As for `invoke_agent`.
             request: As for `invoke_agent`.
             session_id: As for `invoke_agent`.
-            deadline: Total seconds until the end of the stream, beside the creation
-                of its sandbox; None means no limit.
+            deadline: Total seconds until the end of the stream, finding the template
+                and creating the sandbox included; None means no limit. The sandbox is
+                killed after that, which is not counted.
             idempotency_key: As for `invoke_agent`.
             headers: As for `invoke_agent`.
             sandbox: As for `invoke_agent`.
@@ -338,19 +350,20 @@ class AgentRuntimeClient(Closing):
         """
         encode_request(request)  # refused before there is a sandbox
         owned = session_id is None
+        limit = Deadline.after(seconds("deadline", deadline))
 
         def run(session: SandboxSession) -> StreamingResponse:
             return session.open_stream(
                 request,
                 owned=owned,
-                deadline=deadline,
+                deadline=time_left(limit),
                 idempotency_key=idempotency_key,
                 headers=headers,
             )
 
         if session_id is not None:
-            return self._converse(template_id, session_id, sandbox, run)
-        session = self.create_session(template_id, **sandbox)
+            return self._converse(template_id, session_id, limit, sandbox, run)
+        session = self._create(template_id, None, limit, sandbox)
         try:
             return run(session)
         except BaseException:
@@ -363,6 +376,7 @@ class AgentRuntimeClient(Closing):
         self,
         template_id: str,
         session_id: str,
+        limit: Deadline,
         sandbox: SandboxArguments,
         run: Callable[[SandboxSession], _T],
     ) -> _T:
@@ -371,8 +385,8 @@ class AgentRuntimeClient(Closing):
 
         def session() -> SandboxSession:
             launcher = self._connected().launcher
-            template = self._templates.get_template(template_id)
-            return self._book.conversation(launcher, template, options)
+            template = self._templates.get_template(template_id, deadline=limit)
+            return self._book.conversation(launcher, template, options, deadline=limit)
 
         try:
             return run(session())
@@ -415,7 +429,8 @@ class AgentRuntimeClient(Closing):
             progress: Show a bar on stderr, if that is a terminal.
             deadline: Total seconds; what has not ended by then fails with
                 `RequestTimeoutError`.
-            timeout: Total seconds of one invocation, as for `invoke_agent`.
+            timeout: Total seconds of one invocation, the creation of its sandbox not
+                included.
             sandbox: How sandboxes are made, as for `create_session`.
 
         Returns:
@@ -425,14 +440,15 @@ class AgentRuntimeClient(Closing):
         Raises:
             TemplateNotFoundError: There is no such template.
         """
-        limit = Deadline.after(deadline)
+        limit = Deadline.after(seconds("deadline", deadline))
+        total = self._config.timeout if isinstance(timeout, Unset) else timeout
         plan = BatchPlan(
             max_workers=max_workers,
             sessions=sessions,
             ordered=ordered,
             return_exceptions=return_exceptions,
             deadline=limit,
-            timeout=self._config.timeout if isinstance(timeout, Unset) else timeout,
+            timeout=seconds("timeout", total),
             on_progress=on_progress,
             bar=progress,
         )

@@ -19,12 +19,13 @@ _T = TypeVar("_T")
 class _Flight(Generic[_T]):
     """One fetch under way. Written by its leader before `done` is set."""
 
-    __slots__ = ("done", "error", "results")
+    __slots__ = ("done", "error", "late", "results")
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.results: list[_T] = []
         self.error: Exception | None = None
+        self.late = False
 
 
 class SingleFlight(Generic[_K, _T]):
@@ -32,7 +33,8 @@ class SingleFlight(Generic[_K, _T]):
 
     The first caller of a key runs it in its own thread; the others wait for its
     result or error. Nothing is kept afterwards. A leader that is interrupted
-    (`KeyboardInterrupt`) is not followed: one of the waiting takes its place.
+    (`KeyboardInterrupt`), or whose own time is up, is not followed: one of the waiting
+    takes its place.
 
     Thread safety: thread-safe.
     """
@@ -48,7 +50,7 @@ class SingleFlight(Generic[_K, _T]):
         Args:
             key: What is fetched.
             fetch: Fetches it; its errors go to all who wait.
-            deadline: Bounds only the waiting for another caller.
+            deadline: Bounds the waiting for another caller; `fetch` keeps to it itself.
 
         Raises:
             RequestTimeoutError: The deadline passed while waiting.
@@ -60,23 +62,29 @@ class SingleFlight(Generic[_K, _T]):
                 if flight is None:
                     flight = self._flights[key] = _Flight()
             if leads:
-                return self._lead(key, flight, fetch)
+                return self._lead(key, flight, fetch, deadline)
             if not flight.done.wait(deadline.left()):
                 raise RequestTimeoutError(
                     "the time ran out while another thread fetched the same thing",
                     phase="response",
                 )
-            if flight.error is not None:
+            if flight.error is not None and not flight.late:
                 raise _own_copy(flight.error)
             if flight.results:
                 return flight.results[0]
 
-    def _lead(self, key: _K, flight: _Flight[_T], fetch: Callable[[], _T]) -> _T:
+    def _lead(
+        self,
+        key: _K,
+        flight: _Flight[_T],
+        fetch: Callable[[], _T],
+        deadline: Deadline,
+    ) -> _T:
         try:
             result = fetch()
             flight.results.append(result)
         except Exception as error:
-            flight.error = error
+            flight.error, flight.late = error, deadline.expired
             raise
         else:
             return result

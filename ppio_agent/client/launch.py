@@ -34,6 +34,7 @@ from .agent_port import AgentPort
 from .config import ClientConfig
 from .control import ControlPlane
 from .endpoint import AGENT_PORT
+from .limits import seconds
 from .readiness import Readiness
 
 if TYPE_CHECKING:
@@ -88,14 +89,17 @@ class SandboxOptions:
         """Return the options that a caller's arguments and the settings mean.
 
         Raises:
-            ValidationError: The session id cannot be used.
+            ValidationError: The session id or a time cannot be used.
         """
         if session_id is not None and not valid_session_id(session_id):
             raise ValidationError(
                 "a session id has to be 1 to 256 letters, digits or any of . _ : -"
             )
+        own = "takes that of the settings"
+        ttl = seconds("timeout_seconds", timeout_seconds, none=own)
+        seconds("start_timeout", arguments.get("start_timeout"), none=own)
         return cls(
-            time_to_live=timeout_seconds or config.sandbox_timeout,
+            time_to_live=ttl or config.sandbox_timeout,
             session_id=session_id,
             **arguments,
         )

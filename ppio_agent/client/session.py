@@ -31,6 +31,7 @@ from .caretaker import Caretaker
 from .config import UNSET, Unset
 from .control import ControlPlane
 from .invocation import AgentRequest, encode_request
+from .limits import seconds
 from .readiness import Readiness
 from .state import (
     SessionPlan,
@@ -48,7 +49,6 @@ __all__ = ["SandboxSession"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
 _KILL_LIMIT = 10.0
 
 
@@ -164,7 +164,7 @@ class SandboxSession:
             The envelope; what a streaming agent gives is collected.
 
         Raises:
-            ValidationError: The request has no JSON form; nothing was sent.
+            ValidationError: The request or `timeout` cannot be sent; nothing was.
             InvocationError: The agent failed; code ``session_paused`` if the session
                 is paused and nothing was sent.
             SessionNotFoundError: The sandbox is gone; the agent was not reached.
@@ -200,8 +200,7 @@ class SandboxSession:
             close it.
 
         Raises:
-            ValidationError, InvocationError, SessionNotFoundError,
-            RequestTimeoutError: As `invoke`.
+            As `invoke`.
         """
         return self.open_stream(
             request, deadline=deadline, idempotency_key=idempotency_key, headers=headers
@@ -217,7 +216,8 @@ class SandboxSession:
         headers: Mapping[str, str] | None = None,
     ) -> StreamingResponse:
         """Do as `invoke_stream`; with `owned` the session ends with the stream."""
-        call = self._make_call(request, deadline, idempotency_key, headers)
+        limit = seconds("deadline", deadline)
+        call = self._make_call(request, limit, idempotency_key, headers)
         handle, calls = call.handle, self._pulse.calls
 
         def ended() -> None:
@@ -250,7 +250,7 @@ class SandboxSession:
         limit = self._plan.timeout if isinstance(timeout, Unset) else timeout
         return Call.make(
             encode_request(request),
-            deadline=Deadline.after(limit),
+            deadline=Deadline.after(seconds("timeout", limit)),
             idempotency_key=idempotency_key,
             headers=headers,
         )
@@ -296,12 +296,11 @@ class SandboxSession:
         except SessionClosedError:
             raise
         except SessionNotFoundError as error:
-            state = self._look_at_platform()
-            if state is SessionState.PAUSED:
-                if not self.auto_resume:
-                    raise paused_error(self._sandbox_id) from error
-                return run()
-            raise
+            if self._look_at_platform() is not SessionState.PAUSED:
+                raise
+            if not self.auto_resume:
+                raise paused_error(self._sandbox_id) from error
+            return run()
 
     def ping(self) -> PingResponse:
         """Ask the agent how it is.
@@ -367,12 +366,13 @@ class SandboxSession:
             SandboxCreationError: The agent did not become ready; see `get_status`.
             SessionNotFoundError: The sandbox is gone.
         """
+        ttl = seconds("timeout", timeout, none="keeps that of the session")
         with self._pulse.transition(
             "resume", to=SessionState.ACTIVE, deadline=self._deadline()
         ) as needed:
             if not needed:
                 return
-            ttl, asked_at = timeout or self._ttl, time.monotonic()
+            ttl, asked_at = ttl or self._ttl, time.monotonic()
             with self._noting_loss():
                 self._control.connect_sandbox(self._sandbox_id, ttl, self._deadline())
             self._ttl, self._expires = ttl, asked_at + ttl
@@ -395,7 +395,8 @@ class SandboxSession:
     def refresh(self, timeout_seconds: float | None = None) -> None:
         """Let the sandbox live for `timeout_seconds` from now; None: as before."""
         self._pulse.check_open()
-        ttl, asked_at = timeout_seconds or self._ttl, time.monotonic()
+        ttl = seconds("timeout_seconds", timeout_seconds, none="keeps it") or self._ttl
+        asked_at = time.monotonic()
         with self._noting_loss():
             self._control.set_timeout(self._sandbox_id, ttl, self._deadline())
         self._ttl, self._expires = ttl, asked_at + ttl

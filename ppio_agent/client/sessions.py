@@ -95,7 +95,12 @@ class SessionBook:
             )
 
     def conversation(
-        self, launcher: Launcher, template: AgentTemplate, options: SandboxOptions
+        self,
+        launcher: Launcher,
+        template: AgentTemplate,
+        options: SandboxOptions,
+        *,
+        deadline: Deadline,
     ) -> SandboxSession:
         """Return the session of a conversation; the first of many callers opens it.
 
@@ -106,13 +111,12 @@ class SessionBook:
         def create() -> SandboxSession:
             found = self._find(key)
             if found is None:
-                unlimited = Deadline.after(None)
-                found = self.open(launcher, template, options, deadline=unlimited)
+                found = self.open(launcher, template, options, deadline=deadline)
                 found.auto_resume = True
             return found
 
         found = self._find(key)
-        return found or self._creating.run(key, create, Deadline.after(None))
+        return found or self._creating.run(key, create, deadline)
 
     def _find(self, key: _Conversation) -> SandboxSession | None:
         with self._changed:

@@ -119,8 +119,12 @@ class TemplateManager:
         Raises:
             TemplateNotFoundError: There is none.
             ValidationError: An alias or name belongs to several; the message names
-                them.
+                them. Or `ref` is no text.
         """
+        if not isinstance(ref, str) or not ref:
+            raise ValidationError(
+                f"a template is named by its id, an alias or its name, not by {ref!r}"
+            )
         deadline = deadline or Deadline.after(None)
         asked_at = self._clock()
         listing = self._current(deadline)

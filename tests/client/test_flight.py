@@ -97,3 +97,19 @@ def test_waiting_has_its_own_deadline() -> None:
             flight.run("k", fetch, Deadline.after(0.05))
         fetch.go_on.set()
         assert leader.result(5) == "late"
+
+
+def test_a_leader_whose_time_is_up_is_not_followed() -> None:
+    """Those who have more time fetch it themselves."""
+    flight: SingleFlight[str, str] = SingleFlight()
+    late, found = Fetch(RequestTimeoutError("late")), Fetch("found")
+    found.go_on.set()
+    with ThreadPoolExecutor(2) as threads:
+        leader = threads.submit(flight.run, "k", late, Deadline.after(0.0))
+        wait_until(lambda: late.calls)
+        follower = threads.submit(flight.run, "k", found, UNLIMITED)
+        wait_until(follower.running)
+        late.go_on.set()
+
+        assert isinstance(leader.exception(5), RequestTimeoutError)
+        assert follower.result(5) == "found"

@@ -1,0 +1,47 @@
+"""Times that a caller gives: checked before anything is sent."""
+
+from __future__ import annotations
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import RequestTimeoutError, ValidationError
+
+__all__ = ["seconds", "time_left"]
+
+# 31 years: what waits in the standard library can be told on every system.
+_MOST = 1e9
+
+
+def seconds(name: str, value: object, *, none: str = "means no limit") -> float | None:
+    """Return a time that can be waited for, or None.
+
+    Args:
+        name: Of the argument.
+        value: What the caller gave for it.
+        none: What None does there.
+
+    Raises:
+        ValidationError: It is no number of seconds above 0.
+    """
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and 0 < value <= _MOST:  # type: ignore[operator]  # it is a number
+        return float(value)  # type: ignore[arg-type]  # it is a number
+    raise ValidationError(
+        f"{name} has to be a number of seconds above 0, at most 1e9, or None; None"
+        f" {none}"
+    )
+
+
+def time_left(deadline: Deadline, timeout: float | None = None) -> float | None:
+    """Return the seconds left for a call: until `deadline`, at most `timeout`.
+
+    Raises:
+        RequestTimeoutError: There are none; nothing was sent.
+    """
+    left = deadline.bound(timeout)
+    if left == 0.0:
+        raise RequestTimeoutError(
+            "the time ran out before the agent was called", phase="connect"
+        )
+    return left
