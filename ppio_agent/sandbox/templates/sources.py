@@ -74,11 +74,15 @@ class FolderSource:
 
     def manifest_text(self) -> str:
         """Return the manifest; see `Source.manifest_text`."""
+        where = str(self.manifest)
         try:
-            return _decoded(self.manifest.read_bytes(), str(self.manifest))
+            # Opening a pipe would wait for whoever writes to it.
+            if not stat.S_ISREG(self.manifest.stat().st_mode):
+                raise manifest_error([(where, 0, "is not a regular file")])
+            return _decoded(self.manifest.read_bytes(), where)
         except OSError as error:
             reason = error.strerror or "cannot be read"
-            raise manifest_error([(str(self.manifest), 0, reason.lower())]) from error
+            raise manifest_error([(where, 0, reason.lower())]) from error
 
     def ignore(self) -> Ignore:
         """Return what of it is left out."""

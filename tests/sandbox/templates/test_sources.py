@@ -73,6 +73,15 @@ def test_a_missing_or_unreadable_manifest_is_a_problem(tmp_path: Path) -> None:
         FolderSource.of(tmp_path).manifest_text()
 
 
+def test_a_manifest_that_is_no_file_is_a_problem_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    """A pipe would be opened only when somebody writes to it."""
+    os.mkfifo(tmp_path / ".ppio-agent.yaml")
+    with pytest.raises(TemplateManifestError, match="is not a regular file"):
+        FolderSource.of(tmp_path).manifest_text()
+
+
 def test_an_archive_yields_what_is_in_it() -> None:
     members = [
         ("./", None),
