@@ -123,15 +123,19 @@ class AgentManifest:
 
 
 def manifest_error(problems: Collection[Problem]) -> TemplateManifestError:
-    """Return the error that lists every problem with its place."""
+    """Return the error that lists every problem with its place.
+
+    One without a path is of the whole document, and named by its file.
+    """
+    placed = [(path or MANIFEST_NAME, line, what) for path, line, what in problems]
     lines = [
-        f"{path or 'document'}{f' (line {line})' if line else ''}: {message}"
-        for path, line, message in problems
+        f"{path}{f' (line {line})' if line else ''}: {what}"
+        for path, line, what in placed
     ]
     return TemplateManifestError(
         f"the template has {len(lines)} problem{'s' if len(lines) > 1 else ''}: "
         + "; ".join(lines),
-        problems=tuple(problems),
+        problems=tuple(placed),
     )
 
 

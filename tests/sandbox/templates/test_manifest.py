@@ -213,6 +213,14 @@ def test_a_missing_section_is_required_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["- a", "a: [", "x" * 300_000])
+def test_a_problem_of_the_whole_document_names_the_file(text: str) -> None:
+    with pytest.raises(TemplateManifestError, match=r": \.ppio-agent\.yaml") as caught:
+        parse_manifest(text)
+
+    assert [path for path, _, _ in caught.value.problems] == [".ppio-agent.yaml"]
+
+
 def test_status_is_written_and_the_rest_stays() -> None:
     written = with_status("\ufeff" + WHOLE, {"phase": "deployed", "build_id": "b1"})
 
