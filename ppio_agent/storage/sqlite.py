@@ -37,7 +37,8 @@ class SqliteDocumentStore:
     """Keeps documents in the file `path`; its folder is made when absent.
 
     Raises:
-        ConfigurationError: A newer version of this package wrote the file.
+        ConfigurationError: A newer version of this package wrote the file, or it is
+            damaged or cannot be opened.
 
     Thread safety: thread-safe. A forked child must not use its parent's store.
     """
@@ -46,11 +47,20 @@ class SqliteDocumentStore:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()  # Guards _db: one statement or transaction.
-        self._db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        try:
+            self._db = sqlite3.connect(
+                path,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from error
         try:
             self._prepare(path)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _unusable(path, error) from error
         except BaseException:
             self._db.close()
             raise
@@ -129,3 +139,10 @@ class SqliteDocumentStore:
         """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> ConfigurationError:
+    return ConfigurationError(
+        f"the store {path} cannot be used ({error}): if it is damaged, move it away"
+        " and a new one is made"
+    )

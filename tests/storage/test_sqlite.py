@@ -33,6 +33,19 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         SqliteDocumentStore(tmp_path / "x.db")
 
 
+def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    """And left as it is, for whoever can still save something of it."""
+    path = tmp_path / "x.db"
+    damaged = bytes(range(256)) * 32
+    path.write_bytes(damaged)
+
+    with pytest.raises(ConfigurationError, match="move it away") as caught:
+        SqliteDocumentStore(path)
+
+    assert str(path) in caught.value.message
+    assert path.read_bytes() == damaged
+
+
 def test_a_second_process_sees_a_write_that_was_not_closed(tmp_path: Path) -> None:
     """A write lasts when it returns; a crash that follows loses nothing."""
     writer = SqliteDocumentStore(tmp_path / "x.db")
