@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
@@ -16,7 +17,9 @@ __all__ = ["CreateOptions", "not_supported", "parse_body", "parse_create"]
 _T = TypeVar("_T")
 _MAX_METADATA: Final = 64
 _MAX_VARIABLES: Final = 128
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_VARIABLE_BYTES: Final = 64 * 1024
+_SHOWN: Final = 64
 
 
 @frozen(kw_only=True)
@@ -171,10 +174,13 @@ def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
         raise ValidationError(f"$.envVars: expected at most {_MAX_VARIABLES} pairs")
     size = 0
     for name, value in env.items():
-        if not name or "=" in name or "\0" in name or "\0" in value:
+        if not _VARIABLE.fullmatch(name):
             raise ValidationError(
-                "$.envVars: a name is empty or has '=', or there is a NUL character"
+                f"$.envVars: {name[:_SHOWN]!r} is not a name: expected letters, digits"
+                " and underscores, no digit first"
             )
+        if "\0" in value:
+            raise ValidationError(f"$.envVars.{name[:_SHOWN]}: has a NUL character")
         size += len(name.encode()) + len(value.encode()) + 2
     if size > _MAX_VARIABLE_BYTES:
         raise ValidationError(f"$.envVars: larger than {_MAX_VARIABLE_BYTES} bytes")

@@ -88,7 +88,8 @@ class Layout:
         """Return the whole environment of every process of the sandbox.
 
         Args:
-            spec: What the sandbox is; its `env` wins over all but the marker.
+            spec: What the sandbox is; its `env` wins over all but the marker
+                and where the agent listens.
             port: Where the agent is asked to listen.
         """
         return {
@@ -98,11 +99,11 @@ class Layout:
             "LOGNAME": "user",
             "LANG": "C.UTF-8",
             "TMPDIR": str(self.root / "tmp"),
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
             "PYTHONUNBUFFERED": "1",
             "PPIO_TEMPLATE_ID": spec.template_id,
             **spec.env,
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
             "PPIO_SANDBOX_ID": spec.sandbox_id,
         }
 

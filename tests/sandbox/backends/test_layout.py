@@ -24,14 +24,17 @@ def test_folders_and_programs_are_the_owners_alone(tmp_path: Path) -> None:
     assert (layout.app / "app.py").read_text() == "x"
 
 
-def test_the_environment_of_the_caller_wins_but_for_the_marker(tmp_path: Path) -> None:
-    """The marker is how a sweep finds a process."""
+def test_the_environment_of_the_caller_wins_but_for_what_the_platform_needs(
+    tmp_path: Path,
+) -> None:
+    """The marker is how a sweep finds a process; the rest is how it is reached."""
     spec = SandboxSpec(
         sandbox_id="a" * 20,
         template_id="t",
         root=tmp_path,
-        env={"PORT": "1", "PPIO_SANDBOX_ID": "b"},
+        env={"USER": "me", "HOST": "::", "PORT": "1", "PPIO_SANDBOX_ID": "b"},
     )
     env = Layout(root=tmp_path).environment(spec, port=5000)
 
-    assert (env["PORT"], env["PPIO_SANDBOX_ID"]) == ("1", "a" * 20)
+    assert (env["USER"], env["PPIO_SANDBOX_ID"]) == ("me", "a" * 20)
+    assert (env["HOST"], env["PORT"]) == ("127.0.0.1", "5000")
