@@ -40,6 +40,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=CamelModel)
 _MAX_BODY: Final = 1024 * 1024
+_MAX_MESSAGE: Final = 200
 
 
 @frozen(kw_only=True)
@@ -110,7 +111,10 @@ def error_answer(error: Exception) -> Response:
     """Return the answer that an expected error is."""
     if isinstance(error, HTTPException):
         status = error.code or 500
-        response = _refusal(status, error.description or error.name)
+        message = error.description or error.name
+        if status == 404:
+            message = f"there is nothing at {request.path}"[:_MAX_MESSAGE]
+        response = _refusal(status, message)
         for name, value in error.get_headers():
             if name.lower() == "allow":
                 response.headers[name] = value

@@ -124,6 +124,15 @@ def test_every_refusal_is_json_with_code_and_message(
     )
 
 
+def test_an_unknown_path_is_named(wire: Wire) -> None:
+    """But not all of it, if it is long."""
+    found = wire.ask("GET", "/no/such/path").get_json()
+    assert found["message"] == "there is nothing at /no/such/path"
+
+    found = wire.ask("GET", "/" + "x" * 500).get_json()
+    assert len(found["message"]) == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [
