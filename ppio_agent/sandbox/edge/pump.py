@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ _POUR_SIZE = 128 * 1024
 _POURS_AT_ONCE = 4
 _RESET = struct.pack("ii", 1, 0)
 _LINGER = 1.0
+_MAX_MESSAGE = 200
+# How h11 shows in a message what it was sent.
+_BYTES = re.compile(r"bytearray\(b(.*)\)", re.DOTALL)
 
 
 class PeerError(Exception):
@@ -271,7 +275,8 @@ class Peer:
             return self.http.next_event()
         except h11.RemoteProtocolError as exc:
             status = 0 if self.ended else exc.error_status_hint
-            raise PeerError(self, str(exc), status) from exc
+            message = _BYTES.sub(r"\1", str(exc))[:_MAX_MESSAGE]
+            raise PeerError(self, message, status) from exc
 
     async def _fill(self, deadline: float | None) -> None:
         if not self._inbox and not self.ended:

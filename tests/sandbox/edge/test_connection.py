@@ -139,6 +139,16 @@ def test_a_bad_head_is_refused_in_json(edge: Edge, head: bytes, status: int) -> 
         assert error(client.send(get(more=head)))[0] == status
 
 
+def test_a_line_that_is_no_header_is_shown_as_text(edge: Edge) -> None:
+    with Client(edge) as client:
+        _, found = error(client.send(get(more=b"Bad Name: 1\r\n")))
+    assert found["message"] == "illegal header line: 'Bad Name: 1'"
+
+    with Client(edge) as client:
+        _, found = error(client.send(get(more=b"Bad Name: " + b"x" * 500 + b"\r\n")))
+    assert len(str(found["message"])) == 200
+
+
 @pytest.mark.parametrize("port", [0, 65536, 99999])
 def test_a_port_that_cannot_be_is_400(edge: Edge, port: int) -> None:
     """In a host name; the connection goes on."""
