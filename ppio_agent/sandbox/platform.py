@@ -21,7 +21,7 @@ from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
-from ppio_agent.exceptions import SandboxUnavailableError
+from ppio_agent.exceptions import SandboxPlatformError, SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
 from ppio_agent.sandbox.backends.process import ProcessBackend
@@ -318,11 +318,15 @@ class SandboxPlatform(Closing):
             TemplateManifestError: With everything that is wrong; nothing was kept.
             ConflictError: The manifest names another template.
             AuthenticationError: The key is not known.
+            SandboxPlatformError: A file cannot be read, or not be kept.
         """
         up = self._up
         tenant = up.tenant if api_key is None else up.keys.tenant_of(api_key, None)
         source = FolderSource.of(Path(path))
-        record, _ = up.templates.deploy(source, tenant=tenant)
+        try:
+            record, _ = up.templates.deploy(source, tenant=tenant)
+        except OSError as error:
+            raise SandboxPlatformError(f"{path} was not deployed: {error}") from error
         template = up.viewer.template(record)
         write_status(source.manifest, template.to_dict())
         return template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,11 @@ import psutil
 import pytest
 import requests
 
-from ppio_agent.exceptions import PlatformAlreadyRunningError, TemplateManifestError
+from ppio_agent.exceptions import (
+    PlatformAlreadyRunningError,
+    SandboxPlatformError,
+    TemplateManifestError,
+)
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from ppio_agent.sandbox.templates.manifest import parse_manifest
 from tests.sandbox.agents import HTTP_AGENT, write_agent
@@ -478,6 +483,25 @@ def test_a_killed_platform_leaves_no_process_and_can_be_started_again(
         assert list((tmp_path / "data" / "sandboxes").iterdir()) == []
         assert platform.templates.get("echo").name == "echo"
         assert platform.sandboxes.logs_of(ids[1]).is_dir()
+
+
+def test_a_data_directory_that_is_taken_away_is_told_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = Cloud(tmp_path)
+    try:
+        source = write_agent(tmp_path / "src", "late", {"app.py": HTTP_AGENT})
+        shutil.rmtree(tmp_path / "data")
+        refused = cloud.ask("POST", "/sandboxes", {"templateID": "base"})
+        with pytest.raises(SandboxPlatformError, match="was not deployed"):
+            cloud.platform.deploy(source, api_key=RED)
+    finally:
+        cloud.close()
+
+    assert refused.status_code == 500
+    assert "cannot use its files: no such file" in refused.json()["message"]
+    assert "POST /sandboxes failed" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_before_start_and_after_close_it_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ppio_agent.exceptions import PermissionDeniedError, PPIOAgentError, WireErr
 from ppio_agent.sandbox.options import not_supported
 from ppio_agent.web import Lane
 
-from .kit import Control, answer, error_answer, unexpected_answer
+from .kit import Control, answer, error_answer, files_answer, unexpected_answer
 from .sandbox_routes import sandbox_routes
 from .template_routes import template_routes
 
@@ -63,6 +63,7 @@ def create_app(control: Control) -> Flask:
     app.register_error_handler(PPIOAgentError, error_answer)
     app.register_error_handler(WireError, error_answer)
     app.register_error_handler(HTTPException, error_answer)
+    app.register_error_handler(OSError, files_answer)
     app.register_error_handler(Exception, unexpected_answer)
     app.register_blueprint(sandbox_routes(control))
     app.register_blueprint(template_routes(control))

@@ -32,6 +32,7 @@ __all__ = [
     "body_as",
     "decoded",
     "error_answer",
+    "files_answer",
     "raw_body",
     "tenant",
     "unexpected_answer",
@@ -139,6 +140,13 @@ def unexpected_answer(error: Exception) -> Response:
     """Log an error that nobody foresaw; its answer tells nothing of it."""
     _log.error("%s %s failed", request.method, request.path, exc_info=error)
     return _refusal(500, "internal error")
+
+
+def files_answer(error: OSError) -> Response:
+    """Log that a file of the platform could not be used, such as one taken away."""
+    _log.error("%s %s failed: %s", request.method, request.path, error)
+    reason = (error.strerror or "they fail").lower()
+    return _refusal(500, f"the platform cannot use its files: {reason}")
 
 
 def _refusal(status: int, message: str, **facts: Json) -> Response:
