@@ -43,7 +43,6 @@ class Front:
     Args:
         engine: Where invocations are started.
         authenticator: Who finds out who sent a request.
-
         guard: Who may reach the app without a key.
 
     Attributes:

@@ -144,7 +144,6 @@ def test_a_generator_runs_ahead_only_so_far() -> None:
     assert len(made) <= 100 + 2 * 64
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_a_loop_of_its_own() -> None:
     """The parent's thread does not exist there."""
     AsyncCall(CancelToken()).result(asyncio.sleep(0))
