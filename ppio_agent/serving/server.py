@@ -8,9 +8,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
@@ -29,7 +29,7 @@ _CANCEL_GRACE = 5.0
 _SIGNAL_LOOK = 0.5
 
 
-class PPIOAgentRuntimeServer:
+class PPIOAgentRuntimeServer(Closing):
     """Serves an app on a thread of its own.
 
     Args:
@@ -143,14 +143,6 @@ class PPIOAgentRuntimeServer:
 
     def __enter__(self) -> PPIOAgentRuntimeServer:
         return self.start()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def run(server: PPIOAgentRuntimeServer) -> bool:

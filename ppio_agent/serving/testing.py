@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
 
+from ppio_agent._util.closing import Closing
 from ppio_agent.wire.json import decode_json, encode_json
 from ppio_agent.wire.sse import SSEEvent, SSEFramer
 
@@ -142,7 +142,7 @@ class _Call:
             close()
 
 
-class AgentTestClient:
+class AgentTestClient(Closing):
     """Calls an app without a socket: what a test of an agent needs.
 
     Used in a ``with`` statement it closes the app at the end.
@@ -256,13 +256,6 @@ class AgentTestClient:
             environ[key if plain else f"HTTP_{key}"] = value
         return _Call(self._app, environ)
 
-    def __enter__(self) -> AgentTestClient:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the app."""
         self._app.close()

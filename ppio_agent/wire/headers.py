@@ -22,7 +22,6 @@ __all__ = [
     "TIMEOUT",
     "TRAFFIC_TOKEN",
     "Accept",
-    "same_sandbox",
     "sandbox_key",
     "valid_entrypoint",
     "valid_id",
@@ -79,11 +78,6 @@ def valid_entrypoint(text: str) -> bool:
 def sandbox_key(sandbox_id: str) -> str:
     """Return what identifies a sandbox: its id up to the first `-`."""
     return sandbox_id.partition("-")[0]
-
-
-def same_sandbox(one: str, other: str) -> bool:
-    """Whether two ids, in the plain or the composite style, mean one sandbox."""
-    return sandbox_key(one) == sandbox_key(other)
 
 
 @frozen
