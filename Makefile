@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench fuzz clean
 
 # Made again when the dependencies change, not when the code does (editable install).
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -20,6 +20,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
 
 test: check
+	@.ci/packages
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.ready
@@ -30,6 +31,11 @@ check: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m tests.bench
+
+# Longer than the suite has time for; FUZZ_EXAMPLES says how many tries each property gets.
+FUZZ_EXAMPLES ?= 20000
+fuzz: $(VENV)/.ready
+	PPIO_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q --timeout=3600 tests/fuzz
 
 clean:
 	rm -rf $(VENV) .bench build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["SLOW", "new_threads", "processes_marked", "wait_until", "write_agent"]
+import pytest
+
+__all__ = [
+    "SLOW",
+    "needs_program",
+    "new_threads",
+    "processes_marked",
+    "wait_until",
+    "write_agent",
+]
 
 SLOW = float(os.environ.get("PPIO_TEST_SLOW", "1"))
 """Factor on every limit of the tests, for machines that are slow or busy."""
@@ -36,6 +46,16 @@ def new_threads(prefix: str) -> Callable[[], list[str]]:
         return [name for name in fresh if name.startswith(prefix)]
 
     return names
+
+
+def needs_program(name: str) -> str:
+    """Return the path of a program; without it skip the test, but in CI fail it."""
+    path = os.environ.get("PATH", os.defpath)
+    found = shutil.which(name, path=f"{path}:/usr/sbin")
+    if found is None:
+        reason = f"{name} is not installed; .ci/packages installs it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return found
 
 
 def processes_marked(marker: str) -> Iterator[int]:
