@@ -1,31 +1,29 @@
 """One call of an agent: its thread, its end, and what it gives on the way.
 
-The state machine is `states`; this is its shell. Three threads may meet here: the one
-that runs user code, one that waits for the outcome or reads the chunks, and one that
-asks for the end (another request, or the alarm at the deadline).
+Three threads may meet here: the one that runs user code, one that waits for the outcome
+or reads the chunks, and one that asks for the end, which is the part of `lifetime`.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from ppio_agent._util.clock import utc_now
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.wire.json import decode_json, encode_json
 
 from .alarm import alarms
 from .chunk import Chunk, ChunkCollector
-from .context import CancelReason, RequestContext, bind_context
+from .context import RequestContext, bind_context
 from .failure import Failure
 from .handler import Around, Handler, as_payload, is_async_result, stream_of
-from .outcome import Outcome, imposed_error, terminal_events
-from .progress import Progress, Step
+from .lifetime import Lifetime
+from .outcome import Outcome, terminal_events
+from .progress import Step
 from .record import InvocationRecord
 from .ring import ReplayRing, RingReader
 from .states import Happening, InvocationState, Life
@@ -36,7 +34,7 @@ __all__ = ["Invocation"]
 _log = logging.getLogger(__name__)
 
 
-class Invocation:
+class Invocation(Lifetime):
     """One call of one handler.
 
     Args:
@@ -89,65 +87,23 @@ class Invocation:
         encode: Callable[[Any], bytes] = encode_json,
         on_settled: Callable[[Invocation], object] | None = None,
     ) -> None:
+        super().__init__(
+            context, cancel_grace=cancel_grace, bound=bound, describe=describe
+        )
         self.handler = handler
-        self.context = context
         self.around = around
-        self.error: BaseException | None = None
-        self.failure: Failure | None = None
-        self.progress = Progress()
         self.streams = False
-        self.value: Any = None
-        self.result_json = b"null"
         self.on_settled = on_settled
         self._payload = as_payload(payload)
         self._collector = ChunkCollector(collect_bytes) if collect else None
-        self._cancel_grace = cancel_grace
-        self._describe = describe
         self._encode = encode
-        self._bound = bound
         # Copied once, here: one Context cannot be entered by two threads, and what
         # the request's thread has set so far (ids for logs) is meant to be seen.
         self._variables = contextvars.copy_context()
-        # Guards everything below.
-        self._lock = threading.Lock()
-        self._life = Life()
+        # Guarded by the lock of its life.
         self._ring = ring
-        self._readers = 1
         self._reserve = reserve
         self._reserved: RingReader | None = None
-        self._born = time.monotonic()
-        self._ended: float | None = None
-        self._started: float | None = None
-        self._cancel: tuple[CancelReason, datetime] | None = None
-        self._grace_ends: float | None = None
-        self._slow_at: float | None = None
-        self._on_slow: Callable[[], object] | None = None
-        self._armed = False
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return self.context.invocation_id
-
-    @property
-    def state(self) -> InvocationState:
-        """Where it stands."""
-        return self._life.state
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether user code has ended, or never began."""
-        return self._life.confirmed
-
-    @property
-    def cancel_reason(self) -> CancelReason | None:
-        """Why its end was asked for; None if nobody asked."""
-        return None if self._cancel is None else self._cancel[0]
-
-    @property
-    def duration(self) -> float:
-        """Seconds from its making to its end, or till now."""
-        return (self._ended or time.monotonic()) - self._born
 
     @property
     def size(self) -> int:
@@ -258,115 +214,13 @@ class Invocation:
 
     # Ending.
 
-    def cancel(self, reason: CancelReason = "client") -> bool:
-        """Ask for the end; acts at once on whatever waits in a way that can be woken.
-
-        Returns:
-            Whether this changed anything: not if it was asked before, or has ended.
-        """
-        if not self._note(Happening.CANCEL_ASKED, reason=reason):
-            return False
-        self.context.cancelled.fire(reason)
+    def _interrupt(self) -> None:
         with self._lock:
             ring = self._ring
-            self._grace_ends = time.monotonic() + self._cancel_grace
         if ring is not None:
             ring.interrupt()
-        self._arm()
-        return True
-
-    def refuse(self, error: BaseException) -> bool:
-        """End it before it has begun, because no slot came free.
-
-        Returns:
-            Whether it had not begun.
-        """
-        outcome = Outcome(happening=Happening.REFUSED, error=error)
-        return self._note(Happening.REFUSED, outcome=outcome)
-
-    def join(self) -> None:
-        """Count one more reader."""
-        with self._lock:
-            self._readers += 1
-
-    def leave(self, reason: CancelReason = "disconnect") -> None:
-        """Count one reader less; without any, a bound invocation is cancelled."""
-        with self._lock:
-            self._readers -= 1
-            alone = self._readers <= 0 and self._bound
-        if alone:
-            self.cancel(reason)
-
-    def on_alarm(self) -> None:
-        """React to slow user code, the deadline, or the end of a cancel's grace."""
-        now = time.monotonic()
-        on_slow, self._slow_at = self._on_slow, None
-        if on_slow is not None:
-            on_slow()
-        if self.context.deadline is not None and now >= self.context.deadline:
-            self._expire()
-        elif self._grace_ends is not None and now >= self._grace_ends:
-            self._note(Happening.GRACE_OVER)
-        else:
-            self._arm()
-
-    def _arm(self) -> None:
-        self._armed = True
-        wanted = (self.context.deadline, self._grace_ends, self._slow_at)
-        instants = [instant for instant in wanted if instant is not None]
-        if instants and not self._life.state.terminal:
-            alarms().set(self, min(instants))
-
-    def _expire(self) -> None:
-        if self._note(Happening.DEADLINE):
-            self.context.cancelled.fire("deadline")
-
-    def _note(
-        self,
-        happening: Happening,
-        *,
-        outcome: Outcome | None = None,
-        reason: CancelReason | None = None,
-    ) -> bool:
-        """Take one step of the state machine; return whether anything changed."""
-        # User code may be asked for the text of its exception, so not under the lock.
-        error = None if outcome is None else outcome.error
-        failure = None if error is None else self._describe(error)
-        with self._lock:
-            before = self._life
-            life = self._life = before.after(happening)
-            if life is before:
-                return False
-            if happening is Happening.ENTERED:
-                self._started = time.monotonic()
-            if reason is not None:
-                self._cancel = (reason, utc_now())
-            ends = life.state.terminal and not before.state.terminal
-            if ends:
-                self._conclude_locked(outcome, failure)
-        if ends:
-            alarms().clear(self)
-        if life.confirmed:
-            self._settle()
-        if life.state.terminal:
-            self._publish(life)
-        elif happening is Happening.ENTERED:
-            self.progress.take(Step.STARTED)
-        return True
-
-    def _conclude_locked(
-        self, outcome: Outcome | None, failure: Failure | None
-    ) -> None:
-        self._ended = time.monotonic()
-        imposed = imposed_error(self._life.state, self.id, self.cancel_reason)
-        if imposed is not None:
-            self.error, self.failure = imposed, self._describe(imposed)
-        elif outcome is not None:
-            self.value, self.result_json = outcome.value, outcome.json
-            self.error, self.failure = outcome.error, failure
 
     def _settle(self) -> None:
-        """Let go of what only user code needed, and tell the owner."""
         self._payload = {}
         self._variables = contextvars.Context()
         bind_context(self.context, None)
@@ -378,7 +232,6 @@ class Invocation:
                 _log.exception("nobody took note of the end of invocation %s", self.id)
 
     def _publish(self, life: Life) -> None:
-        """Tell whoever waits or reads; only now, when the owner is up to date."""
         with self._lock:
             if self._ring is not None:
                 self._fill_ring_locked(self._ring)

@@ -1,0 +1,220 @@
+"""The life of one invocation: its state, its clock, who waits for it, and how it ends.
+
+The state machine is `states`; this is its shell. Whatever asks for the end comes here:
+another request, the alarm at the deadline, the last reader that leaves, and user code,
+when it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from ppio_agent._util.clock import utc_now
+
+from .alarm import alarms
+from .context import CancelReason, RequestContext
+from .failure import Failure
+from .outcome import Outcome, imposed_error
+from .progress import Progress, Step
+from .states import Happening, InvocationState, Life
+
+__all__ = ["Lifetime"]
+
+
+class Lifetime(ABC):
+    """What an invocation is apart from the code that it runs.
+
+    Args:
+        context: Its deadline and token are in force here.
+        cancel_grace: Seconds user code has to react to a cancel before the invocation
+            counts as cancelled without it.
+        bound: Whether it is cancelled (`disconnect`) when its last reader leaves; its
+            maker is the first reader.
+        describe: How an exception is told to callers.
+
+    Attributes:
+        progress: How far it has come, for those who wait.
+        value: What a handler that does not stream returned, once it has.
+        result_json: The same as JSON.
+        error: What it ended with, if not with success.
+        failure: How that is told.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        context: RequestContext,
+        *,
+        cancel_grace: float,
+        bound: bool,
+        describe: Callable[[BaseException], Failure],
+    ) -> None:
+        self.context = context
+        self.error: BaseException | None = None
+        self.failure: Failure | None = None
+        self.progress = Progress()
+        self.value: Any = None
+        self.result_json = b"null"
+        self._cancel_grace = cancel_grace
+        self._describe = describe
+        self._bound = bound
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self._life = Life()
+        self._readers = 1
+        self._born = time.monotonic()
+        self._ended: float | None = None
+        self._started: float | None = None
+        self._cancel: tuple[CancelReason, datetime] | None = None
+        self._grace_ends: float | None = None
+        self._slow_at: float | None = None
+        self._on_slow: Callable[[], object] | None = None
+        self._armed = False
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.context.invocation_id
+
+    @property
+    def state(self) -> InvocationState:
+        """Where it stands."""
+        return self._life.state
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether user code has ended, or never began."""
+        return self._life.confirmed
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why its end was asked for; None if nobody asked."""
+        return None if self._cancel is None else self._cancel[0]
+
+    @property
+    def duration(self) -> float:
+        """Seconds from its making to its end, or till now."""
+        return (self._ended or time.monotonic()) - self._born
+
+    def cancel(self, reason: CancelReason = "client") -> bool:
+        """Ask for the end; acts at once on whatever waits in a way that can be woken.
+
+        Returns:
+            Whether this changed anything: not if it was asked before, or has ended.
+        """
+        if not self._note(Happening.CANCEL_ASKED, reason=reason):
+            return False
+        self.context.cancelled.fire(reason)
+        with self._lock:
+            self._grace_ends = time.monotonic() + self._cancel_grace
+        self._interrupt()
+        self._arm()
+        return True
+
+    def refuse(self, error: BaseException) -> bool:
+        """End it before it has begun, because no slot came free.
+
+        Returns:
+            Whether it had not begun.
+        """
+        outcome = Outcome(happening=Happening.REFUSED, error=error)
+        return self._note(Happening.REFUSED, outcome=outcome)
+
+    def join(self) -> None:
+        """Count one more reader."""
+        with self._lock:
+            self._readers += 1
+
+    def leave(self, reason: CancelReason = "disconnect") -> None:
+        """Count one reader less; without any, a bound invocation is cancelled."""
+        with self._lock:
+            self._readers -= 1
+            alone = self._readers <= 0 and self._bound
+        if alone:
+            self.cancel(reason)
+
+    def on_alarm(self) -> None:
+        """React to slow user code, the deadline, or the end of a cancel's grace."""
+        now = time.monotonic()
+        on_slow, self._slow_at = self._on_slow, None
+        if on_slow is not None:
+            on_slow()
+        if self.context.deadline is not None and now >= self.context.deadline:
+            self._expire()
+        elif self._grace_ends is not None and now >= self._grace_ends:
+            self._note(Happening.GRACE_OVER)
+        else:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._armed = True
+        wanted = (self.context.deadline, self._grace_ends, self._slow_at)
+        instants = [instant for instant in wanted if instant is not None]
+        if instants and not self._life.state.terminal:
+            alarms().set(self, min(instants))
+
+    def _expire(self) -> None:
+        if self._note(Happening.DEADLINE):
+            self.context.cancelled.fire("deadline")
+
+    def _note(
+        self,
+        happening: Happening,
+        *,
+        outcome: Outcome | None = None,
+        reason: CancelReason | None = None,
+    ) -> bool:
+        """Take one step of the state machine; return whether anything changed."""
+        # User code may be asked for the text of its exception, so not under the lock.
+        error = None if outcome is None else outcome.error
+        failure = None if error is None else self._describe(error)
+        with self._lock:
+            before = self._life
+            life = self._life = before.after(happening)
+            if life is before:
+                return False
+            if happening is Happening.ENTERED:
+                self._started = time.monotonic()
+            if reason is not None:
+                self._cancel = (reason, utc_now())
+            ends = life.state.terminal and not before.state.terminal
+            if ends:
+                self._conclude_locked(outcome, failure)
+        if ends:
+            alarms().clear(self)
+        if life.confirmed:
+            self._settle()
+        if life.state.terminal:
+            self._publish(life)
+        elif happening is Happening.ENTERED:
+            self.progress.take(Step.STARTED)
+        return True
+
+    def _conclude_locked(
+        self, outcome: Outcome | None, failure: Failure | None
+    ) -> None:
+        self._ended = time.monotonic()
+        imposed = imposed_error(self._life.state, self.id, self.cancel_reason)
+        if imposed is not None:
+            self.error, self.failure = imposed, self._describe(imposed)
+        elif outcome is not None:
+            self.value, self.result_json = outcome.value, outcome.json
+            self.error, self.failure = outcome.error, failure
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Wake user code where it waits for readers."""
+
+    @abstractmethod
+    def _settle(self) -> None:
+        """Let go of what only user code needed, and tell the owner."""
+
+    @abstractmethod
+    def _publish(self, life: Life) -> None:
+        """Tell whoever waits or reads; only now, when the owner is up to date."""
