@@ -243,9 +243,12 @@ class RequestKit:
         start_response: Callable[..., Any],
     ) -> Iterable[bytes]:
         # A kit further outside, or the thread that relayed the request, chose it.
-        request_id = environ.get("ppio.request_id") or request_id_of(
-            environ.get("HTTP_X_REQUEST_ID")
-        )
+        request_id = environ.get("ppio.request_id")
+        if request_id is None:
+            request_id = request_id_of(environ.get("HTTP_X_REQUEST_ID"))
+        elif "ppio.resume" not in environ:
+            # What is between the two kits must run once for a request.
+            environ.pop("ppio.relay", None)
         environ["ppio.request_id"] = request_id
         current_request_id.set(request_id)
         answer = _Answer(start_response, environ, request_id, self._headers)
