@@ -44,15 +44,20 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
             self.headers = {}
             try:
                 super().parse_header(header_plus)
-            except ValueError as error:  # which waitress lets pass: "http://[" does it
-                raise ParsingError("Bad URI") from error
-            if self.chunked and "CONTENT_LENGTH" in self.headers:
-                # RFC 9112, 6.1: what stands in front may have counted differently.
-                raise ParsingError("both Content-Length and Transfer-Encoding")
+            except ValueError as error:  # which waitress lets pass
+                raise ParsingError("Bad URI or Content-Length") from error
+            self._check_framing()
         if self.content_length > self.adj.ppio_max_request_size:
             self.error = RequestEntityTooLarge("declared larger than the limit")
             self.completed = True  # what follows is left unread
             self.expect_continue = False
+
+    def _check_framing(self) -> None:
+        # RFC 9112, 6.1: what stands in front may have found another end.
+        if self.chunked and "CONTENT_LENGTH" in self.headers:
+            raise ParsingError("both Content-Length and Transfer-Encoding")
+        if "TRANSFER_ENCODING" in self.headers:  # waitress has taken that of 1.1
+            raise ParsingError("Transfer-Encoding needs HTTP/1.1")
 
     def _parse_usual(self, head: bytes) -> bool:
         first, *lines = head.split(b"\r\n")
@@ -61,7 +66,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
         if start is None or headers is None:
             return False
         length = headers.get("CONTENT_LENGTH", "0")
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit() and len(length) < 19):
             return False
         self.headers = headers
         self.first_line = first

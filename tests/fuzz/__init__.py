@@ -1,0 +1,1 @@
+"""Properties that hold for whatever anybody sends; `make fuzz` tries them for long."""
