@@ -7,7 +7,6 @@ or reads the chunks, and one that asks for the end, which is the part of `lifeti
 from __future__ import annotations
 
 import contextvars
-import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -30,8 +29,6 @@ from .states import Happening, InvocationState, Life
 from .stream import pump, read_chunks
 
 __all__ = ["Invocation"]
-
-_log = logging.getLogger(__name__)
 
 
 class Invocation(Lifetime):
@@ -226,10 +223,7 @@ class Invocation(Lifetime):
         bind_context(self.context, None)
         on_settled, self.on_settled = self.on_settled, None
         if on_settled is not None:
-            try:
-                on_settled(self)
-            except Exception:  # noqa: BLE001 - those who wait have to be told
-                _log.exception("nobody took note of the end of invocation %s", self.id)
+            self._call_safely(on_settled)
 
     def _publish(self, life: Life) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ when it is done.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,8 @@ from .progress import Progress, Step
 from .states import Happening, InvocationState, Life
 
 __all__ = ["Lifetime"]
+
+_log = logging.getLogger(__name__)
 
 
 class Lifetime(ABC):
@@ -76,6 +79,7 @@ class Lifetime(ABC):
         self._slow_at: float | None = None
         self._on_slow: Callable[[], object] | None = None
         self._armed = False
+        self._when_over: tuple[Callable[[Any], object], ...] = ()
 
     @property
     def id(self) -> str:
@@ -139,6 +143,24 @@ class Lifetime(ABC):
         if alone:
             self.cancel(reason)
 
+    def when_over(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` once when it is terminal, or at once if it is already.
+
+        User code may still run then. It is called on the thread that ended it, under
+        no lock, before whoever waits is told; what it raises is logged.
+        """
+        with self._lock:
+            if not self._life.state.terminal:
+                self._when_over += (fn,)
+                return
+        self._call_safely(fn)
+
+    def _call_safely(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception:  # noqa: BLE001 - those who wait have to be told
+            _log.exception("nobody took note of the end of invocation %s", self.id)
+
     def on_alarm(self) -> None:
         """React to slow user code, the deadline, or the end of a cancel's grace."""
         now = time.monotonic()
@@ -186,8 +208,11 @@ class Lifetime(ABC):
             ends = life.state.terminal and not before.state.terminal
             if ends:
                 self._conclude_locked(outcome, failure)
+                told, self._when_over = self._when_over, ()
         if ends:
             alarms().clear(self)
+            for fn in told:
+                self._call_safely(fn)
         if life.confirmed:
             self._settle()
         if life.state.terminal:
