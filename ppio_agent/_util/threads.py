@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
+
+from .fork import renew_in_child
 
 __all__ = ["PoolSaturatedError", "WorkerPool", "start_thread"]
 
@@ -69,7 +69,7 @@ class WorkerPool:
         self._max_waiting = max_waiting
         self._closed = False
         self._forget_threads()
-        _pools.add(self)
+        renew_in_child(self, WorkerPool._forget_threads)
 
     def _forget_threads(self) -> None:
         # Guards everything below and `_closed`.
@@ -225,16 +225,3 @@ class WorkerPool:
             if worker.thread is not None and not worker.guest:
                 worker.thread.join()  # it has nothing left to do
         return ended
-
-
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-
-
-def _forget_threads() -> None:
-    """Empty every pool: no thread but the forking one lives on in a child."""
-    for pool in list(_pools):
-        pool._forget_threads()  # noqa: SLF001 - the pool's own module
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)

@@ -8,11 +8,11 @@ the thread. Setting and clearing cost a lock and a dictionary entry.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from typing import Protocol
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import start_thread
 
 __all__ = ["Alarmed", "Alarms", "alarms"]
@@ -37,9 +37,9 @@ class Alarms:
 
     def __init__(self) -> None:
         self._reset()
+        renew_in_child(self, Alarms._reset)
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         # Guards everything below; signals that the next waking comes too late.
         self._sooner = threading.Condition(threading.Lock())
         self._due: dict[Alarmed, float] = {}
@@ -48,8 +48,6 @@ class Alarms:
 
     def set(self, owner: Alarmed, instant: float) -> None:
         """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before."""
-        if self._pid != os.getpid():
-            self._reset()
         with self._sooner:
             self._due[owner] = instant
             if instant >= self._next:
@@ -62,9 +60,8 @@ class Alarms:
 
     def clear(self, owner: Alarmed) -> None:
         """Forget the instant that `owner` set, if any."""
-        if self._pid == os.getpid():
-            with self._sooner:
-                self._due.pop(owner, None)
+        with self._sooner:
+            self._due.pop(owner, None)
 
     def _watch(self) -> None:
         while True:

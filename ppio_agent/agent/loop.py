@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import start_thread
 
 from .context import CancelToken
@@ -27,8 +27,27 @@ __all__ = ["AsyncCall", "shared_loop"]
 # switch of threads for each item would cost more than the items.
 _AHEAD = 64
 
-_lock = threading.Lock()  # Guards _shared.
-_shared: tuple[int, asyncio.AbstractEventLoop] | None = None
+
+class _SharedLoop:
+    """The event loop of this process; made at first use."""
+
+    def __init__(self) -> None:
+        self._forget()
+        renew_in_child(self, _SharedLoop._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()  # Guards _loop.
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                start_thread("ppio-loop", self._loop.run_forever)
+            return self._loop
+
+
+_shared = _SharedLoop()
 
 
 def shared_loop() -> asyncio.AbstractEventLoop:
@@ -36,13 +55,7 @@ def shared_loop() -> asyncio.AbstractEventLoop:
 
     Its thread is `ppio-loop`. A forked child makes its own.
     """
-    global _shared  # noqa: PLW0603 - one loop a process is the point
-    with _lock:
-        if _shared is None or _shared[0] != os.getpid():
-            loop = asyncio.new_event_loop()
-            start_thread("ppio-loop", loop.run_forever)
-            _shared = (os.getpid(), loop)
-        return _shared[1]
+    return _shared.get()
 
 
 class AsyncCall:

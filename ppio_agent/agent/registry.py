@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import (
     ConflictError,
     IdempotencyConflictError,
@@ -95,7 +96,7 @@ class InvocationRegistry:
         max_bytes: Most bytes of their results and chunks kept.
         clock: A monotonic clock.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe. A forked child knows none of its parent's invocations.
     """
 
     def __init__(
@@ -110,6 +111,10 @@ class InvocationRegistry:
         self._max_kept = max_kept
         self._max_bytes = max_bytes
         self._clock = clock
+        self._forget_all()
+        renew_in_child(self, InvocationRegistry._forget_all)
+
+    def _forget_all(self) -> None:
         # Guards everything below.
         self._lock = threading.Lock()
         self._by_id: dict[_Owned, _Kept] = {}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from attrs import evolve, frozen
 
 from ppio_agent._util.clock import utc_now
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.agent import CancelToken
 from ppio_agent.agent.handler import is_async_result
@@ -139,7 +140,7 @@ class Health:
         live: How many invocations run or wait.
         clock: Unix time.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe. In a forked child nothing of its parent's work runs.
     """
 
     def __init__(
@@ -150,13 +151,10 @@ class Health:
         self._check: Callable[[], Any] | None = None
         # The check may hang: it has a thread of its own, and only one.
         self._pool = WorkerPool("ppio-ping", max_threads=1, max_waiting=1)
-        # Guards everything below; signals the end of a check.
-        self._checked = threading.Condition(threading.Lock())
-        self._busy: set[BusyHandle] = set()
+        self._forget_work()
         self._forced: PingStatus | None = None
         self._draining = False
         self._said = Said()
-        self._checking = False
         self._checked_at = float("-inf")
         self._is_live = False
         # What is told while nothing runs, and while something does.
@@ -165,6 +163,18 @@ class Health:
             (PingStatus.HEALTHY_BUSY, None),
         )
         self._changed_at = int(clock())
+        renew_in_child(self, Health._renew)
+
+    def _forget_work(self) -> None:
+        # Guards all that changes; signals the end of a check.
+        self._checked = threading.Condition(threading.Lock())
+        self._busy: set[BusyHandle] = set()
+        self._checking = False
+
+    def _renew(self) -> None:
+        self._forget_work()
+        with self._checked:
+            self._judge_locked()
 
     def set_check(self, check: Callable[[], Any]) -> None:
         """Take the agent's own check, which gets no arguments."""

@@ -1,0 +1,35 @@
+"""What begins anew in a forked child."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+
+from ppio_agent._util.fork import renew_in_child
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        renew_in_child(self, Owner.renew)
+
+    def renew(self) -> None:
+        self.pid = os.getpid()
+
+
+def test_owners_are_renewed_in_the_child_only() -> None:
+    """Each of them, before anything else runs there."""
+    owners = [Owner(), Owner()]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(owner.pid == os.getpid() for owner in owners) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [owner.pid for owner in owners] == [os.getpid()] * 2
+
+
+def test_an_owner_is_not_kept_alive() -> None:
+    """It goes when its user lets go of it."""
+    ref = weakref.ref(Owner())
+    gc.collect()
+    assert ref() is None
