@@ -165,7 +165,9 @@ class LaneDispatcher:
         # connection at most.
         self._relays = WorkerPool("ppio-web-relay", max_threads=max_connections)
         self._durations: deque[float] = deque(maxlen=32)
-        self._refused = 0
+        # Guards _refused.
+        self._lock = threading.Lock()
+        self._refused: dict[str, int] = {}
         self._closed = False
         self.draining = False
 
@@ -196,7 +198,9 @@ class LaneDispatcher:
         if refusal is None:
             refusal = self._try(lane, task)
         if refusal is not None:
-            self._refused += 1
+            reason = refusal.error.code
+            with self._lock:
+                self._refused[reason] = self._refused.get(reason, 0) + 1
             request.error = refusal
             self._submit(Lane.EXPRESS, task)
 
@@ -279,7 +283,7 @@ class LaneDispatcher:
             }
             for lane, crew in self._crews.items()
         }
-        return {"refused": self._refused, "lanes": lanes}
+        return {"refused": self._refused.copy(), "lanes": lanes}
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:  # noqa: FBT001, FBT002 - waitress's signature
         """Drop what waits and end the threads; waitress calls it, too.

@@ -129,8 +129,8 @@ class Server(Closing):
     def stats(self) -> dict[str, Any]:
         """Return the numbers of connections, threads and requests.
 
-        `{"connections": int, "refused": int, "lanes": {name: {"threads", "busy",
-        "waiting"}}}`
+        `{"connections": int, "refused": {code: int}, "lanes": {name: {"threads",
+        "busy", "waiting"}}}`
         """
         return {"connections": len(self._channels()), **self._dispatcher.stats()}
 

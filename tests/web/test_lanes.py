@@ -135,7 +135,7 @@ def test_more_than_the_queue_holds_is_refused_on_the_express_lane() -> None:
         assert isinstance(error, ServerBusyError)
         assert error.retry_after == 1
         assert second.served_by == ""
-        assert it.dispatcher.stats()["refused"] == 1
+        assert it.dispatcher.stats()["refused"] == {"server_busy": 1}
 
 
 def test_the_read_lane_refuses_likewise() -> None:
