@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import decimal
 import enum
@@ -312,32 +311,6 @@ def test_the_path_leads_to_what_is_wrong(
     assert caught.value.path == f"${path}"
 
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
-    | st.decimals() | st.datetimes(timezones=st.none() | st.just(UTC)) | st.dates()
-    | st.times() | st.uuids() | st.complex_numbers() | st.sampled_from(Colour),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner)
-    | st.dictionaries(st.text() | st.integers() | st.none(), inner)
-    | st.builds(Thing, st.text(), inner) | st.builds(Record, st.text(), inner)
-    | st.builds(Dumping, inner),
-    max_leaves=12,
-) | st.frozensets(
-    st.decimals(allow_nan=False) | st.just(decimal.Decimal("NaN")) | st.text()
-)  # fmt: skip
-
-
-def _refuse(name: str) -> None:
-    raise AssertionError(f"{name} on the wire")
-
-
-@settings(deadline=None)
-@given(value=ANYTHING)
-def test_anything_gives_strict_json_or_a_serialization_error(value: object) -> None:
-    """Never a NaN on the wire, never another exception."""
-    with contextlib.suppress(SerializationError):
-        json.loads(encode_json(value).decode(), parse_constant=_refuse)
-
-
 class _Unreadable(Mapping[str, object]):
     def __getitem__(self, key: str) -> object:
         return {"a": 1, "b": b""}[key]
@@ -353,28 +326,6 @@ def test_any_mapping_is_an_object() -> None:
     """Its members are looked into as those of a dict."""
     with pytest.raises(SerializationError, match=r"^\$\.b: bytes is not JSON$"):
         encode_json(_Unreadable())
-
-
-@settings(deadline=None)
-@given(data=st.binary())
-def test_arbitrary_bytes_are_read_or_refused(data: bytes) -> None:
-    """No other exception than the one that the edges translate."""
-    with contextlib.suppress(WireError):
-        decode_json(data)
-
-
-@settings(deadline=None)
-@given(text=st.text('[]{}",:\\ -+.0123456789eEunltrfasNI', max_size=30))
-def test_what_is_nearly_json_is_read_or_refused(text: str) -> None:
-    """As the standard library says, but for NaN and infinity."""
-    try:
-        expected: object = json.loads(text, parse_constant=_refuse)
-    except (ValueError, AssertionError):
-        with pytest.raises(WireError):
-            decode_json(text.encode())
-        return
-    if b"inf" not in repr(expected).encode():
-        assert decode_json(text.encode()) == expected
 
 
 @pytest.mark.parametrize(
