@@ -31,6 +31,7 @@ HOMES = {
     "urllib3": {"transport"},
     "waitress": {"web"},
     "sqlite3": {"storage"},
+    "redis": {"storage"},
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
 }

@@ -15,9 +15,18 @@ from attrs import field, frozen, validators
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.wire.json import Json
 
-__all__ = ["Change", "Delete", "Document", "DocumentStore", "Put", "open_store"]
+__all__ = [
+    "MEMORY_URL",
+    "Change",
+    "Delete",
+    "Document",
+    "DocumentStore",
+    "Put",
+    "open_store",
+    "sqlite_path",
+]
 
-_MEMORY = "memory://"
+MEMORY_URL = "memory://"
 _SQLITE = "sqlite:///"
 
 
@@ -111,12 +120,12 @@ def open_store(url: str) -> DocumentStore:
     Raises:
         ConfigurationError: The scheme is unknown, or the path is missing.
     """
-    if url == _MEMORY:
+    if url == MEMORY_URL:
         from .memory import MemoryDocumentStore
 
         return MemoryDocumentStore()
-    path = url.removeprefix(_SQLITE)
-    if path != url and path:
+    path = sqlite_path(url)
+    if path is not None:
         from .sqlite import SqliteDocumentStore
 
         return SqliteDocumentStore(path)
@@ -124,3 +133,14 @@ def open_store(url: str) -> DocumentStore:
     raise ConfigurationError(
         f"cannot open a store of scheme {scheme!r}: use memory:// or sqlite:///<path>"
     )
+
+
+def sqlite_path(url: str) -> str | None:
+    """Return the path in a URL ``sqlite:///<path>``; None if it is none.
+
+    Example:
+        >>> sqlite_path("sqlite:////var/lib/x.db"), sqlite_path("sqlite:///")
+        ('/var/lib/x.db', None)
+    """
+    path = url.removeprefix(_SQLITE)
+    return path if path and path != url else None

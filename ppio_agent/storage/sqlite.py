@@ -18,7 +18,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 
 from .documents import Change, Document, Put
 
-__all__ = ["SqliteDocumentStore"]
+__all__ = ["SqliteDocumentStore", "opened", "transaction"]
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -44,30 +44,11 @@ class SqliteDocumentStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()  # Guards _db: one statement or transaction.
-        try:
-            self._db = sqlite3.connect(
-                path,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        except sqlite3.Error as error:
-            raise _unusable(path, error) from error
-        try:
+        with opened(path) as self._db:
             self._prepare(path)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise _unusable(path, error) from error
-        except BaseException:
-            self._db.close()
-            raise
 
-    def _prepare(self, path: Path) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+    def _prepare(self, path: str | Path) -> None:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found > _SCHEMA_VERSION:
             raise ConfigurationError(
@@ -101,20 +82,9 @@ class SqliteDocumentStore:
     def write(self, *changes: Change) -> None:
         """Make all changes at once; see `DocumentStore.write`."""
         encoded = [encode_json(c.body) if isinstance(c, Put) else None for c in changes]
-        with self._lock, self._transaction_locked():
+        with self._lock, transaction(self._db):
             for change, body in zip(changes, encoded, strict=True):
                 self._apply_locked(change, body)
-
-    @contextmanager
-    def _transaction_locked(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def _apply_locked(self, change: Change, body: bytes | None) -> None:
         key = (change.kind, change.id)
@@ -141,7 +111,49 @@ class SqliteDocumentStore:
             self._db.close()
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> ConfigurationError:
+@contextmanager
+def opened(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """Open a file, which stays open if the block, which prepares it, succeeds.
+
+    The file and its folder are made when absent.
+
+    Raises:
+        ConfigurationError: It is damaged or cannot be opened.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        db = sqlite3.connect(
+            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(path, error) from error
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        yield db
+    except sqlite3.Error as error:
+        db.close()
+        raise _unusable(path, error) from error
+    except BaseException:
+        db.close()
+        raise
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Keep all that the block writes, or nothing if it fails."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _unusable(path: Path, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"the store {path} cannot be used ({error}): if it is damaged, move it away"
         " and a new one is made"

@@ -1,0 +1,41 @@
+"""The stores of nonces, opened by URL; the port is `ppio_agent.wire.signing.NonceStore`."""
+
+from __future__ import annotations
+
+from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.wire.signing import MemoryNonceStore, NonceStore
+
+from .documents import MEMORY_URL, sqlite_path
+
+__all__ = ["open_nonces"]
+
+_REDIS = ("redis://", "rediss://", "unix://")
+
+
+def open_nonces(url: str) -> NonceStore:
+    """Open the store of nonces that `url` names.
+
+    Args:
+        url: `memory://` (for one process), `sqlite:///<path>` (for the processes of one
+            machine; an absolute path gives four slashes), or `redis://…`, `rediss://…`
+            (TLS), `unix://<path>` (a Redis server, for any number of machines).
+
+    Raises:
+        ConfigurationError: The URL cannot be used, or the extra `redis` is missing.
+    """
+    if url == MEMORY_URL:
+        return MemoryNonceStore()
+    path = sqlite_path(url)
+    if path is not None:
+        from .sqlite_nonces import SqliteNonceStore
+
+        return SqliteNonceStore(path)
+    if url.startswith(_REDIS):
+        from .redis_nonces import RedisNonceStore
+
+        return RedisNonceStore(url)
+    # The URL may hold a password, so that only its scheme is told.
+    raise ConfigurationError(
+        f"cannot open nonces of scheme {url.partition(':')[0]!r}: use memory://,"
+        " sqlite:///<path> or redis://<host>"
+    )
