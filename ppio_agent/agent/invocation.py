@@ -108,6 +108,17 @@ class Invocation(Lifetime):
         return len(self.result_json) + (0 if self._ring is None else self._ring.size)
 
     @property
+    def chunk_count(self) -> int:
+        """How many chunks its stream has given so far."""
+        # Of a plain one, the ring that a reader of events asks for has its value.
+        return self._ring.chunks if self.streams and self._ring is not None else 0
+
+    @property
+    def stream_readers(self) -> int:
+        """How many readers take its events now."""
+        return 0 if self._ring is None else self._ring.readers
+
+    @property
     def ring(self) -> ReplayRing:
         """Its chunks and their end; of a plain invocation, its value as one chunk."""
         with self._lock:

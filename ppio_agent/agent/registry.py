@@ -25,7 +25,7 @@ from .context import CancelReason
 from .invocation import Invocation
 from .runonce import Standing, Verdict, decide
 
-__all__ = ["Admission", "InvocationRegistry", "RunKey"]
+__all__ = ["Admission", "InvocationRegistry", "RunKey", "Totals"]
 
 _Owned = tuple[str | None, str]  # a principal's id, or None; an id or a key
 
@@ -60,6 +60,23 @@ class Admission:
 
     invocation: Invocation
     is_new: bool
+
+
+@frozen(kw_only=True)
+class Totals:
+    """Numbers over all invocations of a registry.
+
+    Attributes:
+        abandoned: Those that have ended although their user code still runs.
+        chunks: Chunks given by streams, of invocations no longer kept, too.
+        readers: Readers that take events now.
+        size: Bytes kept of results and chunks.
+    """
+
+    abandoned: int
+    chunks: int
+    readers: int
+    size: int
 
 
 class _Kept:
@@ -122,6 +139,7 @@ class InvocationRegistry:
         self._live: dict[Invocation, _Kept] = {}
         self._finished: deque[_Kept] = deque()
         self._bytes = 0
+        self._chunks = 0
 
     @property
     def live(self) -> int:
@@ -187,9 +205,23 @@ class InvocationRegistry:
                 return  # withdrawn
             kept.finished_at = self._clock()
             kept.size = size
+            self._chunks += invocation.chunk_count
             self._finished.append(kept)
             self._bytes += size
             self._evict_locked()
+
+    def totals(self) -> Totals:
+        """Return the numbers over all that is kept; looks at each of them."""
+        with self._lock:
+            live = list(self._live)
+            return Totals(
+                abandoned=sum(one.state.terminal for one in live),
+                chunks=self._chunks + sum(one.chunk_count for one in live),
+                readers=sum(
+                    kept.invocation.stream_readers for kept in self._by_id.values()
+                ),
+                size=self._bytes + sum(one.size for one in live),
+            )
 
     def get(self, invocation_id: str, *, principal: str | None = None) -> Invocation:
         """Return the invocation with this id.

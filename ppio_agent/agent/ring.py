@@ -92,6 +92,7 @@ class ReplayRing:
         self._last = 0
         self._offset = 0  # bytes ever appended
         self._gone = 0  # bytes ever forgotten
+        self._terminal = 0
         self._closed = False
         self._interrupted = False
         self._max_events = max_events
@@ -114,6 +115,17 @@ class ReplayRing:
     def closed(self) -> bool:
         """Whether the terminal entry is in."""
         return self._closed
+
+    @property
+    def chunks(self) -> int:
+        """How many pieces were ever appended, terminal entries not counted."""
+        with self._changed:
+            return self._last - self._terminal
+
+    @property
+    def readers(self) -> int:
+        """How many readers are attached."""
+        return len(self._readers)
 
     @property
     def size(self) -> int:
@@ -167,6 +179,7 @@ class ReplayRing:
             if error is not None:
                 self._add_locked(Entry(self._last + 1, error, "error"))
             self._add_locked(Entry(self._last + 1, end, "end"))
+            self._terminal = 1 if error is None else 2
             self._closed = True
             self._changed.notify_all()
 

@@ -176,6 +176,11 @@ class Health:
         with self._checked:
             self._judge_locked()
 
+    @property
+    def busy_tasks(self) -> int:
+        """How many pieces of background work are marked."""
+        return len(self._busy)
+
     def set_check(self, check: Callable[[], Any]) -> None:
         """Take the agent's own check, which gets no arguments."""
         self._check = check

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import attrs
 import pytest
 
 from ppio_agent.agent import Invocation, InvocationRegistry
@@ -16,6 +18,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.models import Principal
 from tests.agent.support import make_context, make_invocation, pool_of
+from tests.support import wait_until
 
 
 def key(value: str = "k", body: bytes = b"{}", entrypoint: str = "main") -> RunKey:
@@ -154,7 +157,7 @@ def test_what_was_never_started_is_never_recorded() -> None:
     ("limits", "kept"),
     [
         ({"max_kept": 2}, 2),
-        ({"max_bytes": 10 * 3 + 9}, 3),
+        ({"max_bytes": 20 * 3 + 9}, 3),  # 10 as JSON, and as much as an object
         ({"retention": 2.5}, 3),
     ],
 )
@@ -194,3 +197,45 @@ def test_all_can_be_cancelled_at_once() -> None:
     registry.cancel_all("shutdown")
     assert [one.cancel_reason for one in both] == ["shutdown", "shutdown"]
     assert registry.live == 0
+
+
+def test_the_totals_are_over_all_that_is_kept() -> None:
+    """Chunks count for ever, terminal entries and plain values are none."""
+    registry = InvocationRegistry(max_kept=1)
+    assert attrs.astuple(registry.totals()) == (0, 0, 0, 0)
+    stream = entered(registry, lambda _: iter("abc"))
+    with stream.ring.attach():
+        assert registry.totals().readers == 1
+        stream.run()
+        assert registry.totals().chunks == 3
+    plain = entered(registry)
+    plain.run()
+    assert registry.totals().size == plain.size
+    assert plain.ring.last == 2  # its value and the end, for a reader of events
+    totals = registry.totals()
+    assert (totals.chunks, totals.readers) == (3, 0)
+
+
+def test_the_totals_know_whose_user_code_still_runs() -> None:
+    """Until that has ended."""
+    registry = InvocationRegistry()
+    leave = threading.Event()
+
+    def stubborn(_: Any) -> Any:
+        yield "a"
+        leave.wait(10)
+        yield "b"
+
+    with pool_of() as pool:
+        invocation = make_invocation(
+            stubborn,
+            context=make_context(timeout=0.05),
+            on_settled=registry.settled,
+        )
+        registry.admit(invocation).invocation.start(pool)
+        invocation.wait(5)
+        assert registry.totals().abandoned == 1
+        leave.set()
+        invocation.progress.wait(Step.SETTLED, 5)
+        wait_until(lambda: registry.totals().abandoned == 0)
+        assert registry.totals().chunks == 1
