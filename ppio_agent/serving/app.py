@@ -231,25 +231,24 @@ class PPIOAgentRuntimeApp:
     def _serve(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        if not self._started:
-            if environ.get("wsgi.multiprocess"):
-                _log.warning(
-                    "invocations are known to one process only: use one worker with"
-                    " threads, or route by session"
-                )
-            self.start_up()
+        if not self._started and self.start_up() and environ.get("wsgi.multiprocess"):
+            _log.warning(
+                "invocations are known to one process only: use one worker with"
+                " threads, or route by session"
+            )
         if self._closed and "ppio.resume" not in environ:
             raise ServerDrainingError("the agent was shut down")
-        if self.wsgi_app is not self._kit:
-            # What the user has put around it must run once for a request.
-            environ.pop("ppio.relay", None)
         return self._front(environ, start_response)
 
-    def start_up(self) -> None:
-        """Close the registration and run the start-up functions. Idempotent."""
+    def start_up(self) -> bool:
+        """Close the registration and run the start-up functions. Idempotent.
+
+        Returns:
+            Whether this call did it.
+        """
         with self._lock:
             if self._started:
-                return
+                return False
             contributed = self._hooks.middleware(self)
             if contributed:
                 from .middleware import as_middleware
@@ -262,6 +261,7 @@ class PPIOAgentRuntimeApp:
                 function()
             atexit.register(_close_forgotten, weakref.ref(self))
             self._started = True
+            return True
 
     def server(
         self, *, host: str | None = None, port: int | None = None
@@ -341,8 +341,11 @@ class PPIOAgentRuntimeApp:
 
     def listen_on(self, host: str) -> Front:
         """Take the address that is served, which decides who may reach it."""
-        self._front.guard = self._guard(host)
-        return self._front
+        front = self._front
+        front.guard = self._guard(host)
+        front.wrapped = self.wsgi_app is not self._kit
+        front.prefix = None if front.wrapped else ""
+        return front
 
     def _guard(self, host: str) -> Guard:
         config = self.config

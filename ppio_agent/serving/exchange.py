@@ -106,15 +106,19 @@ class Exchange:
         values = parse_qs(text, keep_blank_values=True).get(name)
         return values[0] if values else None
 
+    def place(self, path: str) -> str:
+        """Return the URL path of a path of the app, wherever that is mounted."""
+        path = self.environ.get("SCRIPT_NAME", "") + path
+        return quote(path.encode("latin-1"), safe="/:@!$&'()*+,;=~-._")
+
     @property
     def target(self) -> str:
         """Path and query as they were sent, still encoded."""
         environ = self.environ
         raw: str | None = environ.get("REQUEST_URI") or environ.get("RAW_URI")
         if raw is None:
-            path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
             query = environ.get("QUERY_STRING")
-            raw = quote(path.encode("latin-1"), safe="/:@!$&'()*+,;=~-._")
+            raw = self.place(environ.get("PATH_INFO", ""))
             return f"{raw}?{query}" if query else raw
         if raw.startswith("/"):
             return raw

@@ -48,6 +48,10 @@ class Front:
     Attributes:
         guard: Who may reach the app without a key; set anew when the address is known.
         flask: The Flask app, once there is one.
+        wrapped: Whether the server calls something around the app, such as the site in
+            which it is mounted.
+        prefix: Path at which the app is mounted, known from the requests that come
+            through; None before the first.
 
     Thread safety: thread-safe.
     """
@@ -55,6 +59,8 @@ class Front:
     def __init__(self, engine: Engine, authenticator: Authenticator, guard: Guard):
         self.guard = guard
         self.flask: flask.Flask | None = None
+        self.wrapped = False
+        self.prefix: str | None = ""
         self._engine = engine
         self._authenticator = authenticator
         self._authenticates = authenticator.active
@@ -62,6 +68,11 @@ class Front:
 
     def lane(self, method: str, path: str, headers: Mapping[str, str]) -> Lane:
         """Return where the server runs a request; see `ppio_agent.web.Lanes`."""
+        prefix = self.prefix
+        if prefix != "":
+            if prefix is None or not path.startswith(prefix):
+                return Lane.INVOKE
+            path = path[len(prefix) :] or "/"
         if method == "OPTIONS" and "ORIGIN" in headers:
             return Lane.EXPRESS
         if len(path) > 1:
@@ -70,14 +81,16 @@ class Front:
         route = routes.get(method)
         if route is not None:
             return route.lane
-        own = routes or self.flask is None
-        return Lane.EXPRESS if own else Lane.INVOKE
+        foreign = not routes and (self.wrapped or self.flask is not None)
+        return Lane.INVOKE if foreign else Lane.EXPRESS
 
     def __call__(
         self, environ: dict[str, Any], start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
         exchange = Exchange(environ, max_body=self._engine.config.max_request_size)
+        if environ.get("SCRIPT_NAME", "") != self.prefix:
+            self.prefix = environ.get("SCRIPT_NAME", "")
         if self.guard.cors_origins:
             cors = self.guard.headers(environ.get("HTTP_ORIGIN"))
             start_response = partial(_start_with, start_response, cors)

@@ -51,10 +51,12 @@ def respond(
         always=always,
     )
     if not admission.is_new:
-        return _promise(invocation, replayed=True) if call.respond_async else finish()
+        if call.respond_async:
+            return _promise(exchange, invocation, replayed=True)
+        return finish()
     if call.respond_async:
         engine.start(invocation, patient=True)
-        return _promise(invocation, replayed=False)
+        return _promise(exchange, invocation, replayed=False)
     may_run_here = not always and invocation.handler.is_stream is None
     if may_run_here and run_watched(engine, exchange, invocation, finish):
         return finish()
@@ -99,11 +101,11 @@ def _finish(
     )
 
 
-def _promise(invocation: Invocation, *, replayed: bool) -> Reply:
+def _promise(exchange: Exchange, invocation: Invocation, *, replayed: bool) -> Reply:
     """Return the answer that comes before the outcome."""
     headers = [
         *id_headers(invocation, replayed=replayed),
-        ("Location", f"/invocations/{invocation.id}"),
+        ("Location", exchange.place(f"/invocations/{invocation.id}")),
         ("Preference-Applied", "respond-async"),
         (RETRY_AFTER, "1"),
     ]

@@ -46,7 +46,7 @@ class Route:
 
 
 def _root(engine: Engine, exchange: Exchange) -> Reply:
-    del exchange
+    endpoints = {name: exchange.place(f"/{name}") for name in ("invocations", "ping")}
     return json_reply(
         200,
         {
@@ -56,7 +56,7 @@ def _root(engine: Engine, exchange: Exchange) -> Reply:
             "status": "running",
             "timestamp": format_time(utc_now()),
             "entrypoints": sorted(engine.entrypoints),
-            "endpoints": {"invocations": "/invocations", "ping": "/ping"},
+            "endpoints": endpoints,
         },
     )
 
