@@ -141,11 +141,9 @@ def test_health_checks_below_the_prefix_do_not_wait(mount: Mount) -> None:
     """Once a request has told the prefix; pages of the site never take their threads."""
     http, site = mount(echo_app(max_concurrency=3, max_queue=8))
     assert http.get(f"{PREFIX}/ping").status == 200
-    visitors = [
-        start_thread("visitor", http.get, path)
-        for path in ("/stand", "/stand", "/stand", "/", "/ping", "/nothing")
-    ]
+    visitors = [start_thread("visitor", http.get, "/stand") for _ in range(3)]
     site.gate.wait_reached(3)
+    visitors += [start_thread("visitor", http.get, p) for p in ("/", "/ping", "/no")]
     wait_until(lambda: http.lane("invoke")["waiting"] == 3)
     assert http.get(f"{PREFIX}/ping").json["status"] == "Healthy"
     assert http.get(f"{PREFIX}/invocations/none").status == 404
