@@ -29,6 +29,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "AgentConfig",
         "AgentRuntimeApp",
         "ApiKeyAuth",
+        "HmacAuth",
         "PPIOAgentRuntimeApp",
         "PPIOAgentRuntimeServer",
     ),

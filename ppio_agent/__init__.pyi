@@ -62,6 +62,7 @@ from .sandbox import SandboxPlatform as SandboxPlatform
 from .serving import AgentConfig as AgentConfig
 from .serving import AgentRuntimeApp as AgentRuntimeApp
 from .serving import ApiKeyAuth as ApiKeyAuth
+from .serving import HmacAuth as HmacAuth
 from .serving import PPIOAgentRuntimeApp as PPIOAgentRuntimeApp
 from .serving import PPIOAgentRuntimeServer as PPIOAgentRuntimeServer
 from .wire.models import AgentMetadata as AgentMetadata

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from ppio_agent.web import read_body
 from ppio_agent.wire.models import Principal
@@ -113,19 +114,14 @@ class Exchange:
 
     @property
     def target(self) -> str:
-        """Path and query as they were sent, still encoded."""
+        """Path and query as they were sent, still encoded; bytes as Latin-1."""
         environ = self.environ
         raw: str | None = environ.get("REQUEST_URI") or environ.get("RAW_URI")
         if raw is None:
             query = environ.get("QUERY_STRING")
             raw = self.place(environ.get("PATH_INFO", ""))
             return f"{raw}?{query}" if query else raw
-        if raw.startswith("/"):
-            return raw
-        parts = urlsplit(raw)
-        return (
-            f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        )
+        return raw if raw.startswith("/") else _without_host(raw)
 
     @property
     def body(self) -> bytes:
@@ -138,3 +134,15 @@ class Exchange:
             self._body = read_body(self.environ, self._max_body)
             self.environ["wsgi.input"] = io.BytesIO(self._body)
         return self._body
+
+
+def _without_host(target: str) -> str:
+    """Return path and query of a target in absolute form (RFC 9112, 3.2.2)."""
+    _, found, rest = target.partition("://")
+    if not found:
+        return target
+    start = re.search(r"[/?]", rest)
+    if start is None:
+        return "/"
+    shown = rest[start.start() :]
+    return shown if shown.startswith("/") else f"/{shown}"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Front"]
 
 _EXCHANGE = "ppio.exchange"
-_CHALLENGE = ("WWW-Authenticate", "Bearer")
+_CHALLENGE = ("WWW-Authenticate", "Bearer, PPIO-HMAC")
 
 StartResponse = Callable[..., Any]
 

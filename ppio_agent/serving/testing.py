@@ -231,12 +231,14 @@ class AgentTestClient(Closing):
     def _open(
         self, method: str, path: str, data: bytes, headers: Mapping[str, str] | None
     ) -> _Call:
+        target = path
         path, _, query = path.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
             "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
             "QUERY_STRING": query,
+            "REQUEST_URI": target,
             "SERVER_NAME": "localhost",
             "SERVER_PORT": "80",
             "SERVER_PROTOCOL": "HTTP/1.1",

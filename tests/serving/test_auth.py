@@ -50,7 +50,7 @@ def test_no_key_and_a_wrong_key_are_told_apart(through_flask: bool) -> None:
     for path in ("/invocations", "/nothing", "/invocations/x/cancel"):
         none = client.post(path, json={})
         assert (none.status_code, none.json["code"]) == (401, "authentication_required")
-        assert none.headers["www-authenticate"] == "Bearer"
+        assert none.headers["www-authenticate"] == "Bearer, PPIO-HMAC"
     wrong = client.invoke({}, headers=bearer("sk-wrong"))
     assert (wrong.status_code, wrong.json["code"]) == (401, "invalid_credentials")
 
