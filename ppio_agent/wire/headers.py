@@ -22,6 +22,7 @@ __all__ = [
     "TIMEOUT",
     "TRAFFIC_TOKEN",
     "Accept",
+    "list_items",
     "sandbox_key",
     "valid_entrypoint",
     "valid_id",
@@ -48,6 +49,11 @@ _LONG_ID = re.compile(r"[A-Za-z0-9._:-]{1,256}", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 # No leading "/", nor a leading "-", which Python would take for an option.
 _ENTRYPOINT = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./-]*\.py", re.ASCII)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# RFC 9110, 12.4.2, and the ".2" that old clients send.
+_QUALITY = re.compile(r"[01](?:\.[0-9]*)?|\.[0-9]+")
+# Of longer lists the rest is not looked at.
+_LONGEST_LIST = 1024
 
 
 def valid_id(text: str) -> bool:
@@ -78,6 +84,17 @@ def valid_entrypoint(text: str) -> bool:
 def sandbox_key(sandbox_id: str) -> str:
     """Return what identifies a sandbox: its id up to the first `-`."""
     return sandbox_id.partition("-")[0]
+
+
+def list_items(value: str) -> list[str]:
+    """Return the items of a header that is a list, quoted strings in them emptied.
+
+    Example:
+        >>> list_items('a;b="1, 2", c')
+        ['a;b=""', 'c']
+    """
+    plain = _QUOTED.sub('""', value[:_LONGEST_LIST])
+    return [item.strip(" \t") for item in plain.split(",")]
 
 
 @frozen
@@ -112,14 +129,14 @@ class Accept:
     @classmethod
     def parse(cls, value: str | None) -> Accept:
         """Return what the header says; absent or unreadable accepts JSON."""
-        return _parse_accept((value or "")[:1024])
+        return _parse_accept((value or "")[:_LONGEST_LIST])
 
 
 @lru_cache(maxsize=256)
 def _parse_accept(value: str) -> Accept:
     named: dict[str, float] = {}
-    for part in value.split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    for item in list_items(value):
+        media, *parameters = (piece.strip(" \t").lower() for piece in item.split(";"))
         if media:
             named[media] = max(_quality(parameters), named.get(media, 0.0))
     if not named:
@@ -136,10 +153,8 @@ def _parse_accept(value: str) -> Accept:
 def _quality(parameters: list[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                quality = float(value)
-            except ValueError:
-                return 0.0
-            return quality if 0.0 <= quality <= 1.0 else 0.0
+        if name.strip(" \t") == "q":
+            known = _QUALITY.fullmatch(value.strip(" \t"))
+            quality = float(value) if known else 0.0
+            return quality if quality <= 1.0 else 0.0
     return 1.0

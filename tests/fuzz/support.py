@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-__all__ = ["fuzz", "header_values", "spoiled"]
+__all__ = ["fuzz", "header_values", "split", "spoiled"]
 
 _ASKED = int(os.environ.get("PPIO_FUZZ_EXAMPLES", "0"))
 _SLOW_TO_MAKE = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -47,3 +48,18 @@ def spoiled(draw: Callable[[Any], Any], whole: st.SearchStrategy[bytes]) -> byte
         )
         data = data[:start] + piece + data[end:]
     return data
+
+
+def split(text: str, mark: str) -> list[str]:
+    """Split at a mark outside of quoted strings; a quote that stays open is none."""
+    pieces, piece, rest = [], "", text
+    while rest:
+        quoted = re.match(r'"(?:\\.|[^"\\])*"', rest)
+        taken = quoted.group() if quoted else rest[0]
+        rest = rest[len(taken) :]
+        if taken == mark:
+            pieces.append(piece.strip(" \t"))
+            piece = ""
+        else:
+            piece += taken
+    return [*pieces, piece.strip(" \t")]
