@@ -343,6 +343,7 @@ class PPIOAgentRuntimeApp:
         """Take the address that is served, which decides who may reach it."""
         front = self._front
         front.guard = self._guard(host)
+        self._engine.playground = self.config.shows_playground(host)
         front.wrapped = self.wsgi_app is not self._kit
         front.prefix = None if front.wrapped else ""
         return front

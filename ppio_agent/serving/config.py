@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 from attrs import frozen
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 
 __all__ = ["AgentConfig"]
@@ -138,6 +139,8 @@ class AgentConfig:
             connection; False for clients that close their sending side early.
         expose_errors: Whether callers see the texts of the agent's own exceptions.
         allow_unauthenticated: Whether everybody may call from anywhere.
+        playground: Whether browsers get a page to talk to the agent; None: only in
+            debug, or where the app listens on loopback.
 
     Raises:
         ConfigurationError: A value is of the wrong type or out of range.
@@ -167,3 +170,16 @@ class AgentConfig:
     allow_unauthenticated: bool = _setting(
         "allow_unauthenticated", default=False, parse=_flag
     )
+    playground: bool | None = _setting(
+        "playground", default=None, parse=_or_none(_flag)
+    )
+
+    def shows_playground(self, host: str | None) -> bool:
+        """Whether browsers get the page.
+
+        Args:
+            host: The address that is listened on; None where another server does that.
+        """
+        if self.playground is not None:
+            return self.playground
+        return self.debug or (host is not None and is_loopback(host))

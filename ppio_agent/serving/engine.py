@@ -86,6 +86,7 @@ class Engine:
         self.default: Entrypoint | None = None
         self.middleware: tuple[Middleware, ...] = ()
         self.sandbox_id = os.environ.get("PPIO_SANDBOX_ID") or None
+        self.playground = config.shows_playground(None)
         self.registry = InvocationRegistry(retention=config.retention)
         self.health = Health(lambda: self.registry.live)
         # A slot is a thread: user code holds it until it ends, whatever became of

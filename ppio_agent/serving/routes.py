@@ -14,6 +14,7 @@ from attrs import field, frozen
 from ppio_agent._util.clock import utc_now
 from ppio_agent.agent import Invocation
 from ppio_agent.web import Lane, Reply
+from ppio_agent.wire.headers import Accept
 from ppio_agent.wire.times import format_time
 
 from .answers import json_reply
@@ -46,6 +47,14 @@ class Route:
 
 
 def _root(engine: Engine, exchange: Exchange) -> Reply:
+    if (
+        engine.playground
+        and Accept.parse(exchange.environ.get("HTTP_ACCEPT")).prefers_html
+    ):
+        from .playground import playground
+
+        return playground()
+    served, default = engine.entrypoints, engine.default
     endpoints = {name: exchange.place(f"/{name}") for name in ("invocations", "ping")}
     return json_reply(
         200,
@@ -55,9 +64,11 @@ def _root(engine: Engine, exchange: Exchange) -> Reply:
             "version": engine.version,
             "status": "running",
             "timestamp": format_time(utc_now()),
-            "entrypoints": sorted(engine.entrypoints),
+            # The one that is called without a name comes first.
+            "entrypoints": sorted(served, key=lambda n: (served[n] is not default, n)),
             "endpoints": endpoints,
         },
+        [("Vary", "Accept")],
     )
 
 
