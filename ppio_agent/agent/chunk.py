@@ -7,7 +7,6 @@ import re
 from typing import Any, Literal
 
 from attrs import field, frozen
-
 from ppio_agent.wire.json import decode_json, encode_json
 
 __all__ = ["Chunk", "ChunkCollector", "Entry"]
@@ -88,6 +87,11 @@ class ChunkCollector:
         self._json = bytearray()
         self._all_text = True
         self.truncated = False
+
+    @property
+    def size(self) -> int:
+        """Bytes kept."""
+        return len(self._json)
 
     def add(self, data: bytes, *, is_text: bool) -> None:
         """Take the next piece, as JSON."""

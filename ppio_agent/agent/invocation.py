@@ -20,7 +20,7 @@ from .chunk import Chunk, ChunkCollector
 from .context import RequestContext, bind_context
 from .failure import Failure
 from .handler import Around, Handler, as_payload, is_async_result, stream_of
-from .lifetime import Lifetime
+from .lifetime import Departure, Lifetime
 from .outcome import Outcome, terminal_events
 from .progress import Step
 from .record import InvocationRecord
@@ -44,8 +44,10 @@ class Invocation(Lifetime):
         cancel_grace: Seconds user code has to react to a cancel before the invocation
             counts as cancelled without it.
         around: Runs around the handler.
-        bound: Whether it is cancelled (`disconnect`) when its last reader leaves; its
-            maker is the first reader.
+        departure: What becomes of it when its last reader leaves; its maker is the
+            first reader, unless it is `async`.
+        detach_grace: Seconds a detached one goes on unread; then it is cancelled
+            (`disconnect`).
         reserve: Whether a stream waits for its first reader, who calls `take_reader`
             when there is something to read; without that a quick stream overtakes a
             reader that attaches only then.
@@ -56,7 +58,8 @@ class Invocation(Lifetime):
     Attributes:
         progress: How far it has come, for those who wait.
         streams: Whether it gives chunks.
-        value: What a handler that does not stream returned, once it has.
+        value: What a handler that does not stream returned, once it has and until
+            `forget_value`.
         result_json: The same as JSON.
         error: What it ended with, if not with success.
         failure: How that is told.
@@ -78,14 +81,19 @@ class Invocation(Lifetime):
         collect_bytes: int = 8 * 1024 * 1024,
         cancel_grace: float = 5.0,
         around: Around | None = None,
-        bound: bool = True,
+        departure: Departure = "cancel",
+        detach_grace: float = 30.0,
         reserve: bool = False,
         describe: Callable[[BaseException], Failure] = Failure.of,
         encode: Callable[[Any], bytes] = encode_json,
         on_settled: Callable[[Invocation], object] | None = None,
     ) -> None:
         super().__init__(
-            context, cancel_grace=cancel_grace, bound=bound, describe=describe
+            context,
+            cancel_grace=cancel_grace,
+            departure=departure,
+            detach_grace=detach_grace,
+            describe=describe,
         )
         self.handler = handler
         self.around = around
@@ -104,8 +112,11 @@ class Invocation(Lifetime):
 
     @property
     def size(self) -> int:
-        """Bytes that are kept of it for replays."""
-        return len(self.result_json) + (0 if self._ring is None else self._ring.size)
+        """Bytes that are kept of it; the handler's own object counts as its JSON."""
+        size = len(self.result_json) * (1 if self.value is None else 2)
+        if self._ring is not None:
+            size += self._ring.size
+        return size if self._collector is None else size + self._collector.size
 
     @property
     def chunk_count(self) -> int:
@@ -269,6 +280,7 @@ class Invocation(Lifetime):
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the result; of a stream, all its chunks.
 
+        It is the very object that the handler returned, until `forget_value`.
         The chunks of a stream are one text if all of them are texts, else a list;
         None if they were not kept, or too much.
 
@@ -283,6 +295,10 @@ class Invocation(Lifetime):
         if self.error is not None:
             raise self.error
         return self._kept_result()
+
+    def forget_value(self) -> None:
+        """Keep the result as JSON only; `result` then gives what that reads."""
+        self.value = None
 
     def chunks(self, after: int = 0) -> Iterator[Chunk]:
         """Yield its chunks after number `after`, as they come.
@@ -345,7 +361,8 @@ class Invocation(Lifetime):
 
     def _kept_result(self) -> Any:
         if not self.streams:
-            return self.value
+            value = self.value  # None: it is null, or was let go of
+            return decode_json(self.result_json) if value is None else value
         return None if self._collector is None else self._collector.result()
 
     def _json_result(self) -> Any:

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from ppio_agent._util.clock import utc_now
 
@@ -24,7 +24,11 @@ from .outcome import Outcome, imposed_error
 from .progress import Progress, Step
 from .states import Happening, InvocationState, Life
 
-__all__ = ["Lifetime"]
+__all__ = ["Departure", "Lifetime"]
+
+Departure = Literal["async", "cancel", "detach"]
+"""What becomes of an invocation that nobody reads any more: nothing, it was never bound
+to a reader; its end; or its end, unless somebody reads it again within a while."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +40,9 @@ class Lifetime(ABC):
         context: Its deadline and token are in force here.
         cancel_grace: Seconds user code has to react to a cancel before the invocation
             counts as cancelled without it.
-        bound: Whether it is cancelled (`disconnect`) when its last reader leaves; its
-            maker is the first reader.
+        departure: What becomes of it when its last reader leaves; its maker is the
+            first reader, unless it is `async`.
+        detach_grace: Seconds a detached one goes on unread.
         describe: How an exception is told to callers.
 
     Attributes:
@@ -55,7 +60,8 @@ class Lifetime(ABC):
         context: RequestContext,
         *,
         cancel_grace: float,
-        bound: bool,
+        departure: Departure,
+        detach_grace: float,
         describe: Callable[[BaseException], Failure],
     ) -> None:
         self.context = context
@@ -66,16 +72,18 @@ class Lifetime(ABC):
         self.result_json = b"null"
         self._cancel_grace = cancel_grace
         self._describe = describe
-        self._bound = bound
+        self._departure = departure
+        self._detach_grace = detach_grace
         # Guards everything below.
         self._lock = threading.Lock()
         self._life = Life()
-        self._readers = 1
+        self._readers = int(departure != "async")
         self._born = time.monotonic()
         self._ended: float | None = None
         self._started: float | None = None
         self._cancel: tuple[CancelReason, datetime] | None = None
         self._grace_ends: float | None = None
+        self._unread_until: float | None = None
         self._slow_at: float | None = None
         self._on_slow: Callable[[], object] | None = None
         self._armed = False
@@ -102,6 +110,11 @@ class Lifetime(ABC):
         return None if self._cancel is None else self._cancel[0]
 
     @property
+    def departure(self) -> Departure:
+        """What becomes of it when its last reader leaves."""
+        return self._departure
+
+    @property
     def duration(self) -> float:
         """Seconds from its making to its end, or till now."""
         return (self._ended or time.monotonic()) - self._born
@@ -112,7 +125,11 @@ class Lifetime(ABC):
         Returns:
             Whether this changed anything: not if it was asked before, or has ended.
         """
-        if not self._note(Happening.CANCEL_ASKED, reason=reason):
+        return self._ask(reason)
+
+    def _ask(self, reason: CancelReason, *, if_unread: bool = False) -> bool:
+        happening = Happening.CANCEL_ASKED
+        if not self._note(happening, reason=reason, if_unread=if_unread):
             return False
         self.context.cancelled.fire(reason)
         with self._lock:
@@ -131,38 +148,31 @@ class Lifetime(ABC):
         return self._note(Happening.REFUSED, outcome=outcome)
 
     def join(self) -> None:
-        """Count one more reader."""
+        """Count one more reader, for whom a detached one goes on."""
         with self._lock:
             self._readers += 1
+            self._unread_until = None
 
-    def leave(self, reason: CancelReason = "disconnect") -> None:
-        """Count one reader less; without any, a bound invocation is cancelled."""
-        with self._lock:
-            self._readers -= 1
-            alone = self._readers <= 0 and self._bound
-        if alone:
-            self.cancel(reason)
+    def leave(self, reason: CancelReason = "disconnect") -> bool:
+        """Count one reader less; the last one's departure has its consequence.
 
-    def when_over(self, fn: Callable[[Any], object]) -> None:
-        """Call `fn(self)` once when it is terminal, or at once if it is already.
-
-        User code may still run then. It is called on the thread that ended it, under
-        no lock, before whoever waits is told; what it raises is logged.
+        Returns:
+            Whether it was the last, and left before the end.
         """
         with self._lock:
-            if not self._life.state.terminal:
-                self._when_over += (fn,)
-                return
-        self._call_safely(fn)
-
-    def _call_safely(self, fn: Callable[[Any], object]) -> None:
-        try:
-            fn(self)
-        except Exception:  # noqa: BLE001 - those who wait have to be told
-            _log.exception("nobody took note of the end of invocation %s", self.id)
+            self._readers -= 1
+            if self._readers > 0 or self._life.state.terminal:
+                return False
+            if self._departure == "detach":
+                self._unread_until = time.monotonic() + self._detach_grace
+        if self._departure == "detach":
+            self._arm()
+        elif self._departure == "cancel":
+            self._ask(reason, if_unread=True)
+        return True
 
     def on_alarm(self) -> None:
-        """React to slow user code, the deadline, or the end of a cancel's grace."""
+        """React to slow user code, the deadline, or the end of a grace."""
         now = time.monotonic()
         on_slow, self._slow_at = self._on_slow, None
         if on_slow is not None:
@@ -171,15 +181,25 @@ class Lifetime(ABC):
             self._expire()
         elif self._grace_ends is not None and now >= self._grace_ends:
             self._note(Happening.GRACE_OVER)
+        elif self._unread_until is not None and now >= self._unread_until:
+            self._unread_until = None
+            self._ask("disconnect", if_unread=True)
         else:
             self._arm()
 
     def _arm(self) -> None:
         self._armed = True
-        wanted = (self.context.deadline, self._grace_ends, self._slow_at)
-        instants = [instant for instant in wanted if instant is not None]
-        if instants and not self._life.state.terminal:
-            alarms().set(self, min(instants))
+        # Under the lock, or of two threads the one that knew less might come last.
+        with self._lock:
+            wanted = (
+                self.context.deadline,
+                self._grace_ends,
+                self._slow_at,
+                self._unread_until,
+            )
+            instants = [instant for instant in wanted if instant is not None]
+            if instants and not self._life.state.terminal:
+                alarms().set(self, min(instants))
 
     def _expire(self) -> None:
         if self._note(Happening.DEADLINE):
@@ -191,6 +211,7 @@ class Lifetime(ABC):
         *,
         outcome: Outcome | None = None,
         reason: CancelReason | None = None,
+        if_unread: bool = False,
     ) -> bool:
         """Take one step of the state machine; return whether anything changed."""
         # User code may be asked for the text of its exception, so not under the lock.
@@ -198,9 +219,10 @@ class Lifetime(ABC):
         failure = None if error is None else self._describe(error)
         with self._lock:
             before = self._life
-            life = self._life = before.after(happening)
-            if life is before:
+            life = before.after(happening)
+            if life is before or (if_unread and self._readers > 0):
                 return False
+            self._life = life
             if happening is Happening.ENTERED:
                 self._started = time.monotonic()
             if reason is not None:

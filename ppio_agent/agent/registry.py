@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 
 from attrs import frozen
-
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import (
     ConflictError,
@@ -24,6 +23,7 @@ from ppio_agent.exceptions import (
 from .context import CancelReason
 from .invocation import Invocation
 from .runonce import Standing, Verdict, decide
+from .states import InvocationState
 
 __all__ = ["Admission", "InvocationRegistry", "RunKey", "Totals"]
 
@@ -94,14 +94,28 @@ class _Kept:
         self.finished_at: float | None = None
         self.size = 0
 
-    def standing(self) -> Standing:
+    def verdict(self, fingerprint: bytes | None) -> Verdict:
+        """Return what a further request gets; one that may join is a reader then."""
+        verdict = self._decide(fingerprint)
+        if verdict is Verdict.JOIN:
+            self.invocation.join()
+            # Its last reader may have left just before, and its end be under way.
+            verdict = self._decide(fingerprint)
+            if verdict is not Verdict.JOIN:
+                self.invocation.leave()
+        return verdict
+
+    def _decide(self, fingerprint: bytes | None) -> Verdict:
+        if fingerprint is None:
+            return Verdict.CONFLICT
         invocation = self.invocation
-        return Standing(
+        standing = Standing(
             fingerprint=self.fingerprint,
             state=invocation.state,
             confirmed=invocation.confirmed,
             cancel_reason=invocation.cancel_reason,
         )
+        return decide(standing, fingerprint)
 
 
 class InvocationRegistry:
@@ -110,7 +124,8 @@ class InvocationRegistry:
     Args:
         retention: Seconds a finished invocation is kept.
         max_kept: Most finished invocations kept; the oldest go first.
-        max_bytes: Most bytes of their results and chunks kept.
+        max_bytes: Most bytes of their results and chunks kept, as `Invocation.size`
+            counts them.
         clock: A monotonic clock.
 
     Thread safety: thread-safe. A forked child knows none of its parent's invocations.
@@ -169,11 +184,8 @@ class InvocationRegistry:
             own_id = (owner, invocation.id)
             known = self._known_locked(own_id, own_key)
             if known is not None:
-                verdict = Verdict.CONFLICT
-                if fingerprint is not None:
-                    verdict = decide(known.standing(), fingerprint)
+                verdict = known.verdict(fingerprint)
                 if verdict is Verdict.JOIN:
-                    known.invocation.join()
                     return Admission(known.invocation, is_new=False)
                 if verdict is not Verdict.RUN_AGAIN:
                     raise _conflict(verdict, known.invocation)
@@ -241,12 +253,18 @@ class InvocationRegistry:
             )
         return known.invocation
 
-    def cancel_all(self, reason: CancelReason) -> None:
-        """Ask for the end of every invocation that has not ended."""
+    def cancel_all(self, reason: CancelReason, *, pending_only: bool = False) -> None:
+        """Ask for the end of every invocation that has not ended.
+
+        Args:
+            reason: Why.
+            pending_only: Spare those that have begun.
+        """
         with self._lock:
             live = list(self._live)
         for invocation in live:
-            invocation.cancel(reason)
+            if not pending_only or invocation.state is InvocationState.PENDING:
+                invocation.cancel(reason)
 
     def _known_locked(self, own_id: _Owned, own_key: _Owned | None) -> _Kept | None:
         self._evict_locked()

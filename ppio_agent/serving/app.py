@@ -8,18 +8,18 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import attrs
-
 from ppio_agent._util.net import is_loopback
 from ppio_agent._version import __version__
-from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
 from ppio_agent.hooks import Hooks
-from ppio_agent.web import ContextFilter, RequestKit
 from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
+
+from ppio_agent.agent import RequestContext, as_handler, current_context
+from ppio_agent.web import ContextFilter, RequestKit
 
 from .auth import Authenticator
 from .config import AgentConfig
@@ -115,7 +115,11 @@ class PPIOAgentRuntimeApp:
 
     @overload
     def entrypoint(
-        self, *, name: str | None = None, timeout: float | None = ...
+        self,
+        *,
+        name: str | None = None,
+        timeout: float | None = ...,
+        on_disconnect: Literal["cancel", "detach"] | None = None,
     ) -> Callable[[_F], _F]: ...
 
     def entrypoint(
@@ -124,6 +128,7 @@ class PPIOAgentRuntimeApp:
         *,
         name: str | None = None,
         timeout: float | _Unset | None = _UNSET,
+        on_disconnect: Literal["cancel", "detach"] | None = None,
     ) -> Any:
         """Serve a function (or any agent object) at ``POST /invocations``.
 
@@ -131,12 +136,16 @@ class PPIOAgentRuntimeApp:
             function: The agent; left out when the decorator has arguments.
             name: Name by which ``?entrypoint=name`` chooses it; one may go without.
             timeout: Seconds an invocation of it may take, instead of the app's.
+            on_disconnect: What becomes of an invocation when its last reader leaves:
+                `cancel` it at once, or `detach` it: it goes on for `detach_grace`, in
+                which it can be read again. None leaves that to the request.
 
         Returns:
             The function itself.
 
         Raises:
             TypeError: It is none of the shapes an agent may have.
+            ValueError: There is no such `on_disconnect`.
             RuntimeError: The name is taken, or the first request was served.
         """
 
@@ -144,7 +153,8 @@ class PPIOAgentRuntimeApp:
             self._refuse_if_started()
             limit = self.config.timeout if timeout is _UNSET else timeout
             handler = as_handler(agent, name=name)
-            self._engine.add(Entrypoint(handler, limit), named=name is not None)
+            served = Entrypoint(handler, limit, on_disconnect)
+            self._engine.add(served, named=name is not None)
             return agent
 
         return register if function is None else register(function)
@@ -310,8 +320,23 @@ class PPIOAgentRuntimeApp:
         return AgentTestClient(self, headers=headers)
 
     def drain(self) -> None:
-        """Say by ``/ping`` that the app is being stopped."""
-        self._engine.health.drain()
+        """Begin no more invocations, and say by ``/ping`` that the app is stopped."""
+        self._engine.drain()
+
+    def live(self) -> int:
+        """How many invocations are pending, or have user code that has not ended."""
+        return self._engine.registry.live
+
+    def stop(self, *, grace: float) -> bool:
+        """Cancel what runs, for good; `close` does the rest.
+
+        Args:
+            grace: Seconds that user code has to end.
+
+        Returns:
+            Whether all of it has ended.
+        """
+        return self._engine.close(grace=grace)
 
     def waiting(self) -> int:
         """How many invocations wait for a slot."""

@@ -7,15 +7,17 @@ from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
-
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.headers import (
+    Accept,
     valid_id,
     valid_idempotency_key,
     valid_session_id,
 )
 
-__all__ = ["Call", "check_media", "read_call"]
+from ppio_agent.agent.lifetime import Departure
+
+__all__ = ["Call", "check_media", "departure_rule", "read_call"]
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
@@ -98,6 +100,26 @@ def read_call(environ: Mapping[str, Any], payload: Any, *, home: str | None) -> 
         sandbox_id=sandbox_id,
         respond_async=prefer is not None and _prefers_async(prefer),
     )
+
+
+def departure_rule(
+    call: Call, accept: str | None, *, fixed: Departure | None
+) -> Departure:
+    """Return what becomes of a request's invocation when its last reader leaves.
+
+    Args:
+        call: What the request asks for.
+        accept: Its `Accept` header.
+        fixed: What the entrypoint says, or None.
+    """
+    if call.respond_async:
+        return "async"
+    if fixed is not None:
+        return fixed
+    if call.key is None:
+        return "cancel"
+    # Only with a key can a caller come back, and only full streams can be gone on with.
+    return "detach" if Accept.parse(accept).names_sse else "cancel"
 
 
 def _timeout(header: str | None, member: Any) -> float | None:

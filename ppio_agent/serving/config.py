@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
-
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 
@@ -133,6 +132,8 @@ class AgentConfig:
         max_queue: How many may wait for that.
         heartbeat: Seconds of silence after which a stream says that it lives; None:
             never.
+        detach_grace: Seconds a stream that its caller can come back to goes on without
+            a reader.
         retention: Seconds a finished invocation can be looked up.
         drain_timeout: Seconds that running invocations get when the app is stopped.
         detect_disconnect: Whether an invocation is cancelled when its client closes the
@@ -163,6 +164,7 @@ class AgentConfig:
     heartbeat: float | None = _setting(
         "heartbeat", default=15.0, parse=_or_none(_seconds)
     )
+    detach_grace: float = _setting("detach_grace", default=30.0, parse=_seconds)
     retention: float = _setting("retention", default=600.0, parse=_seconds)
     drain_timeout: float = _setting("drain_timeout", default=30.0, parse=_seconds)
     detect_disconnect: bool = _setting("detect_disconnect", default=True, parse=_flag)

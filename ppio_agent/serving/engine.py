@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
-
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
-from ppio_agent.agent import (
-    Handler,
-    Invocation,
-    InvocationRegistry,
-    InvocationState,
-    RequestContext,
-)
+from ppio_agent.agent.context import CancelReason
 from ppio_agent.agent.progress import Step
-from ppio_agent.agent.registry import Admission, RunKey
 from ppio_agent.exceptions import (
     ConfigurationError,
     NotFoundError,
@@ -32,15 +25,25 @@ from ppio_agent.exceptions import (
     ValidationError,
     WireError,
 )
-from ppio_agent.web import retry_after
 from ppio_agent.wire.json import decode_json
 
+from ppio_agent.agent import (
+    Handler,
+    Invocation,
+    InvocationRegistry,
+    InvocationState,
+    RequestContext,
+)
+from ppio_agent.agent.lifetime import Departure
+from ppio_agent.agent.registry import Admission, RunKey
+from ppio_agent.web import retry_after
+
 from .answers import describe
-from .call import Call, check_media, read_call
+from .call import Call, check_media, departure_rule, read_call
 from .config import AgentConfig
 from .exchange import Exchange
 from .health import Health
-from .passthrough import encode_result
+from .passthrough import encode_result, is_response
 
 if TYPE_CHECKING:
     from .middleware import Middleware
@@ -60,10 +63,19 @@ class Entrypoint:
     Attributes:
         handler: The function.
         timeout: Seconds an invocation may take; None: no limit.
+        on_disconnect: What becomes of it when its last reader leaves; None: what the
+            request says, see `departure_rule`.
     """
 
     handler: Handler
     timeout: float | None
+    on_disconnect: Departure | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.on_disconnect not in (None, "cancel", "detach"):
+            raise ValueError(
+                f"on_disconnect has to be cancel or detach, not {self.on_disconnect!r}"
+            )
 
 
 class Engine:
@@ -85,6 +97,7 @@ class Engine:
         self.entrypoints: dict[str, Entrypoint] = {}
         self.default: Entrypoint | None = None
         self.middleware: tuple[Middleware, ...] = ()
+        self.draining = False
         self.sandbox_id = os.environ.get("PPIO_SANDBOX_ID") or None
         self.playground = config.shows_playground(None)
         self.registry = InvocationRegistry(retention=config.retention)
@@ -97,6 +110,9 @@ class Engine:
             max_waiting=config.max_queue,
         )
         self._durations: deque[float] = deque(maxlen=32)
+        # Guards disconnects: how often the last reader left before the end, by rule.
+        self._lock = threading.Lock()
+        self.disconnects: dict[Departure, int] = {"async": 0, "cancel": 0, "detach": 0}
         self._describe = partial(describe, expose=config.expose_errors)
 
     def add(self, entrypoint: Entrypoint, *, named: bool) -> None:
@@ -146,8 +162,11 @@ class Engine:
         A new one is still to be started.
 
         Raises:
+            ServerDrainingError: Nothing is begun any more.
             PPIOAgentError: The request cannot be used, or conflicts.
         """
+        if self.draining:
+            raise ServerDrainingError("the agent is shutting down", retry_after=1.0)
         entrypoint = self.choose(exchange.query("entrypoint"))
         environ = exchange.environ
         check_media(
@@ -192,7 +211,12 @@ class Engine:
             payload,
             context,
             around=chain,
-            bound=not call.respond_async,
+            departure=departure_rule(
+                call,
+                exchange.environ.get("HTTP_ACCEPT"),
+                fixed=entrypoint.on_disconnect,
+            ),
+            detach_grace=self.config.detach_grace,
             reserve=not call.respond_async,
             describe=self._describe,
             encode=encode_result,
@@ -219,7 +243,7 @@ class Engine:
         except PoolSaturatedError:
             raise self._refuse(invocation, self._busy_error()) from None
         except RuntimeError:
-            closing = ServerDrainingError("the agent is shutting down")
+            closing = ServerDrainingError("the agent is shutting down", retry_after=1.0)
             raise self._refuse(invocation, closing) from None
         if patient or invocation.progress.wait(
             Step.STARTED | Step.OVER, _SLOT_PATIENCE
@@ -256,7 +280,17 @@ class Engine:
             retry_after=float(seconds),
         )
 
+    def leave(
+        self, invocation: Invocation, reason: CancelReason = "disconnect"
+    ) -> None:
+        """Note that a reader has left, and count it if that was before the end."""
+        if invocation.leave(reason):
+            with self._lock:
+                self.disconnects[invocation.departure] += 1
+
     def _settled(self, invocation: Invocation) -> None:
+        if not is_response(invocation.value):
+            invocation.forget_value()  # answers are made of its JSON
         self.registry.settled(invocation)
         self.health.note_live()
         self._durations.append(invocation.duration)
@@ -276,8 +310,14 @@ class Engine:
                 },
             )
 
+    def drain(self) -> None:
+        """Begin nothing more: what waits for a slot is cancelled, what runs goes on."""
+        self.draining = True
+        self.health.drain()
+        self.registry.cancel_all("shutdown", pending_only=True)
+
     def close(self, *, grace: float) -> bool:
-        """Cancel whatever runs, take nothing more, and end the threads.
+        """Cancel whatever runs, take nothing more, and end the threads. Idempotent.
 
         Args:
             grace: Seconds that user code has to end.
@@ -285,6 +325,7 @@ class Engine:
         Returns:
             Whether all of it has ended.
         """
+        self.draining = True
         self.registry.cancel_all("shutdown")
         ended = self.slots.close(grace)
         self.health.close()

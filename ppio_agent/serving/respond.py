@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
-from ppio_agent.agent import Invocation, InvocationState
 from ppio_agent.agent.progress import Step
-from ppio_agent.agent.registry import Admission
 from ppio_agent.agent.ring import RingReader
 from ppio_agent.exceptions import InvocationCancelledError, ValidationError
-from ppio_agent.web import Reply, sse_body
 from ppio_agent.wire.headers import RETRY_AFTER, Accept
+
+from ppio_agent.agent import Invocation, InvocationState
+from ppio_agent.agent.registry import Admission
+from ppio_agent.web import Reply, sse_body
 
 from .answers import answer, id_headers, json_reply, stream_head
 from .call import Call
-from .config import AgentConfig
 from .engine import Engine
 from .exchange import Exchange
 from .watch import run_watched
@@ -43,7 +43,7 @@ def respond(
     always = accept.names_sse and not accept.envelope
     finish = partial(
         _finish,
-        engine.config,
+        engine,
         exchange,
         invocation,
         is_new=admission.is_new,
@@ -64,7 +64,7 @@ def respond(
 
 
 def _finish(
-    config: AgentConfig,
+    engine: Engine,
     exchange: Exchange,
     invocation: Invocation,
     start: Callable[[], None] | None = None,
@@ -74,18 +74,19 @@ def _finish(
     always: bool,
 ) -> Reply:
     """Wait for an invocation, which `start` starts, and return its answer."""
+    config = engine.config
     gone = exchange.client_gone if config.detect_disconnect else None
     opening = Step.OVER | (Step.REACHED if always else Step.STREAMS)
     if not _wait(invocation, opening, gone, start):
         if is_new:
             invocation.take_reader().close()
-        invocation.leave()
+        engine.leave(invocation)
         raise InvocationCancelledError("the client has closed the connection")
     if invocation.streams or (always and invocation.progress.has(Step.REACHED)):
         return _stream(
-            invocation,
+            engine,
             exchange,
-            config,
+            invocation,
             dialect="full" if accept.names_sse else "bare",
             is_new=is_new,
         )
@@ -112,7 +113,7 @@ def _promise(exchange: Exchange, invocation: Invocation, *, replayed: bool) -> R
     return json_reply(202, invocation.record().to_dict(), headers)
 
 
-def events(config: AgentConfig, exchange: Exchange, invocation: Invocation) -> Reply:
+def events(engine: Engine, exchange: Exchange, invocation: Invocation) -> Reply:
     """Return the answer of ``GET /invocations/{id}/events``.
 
     Raises:
@@ -126,7 +127,7 @@ def events(config: AgentConfig, exchange: Exchange, invocation: Invocation) -> R
             f" the last is {invocation.ring.last}"
         )
     invocation.join()
-    return _stream(invocation, exchange, config, dialect="full", is_new=False)
+    return _stream(engine, exchange, invocation, dialect="full", is_new=False)
 
 
 def _wait(
@@ -152,9 +153,9 @@ def _raise_refusal(invocation: Invocation) -> None:
 
 
 def _stream(
-    invocation: Invocation,
+    engine: Engine,
     exchange: Exchange,
-    config: AgentConfig,
+    invocation: Invocation,
     *,
     dialect: Literal["full", "bare"],
     is_new: bool,
@@ -163,12 +164,13 @@ def _stream(
         after = 0 if is_new else _after(exchange)
         reader = invocation.take_reader() if is_new else invocation.ring.attach(after)
     except BaseException:
-        invocation.leave()
+        engine.leave(invocation)
         raise
     reader.on_stalled = exchange.environ.get("ppio.abort")
     chain: Any = invocation.around
     if chain is not None:
         chain.opened = True
+    config = engine.config
     pieces = sse_body(
         reader,
         dialect=dialect,
@@ -181,12 +183,14 @@ def _stream(
         replayed=not is_new and exchange.method == "POST",
         extra=[] if chain is None else list(chain.headers.items()),
     )
-    return Reply(200, head, _StreamBody(pieces, partial(_end, invocation, reader)))
+    return Reply(
+        200, head, _StreamBody(pieces, partial(_end, engine, invocation, reader))
+    )
 
 
-def _end(invocation: Invocation, reader: RingReader) -> None:
+def _end(engine: Engine, invocation: Invocation, reader: RingReader) -> None:
     reader.close()
-    invocation.leave("stalled" if reader.stalled else "disconnect")
+    engine.leave(invocation, "stalled" if reader.stalled else "disconnect")
 
 
 def _after(exchange: Exchange) -> int:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
-
 from ppio_agent._util.clock import utc_now
-from ppio_agent.agent import Invocation
-from ppio_agent.web import Lane, Reply
 from ppio_agent.wire.headers import Accept
 from ppio_agent.wire.times import format_time
+
+from ppio_agent.agent import Invocation
+from ppio_agent.web import Lane, Reply
 
 from .answers import json_reply
 from .engine import Engine
@@ -95,7 +95,7 @@ def _record(engine: Engine, exchange: Exchange, id: str) -> Reply:
 
 
 def _events(engine: Engine, exchange: Exchange, id: str) -> Reply:
-    return events(engine.config, exchange, _find(engine, exchange, id))
+    return events(engine, exchange, _find(engine, exchange, id))
 
 
 def _cancel(engine: Engine, exchange: Exchange, id: str) -> Reply:

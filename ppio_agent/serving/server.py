@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
+
 from ppio_agent.web import Lanes, Server, ServerConfig
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ _log = logging.getLogger(__name__)
 
 # What user code gets to end after it was cancelled because the app is stopped.
 _CANCEL_GRACE = 5.0
+# Then every caller is answered; what is slower is a thread that ignores its end, and
+# the process is not to be kept by that.
+_LAST_ANSWERS = 0.5
+# How often a drain looks whether invocations that nobody waits for have ended.
+_LOOK_EVERY = 0.02
 # How late a signal is noticed at worst, in seconds.
 _SIGNAL_LOOK = 0.5
 
@@ -76,6 +83,7 @@ class PPIOAgentRuntimeServer(Closing):
             )
         self._app = app
         self.stopping = threading.Event()
+        self._closing = threading.Event()
         self._stopped = threading.Event()
         front = app.listen_on(host)
         self._server = Server(
@@ -106,10 +114,14 @@ class PPIOAgentRuntimeServer(Closing):
         """Run the app's start-up functions and listen.
 
         Raises:
-            OSError: The address is taken.
+            OSError: The address is taken; the shut-down functions were run.
         """
         self._app.start_up()
-        self._server.start()
+        try:
+            self._server.start()
+        except OSError:
+            self._app.close()
+            raise
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -117,7 +129,10 @@ class PPIOAgentRuntimeServer(Closing):
         return self._stopped.wait(timeout)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Listen no more and let what runs come to its end.
+        """Listen no more, begin nothing, and let what runs come to its end.
+
+        Invocations that nobody waits for (asynchronous, detached) are waited for, too;
+        those that wait for a slot are cancelled.
 
         Args:
             timeout: Seconds for that; None takes `drain_timeout` of the app.
@@ -126,18 +141,31 @@ class PPIOAgentRuntimeServer(Closing):
             Whether everything ended in time.
         """
         limit = self._app.config.drain_timeout if timeout is None else timeout
-        return self._server.drain(limit)
+        deadline = Deadline.after(limit)
+        served = self._server.drain(limit)
+        while self._app.live() and not deadline.expired:
+            if self._closing.wait(deadline.bound(_LOOK_EVERY)):
+                break
+        return served and not self._app.live()
 
     def close(self) -> bool:
         """Cancel what runs, close everything, run the shut-down functions. Idempotent.
+
+        Blocking: for user code that ignores being cancelled about 6 s, and for readers
+        that do not take what is left for them up to 2 s more.
 
         Returns:
             Whether all user code has ended.
         """
         self.stopping.set()
+        self._closing.set()
         self._server.stop_listening()
-        ended = self._app.close(grace=_CANCEL_GRACE)
-        closed = self._server.close()
+        ended = self._app.stop(grace=_CANCEL_GRACE)
+        # Streams have their last events now, and requests their answers: they leave.
+        self._server.drain(_LAST_ANSWERS)
+        self._server.flush()
+        self._app.close(grace=0.0)
+        closed = self._server.close(_LAST_ANSWERS if not ended else _CANCEL_GRACE)
         self._stopped.set()
         return ended and closed
 
@@ -158,9 +186,10 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
         _log.info("listening on %s", server.url)
         _await_signal(server.stopping)
         _log.info("stopping")
-        start_thread("ppio-drain", _drain, server, hurry)
+        drain = start_thread("ppio-drain", _drain, server, hurry)
         _await_signal(hurry)
         ended = server.close()
+        drain.join(_CANCEL_GRACE)
     if not ended:
         _log.error("code of the agent still runs although it was cancelled")
     return ended

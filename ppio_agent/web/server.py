@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from waitress import create_server, wasyncore
-from waitress.server import BaseWSGIServer
-
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
 from ppio_agent._util.threads import start_thread
+from waitress import create_server, wasyncore
+from waitress.server import BaseWSGIServer
 
 from .channel import Channel
 from .config import ServerConfig
@@ -46,7 +45,7 @@ class Server(Closing):
         unix_socket: Path of a Unix socket to listen on instead; removed on close.
         config: Limits.
         lanes: Which requests must never wait, and which are refused.
-        on_drain: Called once when a drain begins, before anything is closed.
+        on_drain: Called once when a drain or a close begins, before anything is closed.
 
     Thread safety: thread-safe.
     """
@@ -135,10 +134,16 @@ class Server(Closing):
         return {"connections": len(self._channels()), **self._dispatcher.stats()}
 
     def stop_listening(self) -> None:
-        """Close the listening sockets; open connections go on. Idempotent.
+        """Close the listening sockets, and refuse invocations. Idempotent.
 
-        Blocking: until the loop thread has closed them.
+        Open connections go on, but each ends with its next answer.
+
+        Blocking: until the loop thread has closed the sockets.
         """
+        first = not self._dispatcher.draining
+        self._dispatcher.draining = True
+        if first and self._on_drain is not None:
+            self._on_drain()
         with self._lock:
             listeners, self._listeners = self._listeners, []
             if not listeners:
@@ -152,23 +157,22 @@ class Server(Closing):
         """Stop listening, refuse new invocations, and wait for what runs.
 
         Args:
-            timeout: Seconds to wait for running requests; None means no limit. Their
-                output then has up to 2 s more to leave.
+            timeout: Seconds to wait for running requests; None means no limit. If
+                they end in it, their output has up to 2 s more to leave.
 
         Returns:
             Whether all requests have ended and all output has left.
         """
-        first = not self._dispatcher.draining
-        self._dispatcher.draining = True
-        if first and self._on_drain is not None:
-            self._on_drain()
         self.stop_listening()
         served = self._wait_until(lambda: self._dispatcher.unfinished == 0, timeout)
-        sent = self._wait_until(
+        return served and self.flush()
+
+    def flush(self) -> bool:
+        """Wait, 2 s at most, until all output has left; return whether it has."""
+        return self._wait_until(
             lambda: not any(c.total_outbufs_len for c in self._channels()),
             _FLUSH_TIMEOUT,
         )
-        return served and sent
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close everything at once and join the threads. Idempotent.

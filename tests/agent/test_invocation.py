@@ -9,15 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
-from ppio_agent.agent import (
-    Chunk,
-    Invocation,
-    InvocationState,
-    RequestContext,
-    current_context,
-)
 from ppio_agent.agent.progress import Step
 from ppio_agent.exceptions import (
     InvocationCancelledError,
@@ -29,6 +21,14 @@ from ppio_agent.exceptions import (
 )
 from tests.agent.support import make_context, make_invocation, pool_of
 from tests.support import wait_until
+
+from ppio_agent.agent import (
+    Chunk,
+    Invocation,
+    InvocationState,
+    RequestContext,
+    current_context,
+)
 
 S = InvocationState
 
@@ -429,26 +429,6 @@ def test_a_run_in_the_callers_thread_has_its_deadline_too() -> None:
     assert invocation.state is S.TIMED_OUT
 
 
-def test_the_last_reader_to_leave_ends_it(pool: WorkerPool) -> None:
-    """A reader that joined keeps it alive."""
-    invocation = started(lambda _, context: context.sleep(60), pool)
-    invocation.join()
-    invocation.leave()
-    assert not invocation.context.cancelled
-    invocation.leave()
-    assert invocation.wait(5)
-    assert invocation.cancel_reason == "disconnect"
-
-
-def test_an_unbound_invocation_needs_no_reader(pool: WorkerPool) -> None:
-    """It ends by itself."""
-    gate = Gate()
-    invocation = started(lambda _: gate.stand(), pool, bound=False)
-    invocation.leave()
-    gate.opened.set()
-    assert invocation.result(5) is None
-
-
 def test_a_shutdown_is_told_as_one_that_may_be_tried_again(pool: WorkerPool) -> None:
     """503, where a cancel by the client is 499."""
     invocation = started(lambda _, context: context.sleep(60), pool)
@@ -563,6 +543,25 @@ def test_what_async_code_sets_is_seen_around_it(pool: WorkerPool) -> None:
         return [reach(payload), token.get()]
 
     assert started(agent, pool, around=around).result(5) == ["outer", "inner"]
+
+
+def test_a_forgotten_value_is_read_from_its_json() -> None:
+    """Until then the result is the very object that the handler returned."""
+    value = {"a": (1, 2)}
+    invocation = make_invocation(lambda _: value)
+    invocation.run()
+    assert invocation.result() is value
+    with_value = invocation.size
+    invocation.forget_value()
+    assert invocation.result() == {"a": [1, 2]}
+    assert invocation.size == with_value // 2 == len(b'{"a":[1,2]}')
+
+
+def test_the_kept_result_of_a_stream_counts() -> None:
+    """Besides its chunks in the ring."""
+    invocation = make_invocation(lambda _: iter(["a" * 98]))
+    invocation.run()
+    assert invocation.size >= 200
 
 
 def test_a_settled_invocation_lets_go_of_its_payload() -> None:
