@@ -171,6 +171,24 @@ class Lifetime(ABC):
             self._ask(reason, if_unread=True)
         return True
 
+    def when_over(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` once when it is terminal, or at once if it is already.
+
+        User code may still run then. It is called on the thread that ended it, under
+        no lock, before whoever waits is told; what it raises is logged.
+        """
+        with self._lock:
+            if not self._life.state.terminal:
+                self._when_over += (fn,)
+                return
+        self._call_safely(fn)
+
+    def _call_safely(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception:  # noqa: BLE001 - those who wait have to be told
+            _log.exception("nobody took note of the end of invocation %s", self.id)
+
     def on_alarm(self) -> None:
         """React to slow user code, the deadline, or the end of a grace."""
         now = time.monotonic()
