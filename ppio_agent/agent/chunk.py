@@ -7,6 +7,7 @@ import re
 from typing import Any, Literal
 
 from attrs import field, frozen
+
 from ppio_agent.wire.json import decode_json, encode_json
 
 __all__ = ["Chunk", "ChunkCollector", "Entry"]

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from attrs import frozen
+
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import (
     ConflictError,

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
+
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
+from ppio_agent.agent import Invocation, InvocationState
 from ppio_agent.agent.progress import Step
+from ppio_agent.agent.registry import Admission
 from ppio_agent.agent.ring import RingReader
 from ppio_agent.exceptions import InvocationCancelledError, ValidationError
-from ppio_agent.wire.headers import RETRY_AFTER, Accept
-
-from ppio_agent.agent import Invocation, InvocationState
-from ppio_agent.agent.registry import Admission
 from ppio_agent.web import Reply, sse_body
+from ppio_agent.wire.headers import RETRY_AFTER, Accept
 
 from .answers import answer, id_headers, json_reply, stream_head
 from .call import Call

@@ -9,7 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent.agent import (
+    Chunk,
+    Invocation,
+    InvocationState,
+    RequestContext,
+    current_context,
+)
 from ppio_agent.agent.progress import Step
 from ppio_agent.exceptions import (
     InvocationCancelledError,
@@ -21,14 +29,6 @@ from ppio_agent.exceptions import (
 )
 from tests.agent.support import make_context, make_invocation, pool_of
 from tests.support import wait_until
-
-from ppio_agent.agent import (
-    Chunk,
-    Invocation,
-    InvocationState,
-    RequestContext,
-    current_context,
-)
 
 S = InvocationState
 

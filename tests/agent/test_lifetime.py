@@ -1,4 +1,4 @@
-"""How long an invocation goes on when nobody reads it any more."""
+"""The life of one invocation, apart from the code that it runs."""
 
 from __future__ import annotations
 
@@ -132,3 +132,47 @@ def test_joining_and_leaving_at_once_loses_nobody(
             assert not invocation.context.cancelled
             invocation.cancel()
         assert invocation.progress.wait(Step.SETTLED, 5)
+
+
+def test_whoever_asks_is_told_of_the_end_once(pool: WorkerPool) -> None:
+    """Before those who wait; afterwards at once."""
+    told: list[tuple[str, InvocationState]] = []
+    invocation = make_invocation(lambda _: 1)
+    invocation.when_over(lambda it: told.append((it.id, it.state)))
+    invocation.start(pool)
+    invocation.wait(5)
+    assert told == [(invocation.id, InvocationState.SUCCEEDED)]
+    invocation.when_over(lambda it: told.append((it.id, it.state)))
+    assert told == [(invocation.id, InvocationState.SUCCEEDED)] * 2
+
+
+def test_the_end_is_told_although_user_code_still_runs(pool: WorkerPool) -> None:
+    """At the deadline, and not a second time when user code has ended, too."""
+    leave = threading.Event()
+    told: list[tuple[InvocationState, bool]] = []
+    invocation = make_invocation(
+        lambda _: leave.wait(10), context=make_context(timeout=0.05)
+    )
+    invocation.when_over(lambda it: told.append((it.state, it.confirmed)))
+    invocation.start(pool)
+    invocation.wait(5)
+    assert told == [(InvocationState.TIMED_OUT, False)]
+    leave.set()
+    assert pool.close(5)
+    assert invocation.confirmed
+    assert len(told) == 1
+
+
+def test_what_the_told_raises_is_logged(
+    pool: WorkerPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those who wait get their result."""
+
+    def fail(_: Invocation) -> None:
+        raise OSError("full")
+
+    invocation = make_invocation(lambda _: 1)
+    invocation.when_over(fail)
+    invocation.start(pool)
+    assert invocation.result(5) == 1
+    assert f"nobody took note of the end of invocation {invocation.id}" in caplog.text
