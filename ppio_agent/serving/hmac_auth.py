@@ -7,6 +7,7 @@ import logging
 import secrets as random_secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ppio_agent.exceptions import (
     AuthenticationError,
@@ -54,6 +55,16 @@ class HmacAuth:
 
     Thread safety: thread-safe, if the function is.
     """
+
+    security_schemes: ClassVar[Mapping[str, Any]] = {
+        "hmac": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-PPIO-Signature",
+            "description": "With X-PPIO-Key, X-PPIO-Timestamp and X-PPIO-Nonce:"
+            " HMAC-SHA256 over method, target, time, nonce and body.",
+        }
+    }
 
     def __init__(
         self,
@@ -143,7 +154,8 @@ def _checked(secrets: Secrets) -> Mapping[str, tuple[str, ...]]:
             raise ConfigurationError(
                 f"the key id {key_id!r} is not 1 to 255 visible ASCII characters"
             )
-        found = (value,) if isinstance(value, str) else tuple(value)
+        several = [value] if isinstance(value, str) else value
+        found = tuple(several) if isinstance(several, Sequence) else ()
         if not found or not all(map(_is_secret, found)):
             raise ConfigurationError(
                 f"the key {key_id} has no secret, an empty one, or one that is no text"

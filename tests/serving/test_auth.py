@@ -1,4 +1,4 @@
-"""Who may call: keys, functions and plug-ins."""
+"""How plug-ins are asked who has sent a request, and what follows from that."""
 
 from __future__ import annotations
 
@@ -7,79 +7,21 @@ from typing import Any
 
 import pytest
 
-from ppio_agent.exceptions import ConfigurationError, PermissionDeniedError
+from ppio_agent.exceptions import PermissionDeniedError
 from ppio_agent.hooks import hookimpl
-from ppio_agent.serving import ApiKeyAuth
+from ppio_agent.serving import ApiKeyAuth, HmacAuth
 from ppio_agent.wire.models import Principal
-from tests.serving.support import make_app
-
-KEY = "sk-0123456789abcdef"
-
-
-def client_of(auth: Any, through_flask: bool = False, **options: Any) -> Any:
-    app = make_app(through_flask=through_flask, auth=auth, **options)
-
-    @app.entrypoint
-    def agent(request: Any, context: Any) -> Any:
-        return [context.principal.id, context.principal.scheme, dict(context.headers)]
-
-    return app.test_client()
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
-def test_a_known_key_is_admitted_and_hidden_from_the_handler(
-    through_flask: bool,
-) -> None:
-    """By either header; the other one is left alone."""
-    client = client_of(ApiKeyAuth({"anna": KEY}), through_flask)
-    name, scheme, headers = client.invoke(
-        {}, headers={**bearer(KEY), "X-API-Key": "for another service"}
-    ).result
-    assert (name, scheme) == ("anna", "api-key")
-    assert "authorization" not in headers
-    assert headers["x-api-key"] == "for another service"
-    assert client.invoke({}, headers={"X-API-Key": KEY}).result[0] == "anna"
-
-
-def test_no_key_and_a_wrong_key_are_told_apart(through_flask: bool) -> None:
-    """Both are 401 and say what would help."""
-    client = client_of(ApiKeyAuth([KEY]), through_flask)
-    for path in ("/invocations", "/nothing", "/invocations/x/cancel"):
-        none = client.post(path, json={})
-        assert (none.status_code, none.json["code"]) == (401, "authentication_required")
-        assert none.headers["www-authenticate"] == "Bearer, PPIO-HMAC"
-    wrong = client.invoke({}, headers=bearer("sk-wrong"))
-    assert (wrong.status_code, wrong.json["code"]) == (401, "invalid_credentials")
+from tests.serving.conftest import Serve
+from tests.serving.support import JSON, Gate, make_app
+from tests.serving.support_auth import KEY, SECRET, app_with, bearer, client_of, signed
 
 
 def test_ping_and_root_ask_for_no_key(through_flask: bool) -> None:
     """The platform's health checks have none."""
-    client = client_of(ApiKeyAuth([KEY]), through_flask)
+    client = client_of(ApiKeyAuth([KEY]), through_flask=through_flask)
     assert client.get("/ping").status_code == 200
     assert client.get("/").status_code == 200
     assert client.get("/invocations/x").status_code == 401
-
-
-def test_keys_may_be_a_list_or_come_from_a_function() -> None:
-    """Which is asked for each request, so that they can change."""
-    assert client_of(ApiKeyAuth(["a-key", KEY])).invoke(
-        {}, headers=bearer(KEY)
-    ).result[0] == "key-2"  # fmt: skip
-    keys = {"anna": "old"}
-    client = client_of(ApiKeyAuth(lambda: keys))
-    keys["anna"] = "new"
-    assert client.invoke({}, headers=bearer("new")).status_code == 200
-    assert client.invoke({}, headers=bearer("old")).status_code == 401
-
-
-@pytest.mark.parametrize("keys", [{}, [], [""], {"anna": ""}, "one-key", [5]])
-def test_keys_that_open_nothing_or_everything_are_refused(keys: Any) -> None:
-    """When the app is made, not at the first request."""
-    with pytest.raises(ConfigurationError):
-        ApiKeyAuth(keys)
 
 
 def test_several_are_asked_in_order() -> None:
@@ -155,14 +97,115 @@ def test_an_invocation_is_its_principals_alone() -> None:
     assert again.result[0] == "ben"
 
 
-def test_no_key_is_ever_shown(caplog: pytest.LogCaptureFixture) -> None:
-    """Not by repr, answer or log."""
-    auth = ApiKeyAuth({"anna": KEY})
+def test_over_a_socket_nobody_reaches_the_invocations_of_others(
+    serve: Serve, gate: Gate, through_flask: bool
+) -> None:
+    """Not by look-up, events, cancel, id or idempotency key; however they prove it."""
+    auth = [ApiKeyAuth({"anna": KEY}), HmacAuth({"ben": SECRET})]
+    app = make_app(auth=auth, through_flask=through_flask)
+    started: list[str] = []
+
+    @app.entrypoint
+    def agent(request: Any, context: Any) -> Any:
+        started.append(context.principal.id)
+        gate.stand()
+        return context.principal.id
+
+    http = serve(app)
+    run = {**JSON, "Idempotency-Key": "k", "X-Invocation-Id": "i1"}
+    wait = {**run, "Prefer": "respond-async"}
+
+    def as_ben(method: str, path: str, body: bytes = b"", **headers: str) -> Any:
+        own = signed(method, path, body, key_id="ben", secret=SECRET)
+        return http.request(method, path, body or None, {**own, **headers})
+
+    anna = bearer(KEY)
+    assert (
+        http.request("POST", "/invocations", b"{}", {**anna, **wait}).status,
+        http.request("GET", "/invocations/i1", None, anna).status,
+    ) == (202, 200)
+    for method, path in (
+        ("GET", "/invocations/i1"),
+        ("GET", "/invocations/i1/events"),
+        ("POST", "/invocations/i1/cancel"),
+    ):
+        answer = as_ben(method, path)
+        assert (answer.status, answer.json["code"]) == (404, "invocation_not_found")
+        assert "anna" not in str(answer)
+    # Neither id nor key joins ben to the run of anna.
+    assert as_ben("POST", "/invocations", b"{}", **wait).status == 202
+    gate.wait_reached(2)
+    gate.open()
+    joined = http.request("POST", "/invocations", b"{}", {**anna, **run})
+    assert (joined.json["result"], joined.headers["idempotency-replayed"]) == (
+        "anna",
+        "true",
+    )
+    assert as_ben("POST", "/invocations", b"{}", **run).json["result"] == "ben"
+    events = as_ben("GET", "/invocations/i1/events")
+    assert b'"ben"' in events.body
+    assert as_ben("POST", "/invocations/i1/cancel").json["state"] == "succeeded"
+    assert sorted(started) == ["anna", "ben"]
+
+
+def test_no_key_secret_or_signature_is_ever_shown(
+    serve: Serve, through_flask: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by repr, answer, log record or traceback, however much is logged."""
+    keys, hmac = ApiKeyAuth({"anna": KEY}), HmacAuth({"test": [SECRET, "sk_former"]})
+    app = app_with([keys, hmac], debug=True, through_flask=through_flask)
+
+    @app.entrypoint(name="fails")
+    def fails(request: Any, context: Any) -> Any:
+        raise LookupError(f"{context.headers} {context!r} {app.config}")
+
+    @app.middleware
+    def middleware(request: Any, call_next: Any) -> Any:
+        logging.getLogger("agent").info("%r %r", request, request.headers)
+        return call_next()
+
+    shown = [repr(keys), repr(hmac), repr(vars(app)["_front"])]
+    proofs = [KEY, SECRET, "sk_former"]
     with caplog.at_level(logging.DEBUG):
-        client = client_of(auth, debug=True)
-        answers = [
-            client.invoke({}, headers=bearer(KEY)),
-            client.invoke({}, headers=bearer(KEY + "x")),
-        ]
-    shown = repr(auth) + caplog.text + "".join(answer.text for answer in answers)
-    assert KEY not in shown
+        http = serve(app)
+
+        def call(target: str, headers: dict[str, str], body: bytes = b"{}") -> int:
+            answer = http.request("POST", target, body, {**JSON, **headers})
+            proofs.append(headers.get("X-PPIO-Signature", KEY).removeprefix("v1="))
+            shown.append(str(answer))
+            return answer.status
+
+        good = "/invocations"
+        once = signed("POST", good, b"{}")
+        late = signed("POST", good, b"{}", now=1.0)
+        odd = {**signed("POST", good, b"{}"), "X-PPIO-Signature": "v1=" + KEY}
+        statuses = [
+            call(good, bearer(KEY)), call(good, {"X-API-Key": KEY}), call(good, once),
+            call(good, bearer(KEY + "x")), call(good, once), call(good, late),
+            call(good, once, b"[]"), call(good, odd),
+            call(f"{good}?entrypoint=fails", bearer(KEY)),
+            call(f"{good}?entrypoint=fails",
+                 signed("POST", f"{good}?entrypoint=fails", b"{}")),
+        ]  # fmt: skip
+    assert statuses == [200, 200, 200, 401, 401, 401, 401, 400, 500, 500]
+    shown += [repr(record.__dict__) for record in caplog.records]
+    shown.append(caplog.text)
+    assert "LookupError" in caplog.text
+    everything = "\n".join(shown)
+    assert [proof for proof in proofs if proof in everything] == []
+
+
+def test_a_page_of_a_foreign_site_may_call_once_it_has_a_key(serve: Serve) -> None:
+    """With authentication neither Host nor Origin matter, but the key does."""
+    http = serve(app_with(ApiKeyAuth([KEY])))
+    foreign = {"Host": "evil.example", "Origin": "https://evil.example", **JSON}
+    refused = http.request("POST", "/invocations", b"{}", foreign)
+    assert (refused.status, refused.json["code"]) == (401, "authentication_required")
+    admitted = {**foreign, **bearer(KEY)}
+    assert http.request("POST", "/invocations", b"{}", admitted).status == 200
+
+
+def test_an_app_that_signatures_protect_may_listen_everywhere() -> None:
+    """They are authentication, as keys are."""
+    with app_with(HmacAuth({"test": SECRET})).server(host="0.0.0.0", port=0) as server:
+        assert server.port
