@@ -110,6 +110,11 @@ class Lifetime(ABC):
         return None if self._cancel is None else self._cancel[0]
 
     @property
+    def slot_seconds(self) -> float | None:
+        """Seconds since user code has its thread; None if it never got one."""
+        return None if self._started is None else time.monotonic() - self._started
+
+    @property
     def departure(self) -> Departure:
         """What becomes of it when its last reader leaves."""
         return self._departure

@@ -342,6 +342,10 @@ class PPIOAgentRuntimeApp:
         """How many invocations wait for a slot."""
         return self._engine.slots.waiting
 
+    def durations(self) -> list[float]:
+        """For how many seconds the latest invocations had their slots."""
+        return self._engine.durations()
+
     def close(self, *, grace: float = 5.0) -> bool:
         """Cancel what runs and run the shut-down functions. Idempotent.
 

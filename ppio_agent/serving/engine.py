@@ -271,10 +271,14 @@ class Engine:
         self.registry.withdraw(invocation)
         return error
 
+    def durations(self) -> list[float]:
+        """Return for how many seconds the latest invocations had their slots."""
+        return list(self._durations.copy())
+
     def _busy_error(self) -> ServerBusyError:
         waiting = self.slots.waiting
         limit = self.config.max_concurrency
-        seconds = retry_after(self._durations.copy(), waiting=waiting, slots=limit)
+        seconds = retry_after(self.durations(), waiting=waiting, slots=limit)
         return ServerBusyError(
             f"all {limit} slots are taken and {waiting} requests wait; try again later",
             retry_after=float(seconds),
@@ -293,7 +297,9 @@ class Engine:
             invocation.forget_value()  # answers are made of its JSON
         self.registry.settled(invocation)
         self.health.note_live()
-        self._durations.append(invocation.duration)
+        held = invocation.slot_seconds
+        if held is not None:
+            self._durations.append(held)
         failure = invocation.failure
         if invocation.state is InvocationState.FAILED and failure is not None:
             unexpected = failure.http_status >= 500

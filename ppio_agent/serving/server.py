@@ -96,7 +96,9 @@ class PPIOAgentRuntimeServer(Closing):
                 max_request_size=config.max_request_size,
                 headers=app.headers,  # type: ignore[arg-type] # mypy cannot solve the converter `tuple`
             ),
-            lanes=Lanes(classify=front.lane, waiting=app.waiting),
+            lanes=Lanes(
+                classify=front.lane, waiting=app.waiting, durations=app.durations
+            ),
             on_drain=app.drain,
         )
 

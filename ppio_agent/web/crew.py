@@ -149,6 +149,24 @@ class Crew:
         for _ in range(more):
             self._add()
 
+    def hand_over(self, patience: float, take: Callable[[_Job], bool]) -> None:
+        """Give jobs away that have waited too long while all threads are taken.
+
+        Args:
+            patience: Seconds a job waits before.
+            take: Called with each, the oldest first; false leaves it here.
+        """
+        while self._jobs:
+            with self._lock:
+                stuck = self._active >= self._max_threads and self._jobs
+                if not stuck or self._clock() - self._jobs[0][0] < patience:
+                    return
+                waiting = self._jobs.popleft()
+            if not take(waiting[1]):
+                with self._lock:
+                    self._jobs.appendleft(waiting)
+                return
+
     def _add(self) -> None:
         try:
             self._pool.submit(self._work)

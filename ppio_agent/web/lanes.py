@@ -13,7 +13,6 @@ import math
 import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -37,6 +36,9 @@ _EXPRESS_THREADS = 2
 # A request that has waited longer than this for its thread is looked at before it is
 # run: its client may have left. Looking costs a system call, so others are not.
 _LOOK_AFTER = 0.05
+# One that has waited so long for a thread of the invoke lane is handed to the
+# application on a further one: there its deadline is kept, and its client looked after.
+_WAIT_INSIDE = 0.25
 
 
 class Lane(enum.Enum):
@@ -69,6 +71,10 @@ def _nothing_waits() -> int:
     return 0
 
 
+def _nothing_known() -> Iterable[float]:
+    return ()
+
+
 def _never_busy() -> None:
     return None
 
@@ -77,7 +83,7 @@ def _never_busy() -> None:
 class Lanes:
     """What the application tells the server about its requests.
 
-    All three are called on the server's loop thread and must be quick.
+    All of them are called on the server's loop thread and must be quick.
 
     Args:
         classify: Chooses the lane by method, path (decoded, without query) and headers
@@ -85,11 +91,13 @@ class Lanes:
         busy: Asked for every request of the invoke lane; a `Refusal` refuses it.
         waiting: How many admitted requests wait inside the application (for a slot,
             or asynchronously); they count against `max_queue`.
+        durations: For how many seconds the latest of them had their slots.
     """
 
     classify: Callable[[str, str, Mapping[str, str]], Lane] = _all_invoke
     busy: Callable[[], Refusal | None] = _never_busy
     waiting: Callable[[], int] = _nothing_waits
+    durations: Callable[[], Iterable[float]] = _nothing_known
 
 
 def retry_after(durations: Iterable[float], *, waiting: int, slots: int) -> int:
@@ -164,7 +172,6 @@ class LaneDispatcher:
         # Threads that answer requests whose own thread is inside user code: one a
         # connection at most.
         self._relays = WorkerPool("ppio-web-relay", max_threads=max_connections)
-        self._durations: deque[float] = deque(maxlen=32)
         # Guards _refused.
         self._lock = threading.Lock()
         self._refused: dict[str, int] = {}
@@ -182,6 +189,7 @@ class LaneDispatcher:
         waiting = [crew for crew in self._crews.values() if crew.waiting]
         for crew in waiting:
             crew.grow()
+        self._crews[Lane.INVOKE].hand_over(_WAIT_INSIDE, self.relay)
         return bool(waiting)
 
     def add_task(self, task: Task) -> None:
@@ -231,17 +239,14 @@ class LaneDispatcher:
         return ServerBusyError(
             f"all {self._slots} slots are taken and {waiting} requests wait;"
             " try again later",
-            retry_after=self.retry_after(waiting),
+            retry_after=retry_after(
+                self._lanes.durations(), waiting=waiting, slots=self._slots
+            ),
         )
 
-    def retry_after(self, waiting: int) -> int:
-        """Return the seconds after which a refused caller may find a place."""
-        latest = self._durations.copy()
-        return retry_after(latest, waiting=waiting, slots=self._slots)
-
     def _serve(self, lane: Lane, task: Task, request: Any) -> None:
-        started = time.monotonic()
-        gone = started - request.arrived > _LOOK_AFTER and task.client_gone()
+        waited = time.monotonic() - request.arrived
+        gone = waited > _LOOK_AFTER and task.client_gone()
         served = False
         try:
             if not gone:
@@ -251,8 +256,6 @@ class LaneDispatcher:
             if not served:
                 task.cancel()
                 task.abort()
-        if served and lane is Lane.INVOKE:
-            self._durations.append(time.monotonic() - started)
 
     def relay(self, take_over: Callable[[], object]) -> bool:
         """Call `take_over()` on a further thread; see `Channel.relay`.
