@@ -231,7 +231,7 @@ class AgentTestClient(Closing):
     def _open(
         self, method: str, path: str, data: bytes, headers: Mapping[str, str] | None
     ) -> _Call:
-        target = path
+        target = path.encode().decode("latin-1")  # as WSGI writes bytes
         path, _, query = path.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,

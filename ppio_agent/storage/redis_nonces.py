@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.wire.signing import MAX_NONCES, nonces_unavailable, too_many_nonces
@@ -10,8 +11,10 @@ from ppio_agent.wire.signing import MAX_NONCES, nonces_unavailable, too_many_non
 __all__ = ["RedisNonceStore"]
 
 _PREFIX = "ppio:nonces:"
-# A request's thread waits for it; whoever asked can try again.
+# Seconds that a request's thread waits, and how long the next ones then do not: the
+# threads that answer pings authenticate, too.
 _PATIENCE = 1.0
+_REST = 1.0
 _NEW = 0
 
 # One sorted set a key, whose scores are the instants of forgetting in ms. The server's
@@ -71,14 +74,18 @@ class RedisNonceStore:
                 "the redis:// URL of the nonces cannot be used: check port and options"
             ) from None
         self._limit = limit
+        self._resting_until = 0.0
         self._error = redis.RedisError
         self._claim = self._redis.register_script(_CLAIM)
 
     def claim(self, key_id: str, nonce: str, *, keep: float) -> bool:
         """Remember a nonce; see `NonceStore.claim`.
 
-        Blocking: until the server answers, for 1 s at most, and 1 s to connect.
+        Blocking: until the server answers, for 1 s at most, and 1 s to connect; for a
+        second after it did not, there is no waiting.
         """
+        if time.monotonic() < self._resting_until:
+            raise nonces_unavailable()
         try:
             said = int(
                 self._claim(
@@ -87,6 +94,7 @@ class RedisNonceStore:
                 )
             )
         except self._error as error:
+            self._resting_until = time.monotonic() + _REST
             raise nonces_unavailable() from error
         if said > 0:
             raise too_many_nonces(key_id, said / 1000)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppio_agent.exceptions import (
     ConfigurationError,
@@ -47,6 +49,7 @@ VECTOR = {
     "X-PPIO-Signature": "v1="
     "e39a1b2d55c2665aea48e37ec29d3d628abdcde8714766ba7a787a90d368700e",
 }
+ANYTHING = client_of(HmacAuth({"test": SECRET}))
 ODD_TARGETS = [
     "/invocations?x=1&x=%31&y=%C3%BC&z=a+b%20c",
     "/invocations?",
@@ -289,6 +292,31 @@ def test_an_app_without_signatures_does_not_load_them() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+HEADER = st.text(st.characters(max_codepoint=255), max_size=70)
+
+
+@settings(max_examples=100)
+@given(
+    headers=st.fixed_dictionaries({
+        "X-PPIO-Key": st.sampled_from(["test", "tess"]) | HEADER,
+        "X-PPIO-Timestamp": st.just("1700000000") | st.from_regex(r"\d+") | HEADER,
+        "X-PPIO-Nonce": st.text("aZ0_-", min_size=15, max_size=130) | HEADER,
+        "X-PPIO-Signature": st.from_regex(r"v1=[0-9a-f]{64}", fullmatch=True) | HEADER,
+    }),
+    target=st.text(st.characters(codec="utf-8"), max_size=20).map(lambda text: f"/invocations?{text}"),
+    body=st.binary(max_size=20),
+)  # fmt: skip
+def test_whatever_is_sent_is_refused_in_order(
+    headers: dict[str, str], target: str, body: bytes
+) -> None:
+    """With 400 or 401, whatever the bytes of headers, target and body."""
+    answer = ANYTHING.request("POST", target, data=body, headers=headers)
+    assert (answer.status_code, answer.json["code"]) in {
+        (400, "invalid_signature_headers"),
+        (401, "invalid_credentials"),
+    }
 
 
 # Over sockets.
