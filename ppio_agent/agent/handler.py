@@ -39,6 +39,7 @@ class Handler:
         is_stream: Whether it gives chunks; None if only the call can tell.
         is_async: Whether it is known to be `async`.
         input_type: Class the payload is structured into; None for the payload as is.
+        input_hint: What its annotation says it takes, or None.
         output_type: What its annotation says it returns, or None.
         doc: Its docstring, or None.
 
@@ -49,6 +50,7 @@ class Handler:
     is_stream: bool | None
     is_async: bool
     input_type: type | None
+    input_hint: Any
     output_type: Any
     doc: str | None
     _invoke: Callable[[Any, RequestContext], Any] = attrs.field(alias="invoke")
@@ -102,7 +104,8 @@ def as_handler(obj: Any, *, name: str | None = None) -> Handler:
         name=name or _name_of(obj, bare),
         is_stream=True if is_generator or is_async_generator else None,
         is_async=is_async_generator or inspect.iscoroutinefunction(target),
-        input_type=call.input_type,
+        input_type=_input_type(call.input_hint),
+        input_hint=call.input_hint,
         output_type=(
             None
             if signature.return_annotation is inspect.Signature.empty
@@ -148,7 +151,7 @@ class _Call:
     """How to call one agent."""
 
     invoke: Callable[[Any, RequestContext], Any]
-    input_type: type | None
+    input_hint: Any
 
 
 def _callable_of(obj: Any) -> Callable[..., Any]:
@@ -226,9 +229,10 @@ def _plan(target: Callable[..., Any], signature: inspect.Signature) -> _Call:
         context = requests.pop(1)
     _refuse_further(target, requests[1:], [k for k in keywords if k is not context])
     takes_request = bool(requests) or rest
+    hint = requests[0].annotation if requests else kinds.empty
     return _Call(
         _caller(target, takes_request, context, positional, more),
-        _input_type(requests[0].annotation) if requests else None,
+        None if hint is kinds.empty else hint,
     )
 
 

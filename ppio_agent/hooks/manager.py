@@ -129,6 +129,10 @@ class Hooks:
         """Whether any plug-in takes part in the hook `name`; the hot path asks once."""
         return bool(self._hook(name).get_hookimpls())
 
+    def plugins_with(self, name: str) -> list[object]:
+        """Return the plug-ins that take part in the hook `name`, first asked first."""
+        return [found.plugin for found in reversed(self._hook(name).get_hookimpls())]
+
     def authenticate(self, request: object) -> Principal | None:
         """Ask who sent `request`; see `specs.ppio_authenticate`."""
         principal: Principal | None = self._hook("ppio_authenticate")(request=request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ppio_agent.exceptions import AuthenticationError, ConfigurationError
 from ppio_agent.hooks import hookimpl
@@ -31,6 +32,11 @@ class ApiKeyAuth:
 
     Thread safety: thread-safe, if the function is.
     """
+
+    security_schemes: ClassVar[Mapping[str, Any]] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
 
     def __init__(self, keys: Keys | Callable[[], Keys]) -> None:
         self._ask = keys if callable(keys) else None

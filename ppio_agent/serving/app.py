@@ -7,19 +7,19 @@ import enum
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import attrs
+
 from ppio_agent._util.net import is_loopback
 from ppio_agent._version import __version__
+from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
 from ppio_agent.hooks import Hooks
+from ppio_agent.web import ContextFilter, RequestKit
 from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
-
-from ppio_agent.agent import RequestContext, as_handler, current_context
-from ppio_agent.web import ContextFilter, RequestKit
 
 from .auth import Authenticator
 from .config import AgentConfig
@@ -97,6 +97,7 @@ class PPIOAgentRuntimeApp:
         self._engine = Engine(
             self.config, name=name or "agent", version=version or __version__
         )
+        self._engine.security_schemes = authenticator.security_schemes
         self._front = Front(self._engine, authenticator, self._guard(self.config.host))
         self._kit = RequestKit(self._serve, headers=self.headers)
         self.wsgi_app: Callable[..., Iterable[bytes]] = self._kit
@@ -368,8 +369,16 @@ class PPIOAgentRuntimeApp:
                 _log.exception("a shut-down function failed")
         return ended
 
-    def listen_on(self, host: str) -> Front:
-        """Take the address that is served, which decides who may reach it."""
+    def listen_on(
+        self, host: str, stats: Callable[[], Mapping[str, Any]] | None = None
+    ) -> Front:
+        """Take the address that is served, which decides who may reach it.
+
+        Args:
+            host: The address.
+            stats: Gives the server's numbers, see `ppio_agent.web.Server.stats`.
+        """
+        self._engine.server_stats = stats
         front = self._front
         front.guard = self._guard(host)
         self._engine.playground = self.config.shows_playground(host)

@@ -84,6 +84,17 @@ class Authenticator:
         self._hooks = hooks
 
     @property
+    def security_schemes(self) -> dict[str, Any]:
+        """How callers say who they are: what plug-ins tell by their `security_schemes`.
+
+        It maps names to Security Scheme Objects of OpenAPI, each enough alone.
+        """
+        schemes: dict[str, Any] = {}
+        for plugin in self._hooks.plugins_with("ppio_authenticate"):
+            schemes.update(getattr(plugin, "security_schemes", {}))
+        return schemes
+
+    @property
     def active(self) -> bool:
         """Whether anything authenticates."""
         return self._hooks.implemented("ppio_authenticate")

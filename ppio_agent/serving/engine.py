@@ -6,16 +6,26 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
+
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent.agent import (
+    Handler,
+    Invocation,
+    InvocationRegistry,
+    InvocationState,
+    RequestContext,
+)
 from ppio_agent.agent.context import CancelReason
+from ppio_agent.agent.lifetime import Departure
 from ppio_agent.agent.progress import Step
+from ppio_agent.agent.registry import Admission, RunKey
 from ppio_agent.exceptions import (
     ConfigurationError,
     NotFoundError,
@@ -25,24 +35,15 @@ from ppio_agent.exceptions import (
     ValidationError,
     WireError,
 )
-from ppio_agent.wire.json import decode_json
-
-from ppio_agent.agent import (
-    Handler,
-    Invocation,
-    InvocationRegistry,
-    InvocationState,
-    RequestContext,
-)
-from ppio_agent.agent.lifetime import Departure
-from ppio_agent.agent.registry import Admission, RunKey
 from ppio_agent.web import retry_after
+from ppio_agent.wire.json import decode_json
 
 from .answers import describe
 from .call import Call, check_media, departure_rule, read_call
 from .config import AgentConfig
 from .exchange import Exchange
 from .health import Health
+from .metrics import Counters
 from .passthrough import encode_result, is_response
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class Engine:
         self.draining = False
         self.sandbox_id = os.environ.get("PPIO_SANDBOX_ID") or None
         self.playground = config.shows_playground(None)
+        # How callers say who they are, as OpenAPI describes it.
+        self.security_schemes: dict[str, Any] = {}
+        self.counters = Counters()
+        # The numbers of the server in front, if that is ours.
+        self.server_stats: Callable[[], Mapping[str, Any]] | None = None
         self.registry = InvocationRegistry(retention=config.retention)
         self.health = Health(lambda: self.registry.live)
         # A slot is a thread: user code holds it until it ends, whatever became of
@@ -114,6 +120,13 @@ class Engine:
         self._lock = threading.Lock()
         self.disconnects: dict[Departure, int] = {"async": 0, "cancel": 0, "detach": 0}
         self._describe = partial(describe, expose=config.expose_errors)
+
+    @cached_property
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API, made when somebody first asks for it."""
+        from .openapi import document
+
+        return document(self)
 
     def add(self, entrypoint: Entrypoint, *, named: bool) -> None:
         """Serve one more function.
@@ -183,7 +196,12 @@ class Engine:
             name = entrypoint.handler.name
             key = RunKey.of(call.key, entrypoint=name, body=body)
         invocation = self._make(entrypoint, payload, call, exchange)
-        return self.registry.admit(invocation, key), call
+        admission = self.registry.admit(invocation, key)
+        if admission.is_new:
+            invocation.when_over(self.counters.over)
+        else:
+            self.counters.replayed()
+        return admission, call
 
     def _make(
         self, entrypoint: Entrypoint, payload: Any, call: Call, exchange: Exchange

@@ -34,6 +34,9 @@ __all__ = ["Front"]
 _EXCHANGE = "ppio.exchange"
 _CHALLENGE = ("WWW-Authenticate", "Bearer, PPIO-HMAC")
 
+# Answers by which a request is turned away, rather than told what is wrong with it.
+_REFUSALS = frozenset({401, 403, 409, 413, 429, 503})
+
 StartResponse = Callable[..., Any]
 
 
@@ -158,6 +161,8 @@ class Front:
         return problem(error, exchange.request_id, headers=[allow])
 
     def _problem(self, error: PPIOAgentError, request_id: str) -> Reply:
+        if error.http_status in _REFUSALS:
+            self._engine.counters.refused(error.code)
         unknown = isinstance(error, AuthenticationError) and not isinstance(
             error, PermissionDeniedError
         )

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import field, frozen
-from ppio_agent._util.clock import utc_now
-from ppio_agent.wire.headers import Accept
-from ppio_agent.wire.times import format_time
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent.agent import Invocation
 from ppio_agent.web import Lane, Reply
+from ppio_agent.wire.headers import Accept
+from ppio_agent.wire.times import format_time
 
 from .answers import json_reply
 from .engine import Engine
 from .exchange import Exchange
+from .metrics import METRICS_TYPE, collect, exposition
 from .respond import events, respond
 
 __all__ = ["ROUTES", "Route", "RouteTable"]
@@ -32,6 +33,7 @@ class Route:
     """One route.
 
     Attributes:
+        name: What `GET /` calls it.
         method: `GET` (which serves `HEAD`, too) or `POST`.
         path: Its path; `<id>` stands for one piece of it.
         view: Called with engine and exchange, and what stands for `<id>`.
@@ -39,11 +41,17 @@ class Route:
         public: Whether it is served without authentication.
     """
 
+    name: str
     method: str
     path: str
     view: View
     lane: Lane = Lane.EXPRESS
     public: bool = field(default=False, kw_only=True)
+
+    @property
+    def template(self) -> str:
+        """Its path as URI templates and OpenAPI write it."""
+        return self.path.replace("<id>", "{id}")
 
 
 def _root(engine: Engine, exchange: Exchange) -> Reply:
@@ -55,7 +63,8 @@ def _root(engine: Engine, exchange: Exchange) -> Reply:
 
         return playground()
     served, default = engine.entrypoints, engine.default
-    endpoints = {name: exchange.place(f"/{name}") for name in ("invocations", "ping")}
+    mounted_at = exchange.place("")
+    endpoints = {r.name: mounted_at + r.template for r in ROUTES if r.path != "/"}
     return json_reply(
         200,
         {
@@ -76,6 +85,17 @@ def _ping(engine: Engine, exchange: Exchange) -> Reply:
     del exchange
     status, body = engine.health.ping()
     return json_reply(status, body)
+
+
+def _metrics(engine: Engine, exchange: Exchange) -> Reply:
+    del exchange
+    text = exposition(collect(engine))
+    return Reply(200, [("Content-Type", METRICS_TYPE)], text)
+
+
+def _openapi(engine: Engine, exchange: Exchange) -> Reply:
+    servers = [{"url": exchange.place("") or "/"}]
+    return json_reply(200, {**engine.openapi, "servers": servers})
 
 
 def _invoke(engine: Engine, exchange: Exchange) -> Reply:
@@ -111,12 +131,14 @@ def _cancel(engine: Engine, exchange: Exchange, id: str) -> Reply:
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/", _root, public=True),
-    Route("GET", "/ping", _ping, public=True),
-    Route("POST", "/invocations", _invoke, Lane.INVOKE),
-    Route("GET", "/invocations/<id>", _record),
-    Route("GET", "/invocations/<id>/events", _events, Lane.READ),
-    Route("POST", "/invocations/<id>/cancel", _cancel),
+    Route("root", "GET", "/", _root, public=True),
+    Route("ping", "GET", "/ping", _ping, public=True),
+    Route("metrics", "GET", "/metrics", _metrics),
+    Route("openapi", "GET", "/openapi.json", _openapi),
+    Route("invocations", "POST", "/invocations", _invoke, Lane.INVOKE),
+    Route("invocation", "GET", "/invocations/<id>", _record),
+    Route("events", "GET", "/invocations/<id>/events", _events, Lane.READ),
+    Route("cancel", "POST", "/invocations/<id>/cancel", _cancel),
 )
 
 

@@ -15,7 +15,6 @@ from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
-
 from ppio_agent.web import Lanes, Server, ServerConfig
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ class PPIOAgentRuntimeServer(Closing):
         port: Port to listen on, 0 for a free one; None takes the app's setting.
 
     Attributes:
+        shows_playground: Whether a browser gets the playground at `url`.
         stopping: Set as soon as the server is to end, by a signal or by `close`.
 
     Raises:
@@ -85,7 +85,8 @@ class PPIOAgentRuntimeServer(Closing):
         self.stopping = threading.Event()
         self._closing = threading.Event()
         self._stopped = threading.Event()
-        front = app.listen_on(host)
+        front = app.listen_on(host, self._stats)
+        self.shows_playground = config.shows_playground(host) and not front.wrapped
         self._server = Server(
             app.wsgi_app,
             host=host,
@@ -101,6 +102,9 @@ class PPIOAgentRuntimeServer(Closing):
             ),
             on_drain=app.drain,
         )
+
+    def _stats(self) -> dict[str, Any]:
+        return self._server.stats()
 
     @property
     def port(self) -> int:
@@ -186,6 +190,8 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
         server.start()
         _say_ready()
         _log.info("listening on %s", server.url)
+        if server.shows_playground:
+            _log.info("playground: open %s/ in a browser", server.url)
         _await_signal(server.stopping)
         _log.info("stopping")
         drain = start_thread("ppio-drain", _drain, server, hurry)
