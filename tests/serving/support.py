@@ -6,14 +6,17 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from attrs import frozen
 
+from ppio_agent._util.threads import start_thread
 from ppio_agent.serving import PPIOAgentRuntimeApp, PPIOAgentRuntimeServer
 
 JSON = {"Content-Type": "application/json"}
+_T = TypeVar("_T")
+
 SSE = {"Accept": "text/event-stream"}
 
 
@@ -30,17 +33,11 @@ class Answer:
         return json.loads(self.body)
 
 
-class Http:
-    """Sends requests to a server of this process, each on a connection of its own."""
+class HttpAt:
+    """Sends requests to a port of this machine, each on a connection of its own."""
 
-    def __init__(self, server: PPIOAgentRuntimeServer) -> None:
-        self.server = server
-        self.port = server.port
-
-    def lane(self, name: str) -> dict[str, int]:
-        """Return the numbers of one of the server's lanes."""
-        found: dict[str, int] = self.server._server.stats()["lanes"][name]
-        return found
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def open(
         self,
@@ -91,6 +88,32 @@ class Http:
         )
         assert response.status == 200, response.read()
         return connection, iter(response.readline, b"")
+
+
+class Http(HttpAt):
+    """Sends requests to a server of this process."""
+
+    def __init__(self, server: PPIOAgentRuntimeServer) -> None:
+        super().__init__(server.port)
+        self.server = server
+
+    def lane(self, name: str) -> dict[str, int]:
+        """Return the numbers of one of the server's lanes."""
+        found: dict[str, int] = self.server._server.stats()["lanes"][name]
+        return found
+
+
+def in_background(call: Callable[[], _T]) -> Callable[[], _T]:
+    """Call on a thread; return what waits for the outcome."""
+    outcomes: list[_T] = []
+    thread = start_thread("caller", lambda: outcomes.append(call()))
+
+    def wait() -> _T:
+        thread.join(20)
+        (outcome,) = outcomes
+        return outcome
+
+    return wait
 
 
 def _named(headers: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from ppio_agent.agent import RequestContext
 from ppio_agent.exceptions import AuthenticationError, ServerBusyError
 from ppio_agent.serving import log_filter
 from tests.serving.conftest import Serve
-from tests.serving.support import Answer, Gate, hang_up, make_app
+from tests.serving.support import Gate, hang_up, in_background, make_app
 from tests.support import SLOW, wait_until
 
 
@@ -236,18 +236,6 @@ def test_a_request_lowers_the_limit_and_never_raises_it() -> None:
     app = make_app(timeout=50)
     app.entrypoint(timeout=None)(left)
     assert app.test_client().invoke({}).result is None
-
-
-def in_background(call: Callable[[], Answer]) -> Callable[[], Answer]:
-    """Start a call; return what waits for its answer."""
-    answers: list[Answer] = []
-    thread = start_thread("caller", lambda: answers.append(call()))
-
-    def wait() -> Answer:
-        thread.join(20)
-        return answers[0]
-
-    return wait
 
 
 def test_a_cancel_ends_a_sleeping_handler(serve: Serve, through_flask: bool) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +19,14 @@ from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.serving import ApiKeyAuth, PPIOAgentRuntimeServer
 from tests.serving.support import make_app
-from tests.support import SLOW, wait_until
+from tests.serving.support_process import (
+    Process,
+    free_port,
+    listens,
+    run_script,
+    running,
+)
+from tests.support import wait_until
 
 AGENT = """
 import threading, time
@@ -32,8 +36,6 @@ app = PPIOAgentRuntimeApp(drain_timeout=10)
 @app.entrypoint
 def agent(request, context: RequestContext):
     kind = request.get("kind", "echo")
-    if kind == "slow":
-        threading.Event().wait(1.0)
     if kind == "stuck":
         threading.Event().wait(60)
     if kind == "stream":
@@ -56,66 +58,11 @@ if __name__ == "__main__":
 """
 
 
-class Process:
-    """One server process, spoken to by HTTP."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process = process
-        self.port = port
-
-    def call(self, method: str, path: str, body: bytes = b"", **headers: str) -> Any:
-        import http.client
-
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body or None, named)
-        response = connection.getresponse()
-        try:
-            return response.status, dict(response.getheaders()), response.read()
-        finally:
-            connection.close()
-
-
-@contextmanager
-def running(command: list[str], port: int, **environ: str) -> Iterator[Process]:
-    """Start a process; when it listens, yield it."""
-    process = subprocess.Popen(
-        command, env={**os.environ, **environ}, stderr=subprocess.PIPE
-    )
-    try:
-        wait_until(lambda: _listens(port) or process.poll() is not None, timeout=15)
-        yield Process(process, port)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "agent_script.py"
     path.write_text(textwrap.dedent(AGENT))
     return path
-
-
-@contextmanager
-def run_script(script: Path, **environ: str) -> Iterator[Process]:
-    port = free_port()
-    environ = {"PPIO_AGENT_PORT": str(port), **environ}
-    with running([sys.executable, str(script)], port, **environ) as process:
-        yield process
 
 
 def test_an_open_address_needs_authentication() -> None:
@@ -177,58 +124,13 @@ def test_run_says_that_it_is_ready_and_ends_by_a_signal(script: Path) -> None:
     try:
         assert os.read(read, 10) == b"1"
         assert os.read(read, 10) == b""
-        assert _listens(port)
+        assert listens(port)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     finally:
         os.close(read)
         process.kill()
         process.wait()
-
-
-def background(call: Callable[[], Any]) -> Callable[[], Any]:
-    answers: list[Any] = []
-    thread = start_thread("caller", lambda: answers.append(call()))
-
-    def wait() -> Any:
-        thread.join(20)
-        return answers[0]
-
-    return wait
-
-
-def test_a_running_call_is_finished_before_the_end(script: Path) -> None:
-    """SIGTERM: no new connections, the call is 200, exit status 0."""
-    with run_script(script) as server:
-        call = background(
-            lambda: server.call("POST", "/invocations", b'{"kind":"slow"}')
-        )
-        wait_until(lambda: b"HealthyBusy" in server.call("GET", "/ping")[2])
-        began = time.monotonic()
-        server.process.terminate()
-        wait_until(lambda: not _listens(server.port))
-        assert call()[0] == 200
-        assert server.process.wait(10) == 0
-        assert time.monotonic() - began < 4 * SLOW
-
-
-@pytest.mark.slow
-def test_code_that_ignores_everything_is_left_behind(script: Path) -> None:
-    """A second signal stops waiting; exit status 1."""
-    with run_script(script) as server:
-        background(lambda: _ignore(server))
-        wait_until(lambda: b"HealthyBusy" in server.call("GET", "/ping")[2])
-        server.process.terminate()
-        wait_until(lambda: not _listens(server.port))
-        server.process.terminate()
-        assert server.process.wait(20) == 1
-
-
-def _ignore(server: Process) -> None:
-    try:
-        server.call("POST", "/invocations", b'{"kind":"stuck"}')
-    except OSError:
-        return
 
 
 SHAPES = {
@@ -266,33 +168,28 @@ def test_every_shape_gives_the_same_under_each_server(
     with host(script) as server:
         for name, expected in SHAPES.items():
             path = f"/invocations?entrypoint={name}"
-            status, headers, _ = server.call(
-                "POST", path, b'{"n":1}', Prefer="respond-async"
-            )
-            assert status == 202
-            place = headers["Location"]
+            early = server.invoke({"n": 1}, path, Prefer="respond-async")
+            assert early.status == 202
+            place = early.headers["location"]
             wait_until(
-                lambda place=place: b'"succeeded"' in server.call("GET", place)[2]
+                lambda place=place: server.get(place).json["state"] == "succeeded"
             )
-            assert json.loads(server.call("GET", place)[2])["result"] == expected
-        stream = b'{"kind":"stream"}'
-        _, _, bare = server.call("POST", "/invocations", stream)
-        assert bare == b': open\n\ndata: "a"\n\ndata: "b"\n\ndata: "c"\n\n: end\n\n'
-        _, _, full = server.call(
-            "POST", "/invocations", stream, Accept="text/event-stream"
+            assert server.get(place).json["result"] == expected
+        bare = server.invoke({"kind": "stream"})
+        assert bare.body == (
+            b': open\n\ndata: "a"\n\ndata: "b"\n\ndata: "c"\n\n: end\n\n'
         )
-        assert b"id: 4\nevent: end\n" in full
+        full = server.invoke({"kind": "stream"}, Accept="text/event-stream")
+        assert b"id: 4\nevent: end\n" in full.body
         key = {"Idempotency_Key": "k", "X_Request_Id": "r1"}
-        _, headers, first = server.call("POST", "/invocations", b"{}", **key)
-        assert headers["X-Request-Id"] == "r1"
-        _, headers, again = server.call("POST", "/invocations", b"{}", **key)
-        assert headers["Idempotency-Replayed"] == "true"
-        assert first == again
-        status, headers, _ = server.call(
-            "POST", "/invocations", b'{"kind":"stuck"}', X_PPIO_Timeout="0.3"
-        )
-        assert status == 504
-        assert headers["X-PPIO-Agent"]
+        first = server.invoke({}, **key)
+        assert first.headers["x-request-id"] == "r1"
+        again = server.invoke({}, **key)
+        assert again.headers["idempotency-replayed"] == "true"
+        assert first.body == again.body
+        late = server.invoke({"kind": "stuck"}, X_PPIO_Timeout="0.3")
+        assert late.status == 504
+        assert late.headers["x-ppio-agent"]
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
@@ -303,7 +200,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     server = make_app().server(port=0)
     thread = threading.Thread(target=run, args=(server,), daemon=True)
     thread.start()
-    wait_until(lambda: server.port != 0 and _listens(server.port))
+    wait_until(lambda: server.port != 0 and listens(server.port))
     assert signal.getsignal(signal.SIGTERM) is before
     server.close()
     thread.join(10)
