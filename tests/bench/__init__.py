@@ -1,1 +1,1 @@
-"""Side by side measurements; `python -m tests.bench`, not collected by pytest."""
+"""Side by side measurements: `python -m tests.bench`; pytest tests the tools only."""

@@ -1,0 +1,102 @@
+"""What stands beside us: each peer in an environment of its own, made at first use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from attrs import frozen
+
+__all__ = ["PEERS", "ROOT", "SERVERS", "Program", "Unavailable"]
+
+ROOT = Path(__file__).parents[2]
+_ENVIRONMENTS = ROOT / ".bench"
+# Which `ppio-sandbox` serves with and does not require itself.
+_PEER = ("ppio-sandbox==2.1.0", "uvicorn==0.54.0", "starlette==1.10.0")
+
+
+class Unavailable(Exception):
+    """Something cannot be measured; the text says why."""
+
+
+@frozen(kw_only=True)
+class Program:
+    """A server: which program, run by which interpreter.
+
+    Attributes:
+        script: Its file in `servers/`.
+        title: What the table calls it.
+        environment: Name of its environment; None is the one that runs the benchmark.
+        needs: What is installed in that.
+    """
+
+    script: str
+    title: str
+    environment: str | None = None
+    needs: tuple[str, ...] = ()
+
+    def python(self) -> Path:
+        """Return the interpreter, after making the environment if need be.
+
+        Raises:
+            Unavailable: It cannot be made.
+        """
+        if self.environment is None:
+            return Path(sys.executable)
+        folder = _ENVIRONMENTS / self.environment
+        ready, wanted = folder / ".ready", "\n".join(self.needs)
+        if not ready.exists() or ready.read_text() != wanted:
+            self._make(folder)
+            ready.write_text(wanted)
+        return folder / "bin" / "python"
+
+    def _make(self, folder: Path) -> None:
+        print(f"making {folder.relative_to(ROOT)} for {', '.join(self.needs)} …")
+        pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
+        for command in (
+            (sys.executable, "-m", "venv", folder),
+            (*pip, "install", "--quiet", *self.needs),
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Unavailable(f"cannot be installed: {_last_line(done.stderr)}")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1][:200]
+
+
+PEERS = ("peer", "fast", "bedrock")
+"""The servers that people use today."""
+
+_OURS = "our served agent"
+SERVERS: Mapping[str, Program] = MappingProxyType(
+    {
+        "ours": Program(script="ours.py", title=_OURS),
+        "flask": Program(script="ours.py", title=f"{_OURS}, through Flask"),
+        "web": Program(script="web.py", title="our web layer alone"),
+        "plain": Program(script="plain.py", title="Flask on plain waitress"),
+        "fixed": Program(script="fixed.py", title="a fixed answer"),
+        "peer": Program(
+            script="peer.py",
+            title="`ppio-sandbox` 2.1.0",
+            environment="peer",
+            needs=_PEER,
+        ),
+        "fast": Program(
+            script="peer.py",
+            title="`ppio-sandbox` 2.1.0",
+            environment="peer-uvloop",
+            needs=(*_PEER, "uvloop==0.23.0", "httptools==0.9.0"),
+        ),
+        "bedrock": Program(
+            script="bedrock.py",
+            title="`bedrock-agentcore` 1.25.0",
+            environment="bedrock",
+            needs=("bedrock-agentcore==1.25.0", "uvicorn==0.54.0", "starlette==1.10.0"),
+        ),
+    }
+)

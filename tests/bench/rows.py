@@ -1,0 +1,258 @@
+"""The lines of the table: what is compared with what, and what is aimed at. Pure.
+
+The targets are those of the specification of speed and of the agent app's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from attrs import field, frozen
+
+from .report import Row, Side, Target
+
+__all__ = ["LINES", "Beside", "Line", "rows"]
+
+_OTHERS = {
+    "ideal": "the ideal",
+    "requests": "`requests.Session.post`",
+    "silence": "the handler's silence",
+}
+
+
+@frozen
+class Beside:
+    """What stands beside in a line of the table.
+
+    Attributes:
+        who: Its name; None for our figure alone.
+        target: What is aimed at.
+    """
+
+    who: str | None
+    target: Target | None = None
+
+
+@frozen(kw_only=True)
+class Line:
+    """One thing that is measured, and a row of the table for each beside it.
+
+    Attributes:
+        key: What it is called among the measurements.
+        what: What was measured, with its unit.
+        beside: What stands beside it.
+        ours: Whose figure is in our column.
+    """
+
+    key: str
+    what: str
+    beside: tuple[Beside, ...] = field(converter=tuple)
+    ours: str = "ours"
+
+
+def _ratio(sign: Literal[">=", ">", "<=", "<"], limit: float) -> Target:
+    return Target("ratio", sign, limit)
+
+
+def _own(sign: Literal[">=", ">", "<=", "<"], limit: float) -> Target:
+    return Target("ours", sign, limit)
+
+
+def _many(connections: int) -> str:
+    return f"{connections} connection{'s' if connections > 1 else ''}"
+
+
+_PEERS = (Beside("peer"), Beside("fast"), Beside("bedrock"))
+
+_ECHO = [
+    Line(
+        key=f"echo/{connections}",
+        what=f"echo agent, requests/s, {_many(connections)}",
+        beside=(
+            Beside("peer", _ratio(">=", 3.5)),
+            Beside("fast", _ratio(">", 1.0)),
+            Beside("bedrock"),
+            Beside("web"),
+        ),
+    )
+    for connections in (1, 8, 64)
+] + [
+    Line(
+        key="echo/threads",
+        what="echo agent, requests/s, 16 clients, 16 threads",
+        beside=[Beside("plain", _ratio(">=", 0.6))],
+    ),
+    *(
+        Line(
+            key=f"echo/{connections}",
+            what=f"the load generator itself, requests/s, {_many(connections)}",
+            ours="fixed",
+            beside=[Beside("web")],
+        )
+        for connections in (1, 8, 64)
+    ),
+]
+
+_STREAMS = [
+    Line(
+        key="streams/20",
+        what="20 blocking streams at once, s until all are done",
+        beside=(Beside("ideal", _own("<=", 1.15)), *_PEERS),
+    ),
+    Line(
+        key="streams/100",
+        what="100 blocking streams at once, s until all are done",
+        beside=(Beside("ideal"), *_PEERS),
+    ),
+    Line(
+        key="chunks",
+        what="one stream of 10,000 small chunks, chunks/s",
+        beside=(Beside("peer", _ratio(">=", 3.0)), Beside("fast"), Beside("bedrock")),
+    ),
+    Line(
+        key="delay/1/max",
+        what="longest time a chunk was held back, ms, 1 reader",
+        beside=(Beside(None, _own("<=", 2.0)), *_PEERS),
+    ),
+    Line(
+        key="delay/1/p99",
+        what="`yield` to socket, p99, ms, 1 reader",
+        beside=(Beside(None, _own("<", 5.0)), *_PEERS),
+    ),
+    Line(
+        key="delay/100/p99",
+        what="`yield` to socket, p99, ms, 100 streams",
+        beside=[Beside(None, _own("<", 50.0))],
+    ),
+]
+
+_PINGS = [
+    Line(
+        key="ping/calls/p50",
+        what="`/ping` p50, ms, 100 slots held and 100 calls waiting",
+        beside=(Beside("plain"), *_PEERS),
+    ),
+    Line(
+        key="ping/calls/p99",
+        what="`/ping` p99, ms, 100 slots held and 100 calls waiting",
+        beside=(
+            Beside(None, _own("<", 20.0)),
+            Beside("plain", _ratio("<=", 0.02)),
+            *_PEERS,
+        ),
+    ),
+    Line(
+        key="ping/streams/p50",
+        what="`/ping` p50, ms, 100 slots held by blocking streams",
+        beside=(Beside("plain"), *_PEERS),
+    ),
+    Line(
+        key="ping/streams/p99",
+        what="`/ping` p99, ms, 100 slots held by blocking streams",
+        beside=(Beside(None, _own("<", 20.0)), Beside("plain"), *_PEERS),
+    ),
+]
+
+_PROCESS = [
+    Line(
+        key="start",
+        what="process start to the first `/ping` 200, ms",
+        beside=(Beside(None, _own("<=", 250.0)), *_PEERS),
+    ),
+    Line(
+        key="memory",
+        what="idle memory after one call, PSS, MiB",
+        beside=(Beside(None, _own("<=", 30.0)), *_PEERS),
+    ),
+    Line(
+        key="memory",
+        what="the same with Flask loaded, MiB",
+        ours="flask",
+        beside=(Beside(None, _own("<=", 30.0)),),
+    ),
+]
+
+_LIMITS = [
+    Line(
+        key="first byte",
+        what="first byte of a stream whose handler is silent, s",
+        beside=(
+            Beside("silence", _ratio("<=", 0.05)),
+            Beside("plain"),
+            *_PEERS,
+        ),
+    ),
+    Line(
+        key="cancel/stream",
+        what="closed client to `context.cancelled`, s, silent stream",
+        beside=[Beside("peer", _own("<=", 0.6))],
+    ),
+    Line(
+        key="cancel/call",
+        what="closed client to `context.cancelled`, s, silent call",
+        beside=[Beside("peer", _own("<=", 0.6))],
+    ),
+    Line(
+        key="live",
+        what="500 live streams, how many are alive (ours: `max_concurrency=520`)",
+        beside=(Beside(None, _own(">=", 500)), Beside("peer"), Beside("bedrock")),
+    ),
+    Line(
+        key="live memory",
+        what="500 live streams, RSS above idle, MiB",
+        beside=[Beside(None, _own("<=", 60.0))],
+    ),
+    Line(
+        key="ring",
+        what="one replay ring, no reader, appends/s",
+        beside=[Beside(None, _own(">=", 100_000))],
+    ),
+    Line(
+        key="ring memory",
+        what="one replay ring, memory grown by after 2,048 entries, MiB",
+        beside=[Beside(None, _own("<=", 1.0))],
+    ),
+]
+
+LINES: tuple[Line, ...] = (
+    *_ECHO,
+    Line(
+        key="block",
+        what=(
+            "100 ms blocking agent, calls/s, 200 clients (ours: `max_concurrency=256`)"
+        ),
+        beside=(Beside("ideal", _ratio(">=", 0.9)), *_PEERS),
+    ),
+    *_STREAMS,
+    *_PINGS,
+    *_PROCESS,
+    *_LIMITS,
+    Line(
+        key="client",
+        what="client, CPU us a call on a kept connection",
+        beside=[Beside("requests", _ratio("<=", 0.5))],
+    ),
+)
+
+
+def rows(found: Mapping[tuple[str, str], Side], titles: Mapping[str, str]) -> list[Row]:
+    """Return the rows of what was measured.
+
+    Args:
+        found: Measurements by key and name.
+        titles: What the table calls those that stand beside, by name.
+    """
+    called = {**_OTHERS, **titles}
+    return [
+        Row(
+            what=line.what,
+            ours=found[line.key, line.ours],
+            beside=called[beside.who] if beside.who else "",
+            theirs=found[line.key, beside.who] if beside.who else None,
+            target=beside.target,
+        )
+        for line in LINES
+        if (line.key, line.ours) in found
+        for beside in line.beside
+    ]
