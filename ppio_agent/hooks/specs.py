@@ -50,7 +50,8 @@ def ppio_authenticate(request: Any) -> Principal | None:
     leaves it to the next plug-in.
 
     Args:
-        request: Has `method`, `path`, `target`, `headers` (lower-case names), `body`.
+        request: Has `method`, `path`, `target`, `headers` (lower-case names), `body`,
+            and `hide(*names)` for the headers that were verified.
 
     Raises:
         AuthenticationError: To refuse: 401, or 403 for `PermissionDeniedError`. Any
