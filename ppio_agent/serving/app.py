@@ -53,8 +53,8 @@ class PPIOAgentRuntimeApp:
 
     Args:
         config: Settings; None reads the environment.
-        auth: Who may call: one or several of `ApiKeyAuth`, another plug-in, or a
-            function ``(request) -> Principal | None``; asked in order.
+        auth: Who may call: one or several of `ApiKeyAuth`, `HmacAuth`, another plug-in
+            or a function ``(request) -> Principal | None``; asked in order.
         name: Name of the agent.
         version: Version of the agent.
         plugins: Further plug-ins.
