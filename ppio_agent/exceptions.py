@@ -146,7 +146,7 @@ class PPIOAgentError(Exception):
         **data: Any,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = str(message)
         overrides = {
             "code": code,
             "http_status": http_status,

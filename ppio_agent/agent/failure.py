@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ppio_agent.exceptions import InvocationError, PPIOAgentError
+from ppio_agent.wire.json import well_formed
 
 __all__ = ["Failure"]
 
 
 @frozen(kw_only=True)
 class Failure:
-    """The facts of an exception that travel.
+    """The facts of an exception that travel; its texts can always be encoded.
 
     Attributes:
         error: Its text; never empty.
@@ -25,9 +26,9 @@ class Failure:
     Thread safety: immutable.
     """
 
-    error: str
+    error: str = field(converter=well_formed)
     error_type: str
-    code: str
+    code: str = field(converter=well_formed)
     retryable: bool
     http_status: int
 
@@ -68,7 +69,6 @@ class Failure:
 
 def _text(error: BaseException) -> str:
     try:
-        # A lone surrogate would make the answer itself unserializable.
-        return str(error).encode("utf-8", "replace").decode()
+        return str(error)
     except Exception:  # noqa: BLE001 - user code's __str__ may raise anything
         return ""

@@ -15,7 +15,7 @@ from ppio_agent.wire.headers import (
     RETRY_AFTER,
     SESSION_ID,
 )
-from ppio_agent.wire.json import encode_json
+from ppio_agent.wire.json import encode_json, well_formed
 
 from .passthrough import http_error, is_response
 
@@ -136,7 +136,8 @@ def _failed(
     if invocation.state in _IMPOSED:
         metadata["confirmed"] = invocation.confirmed
     if debug and invocation.error is not None:
-        metadata["traceback"] = "".join(traceback.format_exception(invocation.error))
+        lines = traceback.format_exception(invocation.error)
+        metadata["traceback"] = well_formed("".join(lines))
     if failure.http_status in {429, 503}:
         seconds = getattr(invocation.error, "retry_after", None) or 1
         headers = [*headers, (RETRY_AFTER, str(max(1, math.ceil(seconds))))]

@@ -23,7 +23,7 @@ from ppio_agent.exceptions import SerializationError, WireError
 
 from .times import format_time
 
-__all__ = ["MAX_DEPTH", "Json", "decode_json", "encode_json"]
+__all__ = ["MAX_DEPTH", "Json", "decode_json", "encode_json", "well_formed"]
 
 Json: TypeAlias = Any
 """A JSON value: None, bool, int, float, str, list or dict with str keys."""
@@ -240,6 +240,15 @@ def _refusal(
     name = type(value).__name__
     where = f" in a {type(of).__name__}" if of is not None else ""
     return SerializationError(f"{path}: {name} {why}{where}", path=path, type_name=name)
+
+
+def well_formed(text: str) -> str:
+    """Return a text that can be encoded: with `?` for each lone surrogate.
+
+    For texts of others that have to be told whatever they hold, such as file names in
+    the messages of errors.
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def decode_json(data: bytes) -> Json:

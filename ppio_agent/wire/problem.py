@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ppio_agent.exceptions import PPIOAgentError, WireError
 
-from .json import Json, decode_json, encode_json
+from .json import Json, decode_json, encode_json, well_formed
 
 __all__ = ["PROBLEM_CONTENT_TYPE", "Problem", "problem_body"]
 
@@ -90,14 +90,13 @@ def problem_body(error: PPIOAgentError, *, request_id: str | None) -> bytes:
     `error` in it repeats `detail` for clients that know only that.
     """
     status = error.http_status
-    # A message may quote a file's name, which need not be Unicode.
-    detail = error.message.encode("utf-8", "replace").decode()
+    detail = well_formed(error.message)
     body: dict[str, Json] = {
         "type": "about:blank",
         "title": _title(status),
         "status": status,
         "detail": detail,
-        "code": error.code,
+        "code": well_formed(error.code),
         "retryable": error.retryable,
         "request_id": request_id,
         "error": detail,
