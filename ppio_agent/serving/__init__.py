@@ -5,11 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .app import AgentRuntimeApp, PPIOAgentRuntimeApp, log_filter
+from .app import AgentRuntimeApp, PPIOAgentRuntimeApp
 from .config import AgentConfig
+from .logs import log_filter
 from .server import PPIOAgentRuntimeServer
 
 if TYPE_CHECKING:
+    from ppio_agent.web.logs import JsonLogFormatter
+
     from .api_key import ApiKeyAuth
     from .hmac_auth import HmacAuth
     from .middleware import AgentRequest, AgentResponse
@@ -21,6 +24,7 @@ __all__ = [
     "AgentRuntimeApp",
     "ApiKeyAuth",
     "HmacAuth",
+    "JsonLogFormatter",
     "PPIOAgentRuntimeApp",
     "PPIOAgentRuntimeServer",
     "log_filter",
@@ -28,10 +32,11 @@ __all__ = [
 
 # Loaded when used: not every app has authentication, or middleware with its event loop.
 _HOMES = {
-    "AgentRequest": "middleware",
-    "AgentResponse": "middleware",
-    "ApiKeyAuth": "api_key",
-    "HmacAuth": "hmac_auth",
+    "AgentRequest": ".middleware",
+    "AgentResponse": ".middleware",
+    "ApiKeyAuth": ".api_key",
+    "HmacAuth": ".hmac_auth",
+    "JsonLogFormatter": "ppio_agent.web.logs",
 }
 
 
@@ -39,4 +44,4 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(home, __name__), name)

@@ -17,7 +17,7 @@ from ppio_agent._version import __version__
 from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
 from ppio_agent.hooks import Hooks
-from ppio_agent.web import ContextFilter, RequestKit
+from ppio_agent.web import RequestKit
 from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
 
@@ -27,6 +27,7 @@ from .engine import Engine, Entrypoint
 from .front import Front
 from .guard import Guard
 from .health import BusyHandle
+from .logs import logging_of_run
 
 if TYPE_CHECKING:
     import flask
@@ -302,15 +303,8 @@ class PPIOAgentRuntimeApp:
         from .server import run
 
         server = self.server(host=host, port=port)
-        logging.getLogger("ppio_agent").setLevel(self.config.log_level)
-        handlers, ids = tuple(logging.getLogger().handlers), log_filter()
-        for handler in handlers:
-            handler.addFilter(ids)
-        try:
+        with logging_of_run(self.config):
             ended = run(server)
-        finally:
-            for handler in handlers:
-                handler.removeFilter(ids)
         if not ended:
             raise SystemExit(1)
 
@@ -402,19 +396,6 @@ class PPIOAgentRuntimeApp:
 
 
 AgentRuntimeApp = PPIOAgentRuntimeApp
-
-
-def log_filter() -> ContextFilter:
-    """Return a filter that gives log records the ids of their invocation."""
-    return ContextFilter(
-        ppio_invocation_id=lambda: _of_context("invocation_id"),
-        ppio_session_id=lambda: _of_context("session_id"),
-    )
-
-
-def _of_context(name: str) -> str | None:
-    found: str | None = getattr(current_context(), name, None)
-    return found
 
 
 def _close_forgotten(app: weakref.ref[PPIOAgentRuntimeApp]) -> None:

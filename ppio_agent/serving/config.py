@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 _PREFIX = "PPIO_AGENT_"
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off", ""})
-_LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
+_LEVELS = ("CRITICAL", "DEBUG", "ERROR", "INFO", "WARNING")
 
 
 def _text(value: Any) -> str:
@@ -82,11 +82,16 @@ def _origins(value: Any) -> tuple[str, ...]:
     return tuple(_text(item).rstrip("/") for item in value)
 
 
-def _level(value: Any) -> str:
-    word = _text(value).upper()
-    if word not in _LEVELS:
-        raise ValueError(f"one of {', '.join(sorted(_LEVELS))}")
-    return word
+def _word(*known: str) -> Callable[[Any], str]:
+    spelled = {word.lower(): word for word in known}
+
+    def parse(value: Any) -> str:
+        word = spelled.get(_text(value).lower())
+        if word is None:
+            raise ValueError(f"one of {', '.join(known)}")
+        return word
+
+    return parse
 
 
 def _setting(name: str, *, default: Any, parse: Callable[[Any], Any]) -> Any:
@@ -129,6 +134,8 @@ class AgentConfig:
         cors_origins: Origins whose pages may call; exact ones, or `*`.
         debug: Tracebacks in error answers, and an access log.
         log_level: Level of the logger `ppio_agent`, set by `run()` only.
+        log_format: `text` or `json`: what `run()` writes to stderr, if the program has
+            no log handler of its own; None: nothing.
         max_concurrency: How many invocations run at once.
         max_queue: How many may wait for that.
         heartbeat: Seconds of silence after which a stream says that it lives; None:
@@ -159,7 +166,10 @@ class AgentConfig:
     )
     cors_origins: tuple[str, ...] = _setting("cors_origins", default=(), parse=_origins)
     debug: bool = _setting("debug", default=False, parse=_flag)
-    log_level: str = _setting("log_level", default="INFO", parse=_level)
+    log_level: str = _setting("log_level", default="INFO", parse=_word(*_LEVELS))
+    log_format: str | None = _setting(
+        "log_format", default=None, parse=_or_none(_word("text", "json"))
+    )
     max_concurrency: int = _setting("max_concurrency", default=128, parse=_whole(1))
     max_queue: int = _setting("max_queue", default=128, parse=_whole(0))
     heartbeat: float | None = _setting(
