@@ -7,15 +7,16 @@ from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
+
+from ppio_agent.agent.lifetime import Departure
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.headers import (
     Accept,
+    list_items,
     valid_id,
     valid_idempotency_key,
     valid_session_id,
 )
-
-from ppio_agent.agent.lifetime import Departure
 
 __all__ = ["Call", "check_media", "departure_rule", "read_call"]
 
@@ -132,7 +133,10 @@ def _timeout(header: str | None, member: Any) -> float | None:
     if member is not None:
         if isinstance(member, bool) or not isinstance(member, (int, float)):
             raise _bad_timeout("timeout")
-        wishes.append(float(member))
+        try:
+            wishes.append(float(member))
+        except OverflowError:  # an int of hundreds of digits
+            raise _bad_timeout("timeout") from None
     if not wishes:
         return None
     timeout = min(wishes)
@@ -163,5 +167,5 @@ def _session(
 
 
 def _prefers_async(prefer: str) -> bool:
-    wishes = (part.partition(";")[0].strip().lower() for part in prefer.split(","))
-    return "respond-async" in wishes
+    wishes = (item.partition(";")[0].strip(" \t") for item in list_items(prefer))
+    return any(wish.lower() == "respond-async" for wish in wishes)

@@ -57,7 +57,8 @@ def test_the_smallest_timeout_counts() -> None:
 def test_an_early_answer_is_asked_for_by_prefer(prefer: str) -> None:
     """RFC 7240."""
     assert read(PREFER=prefer).respond_async
-    assert not read(PREFER="handling=lenient").respond_async
+    for other in ("handling=lenient", 'note=", respond-async"'):
+        assert not read(PREFER=other).respond_async
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_an_early_answer_is_asked_for_by_prefer(prefer: str) -> None:
         ({"timeout": True}, {}),
         ({"timeout": "3"}, {}),
         ({"timeout": -1}, {}),
+        ({"timeout": 10**400}, {}),
     ],
 )
 def test_what_is_not_of_its_form_is_refused(
