@@ -97,7 +97,7 @@ class RedisNonceStore:
             self._resting_until = time.monotonic() + _REST
             raise nonces_unavailable() from error
         if said > 0:
-            raise too_many_nonces(key_id, said / 1000)
+            raise too_many_nonces(said / 1000)
         return said == _NEW
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ class SqliteNonceStore:
                 "SELECT expires FROM nonce WHERE key_id = ? ORDER BY expires LIMIT 1",
                 (key_id,),
             ).fetchone()
-            raise too_many_nonces(key_id, oldest - now)  # which takes it back
+            raise too_many_nonces(oldest - now)  # which takes it back
         return True
 
     def _connection(self) -> _Connection:

@@ -222,7 +222,7 @@ class MemoryNonceStore:
             if nonce in known:
                 return False
             if len(known) >= self._limit:
-                raise too_many_nonces(key_id, next(iter(known.values())) - now)
+                raise too_many_nonces(next(iter(known.values())) - now)
             known[nonce] = now + keep
             self._queue.append((now + keep, key_id, nonce))
             return True
@@ -239,16 +239,15 @@ class MemoryNonceStore:
         """Do nothing; forgetting would let them be used again."""
 
 
-def too_many_nonces(key_id: str, retry_after: float) -> RateLimitError:
-    """Return the error of a store that is full for one key.
+def too_many_nonces(retry_after: float) -> RateLimitError:
+    """Return the error of a store that is full for one key, which it does not show.
 
     Args:
-        key_id: The key.
         retry_after: Seconds until the oldest nonce is forgotten.
     """
     return RateLimitError(
-        f"the key {key_id} has signed more requests than can be remembered;"
-        " send fewer, or try again later",
+        "more requests were signed with this key than can be remembered; send fewer,"
+        " or try again later",
         retry_after=max(1.0, retry_after),
     )
 
