@@ -46,7 +46,7 @@ SIGNATURE_HEADERS = (
 )
 
 _VERSION = "v1"
-# Name, form and description of each, in the order of SIGNATURE_HEADERS.
+# Form of each and its description, in the order of SIGNATURE_HEADERS.
 _FORMS = (
     (re.compile(r"[\x21-\x7e]{1,255}"), "1 to 255 visible ASCII characters"),
     (re.compile(r"[0-9]{1,15}", re.ASCII), "unix seconds, in digits"),
