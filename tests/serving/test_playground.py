@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from ppio_agent import ApiKeyAuth
 from ppio_agent.agent import Chunk, Invocation
@@ -16,6 +19,7 @@ from ppio_agent.serving import PPIOAgentRuntimeApp
 from tests.serving.conftest import Serve
 from tests.serving.support import Gate
 from tests.serving.support_browser import Relay, Visit, open_browser
+from tests.support import wait_until
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 KEY = "sk-0123456789abcdef"
@@ -228,6 +232,35 @@ def test_code_that_ignores_a_stop_is_not_said_to_have_stopped(
         person.expect_state("Asked to stop, still running")
         gate.open()
         person.expect_state("Stopped, confirmed")
+
+
+def test_a_message_that_waits_for_a_slot_can_be_withdrawn(
+    browser: Browser, serve: Serve, gate: Gate
+) -> None:
+    """The agent never hears of it."""
+    heard = []
+
+    def agent(request: dict[str, Any]) -> Iterator[str]:
+        heard.append(request["prompt"])
+        yield "first"
+        gate.stand()
+
+    app = PPIOAgentRuntimeApp(name="echo", max_concurrency=1)
+    app.entrypoint(agent)
+    http = serve(app)
+    connection, _ = http.stream({"prompt": "somebody else's"})
+    with (
+        contextlib.closing(connection),
+        Visit(browser, f"{http.server.url}/") as person,
+    ):
+        gate.wait_reached()
+        person.say("mine")
+        person.expect_state("Working…")
+        wait_until(lambda: http.lane("invoke")["waiting"], what="it waits")
+        person.page.keyboard.press("Escape")
+        person.expect_state("Stopped before it began")
+        gate.open()
+    assert heard == ["somebody else's"]
 
 
 def test_an_error_is_told_with_code_and_request(visit: Open) -> None:
@@ -482,6 +515,21 @@ def test_one_of_several_entrypoints_is_chosen(browser: Browser, serve: Serve) ->
         chooser.select_option("alpha")
         person.say("hi")
         person.expect_answer("from alpha")
+
+
+@pytest.mark.parametrize("path", ["/below", "/below/"])
+def test_it_works_where_the_app_is_mounted(
+    browser: Browser, serve: Serve, path: str
+) -> None:
+    """With a slash at the end of its address, and without."""
+    app = PPIOAgentRuntimeApp(name="echo")
+    app.entrypoint(echo)
+    app.wsgi_app = DispatcherMiddleware(NotFound(), {"/below": app.wsgi_app})
+    with Visit(browser, serve(app).server.url + path) as person:
+        expect(person.page.locator("#health")).to_have_text("Healthy")
+        person.say("hello")
+        person.expect_answer("hello")
+        person.expect_state("Done")
 
 
 def test_whoever_leaves_leaves_nothing_running(visit: Open) -> None:
