@@ -34,6 +34,7 @@ HOMES = {
     "redis": {"storage"},
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
+    "opentelemetry": {"serving"},
 }
 """Libraries that only these packages may import."""
 

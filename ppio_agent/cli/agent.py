@@ -108,7 +108,7 @@ def run(file: str, host: str | None, port: int | None, *, debug: bool) -> None:
     NAME may be an app or a plain function.
     """
     app = load_app(file, debug=debug)
-    if not app.has_entrypoint:
+    if not app.entrypoints:
         raise ConfigurationError(
             f"the app in {file} has no entrypoint; decorate a function with"
             " @app.entrypoint"

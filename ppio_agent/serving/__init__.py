@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .api_key import ApiKeyAuth
     from .hmac_auth import HmacAuth
     from .middleware import AgentRequest, AgentResponse
+    from .otel import OpenTelemetry
 
 __all__ = [
     "AgentConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "ApiKeyAuth",
     "HmacAuth",
     "JsonLogFormatter",
+    "OpenTelemetry",
     "PPIOAgentRuntimeApp",
     "PPIOAgentRuntimeServer",
     "log_filter",
@@ -37,6 +39,7 @@ _HOMES = {
     "ApiKeyAuth": ".api_key",
     "HmacAuth": ".hmac_auth",
     "JsonLogFormatter": "ppio_agent.web.logs",
+    "OpenTelemetry": ".otel",
 }
 
 

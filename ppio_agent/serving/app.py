@@ -196,9 +196,19 @@ class PPIOAgentRuntimeApp:
         return function
 
     @property
-    def has_entrypoint(self) -> bool:
-        """Whether there is anything to serve."""
-        return bool(self._engine.entrypoints)
+    def name(self) -> str:
+        """Name of the agent."""
+        return self._engine.name
+
+    @property
+    def version(self) -> str:
+        """Version of the agent."""
+        return self._engine.version
+
+    @property
+    def entrypoints(self) -> tuple[str, ...]:
+        """Names of what is served."""
+        return tuple(self._engine.entrypoints)
 
     def _refuse_if_started(self) -> None:
         if self._started:
