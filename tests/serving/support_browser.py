@@ -96,8 +96,9 @@ class Visit:
             expect(self._last.locator(".problem")).to_contain_text(text)
 
     def id_of(self, name: str) -> str:
-        """Open the details of the last turn and return an id from there."""
-        self._last.get_by_role("button", name="Details").click()
+        """Return an id from the details of the last turn, and leave them open."""
+        if not self._last.locator(".ids").is_visible():
+            self._last.get_by_role("button", name="Details").click()
         row = self._last.locator(f"dt:text-is('{name}') + dd")
         found = row.text_content()
         assert found is not None

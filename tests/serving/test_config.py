@@ -60,6 +60,8 @@ def test_in_a_sandbox_it_listens_on_all_addresses(
         ("https://a.example, https://b.example/", "cors_origins", ("https://a.example", "https://b.example")),
         ("debug", "log_level", "DEBUG"),
         ("7", "max_queue", 7),
+        ("no", "playground", False),
+        ("None", "playground", None),
     ],
 )  # fmt: skip
 def test_the_environments_text_is_read_by_type(

@@ -180,6 +180,11 @@ def test_the_ids_are_those_of_the_invocation(visit: Open) -> None:
         found = (person.id_of("Invocation"), person.page.text_content("#session"))
         assert found == seen[1][:2]
         assert person.id_of("Request") == seen[1][2]
+        person.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        person.page.get_by_role("button", name="Copy session id").first.click()
+        expect(person.page.get_by_text("Copied")).to_be_visible()
+        copied = person.page.evaluate("navigator.clipboard.readText()")
+        assert copied == seen[1][1]
         person.page.get_by_role("button", name="New conversation").click()
         expect(person.page.locator(".turn")).to_have_count(0)
         person.say("hi")
