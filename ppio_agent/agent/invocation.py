@@ -241,6 +241,8 @@ class Invocation(Lifetime):
 
     def _settle(self) -> None:
         self._payload = {}
+        if self._life.state is not InvocationState.SUCCEEDED:
+            self._collector = None  # part of a result is none
         self._variables = contextvars.Context()
         bind_context(self.context, None)
         on_settled, self.on_settled = self.on_settled, None

@@ -221,7 +221,7 @@ class LaneDispatcher:
         return None
 
     def _submit(self, lane: Lane, task: Task) -> None:
-        self._crews[lane].submit(partial(self._serve, lane, task, task.requests[0]))
+        self._crews[lane].submit(partial(self._serve, task, task.requests[0]))
 
     def _refuse(self, lane: Lane) -> Refusal | None:
         if lane is not Lane.INVOKE:
@@ -244,7 +244,7 @@ class LaneDispatcher:
             ),
         )
 
-    def _serve(self, lane: Lane, task: Task, request: Any) -> None:
+    def _serve(self, task: Task, request: Any) -> None:
         waited = time.monotonic() - request.arrived
         gone = waited > _LOOK_AFTER and task.client_gone()
         served = False

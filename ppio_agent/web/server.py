@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from waitress import create_server, wasyncore
+from waitress.server import BaseWSGIServer
+
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
 from ppio_agent._util.threads import start_thread
-from waitress import create_server, wasyncore
-from waitress.server import BaseWSGIServer
 
 from .channel import Channel
 from .config import ServerConfig
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 # How often a drain looks whether requests and output are through, in seconds.
 _DRAIN_LOOK = 0.02
 _FLUSH_TIMEOUT = 2.0
+# What the system holds for a reader, in bytes: by itself it would take 4 MiB, and a
+# producer would be so much ahead of a reader that takes nothing.
+_SEND_BUFFER = 1 << 18
 # Nothing that the loop does takes longer; if it hangs, we go on without it.
 _CALL_TIMEOUT = 5.0
 
@@ -274,6 +278,8 @@ def _bind(host: str, port: int) -> list[socket.socket]:
             one = socket.socket(family, kind, proto)
             bound.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Each connection has it from its listener.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.bind((address[0], port, *address[2:]))

@@ -22,6 +22,9 @@ _HEARTBEAT = format_comment("hb")
 _OPEN = {"bare": format_comment("open"), "full": b": open\nretry: 1000\n\n"}
 # How often a waiting writer looks whether its client has left, in seconds.
 _LOOK_EVERY = 0.25
+# About how many bytes are written at once: what a reader does not take is held several
+# times over, by the writer and in the connection's buffer.
+_PIECE = 1 << 16
 _BARE_ERROR = ("error", "error_type", "message")
 
 
@@ -74,7 +77,8 @@ def sse_body(
     """Yield a stream's body up to its end.
 
     The first piece comes before anything is waited for, since a server sends the head
-    of an answer with the first piece only. All that a source has is one piece.
+    of an answer with the first piece only. What a source has is one piece, or several
+    of about 64 KiB.
 
     Args:
         source: The events; that of kind `end` is the last.
@@ -93,6 +97,7 @@ def sse_body(
         closed = source.closed
         entries = source.read(after, _patience(silent_since, heartbeat, client_gone))
         if entries:
+            entries = _at_once(entries)
             after = entries[-1].seq
             piece = b"".join(map(frame.format, entries))
         elif closed or (client_gone is not None and client_gone()):
@@ -104,6 +109,15 @@ def sse_body(
         if piece:
             yield piece
         silent_since = time.monotonic()
+
+
+def _at_once(entries: Sequence[Entry]) -> Sequence[Entry]:
+    size = 0
+    for count, entry in enumerate(entries):
+        size += len(entry.data)
+        if size > _PIECE and count:
+            return entries[:count]
+    return entries
 
 
 def _patience(

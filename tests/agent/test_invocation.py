@@ -564,6 +564,20 @@ def test_the_kept_result_of_a_stream_counts() -> None:
     assert invocation.size >= 200
 
 
+def test_a_stream_that_failed_has_no_result_to_keep() -> None:
+    """What came of it is in its ring."""
+
+    def agent(_: Any) -> Iterator[str]:
+        yield "a" * 1000
+        raise ValueError("no")
+
+    invocation = make_invocation(agent)
+    invocation.run()
+    assert invocation.size < 1500
+    assert invocation.record().result is None
+    assert not invocation.record().result_truncated
+
+
 def test_a_settled_invocation_lets_go_of_its_payload() -> None:
     """It is kept for ten minutes; what only user code needed is not."""
     payload = {"n": 1}

@@ -39,6 +39,19 @@ class Script:
         return []
 
 
+class Whole:
+    """A source that has everything from the start."""
+
+    closed = True
+
+    def __init__(self, entries: Sequence[Piece]) -> None:
+        self._entries = entries
+
+    def read(self, after: int, timeout: float | None) -> Sequence[Piece]:
+        del timeout
+        return [entry for entry in self._entries if entry.seq > after]
+
+
 END = Piece(3, b'{"status":"succeeded"}', "end")
 ERROR = Piece(
     2,
@@ -96,6 +109,15 @@ def test_all_that_is_there_is_one_piece() -> None:
     entries = [Piece(n, b"%d" % n) for n in range(1, 100)]
     pieces = list(sse_body(Script(entries, [END]), dialect="full"))
     assert len(pieces) == 3
+
+
+def test_much_is_several_pieces() -> None:
+    """None is lost, and one that is large itself comes whole."""
+    sizes = (40_000, 20_000, 40_000, 90_000, 1)
+    entries = [Piece(n, b"x" * size) for n, size in enumerate(sizes, 1)]
+    pieces = list(sse_body(Whole([*entries, Piece(6, b"{}", "end")]), dialect="bare"))
+    assert [len(piece) // 1000 for piece in pieces] == [0, 60, 40, 90, 0]
+    assert b"".join(pieces).count(b"data: ") == 5
 
 
 def test_reading_goes_on_where_it_was() -> None:
