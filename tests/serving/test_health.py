@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from ppio_agent._util.threads import start_thread
 from ppio_agent.serving.health import Health, Said, judge, read_check
 from ppio_agent.wire.models import PingResponse, PingStatus
-from tests.serving.conftest import Serve
-from tests.serving.support import Gate, make_app
+from tests.serving.support import make_app
 from tests.support import wait_until
 
 H, B, U = PingStatus.HEALTHY, PingStatus.HEALTHY_BUSY, PingStatus.UNHEALTHY
@@ -207,21 +206,3 @@ def test_a_forced_status_wins_over_the_agents_word() -> None:
     assert client.get("/ping").json["status"] == "Healthy"
     app.force_ping_status(None)
     assert client.get("/ping").json["status"] == "Unhealthy"
-
-
-def test_pings_and_cancels_never_wait_for_handlers(serve: Serve, gate: Gate) -> None:
-    """With every slot held by code that blocks."""
-    app = make_app(max_concurrency=4)
-
-    @app.entrypoint
-    def agent(request: Any) -> None:
-        gate.stand()
-
-    http = serve(app)
-    for n in range(4):
-        start_thread("caller", http.invoke, {"n": n})
-    gate.wait_reached(4)
-    answers = [http.get("/ping") for _ in range(100)]
-    assert {(a.status, a.json["status"]) for a in answers} == {(200, "HealthyBusy")}
-    gate.open()
-    wait_until(lambda: http.get("/ping").json["status"] == "Healthy")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from ppio_agent._util.threads import start_thread
 from ppio_agent.agent import Chunk, RequestContext
 from tests.serving.conftest import Serve
 from tests.serving.support import SSE, Gate, Http, hang_up, make_app
@@ -116,22 +113,6 @@ def test_a_failure_is_an_error_event_and_then_the_end(serve: Serve) -> None:
     )
 
 
-def test_a_bad_chunk_keeps_what_came_before(serve: Serve) -> None:
-    """Two chunks, the error, the end."""
-
-    def agent(request: Any) -> Iterator[Any]:
-        yield 1
-        yield 2
-        yield float("nan")
-
-    events = text(http_of(serve, agent), Accept=FULL).split("\n\n")
-    assert [event.split("\n")[0] for event in events[1:-1]] == [
-        "id: 1", "id: 2", "id: 3", "id: 4",
-    ]  # fmt: skip
-    assert "not_serializable" in events[3]
-    assert "chunk 3" in events[3]
-
-
 def test_chunks_may_name_events_and_texts_stay_on_one_line(serve: Serve) -> None:
     """Also empty ones, and ones with line ends."""
 
@@ -191,35 +172,6 @@ def test_a_wrong_payload_is_an_http_status_even_then(serve: Serve) -> None:
 
     answer = http_of(serve, agent).invoke({"prompt": 5}, Accept=FULL)
     assert (answer.status, answer.json["metadata"]["code"]) == (400, "validation_error")
-
-
-@pytest.mark.parametrize("accept", [FULL, "*/*"])
-def test_a_silent_handler_is_heard_at_once(
-    accept: str, serve: Serve, gate: Gate
-) -> None:
-    """First bytes within 100 ms, then a comment each heartbeat."""
-
-    def agent(request: Any) -> Iterator[str]:
-        gate.stand()
-        yield "late"
-
-    http = http_of(serve, agent, heartbeat=0.2)
-    began = time.monotonic()
-    connection, lines = http.stream({}, {"Accept": accept})
-    assert next(lines) == b": open\n"
-    assert time.monotonic() - began < 0.1 * SLOW + 0.1
-    while next(lines) != b"\n":
-        pass
-    stamps = []
-    for _ in range(3):
-        assert next(lines) == b": hb\n"
-        stamps.append(time.monotonic())
-        assert next(lines) == b"\n"
-    pauses = [b - a for a, b in pairwise(stamps)]
-    assert all(0.1 < pause < 0.2 * SLOW + 0.3 for pause in pauses), pauses
-    gate.open()
-    assert any(b"late" in line for line in lines)
-    connection.close()
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -353,43 +305,3 @@ def test_many_chunks_arrive_in_order(serve: Serve) -> None:
     body = text(http_of(serve, agent))
     found = [int(line[6:]) for line in body.splitlines() if line.startswith("data: ")]
     assert found == list(range(20_000))
-
-
-token: contextvars.ContextVar[str] = contextvars.ContextVar("token", default="nobody")
-
-
-def test_no_request_sees_the_variables_of_another(serve: Serve) -> None:
-    """Over a thousand requests on few threads, sync and async, plain and streamed."""
-    app = make_app(max_concurrency=2, max_queue=50)
-
-    def sync_agent(request: Any, context: RequestContext) -> Iterator[str]:
-        seen = [token.get()]
-        token.set(request["user"])
-        yield seen[0]
-        assert app.context is context
-        yield token.get()
-
-    async def async_agent(request: Any, context: RequestContext) -> AsyncIterator[str]:
-        seen = [token.get()]
-        token.set(request["user"])
-        yield seen[0]
-        assert app.context is context
-        await asyncio.sleep(0)
-        yield token.get()
-
-    app.entrypoint(name="sync")(sync_agent)
-    app.entrypoint(name="async")(async_agent)
-    http = serve(app)
-    wrong: list[str] = []
-
-    def caller(user: str) -> None:
-        for n in range(250):
-            path = f"/invocations?entrypoint={('sync', 'async')[n % 2]}"
-            body = http.invoke({"user": user}, path).body.decode()
-            if body != f': open\n\ndata: "nobody"\n\ndata: "{user}"\n\n: end\n\n':
-                wrong.append(body)
-
-    threads = [start_thread(f"caller-{u}", caller, u) for u in "ABCD"]
-    for thread in threads:
-        thread.join(60)
-    assert wrong == []
