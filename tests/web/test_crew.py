@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,44 @@ def test_nothing_waits_for_long_even_when_busy(
     wait_until(lambda: crew.waiting == 1)
     crew.grow()
     assert crew.busy == 3, "one further thread at a time"
+    gate.set()
+    assert crew.close()
+
+
+def test_who_waits_too_long_is_given_away(clock: Clock, gate: threading.Event) -> None:
+    """The oldest first, once all threads are taken, and as long as somebody takes."""
+    crew = _crew(clock, threads=1)
+    ran: list[int] = []
+    taken: list[Any] = []
+    crew.submit(gate.wait)
+    for n in range(3):
+        crew.submit(partial(ran.append, n))
+        clock.move(0.1)
+    crew.hand_over(0.15, lambda job: taken.append(job) is None)
+    assert crew.waiting == 1, "the last has not waited for so long"
+    for job in taken:
+        job()
+    assert ran == [0, 1]
+    clock.move(0.1)
+    crew.hand_over(0.15, lambda job: False)
+    assert crew.waiting == 1
+    gate.set()
+    wait_until(lambda: ran == [0, 1, 2])
+    assert crew.close()
+
+
+def test_nothing_is_given_away_while_threads_can_be_added(
+    clock: Clock, gate: threading.Event
+) -> None:
+    """A busy process adds them one by one."""
+    crew = _crew(clock, threads=8)
+    for _ in range(3):
+        clock.move(0.003, busy=1.0)
+        crew.submit(gate.wait)
+    wait_until(lambda: crew.waiting == 1)
+    clock.move(1.0, busy=1.0)
+    crew.hand_over(0.25, lambda job: pytest.fail("it was given away"))
+    assert crew.waiting == 1
     gate.set()
     assert crew.close()
 
