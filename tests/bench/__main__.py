@@ -42,16 +42,17 @@ def _titles() -> dict[str, str]:
     with serving(PEERS, "about") as fleet:
         for who in PEERS:
             try:
-                told = call(fleet[who].port, "POST", "/invocations", {})[1]
+                status, told = call(fleet[who].port, "POST", "/invocations", {})
             except (OSError, Unavailable):
                 continue  # the rows say why it is missing
+            if status != 200:
+                continue
             about = told.get("result", told)
             titles[who] += f", {about['loop']} + {about['http']}"
     return titles
 
 
-def _note(plan: Plan, took: float, load_before: float) -> str:
-    command = "make bench" if plan is FULL else "python -m tests.bench --quick"
+def _note(plan: Plan, command: str, took: float, load_before: float) -> str:
     return (
         f"Made by `{command}` in {took:.0f} s: medians of {plan.rounds} in turns, of"
         f" {plan.few} where one takes long; {os.cpu_count()} cores,"
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument(
-        "--only", choices=_GROUPS, action="append", help="this group only; repeatable"
+        "--only",
+        choices=_GROUPS,
+        action="append",
+        default=[],
+        help="this group only; repeatable",
     )
     parser.add_argument(
         "--no-write", action="store_true", help="leave docs/performance.md as it is"
@@ -79,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         found |= _GROUPS[name](plan)
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
-    note = _note(plan, time.monotonic() - began, load_before)
+    words = ["--quick"] * options.quick + [f"--only {one}" for one in options.only]
+    command = " ".join(["python -m tests.bench", *words]) if words else "make bench"
+    note = _note(plan, command, time.monotonic() - began, load_before)
     text = document(rows(found, titles), note=note)
     print(f"\n{text}")
     # Short or partial measurements are for whoever asked, not for the page.

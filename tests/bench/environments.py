@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -47,7 +48,8 @@ class Program:
         if self.environment is None:
             return Path(sys.executable)
         folder = _ENVIRONMENTS / self.environment
-        ready, wanted = folder / ".ready", "\n".join(self.needs)
+        ready = folder / ".ready"
+        wanted = "\n".join([platform.python_version(), *self.needs])
         if not ready.exists() or ready.read_text() != wanted:
             self._make(folder)
             ready.write_text(wanted)
@@ -57,7 +59,7 @@ class Program:
         print(f"making {folder.relative_to(ROOT)} for {', '.join(self.needs)} …")
         pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
         for command in (
-            (sys.executable, "-m", "venv", folder),
+            (sys.executable, "-m", "venv", "--clear", folder),
             (*pip, "install", "--quiet", *self.needs),
         ):
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,7 +19,8 @@ class Plan:
         warm_up: Load before a load is counted.
         drain: What requests under way get at the end of a load, for the next turn's sake.
         calls: Calls of a client whose cost is measured.
-        limit: When streams are given up.
+        limit: When 20 streams are given up; the slowest peer needs 20.4.
+        patience: When whatever else does not end is given up.
         chunks: Chunks of the one fast stream.
         paced: Length of the streams whose chunks have time stamps.
         held: How long the handlers block that hold all slots.
@@ -36,6 +37,7 @@ class Plan:
     drain: float
     calls: int
     limit: float
+    patience: float
     chunks: int
     paced: float
     held: float
@@ -47,15 +49,16 @@ class Plan:
 FULL = Plan(
     rounds=5,
     few=3,
-    seconds=0.8,
+    seconds=0.6,
     long=2.0,
     warm_up=0.3,
     drain=5.0,
     calls=3000,
     limit=22.0,
+    patience=10.0,
     chunks=10_000,
     paced=1.5,
-    held=2.0,
+    held=1.5,
     silence=2.0,
     settle=3.0,
     appends=1_000_000,
@@ -69,6 +72,7 @@ QUICK = Plan(
     drain=0.0,
     calls=500,
     limit=1.7,
+    patience=1.7,
     chunks=10_000,
     paced=0.5,
     held=0.8,

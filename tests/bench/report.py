@@ -119,6 +119,8 @@ class Row:
         if self.ratio is None:
             return ""
         capped = self.theirs is not None and self.theirs.capped
+        if self.ratio < 0.001:
+            return "< 0.001"
         digits = "2g" if self.ratio < 0.1 else "2f" if self.ratio < 100 else "0f"
         return f"{'< ' * capped}{self.ratio:.{digits}}"
 

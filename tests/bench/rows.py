@@ -195,7 +195,10 @@ _LIMITS = [
     ),
     Line(
         key="live",
-        what="500 live streams, how many are alive (ours: `max_concurrency=520`)",
+        what=(
+            "500 live streams, a chunk each 0.5 s: how many had one in the last seconds"
+            " (ours: `max_concurrency=520`)"
+        ),
         beside=(Beside(None, _own(">=", 500)), Beside("peer"), Beside("bedrock")),
     ),
     Line(

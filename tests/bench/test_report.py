@@ -51,6 +51,12 @@ def test_what_was_given_up_is_a_bound() -> None:
     assert text == "| it | 1 | > 20 | them | < 0.05 |  |  |"
 
 
+def test_a_tiny_ratio_is_not_spelled_out() -> None:
+    """Nobody compares the digits of a thousandth."""
+    row = _row(ours=Side(values=[1.0]), theirs=Side(values=[20_000.0]), target=None)
+    assert row.text() == "| it | 1 | 20,000 | them | < 0.001 |  |  |"
+
+
 def test_what_is_missing_says_why() -> None:
     """A peer that cannot be measured leaves a row, without a ratio."""
     theirs = Side(reason="cannot be installed: no network")

@@ -17,7 +17,7 @@ Found = Mapping[tuple[str, str], Side]
 """What was measured, by what and whom."""
 
 # Whoever takes longer for one turn has had its only one, in seconds.
-_SLOW = 9.0
+_SLOW = 7.0
 
 
 @define

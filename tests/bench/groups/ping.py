@@ -52,7 +52,7 @@ def _measure(
                 body=body,
                 accept=accept,
                 seconds=plan.held - 0.5,
-                limit=plan.limit,
+                limit=plan.patience,
             )
         if who == "ours" and handler == "block" and not found["queue_full"]:
             raise Unavailable("the queue was not full")

@@ -20,7 +20,7 @@ _CHUNKS, _PAUSE = 10, 0.1
 def measure_blocking(plan: Plan) -> Found:
     """Measure how long 20 and 100 streams that block take when asked for at once."""
     found: dict[tuple[str, str], Side] = {}
-    for count in (20, 100):
+    for count, limit in ((20, plan.limit), (100, plan.patience)):
         turns = _in_turns(
             _WHOM,
             "stream",
@@ -28,7 +28,7 @@ def measure_blocking(plan: Plan) -> Found:
             streams=count,
             body={"chunks": _CHUNKS, "pause": _PAUSE},
             expect=_CHUNKS,
-            limit=plan.limit,
+            limit=limit,
         )
         key = f"streams/{count}"
         found |= {(key, who): turns[who].side("wall", capped=True) for who in _WHOM}
@@ -44,7 +44,7 @@ def measure_chunks(plan: Plan) -> Found:
         rounds=plan.rounds,
         body={"chunks": plan.chunks, "pause": 0},
         expect=plan.chunks,
-        limit=plan.limit,
+        limit=plan.patience,
     )
     found = {("chunks", who): turns[who].side("rate") for who in _WHOM}
     # The peers do not serve 100 streams at once, so that theirs would tell nothing.
