@@ -96,17 +96,18 @@ def test_whatever_is_given_makes_a_line(value: Any, shown: Any) -> None:
     assert line(record(value=value))["value"] == shown
 
 
-@settings(max_examples=100)
-@given(
-    st.text(),
-    st.dictionaries(
-        st.text(min_size=1).filter(lambda name: name not in vars(record())),
-        st.recursive(
-            st.none() | st.booleans() | st.floats() | st.text() | st.binary(),
-            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-        ),
+_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
     ),
+    max_leaves=8,
 )
+
+
+@settings(max_examples=100)
+@given(st.text(), st.dictionaries(st.text(max_size=5).map("x_".__add__), _values))
 def test_every_line_is_json(message: str, extra: dict[str, Any]) -> None:
     """Whatever agents log."""
     made = logging.makeLogRecord({"msg": message, **extra})
