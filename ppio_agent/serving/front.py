@@ -16,9 +16,8 @@ from ppio_agent.exceptions import (
     PermissionDeniedError,
     PPIOAgentError,
     PPIOAgentRuntimeError,
-    RequestTooLargeError,
 )
-from ppio_agent.web import Lane, Reply, problem
+from ppio_agent.web import Lane, Reply, declared_length, problem
 
 from .auth import Authenticator
 from .engine import Engine
@@ -132,18 +131,10 @@ class Front:
         if exchange.method == "OPTIONS" and origin is not None and asked is not None:
             return self._preflight(exchange, origin)
         if self._authenticates and not (route is not None and route.public):
-            self._check_size(exchange)
+            # A body that says it is too large is refused before anything else is told.
+            declared_length(environ, self._engine.config.max_request_size)
             self._authenticator.admit(exchange)
         return None
-
-    def _check_size(self, exchange: Exchange) -> None:
-        """Refuse a body that says it is too large before anything else is told."""
-        declared = exchange.environ.get("CONTENT_LENGTH") or "0"
-        limit = self._engine.config.max_request_size
-        if declared.isdigit() and int(declared) > limit:
-            raise RequestTooLargeError(
-                f"the request's body is larger than {limit} bytes", limit=limit
-            )
 
     def _preflight(self, exchange: Exchange, origin: str) -> Reply:
         names = exchange.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")

@@ -14,6 +14,7 @@ from .kit import (
     Reply,
     RequestKit,
     current_request_id,
+    declared_length,
     problem,
     read_body,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Server",
     "ServerConfig",
     "current_request_id",
+    "declared_length",
     "problem",
     "read_body",
     "retry_after",

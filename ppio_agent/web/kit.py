@@ -33,6 +33,7 @@ __all__ = [
     "Reply",
     "RequestKit",
     "current_request_id",
+    "declared_length",
     "problem",
     "read_body",
     "request_id_of",
@@ -132,9 +133,7 @@ def read_body(environ: Environ, limit: int | None) -> bytes:
         RequestTooLargeError: The body is larger; one that says so is left unread.
         ValidationError: The client left before all of the body came.
     """
-    declared = _content_length(environ)
-    if declared is not None and limit is not None and declared > limit:
-        raise _too_large(limit)
+    declared = declared_length(environ, limit)
     if declared == 0 or (
         declared is None and not environ.get("wsgi.input_terminated", False)
     ):
@@ -148,13 +147,22 @@ def read_body(environ: Environ, limit: int | None) -> bytes:
     return body
 
 
-def _content_length(environ: Environ) -> int | None:
+def declared_length(environ: Environ, limit: int | None) -> int | None:
+    """Return how long the body is said to be; None if that is not said.
+
+    Raises:
+        RequestTooLargeError: It is more than `limit`.
+        ValidationError: It is no number.
+    """
     text = environ.get("CONTENT_LENGTH") or ""
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise ValidationError("the Content-Length is no number")
-    return int(text)
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValidationError("the Content-Length is no number of bytes")
+    length = int(text)
+    if limit is not None and length > limit:
+        raise _too_large(limit)
+    return length
 
 
 def _read(stream: Any, most: int | None, declared: int | None) -> bytes:
