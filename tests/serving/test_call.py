@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ppio_agent.agent.lifetime import Departure
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.serving.call import Call, check_media, read_call
+from ppio_agent.serving.call import Call, check_media, departure_rule, read_call
 
 
 def read(payload: Any = None, home: str | None = None, **headers: str) -> Call:
@@ -107,3 +110,44 @@ def test_forms_and_compressed_bodies_are_415(media: str, encoding: str) -> None:
 def test_anything_else_is_read_as_json(media: str) -> None:
     """Clients in the field say what they like."""
     check_media(media, "identity")
+
+
+SSE_ONLY = "text/event-stream"
+BOTH = "application/json, text/event-stream;q=0.9"
+
+
+@pytest.mark.parametrize(
+    ("headers", "accept", "rule"),
+    [
+        ({}, None, "cancel"),
+        ({}, SSE_ONLY, "cancel"),
+        ({"IDEMPOTENCY_KEY": "k"}, None, "cancel"),
+        ({"IDEMPOTENCY_KEY": "k"}, "*/*", "cancel"),
+        ({"IDEMPOTENCY_KEY": "k"}, "text/event-stream;q=0", "cancel"),
+        ({"IDEMPOTENCY_KEY": "k"}, SSE_ONLY, "detach"),
+        ({"IDEMPOTENCY_KEY": "k"}, BOTH, "detach"),
+        ({"X_INVOCATION_ID": "i"}, SSE_ONLY, "detach"),
+    ],
+)
+def test_only_who_can_come_back_is_waited_for(
+    headers: dict[str, str], accept: str | None, rule: Departure
+) -> None:
+    """With a key, and a stream that can be gone on with."""
+    call = read(**headers)
+    assert departure_rule(call, accept, fixed=None) == rule
+    for fixed in ("cancel", "detach"):
+        assert departure_rule(call, accept, fixed=fixed) == fixed
+
+
+@given(
+    key=st.booleans(),
+    accept=st.sampled_from([None, SSE_ONLY, BOTH]),
+    fixed=st.sampled_from([None, "cancel", "detach"]),
+)
+def test_an_asynchronous_one_is_never_bound(
+    key: bool, accept: str | None, fixed: Departure | None
+) -> None:
+    """Whatever else is said."""
+    headers = {"IDEMPOTENCY_KEY": "k"} if key else {}
+    call = read(PREFER="respond-async", **headers)
+    assert departure_rule(call, accept, fixed=fixed) == "async"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -205,6 +207,36 @@ def test_a_failure_is_replayed_with_its_status() -> None:
     assert [a.status_code for a in answers] == [500, 500]
     assert answers[1].error == "no"
     assert starts == [1]
+
+
+def test_of_a_result_only_the_json_is_kept() -> None:
+    """And the replay is made of that; a Flask response is kept as it is."""
+    import flask
+
+    class Large(dict[str, str]):
+        pass
+
+    kept: list[weakref.ref[Any]] = []
+
+    def agent(request: Any) -> Any:
+        if "page" in request:
+            return flask.Response("a page", 201)
+        value = Large(text="x" * 1000)
+        kept.append(weakref.ref(value))
+        return value
+
+    app = make_app()
+    app.entrypoint(agent)
+    with app.test_client() as client:
+        for key in ({"Idempotency-Key": "a"}, {"Idempotency-Key": "b"}):
+            values = [client.invoke({}, headers=key).result for _ in range(2)]
+            assert values == [{"text": "x" * 1000}] * 2
+        key = {"Idempotency-Key": "c"}
+        pages = [client.invoke({"page": 1}, headers=key) for _ in range(2)]
+        assert [(p.status_code, p.text) for p in pages] == [(201, "a page")] * 2
+        gc.collect()
+        assert [value() for value in kept] == [None, None]
+        assert app._engine.registry.totals().size < 2200
 
 
 def test_a_slot_is_not_waited_for_behind_another_server() -> None:
