@@ -15,6 +15,8 @@ __all__ = ["PEERS", "ROOT", "SERVERS", "Program", "Unavailable"]
 
 ROOT = Path(__file__).parents[2]
 _ENVIRONMENTS = ROOT / ".bench"
+# Why an environment could not be made; trying again would take as long each time.
+_FAILED: dict[str, str] = {}
 # Which `ppio-sandbox` serves with and does not require itself.
 _PEER = ("ppio-sandbox==2.1.0", "uvicorn==0.54.0", "starlette==1.10.0")
 
@@ -47,11 +49,17 @@ class Program:
         """
         if self.environment is None:
             return Path(sys.executable)
+        if self.environment in _FAILED:
+            raise Unavailable(_FAILED[self.environment])
         folder = _ENVIRONMENTS / self.environment
         ready = folder / ".ready"
         wanted = "\n".join([platform.python_version(), *self.needs])
         if not ready.exists() or ready.read_text() != wanted:
-            self._make(folder)
+            try:
+                self._make(folder)
+            except Unavailable as error:
+                _FAILED[self.environment] = str(error)
+                raise
             ready.write_text(wanted)
         return folder / "bin" / "python"
 
