@@ -119,12 +119,7 @@ def events(engine: Engine, exchange: Exchange, invocation: Invocation) -> Reply:
         ValidationError: The number to go on after is none, or above the last.
         ReplayGoneError: The events after it are no longer kept.
     """
-    after = _after(exchange)
-    if after > invocation.ring.last:
-        raise ValidationError(
-            f"invocation {invocation.id} has no event {after} yet;"
-            f" the last is {invocation.ring.last}"
-        )
+    _after(exchange, invocation)  # one that is refused must not count as a reader
     invocation.join()
     return _stream(engine, exchange, invocation, dialect="full", is_new=False)
 
@@ -160,7 +155,7 @@ def _stream(
     is_new: bool,
 ) -> Reply:
     try:
-        after = 0 if is_new else _after(exchange)
+        after = 0 if is_new else _after(exchange, invocation)
         reader = invocation.take_reader() if is_new else invocation.ring.attach(after)
     except BaseException:
         engine.leave(invocation)
@@ -192,13 +187,20 @@ def _end(engine: Engine, invocation: Invocation, reader: RingReader) -> None:
     engine.leave(invocation, "stalled" if reader.stalled else "disconnect")
 
 
-def _after(exchange: Exchange) -> int:
+def _after(exchange: Exchange, invocation: Invocation) -> int:
+    """Return the number of the event that the client wants to go on after."""
     text = exchange.environ.get("HTTP_LAST_EVENT_ID") or exchange.query("after") or "0"
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ValidationError(
             "Last-Event-ID (or after) has to be the number of an event"
         )
-    return int(text)
+    after = int(text)
+    if after > invocation.ring.last:
+        raise ValidationError(
+            f"invocation {invocation.id} has no event {after} yet;"
+            f" the last is {invocation.ring.last}"
+        )
+    return after
 
 
 class _StreamBody:

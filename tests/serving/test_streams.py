@@ -294,6 +294,8 @@ def test_a_retry_of_a_stream_joins_it(serve: Serve, gate: Gate) -> None:
     replay = http.invoke({}, **{k.replace("-", "_"): v for k, v in key.items()})
     assert replay.headers["idempotency-replayed"] == "true"
     assert 'id: 1\ndata: "a"\n' in replay.body.decode()
+    far = http.invoke({}, Idempotency_Key="k", Accept=FULL, Last_Event_ID="9")
+    assert (far.status, far.json["code"]) == (400, "validation_error")
 
 
 def test_many_chunks_arrive_in_order(serve: Serve) -> None:
