@@ -225,8 +225,8 @@ def _invoke(engine: Engine, handlers: list[Handler], schemas: Schemas) -> Schema
     )
 
 
-def _outputs(handlers: list[Handler], schemas: Schemas) -> tuple[Schema, Schema]:
-    """Return the schemas of a chunk and of a whole result."""
+def _outputs(handlers: list[Handler], schemas: Schemas) -> tuple[Schema, Schema | None]:
+    """Return the schemas of a chunk, and of a result if any handler may give one."""
     results, chunks = [], []
     for handler in handlers:
         streams, item = item_of_stream(handler.output_type)
@@ -234,22 +234,22 @@ def _outputs(handlers: list[Handler], schemas: Schemas) -> tuple[Schema, Schema]
         hint = item if streams else handler.output_type
         schema = {} if hint is None else schemas.of(hint, inbound=False)
         chunks.append(schema)
-        if streams and schema != TEXT:  # texts are put together to one
-            schema = {"type": "array", "items": schema}
-        results.append(schema)
-    return _any_of(chunks), _any_of(results)
+        if not streams:
+            results.append(schema)
+    return _any_of(chunks), _any_of(results) if results or not handlers else None
 
 
-def _outcomes(result: Schema) -> Schema:
+def _outcomes(result: Schema | None) -> Schema:
     """Return the responses to `POST /invocations`."""
     failed, problem = _ref("schemas", "Envelope"), _ref("schemas", "Problem")
-    envelope = {"allOf": [failed, {"properties": {"result": result}}]}
+    whole = {"allOf": [failed, {"properties": {"result": result}}]}
+    envelope = {} if result is None else {"json": whole}
     return {
         "200": _answer(
             f"An envelope with the result; or a stream. {_FULL_STREAM} Unless `Accept`"
             f" names `{_SSE}`: bare `data:` lines of chunks.",
             *_OF_INVOCATION,
-            json=envelope,
+            **envelope,
             sse=TEXT,
         ),
         "202": _answer(

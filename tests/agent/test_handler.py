@@ -163,6 +163,9 @@ def test_what_a_handler_knows_of_itself() -> None:
     assert (found.name, found.doc) == ("chat", "Answer.")
     assert (found.is_async, found.is_stream) == (True, None)
     assert (found.input_type, found.output_type) == (Order, str)
+    assert found.input_hint is Order
+    assert (as_handler(pieces).input_type, as_handler(pieces).input_hint) == (None, Any)
+    assert as_handler(nothing).input_hint is None
     assert as_handler(pieces).is_stream
     assert not as_handler(pieces).is_async
     assert as_handler(async_pieces).is_stream

@@ -119,12 +119,12 @@ def test_the_agent_is_described_as_it_is_written() -> None:
 
 
 def test_a_stream_is_described_by_its_chunks() -> None:
-    """Its result is all of them: one text, or a list."""
-    talking, counting = document_of(app_of(talk)), document_of(app_of(count))
-    assert talking["components"]["schemas"]["Chunk"] == {"type": "string"}
-    assert result_of(talking) == {"type": "string"}
-    assert counting["components"]["schemas"]["Chunk"] == {"type": "integer"}
-    assert result_of(counting) == {"type": "array", "items": {"type": "integer"}}
+    """There is no envelope then."""
+    for agent, chunk in ((talk, "string"), (count, "integer")):
+        document = document_of(app_of(agent))
+        assert document["components"]["schemas"]["Chunk"] == {"type": chunk}
+        responses = document["paths"]["/invocations"]["post"]["responses"]
+        assert list(responses["200"]["content"]) == ["text/event-stream"]
 
 
 def test_several_entrypoints_are_a_choice() -> None:
@@ -141,7 +141,9 @@ def test_several_entrypoints_are_a_choice() -> None:
     question, anything = input_of(document)["anyOf"]
     assert question == {"$ref": "#/components/schemas/Question"}
     assert "null" not in anything["type"]
-    assert {"type": "string"} in result_of(document)["anyOf"]
+    assert result_of(document) == {"$ref": "#/components/schemas/Reply"}
+    chunks = document["components"]["schemas"]["Chunk"]["anyOf"]
+    assert {"type": "string"} in chunks
 
 
 def test_the_default_entrypoint_need_not_be_named() -> None:

@@ -28,7 +28,15 @@ def test_the_root_says_what_this_is(client: Any) -> None:
     assert (answer.json["name"], answer.json["version"]) == ("greeter", "1.2")
     assert answer.json["status"] == "running"
     assert answer.json["entrypoints"] == ["<lambda>"]
-    assert answer.json["endpoints"]["invocations"] == "/invocations"
+    assert answer.json["endpoints"] == {
+        "ping": "/ping",
+        "metrics": "/metrics",
+        "openapi": "/openapi.json",
+        "invocations": "/invocations",
+        "invocation": "/invocations/{id}",
+        "events": "/invocations/{id}/events",
+        "cancel": "/invocations/{id}/cancel",
+    }
 
 
 @pytest.mark.parametrize(
