@@ -103,7 +103,11 @@ class Front:
             routes, params = self._table.find(exchange.path)
             route = routes.get(exchange.method)
             reply = self._admit(exchange, route)
-            if reply is None and self.flask is not None:
+            if (
+                reply is None
+                and self.flask is not None
+                and not (exchange.method == "OPTIONS" and routes)
+            ):
                 environ[_EXCHANGE] = exchange
                 # What runs around the views of a Flask app must run once.
                 environ.pop("ppio.relay", None)
@@ -116,9 +120,8 @@ class Front:
             reply = self._problem(error, exchange.request_id)
         if reply is None:
             reply = self._no_route(exchange, routes)
-        if exchange.method == "HEAD" and isinstance(reply.body, bytes):
-            length = ("Content-Length", str(len(reply.body)))
-            reply = Reply(reply.status, [*reply.headers, length], iter(()))
+        if exchange.method == "HEAD":
+            reply = _head_of(reply)
         return reply.respond(start_response)
 
     def _admit(self, exchange: Exchange, route: Route | None) -> Reply | None:
@@ -166,6 +169,7 @@ class Front:
 
             made = flask.Flask(import_name)
             made.url_map.strict_slashes = False
+            made.url_map.merge_slashes = False  # which redirects, and a body is lost
             # What is unexpected goes up to the request kit, which logs and answers.
             made.config["PROPAGATE_EXCEPTIONS"] = True
             for route in ROUTES:
@@ -210,6 +214,17 @@ class Front:
         request_id = flask.request.environ[_EXCHANGE].request_id
         cause = _not_allowed(flask.request.method, flask.request.path)
         return _as_flask(problem(cause, request_id, headers=[("Allow", allow)]))
+
+
+def _head_of(reply: Reply) -> Reply:
+    """Return the answer without its body; nobody reads a stream for its head."""
+    if isinstance(reply.body, bytes):
+        length = ("Content-Length", str(len(reply.body)))
+        return Reply(reply.status, [*reply.headers, length], iter(()))
+    close = getattr(reply.body, "close", None)
+    if close is not None:
+        close()
+    return Reply(reply.status, reply.headers, iter(()))
 
 
 def _is_unexpected(error: PPIOAgentError) -> bool:

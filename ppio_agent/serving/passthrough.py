@@ -24,6 +24,9 @@ def http_error(error: BaseException) -> tuple[int, str] | None:
     module = sys.modules.get("werkzeug.exceptions")
     if module is None or not isinstance(error, module.HTTPException):
         return None
+    answer = error.response  # of `abort(response)`
+    if answer is not None:
+        return answer.status_code, answer.get_data(as_text=True) or error.name
     return error.code or 500, error.description or error.name
 
 

@@ -135,15 +135,23 @@ EVENT_IDS = st.integers(-1, 6).map(str) | st.sampled_from([
 def test_events_go_on_after_a_number_or_are_refused(client: Any, value: str) -> None:
     """By header; and by query, where it has no spaces. Nothing means from the first."""
     client.post(
-        "/invocations?entrypoint=stream", json={}, headers={"X-Invocation-Id": "s"}
+        "/invocations?entrypoint=stream",
+        json={},
+        headers={"X-Invocation-Id": "a-finished-stream"},
     )
     digits = value.isascii() and value.isdigit()
     after = int(value) if digits and len(value) < 19 else None
     after = 0 if value == "" else after
     valid = after is not None and after <= 4
-    answers = [client.get("/invocations/s/events", headers={"Last-Event-ID": value})]
+    answers = [
+        client.get(
+            "/invocations/a-finished-stream/events", headers={"Last-Event-ID": value}
+        )
+    ]
     if re.fullmatch("[0-9A-Za-z_.-]*", value):
-        answers.append(client.get(f"/invocations/s/events?after={value}"))
+        answers.append(
+            client.get(f"/invocations/a-finished-stream/events?after={value}")
+        )
     for answer in answers:
         assert_ours(answer)
         assert answer.status_code == (200 if valid else 400)

@@ -82,6 +82,16 @@ def test_options_says_what_is_allowed(client: Any) -> None:
     assert set(answer.headers["allow"].split(", ")) >= {"POST", "OPTIONS"}
 
 
+def test_no_answer_is_a_redirect_or_html(client: Any) -> None:
+    """Flask's own habits do not show."""
+    doubled = client.get("/ping//")
+    assert doubled.headers["content-type"].startswith("application/")
+    assert doubled.status_code in (200, 404)
+    options = client.request("OPTIONS", "/invocations/x/events")
+    assert "content-type" not in options.headers
+    assert options.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
 def test_every_answer_names_the_app_and_the_request(client: Any) -> None:
     """Also those that refuse; a caller's id is kept."""
     for path in ("/", "/ping", "/nothing", "/invocations/x"):
@@ -166,6 +176,16 @@ def test_flask_errors_of_a_handler_keep_their_status() -> None:
     answer = app.test_client().invoke({})
     assert (answer.status_code, answer.error) == (409, "taken")
     assert answer.json["metadata"]["error_type"] == "Conflict"
+
+
+def test_a_response_that_a_handler_aborts_with_keeps_its_status() -> None:
+    """Its text is the error."""
+    import flask
+
+    app = make_app()
+    app.entrypoint(lambda request: flask.abort(flask.Response("gone", 410)))
+    answer = app.test_client().invoke({})
+    assert (answer.status_code, answer.error) == (410, "gone")
 
 
 def front_of(app: Any) -> Front:

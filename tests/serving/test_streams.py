@@ -252,6 +252,27 @@ def test_events_can_be_read_again_from_any_number(serve: Serve) -> None:
     assert http.get(path, Last_Event_ID="4").body == b": open\nretry: 1000\n\n"
 
 
+def test_the_head_of_a_live_stream_reads_nothing_of_it(
+    serve: Serve, gate: Gate, through_flask: bool
+) -> None:
+    """Nobody is left behind who holds the producer back."""
+
+    def agent(request: Any) -> Iterator[str]:
+        yield "a"
+        gate.stand()
+
+    app = make_app(through_flask=through_flask)
+    app.entrypoint(agent)
+    http = serve(app)
+    place = http.invoke({}, Prefer="respond-async").headers["location"]
+    gate.wait_reached()
+    answer = http.request("HEAD", f"{place}/events")
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    invocation = app._engine.registry.get(place.rpartition("/")[2], principal=None)
+    wait_until(lambda: not invocation.ring._readers)
+
+
 def test_events_that_are_no_longer_kept_are_gone(serve: Serve) -> None:
     """410, never a gap."""
 
