@@ -334,6 +334,9 @@ class Engine:
                 },
             )
 
+        if invocation.error is not None and not self.config.debug:
+            _forget_frames(invocation.error)
+
     def drain(self) -> None:
         """Begin nothing more: what waits for a slot is cancelled, what runs goes on."""
         self.draining = True
@@ -354,3 +357,18 @@ class Engine:
         ended = self.slots.close(grace)
         self.health.close()
         return ended
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the frames of an exception, and so of all that its code had in hand.
+
+    It is kept for replays, for minutes; only debug answers show where it came from.
+    """
+    seen: list[BaseException] = []
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and one not in seen:
+            seen.append(one)
+            chain += [one.__cause__, one.__context__]
+            one.__traceback__ = None

@@ -156,7 +156,7 @@ class Crew:
             patience: Seconds a job waits before.
             take: Called with each, the oldest first; false leaves it here.
         """
-        while self._jobs:
+        while self._jobs and self._clock() >= self._hold_until:
             with self._lock:
                 stuck = self._active >= self._max_threads and self._jobs
                 if not stuck or self._clock() - self._jobs[0][0] < patience:
@@ -165,7 +165,7 @@ class Crew:
             if not take(waiting[1]):
                 with self._lock:
                     self._jobs.appendleft(waiting)
-                return
+                    self._hold_until = self._clock() + _RETRY_THREADS
 
     def _add(self) -> None:
         try:

@@ -15,7 +15,11 @@ import pytest
 
 from ppio_agent._util.threads import start_thread
 from ppio_agent.agent import RequestContext
-from ppio_agent.exceptions import AuthenticationError, ServerBusyError
+from ppio_agent.exceptions import (
+    AuthenticationError,
+    ServerBusyError,
+    ValidationError,
+)
 from ppio_agent.serving import log_filter
 from tests.serving.conftest import Serve
 from tests.serving.support import Gate, hang_up, make_app
@@ -237,6 +241,30 @@ def test_of_a_result_only_the_json_is_kept() -> None:
         gc.collect()
         assert [value() for value in kept] == [None, None]
         assert app._engine.registry.totals().size < 2200
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_of_a_failure_no_frame_is_kept(debug: bool) -> None:
+    """Nor of what it was raised from; but debug answers show where it came from."""
+
+    class Large:
+        pass
+
+    kept: list[weakref.ref[Any]] = []
+
+    def agent(request: Any) -> None:
+        large = Large()
+        kept.append(weakref.ref(large))
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ValidationError("no") from error  # the log of others keeps it
+
+    client = client_of(agent, debug=debug)
+    answer = client.invoke({})
+    gc.collect()
+    assert (kept[0]() is None) is not debug
+    assert ("traceback" in answer.json["metadata"]) is debug
 
 
 def test_a_slot_is_not_waited_for_behind_another_server() -> None:

@@ -101,6 +101,16 @@ def test_a_taken_port_is_an_os_error() -> None:
         make_app().server(port=server.port).start()
 
 
+def test_what_was_started_up_is_shut_down_if_it_cannot_listen() -> None:
+    """The functions of both ends run in pairs."""
+    app, ran = make_app(), []
+    app.on_startup(lambda: ran.append("up"))
+    app.on_shutdown(lambda: ran.append("down"))
+    with make_app().server(port=0) as server, pytest.raises(OSError, match="taken"):
+        app.server(port=server.port).start()
+    assert ran == ["up", "down"]
+
+
 def test_a_server_can_be_waited_for_and_closed_twice() -> None:
     """From another thread."""
     server = PPIOAgentRuntimeServer(make_app(), port=0).start()
