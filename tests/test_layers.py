@@ -139,7 +139,10 @@ def test_the_root_is_lazy() -> None:
 
 def test_a_server_process_loads_no_client() -> None:
     """An agent's process stays small: neither requests nor the command line in it."""
-    heavy = "{'requests', 'rich', 'click', 'sqlite3', 'flask', 'ppio_agent.client'}"
+    heavy = (
+        "{'requests', 'rich', 'click', 'sqlite3', 'flask', 'ppio_agent.client',"
+        " 'opentelemetry', 'ppio_agent.serving.openapi', 'ppio_agent.web.logs'}"
+    )
     code = f"import sys, ppio_agent.serving; print(sorted({heavy} & set(sys.modules)))"
     assert _run(code) == "[]"
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.agent import Invocation, InvocationState
 from ppio_agent.wire.models import PingStatus
 
@@ -58,10 +59,14 @@ class Family:
 class Counters:
     """What is counted as it happens, for one app.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe. A forked child counts from zero.
     """
 
     def __init__(self) -> None:
+        self._reset()
+        renew_in_child(self, Counters._reset)
+
+    def _reset(self) -> None:
         # Guards everything below.
         self._lock = threading.Lock()
         self._over: Counter[tuple[str, InvocationState]] = Counter()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -309,6 +311,32 @@ def test_recording_loses_nothing() -> None:
         thread.join()
     (refused,) = (f for f in counters.families([], {}) if f.name == "refused_total")
     assert ("", {"reason": "x"}, 8000) in list(refused.samples)
+
+
+def test_a_forked_child_counts_from_zero() -> None:
+    """It is another process for Prometheus, and no lock of its parent holds it up."""
+    code = """
+import os
+from ppio_agent.serving.metrics import Counters
+
+counters = Counters()
+counters.replayed()
+with counters._lock:
+    child = os.fork()
+    if child == 0:
+        counters.replayed()
+        samples = list(counters.families([], {})[-1].samples)
+        os._exit(0 if samples == [("", {}, 1)] else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert done.stdout == "0\n"
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
