@@ -49,10 +49,14 @@ class HttpAt:
         """Send a request; return its connection and the head of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         chunked = body is not None and not isinstance(body, bytes)
-        connection.request(
-            method, path, body, dict(headers or {}), encode_chunked=chunked
-        )
-        return connection, connection.getresponse()
+        try:
+            connection.request(
+                method, path, body, dict(headers or {}), encode_chunked=chunked
+            )
+            return connection, connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
 
     def request(
         self,

@@ -8,10 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,38 +17,18 @@ from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.serving import ApiKeyAuth, PPIOAgentRuntimeServer
 from tests.serving.support import make_app
 from tests.serving.support_process import (
-    Process,
     free_port,
     listens,
-    run_script,
-    running,
 )
 from tests.support import wait_until
 
 AGENT = """
-import threading, time
 from ppio_agent import PPIOAgentRuntimeApp, RequestContext
 app = PPIOAgentRuntimeApp(drain_timeout=10)
 
 @app.entrypoint
 def agent(request, context: RequestContext):
-    kind = request.get("kind", "echo")
-    if kind == "stuck":
-        threading.Event().wait(60)
-    if kind == "stream":
-        return iter("abc")
     return [request, context.request_id]
-
-async def shape_async(request): return ["async", request["n"]]
-def shape_gen(request): yield "gen"; yield str(request["n"])
-async def shape_agen(request): yield "agen"; yield str(request["n"])
-class Runner:
-    def run(self, request, *, context): return ["run", request["n"]]
-class Called:
-    async def __call__(self, request, context): return ["call", request["n"]]
-for name, shape in {"async": shape_async, "gen": shape_gen, "agen": shape_agen,
-                    "run": Runner(), "call": Called()}.items():
-    app.entrypoint(name=name)(shape)
 
 if __name__ == "__main__":
     app.run()
@@ -141,65 +118,6 @@ def test_run_says_that_it_is_ready_and_ends_by_a_signal(script: Path) -> None:
         os.close(read)
         process.kill()
         process.wait()
-
-
-SHAPES = {
-    "async": ["async", 1],
-    "gen": "gen1",
-    "agen": "agen1",
-    "run": ["run", 1],
-    "call": ["call", 1],
-}
-
-
-@contextmanager
-def under_gunicorn(script: Path) -> Iterator[Process]:
-    port = free_port()
-    command = [
-        sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "8",
-        "--bind", f"127.0.0.1:{port}", "--chdir", str(script.parent),
-        "agent_script:app",
-    ]  # fmt: skip
-    with running(command, port) as process:
-        yield process
-
-
-@contextmanager
-def by_ourselves(script: Path) -> Iterator[Process]:
-    with run_script(script) as process:
-        yield process
-
-
-@pytest.mark.parametrize("host", [by_ourselves, under_gunicorn])
-def test_every_shape_gives_the_same_under_each_server(
-    host: Callable[[Path], Any], script: Path
-) -> None:
-    """Results, ids, streams, run-once and limits."""
-    with host(script) as server:
-        for name, expected in SHAPES.items():
-            path = f"/invocations?entrypoint={name}"
-            early = server.invoke({"n": 1}, path, Prefer="respond-async")
-            assert early.status == 202
-            place = early.headers["location"]
-            wait_until(
-                lambda place=place: server.get(place).json["state"] == "succeeded"
-            )
-            assert server.get(place).json["result"] == expected
-        bare = server.invoke({"kind": "stream"})
-        assert bare.body == (
-            b': open\n\ndata: "a"\n\ndata: "b"\n\ndata: "c"\n\n: end\n\n'
-        )
-        full = server.invoke({"kind": "stream"}, Accept="text/event-stream")
-        assert b"id: 4\nevent: end\n" in full.body
-        key = {"Idempotency_Key": "k", "X_Request_Id": "r1"}
-        first = server.invoke({}, **key)
-        assert first.headers["x-request-id"] == "r1"
-        again = server.invoke({}, **key)
-        assert again.headers["idempotency-replayed"] == "true"
-        assert first.body == again.body
-        late = server.invoke({"kind": "stuck"}, X_PPIO_Timeout="0.3")
-        assert late.status == 504
-        assert late.headers["x-ppio-agent"]
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
