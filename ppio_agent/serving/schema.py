@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import math
 import pathlib
 import re
 import types
@@ -17,7 +18,16 @@ import typing
 import uuid
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NewType,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import attrs
 from attrs import frozen
@@ -171,8 +181,10 @@ class Schemas:
 
     def _member(self, member: _Member, *, inbound: bool) -> Schema:
         schema = self.of(member.hint, inbound=inbound)
-        if inbound and isinstance(member.default, (str, int, float)):
-            schema["default"] = member.default
+        default = member.default
+        endless = isinstance(default, float) and not math.isfinite(default)
+        if inbound and isinstance(default, (str, int, float)) and not endless:
+            schema["default"] = default
         return schema
 
     def _free_name(self, wanted: str) -> str:
@@ -187,9 +199,9 @@ class Schemas:
 def _unwrapped(hint: Any) -> Any:
     """Return what an `Annotated`, a `Required` or a `NewType` is about."""
     while True:
-        if hasattr(hint, "__metadata__") or _qualifier(hint):
+        if get_origin(hint) is Annotated or _qualifier(hint):
             hint = get_args(hint)[0]
-        elif hasattr(hint, "__supertype__"):
+        elif isinstance(hint, NewType):
             hint = hint.__supertype__
         else:
             return hint
