@@ -51,6 +51,7 @@ def respond(
     )
     if not admission.is_new:
         if call.respond_async:
+            # It never leaves as a reader: what it joined goes on without connections.
             return _promise(exchange, invocation, replayed=True)
         return finish()
     if call.respond_async:
