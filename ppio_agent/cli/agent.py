@@ -115,7 +115,8 @@ def run(file: str, host: str | None, port: int | None, *, debug: bool) -> None:
         )
     # The address, and what goes wrong, are told by the log; a program of one's own
     # chooses where that goes, this one shows it.
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if app.config.log_format is None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     app.run(port=port, host=host)
 
 

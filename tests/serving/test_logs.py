@@ -281,8 +281,11 @@ def test_a_programs_own_handlers_stay_as_they_are(
     assert "log_format is not used" in caplog.text
 
 
-def test_a_served_app_writes_json_when_the_environment_says_so(tmp_path: Path) -> None:
-    """Every line on its stderr is an object, from the first to the last."""
+@pytest.mark.parametrize("command", [[], ["-m", "ppio_agent.cli", "run"]])
+def test_a_served_app_writes_json_when_the_environment_says_so(
+    command: list[str], tmp_path: Path
+) -> None:
+    """Every line on its stderr is an object, whoever runs it."""
     script = tmp_path / "agent.py"
     script.write_text(
         "import logging\n"
@@ -292,11 +295,12 @@ def test_a_served_app_writes_json_when_the_environment_says_so(tmp_path: Path) -
         "def agent(request): pass\n"
         "@app.on_startup\n"
         "def begin(): logging.getLogger('mine').info('begin')\n"
-        "app.run()\n"
+        "if __name__ == '__main__':\n"
+        "    app.run()\n"
     )
     ready, told = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, *command, str(script)],
         env={
             **os.environ,
             "PPIO_AGENT_LOG_FORMAT": "json",
