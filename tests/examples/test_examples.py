@@ -15,10 +15,12 @@ from urllib.request import Request, urlopen
 import pytest
 
 from ppio_agent.cli.agent import load_app
+from tests.serving.hosts import gunicorn
 from tests.support import processes_marked, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AGENTS = EXAMPLES / "agent_runtime"
+MOUNTED = EXAMPLES / "mounted"
 
 
 def _clean_environment(data_dir: Path) -> dict[str, str]:
@@ -102,6 +104,40 @@ def test_the_sales_agent_adds_up() -> None:
         refused = client.invoke({"prompt": "total in 1999"})
         assert refused.status_code == 500
         assert "the table covers 2024 to 2025" in refused.error
+
+
+def _through(url: str, expected: list[str]) -> None:
+    """Check a site's page, and the agent in it."""
+    with urlopen(f"{url}/", timeout=20) as page:
+        assert page.read().decode() == "The agent says: WELCOME"
+    assert json.loads(_post(f"{url}/agent", {"prompt": "hi"}))["result"] == "HI"
+    with urlopen(f"{url}/agent/", timeout=20) as answer:
+        assert json.loads(answer.read())["entrypoints"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "entrypoints"),
+    [("flask_site", ["shout", "spell"]), ("django_site", ["shout"])],
+)
+def test_a_site_with_an_agent_answers(
+    name: str, entrypoints: list[str], tmp_path: Path
+) -> None:
+    """By its own server, and under gunicorn."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PPIO_AGENT_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, MOUNTED / f"{name}.py"], env=environment
+    )
+    try:
+        wait_until(lambda: _answers(port), timeout=20, what=f"{name} to listen")
+        _through(f"http://127.0.0.1:{port}", entrypoints)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    options = ("--threads", "4", "--chdir", str(MOUNTED))
+    with gunicorn(f"{name}:application", tmp_path, *options) as host:
+        _through(f"http://127.0.0.1:{host.port}", entrypoints)
 
 
 def test_the_client_example_runs(tmp_path: Path) -> None:
