@@ -36,7 +36,10 @@ from tests.serving.support import (
 from tests.support import SLOW, wait_until
 
 HELD_ELSEWHERE = {
-    1: ["test_server.py::test_every_shape_gives_the_same_under_each_server"],
+    1: [
+        "test_gunicorn.py::test_a_shape_gives_the_same_everywhere",
+        "test_gunicorn.py::test_three_required_parameters_are_no_shape",
+    ],
     7: [
         "test_disconnect.py::test_a_stream_that_was_cut_is_read_on",
         "test_disconnect.py::test_others_end_with_their_client",
@@ -55,6 +58,7 @@ HELD_ELSEWHERE = {
     ],
     20: [
         "test_metrics.py::test_an_idle_app_tells_every_metric",
+        "test_openapi.py::test_what_the_app_answers_is_what_it_says",
         "test_playground.py::test_only_a_browser_gets_the_page",
         "test_playground.py::test_nothing_comes_from_elsewhere",
     ],
@@ -76,52 +80,6 @@ def test_every_sentence_has_its_test() -> None:
     for place in chain.from_iterable(HELD_ELSEWHERE.values()):
         name, _, test = place.partition("::")
         assert f"\ndef {test}(" in (here / name).read_text(), place
-
-
-def keyword_context(request: Any, *, context: RequestContext) -> Any:
-    return [request["n"], bool(context.invocation_id)]
-
-
-async def coroutine(request: Any) -> Any:
-    return [request["n"], True]
-
-
-def with_a_word(word: str, request: Any) -> Any:
-    return [request["n"], word == "given"]
-
-
-class Runs:
-    def run(self, request: Any) -> Any:
-        return [request["n"], True]
-
-
-class CallsAsync:
-    async def __call__(self, request: Any, context: RequestContext) -> Any:
-        return [request["n"], bool(context.request_id)]
-
-
-SHAPES: dict[str, Any] = {
-    "def": keyword_context,
-    "async": coroutine,
-    "partial": functools.partial(with_a_word, "given"),
-    "method": Runs().run,
-    "run": Runs(),
-    "call": CallsAsync(),
-}
-
-
-def test_01_each_shape_gives_the_same_result(serve: Serve) -> None:
-    """In process and over a socket; a third parameter is refused where it stands."""
-    app = make_app()
-    for name, shape in SHAPES.items():
-        app.entrypoint(name=name)(shape)
-    http = serve(app)
-    for name in SHAPES:
-        path = f"/invocations?entrypoint={name}"
-        assert app.test_client().post(path, json={"n": 1}).result == [1, True]
-        assert http.invoke({"n": 1}, path).json["result"] == [1, True]
-    with pytest.raises(TypeError):
-        make_app().entrypoint(lambda a, b, c: None)
 
 
 def timed(call: Callable[[], Answer]) -> tuple[Answer, float]:
