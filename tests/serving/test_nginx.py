@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from attrs import frozen
@@ -36,6 +37,15 @@ scgi_temp_path {folder}/scgi;
 """
 
 
+CUT = """
+    location /agent/ {
+        proxy_pass http://agent/;
+        proxy_set_header Host $host;
+        proxy_redirect / /agent/;
+    }
+"""
+
+
 @frozen
 class Site:
     http: Caller  # through nginx
@@ -58,6 +68,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ):
             assert config.count(old) == 1
             config = config.replace(old, new)
+        assert config.count("    location / {") == 1
+        config = config.replace("    location / {", CUT + "    location / {")
         (folder / "nginx.conf").write_text(
             FRAME.format(folder=folder, config=config, user=getpass.getuser())
         )
@@ -123,6 +135,14 @@ def _leave(
 
 def _state(site: Site, place: str) -> Any:
     return site.direct.get(place).json.get("state")
+
+
+def test_a_proxy_that_cuts_a_path_off_can_put_it_back(site: Site) -> None:
+    """By `proxy_redirect`, which the page names, in the places that a client follows."""
+    promised = site.http.invoke({}, "/agent/invocations", Prefer="respond-async")
+    place = urlsplit(promised.headers["location"]).path  # nginx adds the host
+    assert place.startswith("/agent/invocations/")
+    assert site.http.get(place).json["id"] == promised.json["id"]
 
 
 def test_connections_to_the_agent_are_kept(site: Site) -> None:
