@@ -12,6 +12,7 @@ import pytest
 from ppio_agent._util.threads import start_thread
 from tests.serving.hosts import ROOT, Caller, Host, documented, gunicorn, hosting
 from tests.serving.shapes import SHAPES
+from tests.serving.support import SSE
 from tests.support import needs_program, wait_until
 
 PRELOADED = """
@@ -126,4 +127,12 @@ def test_uwsgi_serves_as_documented(tmp_path: Path) -> None:
             assert answer.status == 200
             if answer.headers["content-type"] == "application/json":
                 assert answer.json["result"] == expected
+        body = b'{"stream": true, "seconds": 30}'
+        connection, response = http.open("POST", "/invocations", body, SSE)
+        assert response.readline() == b": open\n"
+        response.close()  # which has the socket: uWSGI names no end of the body
+        connection.close()
+        place = f"/invocations/{response.headers['X-Invocation-Id']}"
+        # Either process may be asked, and one of them knows it.
+        wait_until(lambda: http.get(place).json.get("state") == "cancelled")
         assert host.stop() == 0
