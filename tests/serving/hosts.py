@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,12 @@ def hosting(
     own = {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(folder), **(environ or {})}
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            command, cwd=folder, env={**kept, **own}, stdout=stderr, stderr=stderr
+            command,
+            cwd=folder,
+            env={**kept, **own},
+            stdout=stderr,
+            stderr=stderr,
+            start_new_session=True,
         )
     try:
         pattern = re.compile(says)
@@ -98,9 +104,10 @@ def hosting(
             process.terminate()
             process.wait(20 * SLOW)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        # Its children as well, of which one that hangs would outlive it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
