@@ -19,6 +19,10 @@ __all__ = ["Alarmed", "Alarms", "alarms"]
 
 _log = logging.getLogger(__name__)
 
+# Seconds between looks when no instant is set, and how many of them.
+_LOOK_EVERY = 0.005
+_LOOKS = 10
+
 
 class Alarmed(Protocol):
     """Who is told when its instant has come."""
@@ -44,12 +48,14 @@ class Alarms:
         self._sooner = threading.Condition(threading.Lock())
         self._due: dict[Alarmed, float] = {}
         self._next = float("inf")
+        self._looks = 0  # in vain, since an instant was set
         self._thread: threading.Thread | None = None
 
     def set(self, owner: Alarmed, instant: float) -> None:
         """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before."""
         with self._sooner:
             self._due[owner] = instant
+            self._looks = 0
             if instant >= self._next:
                 return
             self._next = instant
@@ -81,8 +87,16 @@ class Alarms:
             due = [owner for owner, instant in self._due.items() if instant <= now]
             for owner in due:
                 del self._due[owner]
-            self._next = min(self._due.values(), default=float("inf"))
+            self._next = min(self._due.values(), default=self._next_look_locked(now))
             return due
+
+    def _next_look_locked(self, now: float) -> float:
+        # Where instants come and go all the time, each would be the next one and wake
+        # the thread: looking in vain a few times is cheaper.
+        if self._looks == _LOOKS:
+            return float("inf")
+        self._looks += 1
+        return now + _LOOK_EVERY
 
 
 _alarms = Alarms()

@@ -133,6 +133,24 @@ class Crew:
         else:
             self.grow()
 
+    def enter(self) -> bool:
+        """Count the calling thread as one of the crew, for a job that it has itself.
+
+        Returns:
+            Whether there is a place, and nobody waits for it; then `leave` afterwards.
+        """
+        with self._lock:
+            if self._jobs or self._active >= self._max_threads:
+                return False
+            self._active += 1
+            return True
+
+    def leave(self) -> None:
+        """End what `enter` began."""
+        with self._lock:
+            self._active -= 1
+        self.grow()
+
     def grow(self) -> None:
         """Add threads for waiting jobs, if that can help; call it now and then."""
         if not self._jobs or self._clock() < self._hold_until:

@@ -27,6 +27,7 @@ from ppio_agent.exceptions import (
 )
 
 from .crew import Crew, Load
+from .inline import Inline
 
 __all__ = ["Lane", "LaneDispatcher", "Lanes", "Refusal", "retry_after"]
 
@@ -145,6 +146,9 @@ class LaneDispatcher:
         max_queue: Most requests waiting for a thread of such a lane.
         max_connections: Bounds the express lane's queue: one request a connection.
 
+    Attributes:
+        inline: What the loop's thread may serve itself, while it is quick.
+
     Thread safety: thread-safe.
     """
 
@@ -169,6 +173,7 @@ class LaneDispatcher:
             )
             for lane, (threads, waiting) in crews.items()
         }
+        self.inline = Inline(self._crews[Lane.INVOKE])
         # Threads that answer requests whose own thread is inside user code: one a
         # connection at most.
         self._relays = WorkerPool("ppio-web-relay", max_threads=max_connections)
@@ -221,7 +226,10 @@ class LaneDispatcher:
         return None
 
     def _submit(self, lane: Lane, task: Task) -> None:
-        self._crews[lane].submit(partial(self._serve, task, task.requests[0]))
+        request = task.requests[0]
+        job = partial(self._serve, lane, task, request)
+        if lane is not Lane.INVOKE or not self.inline.offer(job, request.arrived):
+            self._crews[lane].submit(job)
 
     def _refuse(self, lane: Lane) -> Refusal | None:
         if lane is not Lane.INVOKE:
@@ -244,9 +252,9 @@ class LaneDispatcher:
             ),
         )
 
-    def _serve(self, task: Task, request: Any) -> None:
-        waited = time.monotonic() - request.arrived
-        gone = waited > _LOOK_AFTER and task.client_gone()
+    def _serve(self, lane: Lane, task: Task, request: Any) -> None:
+        started = time.monotonic()
+        gone = started - request.arrived > _LOOK_AFTER and task.client_gone()
         served = False
         try:
             if not gone:
@@ -256,6 +264,8 @@ class LaneDispatcher:
             if not served:
                 task.cancel()
                 task.abort()
+        if lane is Lane.INVOKE:
+            self.inline.elsewhere(time.monotonic() - started)
 
     def relay(self, take_over: Callable[[], object]) -> bool:
         """Call `take_over()` on a further thread; see `Channel.relay`.

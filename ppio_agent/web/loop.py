@@ -3,18 +3,27 @@
 Waitress asks every socket before each wait what it is interested in, and each worker
 wakes it, through a pipe, after each request. With one-shot `epoll` a worker arms its
 connection itself, and the loop wakes up for what clients send and nothing else.
+
+The thread of such a loop may serve a quick request itself. If it is held up by one, the
+loop goes on in another thread: whichever has the turn waits for the sockets.
 """
 
 from __future__ import annotations
 
+import logging
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from waitress import wasyncore
+
+from ppio_agent._util.threads import start_thread
+
+from .inline import Inline
 
 __all__ = ["EpollLoop", "Loop", "new_loop"]
 
@@ -22,10 +31,12 @@ _LONGEST_WAIT = 1.0
 _SHORT_WAIT = 0.005
 # Seconds between looks at all connections: those to be closed are closed then.
 _SWEEP_EVERY = 5.0
+# Seconds for which a request may hold up the loop, and between two looks at that.
+_HELD_UP = 0.003
+# After so many looks in vain, nobody looks until the next request.
+_LOOKS = 10
 
-
-def _nothing_waits() -> bool:
-    return False
+_log = logging.getLogger(__name__)
 
 
 class Loop:
@@ -33,6 +44,9 @@ class Loop:
 
     Args:
         between: Called between two waits; if it returns true, the next one is short.
+        inline: What the loop's thread may serve itself; this loop serves nothing.
+        succeed: Starts a further thread that calls `run`, when this one is held up;
+            raises RuntimeError if it cannot.
 
     Attributes:
         sockets: File descriptor to waitress's object; waitress adds and removes.
@@ -40,9 +54,16 @@ class Loop:
     Thread safety: `call`, `changed` and `stop` from any thread.
     """
 
-    def __init__(self, between: Callable[[], bool] = _nothing_waits) -> None:
+    def __init__(
+        self,
+        between: Callable[[], bool],
+        inline: Inline,
+        succeed: Callable[[], object],
+    ) -> None:
         self.sockets: dict[int, Any] = {}
         self._between = between
+        self._inline = inline
+        self._succeed = succeed
         self._calls: deque[Callable[[], object]] = deque()
         self._listeners: Sequence[Any] = ()
         self._asleep = False
@@ -86,14 +107,19 @@ class Loop:
         self._stopping = True
         self.wake()
 
-    def run(self) -> None:
-        """Serve the sockets until `stop`."""
+    def run(self) -> bool:
+        """Serve the sockets until `stop`.
+
+        Returns:
+            Whether that is the end; not if another thread goes on.
+        """
         while not self._stopping:
             self._asleep = True
             while self._calls:
                 self._calls.popleft()()
             if not self._stopping:
                 self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
+        return True
 
     def _wait(self, timeout: float) -> None:
         if time.monotonic() >= self._sweep_at:
@@ -126,12 +152,36 @@ class EpollLoop(Loop):
     under the connection's `arm_lock`, so the last one is right.
     """
 
-    def __init__(self, between: Callable[[], bool] = _nothing_waits) -> None:
-        super().__init__(between)
+    def __init__(
+        self,
+        between: Callable[[], bool],
+        inline: Inline,
+        succeed: Callable[[], object],
+    ) -> None:
+        super().__init__(between, inline, succeed)
         self._epoll = select.epoll()
         self.sockets = _Registered(self._epoll)
         # Listeners that accept nobody, since there are too many connections.
         self._full: set[Any] = set()
+        # What `epoll` has told and nobody has dealt with; a successor goes on with it.
+        self._ready: deque[tuple[int, int]] = deque()
+        # Guards _turn and _since.
+        self._turn_lock = threading.Lock()
+        self._turn = 0
+        self._since: float | None = None  # when the present inline request began
+        self._relief: threading.Thread | None = None
+        self._needed = threading.Event()
+
+    def run(self) -> bool:
+        """Serve the sockets until `stop`, or until another thread has the turn."""
+        turn = self._turn
+        while not self._stopping and self._turn == turn:
+            self._asleep = True
+            while self._calls:
+                self._calls.popleft()()
+            if not self._stopping:
+                self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
+        return self._turn == turn
 
     def changed(self, channel: Any) -> None:
         """Arm the connection for what it is interested in now."""
@@ -149,13 +199,75 @@ class EpollLoop(Loop):
         self._watch_listeners()
         if time.monotonic() >= self._sweep_at:
             self._sweep()
-        for descriptor, flags in self._epoll.poll(timeout):
+        ready = self._ready
+        if not ready:
+            ready.extend(self._epoll.poll(timeout))
+        while ready:
+            descriptor, flags = ready.popleft()
             one = self.sockets.get(descriptor)
             if one is None:
                 continue
-            wasyncore.readwrite(one, flags)
-            if hasattr(one, "arm_lock"):
-                self.changed(one)
+            job = self._inline.collect(partial(wasyncore.readwrite, one, flags))
+            if job is None:
+                if hasattr(one, "arm_lock"):
+                    self.changed(one)
+            elif not self._serve(job):
+                return
+
+    def _serve(self, job: Callable[[], object]) -> bool:
+        """Run a request here; return whether this thread still has the turn."""
+        turn = self._turn
+        self._since = time.monotonic()
+        if not self._needed.is_set():
+            self._call_relief()
+        try:
+            self._inline.run(job)
+        except Exception:  # noqa: BLE001 - the loop goes on whatever a request does
+            _log.exception("a request failed")
+        with self._turn_lock:
+            if self._turn != turn:
+                return False
+            self._since = None
+        return True
+
+    def _call_relief(self) -> None:
+        self._needed.set()
+        if self._relief is None:
+            self._relief = start_thread("ppio-web-relief", self._relieve)
+
+    def _relieve(self) -> None:
+        """Let another thread go on with the loop whenever a request holds it up."""
+        tick = threading.Event()
+        looks, seen = 0, None
+        while not self._closed:
+            since = self._since
+            looks = looks + 1 if since == seen else 0
+            seen = since
+            if since is None and looks > _LOOKS:
+                self._needed.clear()
+                # One that began before this was cleared was not told of otherwise.
+                if self._since is None and not self._closed:
+                    self._needed.wait()
+                self._needed.set()
+            elif since is not None and time.monotonic() - since >= _HELD_UP:
+                self._hand_on(since)
+            tick.wait(_HELD_UP)
+
+    def _hand_on(self, since: float) -> None:
+        with self._turn_lock:
+            if self._since != since:
+                return  # it came to its end just now
+            self._inline.held_up()  # the successor must not try the next one at once
+            # It is started under the lock: until it is known that there is one, the
+            # turn stays where it is.
+            self._turn += 1
+            self._since = None
+            try:
+                self._succeed()
+            except RuntimeError as error:
+                self._turn -= 1
+                self._since = since
+                _log.warning("the loop is held up, and no thread can go on: %s", error)
 
     def _watch_listeners(self) -> None:
         for listener in self._listeners:
@@ -170,6 +282,9 @@ class EpollLoop(Loop):
         """Close every socket and the poller itself."""
         super().close()
         self._epoll.close()
+        self._needed.set()
+        if self._relief is not None:
+            self._relief.join()
 
 
 class _Registered(dict[int, Any]):
@@ -193,6 +308,9 @@ def _nothing() -> None:
     return None
 
 
-def new_loop(between: Callable[[], bool]) -> Loop:
-    """Return the best loop of this system; see `Loop` for the argument."""
-    return (EpollLoop if hasattr(select, "epoll") else Loop)(between)
+def new_loop(
+    between: Callable[[], bool], inline: Inline, succeed: Callable[[], object]
+) -> Loop:
+    """Return the best loop of this system; see `Loop` for the arguments."""
+    kind = EpollLoop if hasattr(select, "epoll") else Loop
+    return kind(between, inline, succeed)

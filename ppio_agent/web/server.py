@@ -17,7 +17,7 @@ from waitress.server import BaseWSGIServer
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.net import listening_error
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.threads import WorkerPool
 
 from .channel import Channel
 from .config import ServerConfig
@@ -83,8 +83,15 @@ class Server(Closing):
         # Guards the life cycle: start, stop_listening, drain and close take turns.
         self._lock = threading.RLock()
         self._listeners: list[Any] = []
-        self._thread: threading.Thread | None = None
-        self._loop = new_loop(self._dispatcher.grow)
+        # A request that holds up the loop keeps its thread, and another goes on.
+        self._threads = WorkerPool("ppio-web-loop", max_threads=limit + 1)
+        self._loop = new_loop(
+            self._dispatcher.grow,
+            self._dispatcher.inline,
+            lambda: self._threads.submit(self._run),
+        )
+        self._running = False
+        self._loop_over = threading.Event()
         self._stopping = False
         self._closed = threading.Event()
 
@@ -96,7 +103,7 @@ class Server(Closing):
             RuntimeError: It was started before.
         """
         with self._lock:
-            if self._thread is not None or self._stopping:
+            if self._running or self._stopping:
                 raise RuntimeError("the server was started before")
             try:
                 self._listen()
@@ -105,12 +112,13 @@ class Server(Closing):
                 self._loop.close()
                 raise
             self._dispatcher.start()
-            self._thread = start_thread("ppio-web-loop", self._run)
+            self._running = True
+            self._threads.submit(self._run)
         return self
 
     def serve_forever(self) -> None:
         """Serve until `close` is called, starting first if need be."""
-        if self._thread is None:
+        if not self._running:
             self.start()
         self._closed.wait()
 
@@ -191,17 +199,16 @@ class Server(Closing):
         self.stop_listening()
         with self._lock:
             self._stopping = True
-            thread = self._thread
-        if thread is not None:
+        if self._running:
             self._loop.stop()
-            if thread is not threading.current_thread():
-                thread.join(deadline.left())
+            self._loop_over.wait(deadline.left())
         ended = self._dispatcher.shutdown(timeout=deadline.left() or 0.0)
+        joined = self._threads.close(deadline.left() or 0.0)
         self._closed.set()
-        return ended and (thread is None or not thread.is_alive())
+        return ended and joined
 
     def __enter__(self) -> Server:
-        return self if self._thread is not None else self.start()
+        return self if self._running else self.start()
 
     def _listen(self) -> None:
         settings = self._config.waitress_settings()
@@ -228,11 +235,14 @@ class Server(Closing):
 
     def _run(self) -> None:
         try:
-            self._loop.run()
+            if not self._loop.run():
+                return
         except Exception:  # noqa: BLE001 - outermost frame of the loop thread
             _log.exception("the server's loop failed")
-        finally:
+        try:
             self._loop.close()
+        finally:
+            self._loop_over.set()
 
     def _channels(self) -> list[Any]:
         return [
@@ -241,13 +251,12 @@ class Server(Closing):
 
     def _call_and_wait(self, function: Callable[[], object]) -> None:
         """Run `function` on the loop thread, or here if that has ended."""
-        thread = self._thread
         done = threading.Event()
-        if thread is not None and thread is not threading.current_thread():
+        if self._running and not self._loop_over.is_set():
             self._loop.call(function)
             self._loop.call(done.set)
             deadline = Deadline.after(_CALL_TIMEOUT)
-            while thread.is_alive() and not deadline.expired:
+            while not (self._loop_over.is_set() or deadline.expired):
                 if done.wait(_DRAIN_LOOK):
                     return
         function()

@@ -38,7 +38,7 @@ def test_instant_code_runs_on_the_thread_of_its_request(
     app = make_app()
     app.entrypoint(agent_of(gate))
     name = serve(app).invoke({}).json["result"]
-    assert name.startswith("ppio-web-invoke-")
+    assert name.startswith("ppio-web-")
 
 
 def test_slow_code_is_answered_by_another_thread_in_time(

@@ -246,7 +246,7 @@ def test_the_dispatcher_parameter_of_waitress_is_there(serve: Serve) -> None:
         client.ask("/else")
     assert [name.rpartition("-")[0] for name in names] == [
         "ppio-web-express",
-        "ppio-web-invoke",
+        "ppio-web-loop",
     ]
 
 
