@@ -35,11 +35,10 @@ def start_thread(
 class _Worker:
     """One thread and the box in which it is handed its next job."""
 
-    __slots__ = ("guest", "job", "name", "ready", "thread")
+    __slots__ = ("job", "name", "ready", "thread")
 
-    def __init__(self, name: str, job: _Job, *, guest: bool = False) -> None:
+    def __init__(self, name: str, job: _Job) -> None:
         self.name = name
-        self.guest = guest  # the thread is a caller's own and outlives the job
         self.job: _Job | None = job
         # Locked while the worker is parked. A bare lock hands over in a third of
         # the time of a Condition or a queue.
@@ -77,18 +76,19 @@ class WorkerPool:
         self._gone = threading.Condition(self._lock)  # a worker of a closed pool ended
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
+        self._guests: set[int] = set()  # callers' own threads, by their identity
         self._waiting: deque[_Job] = deque()
         self._made = 0
 
     @property
     def threads(self) -> int:
         """How many threads exist, those that are in `run_here` included."""
-        return len(self._workers)
+        return len(self._workers) + len(self._guests)
 
     @property
     def busy(self) -> int:
         """How many threads run a job, those of `run_here` included."""
-        return len(self._workers) - len(self._idle)
+        return len(self._workers) - len(self._idle) + len(self._guests)
 
     @property
     def waiting(self) -> int:
@@ -119,7 +119,8 @@ class WorkerPool:
     def run_here(self, fn: _Job) -> bool:
         """Run `fn()` on the calling thread, in the place of one of the pool's.
 
-        For callers that have a thread already: the pool's limit holds for both.
+        For callers that have a thread already: the pool's limit holds for both. `fn`
+        may give the place back before it returns, see `free_place`.
 
         Returns:
             Whether there was a place; without one, or when closed, `fn` is not run.
@@ -127,19 +128,21 @@ class WorkerPool:
         with self._lock:
             if self._closed or self.busy >= self._max_threads:
                 return False
-            guest = _Worker(self._name, fn, guest=True)
-            guest.thread = threading.current_thread()
-            self._workers.add(guest)
+            self._guests.add(threading.get_ident())
         try:
             fn()
         finally:
-            self._free_place(guest)
+            self.free_place()
         return True
 
-    def _free_place(self, guest: _Worker) -> None:
+    def free_place(self) -> None:
+        """Give back the place that the calling thread has by `run_here`, if any."""
+        me = threading.get_ident()
+        if me not in self._guests:
+            return
         worker = None
         with self._lock:
-            self._workers.discard(guest)
+            self._guests.discard(me)
             if self._waiting:
                 worker = self._hand_over_locked(self._waiting.popleft())
             if self._closed:
@@ -218,10 +221,14 @@ class WorkerPool:
             for worker in idle:
                 worker.ready.release()
             others = [worker for worker in self._workers if worker.thread is not me]
+            guests = self._guests - {me.ident}
             ended = self._gone.wait_for(
-                lambda: self._workers.isdisjoint(others), timeout
+                lambda: (
+                    self._workers.isdisjoint(others) and self._guests.isdisjoint(guests)
+                ),
+                timeout,
             )
         for worker in others if ended else ():
-            if worker.thread is not None and not worker.guest:
+            if worker.thread is not None:
                 worker.thread.join()  # it has nothing left to do
         return ended

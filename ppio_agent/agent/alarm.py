@@ -19,6 +19,7 @@ __all__ = ["Alarmed", "Alarms", "alarms"]
 
 _log = logging.getLogger(__name__)
 
+_NEVER = float("inf")
 # Seconds between looks when no instant is set, and how many of them.
 _LOOK_EVERY = 0.005
 _LOOKS = 10
@@ -44,18 +45,24 @@ class Alarms:
         renew_in_child(self, Alarms._reset)
 
     def _reset(self) -> None:
+        # Each step on it is one of the interpreter's own, so it needs no lock: every
+        # invocation sets and clears an instant.
+        self._due: dict[Alarmed, float] = {}
         # Guards everything below; signals that the next waking comes too late.
         self._sooner = threading.Condition(threading.Lock())
-        self._due: dict[Alarmed, float] = {}
-        self._next = float("inf")
+        self._next = _NEVER
         self._looks = 0  # in vain, since an instant was set
         self._thread: threading.Thread | None = None
 
     def set(self, owner: Alarmed, instant: float) -> None:
         """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before."""
+        self._due[owner] = instant
+        self._looks = 0
+        # While the thread looks through them, `_next` is `_NEVER`: what it has not
+        # seen waits for the lock here.
+        if instant >= self._next:
+            return
         with self._sooner:
-            self._due[owner] = instant
-            self._looks = 0
             if instant >= self._next:
                 return
             self._next = instant
@@ -66,8 +73,7 @@ class Alarms:
 
     def clear(self, owner: Alarmed) -> None:
         """Forget the instant that `owner` set, if any."""
-        with self._sooner:
-            self._due.pop(owner, None)
+        self._due.pop(owner, None)
 
     def _watch(self) -> None:
         while True:
@@ -84,17 +90,25 @@ class Alarms:
                 wait = min(self._next - now, threading.TIMEOUT_MAX)
                 self._sooner.wait(wait)
                 now = time.monotonic()
-            due = [owner for owner, instant in self._due.items() if instant <= now]
+            self._next = _NEVER
+            all_set = list(self._due.items())
+            due = [owner for owner, instant in all_set if instant <= now]
             for owner in due:
-                del self._due[owner]
-            self._next = min(self._due.values(), default=self._next_look_locked(now))
+                self._forget(owner, now)
+            later = [instant for _, instant in all_set if instant > now]
+            self._next = min(later, default=self._next_look_locked(now))
             return due
+
+    def _forget(self, owner: Alarmed, now: float) -> None:
+        instant = self._due.pop(owner, now)
+        if instant > now:  # set anew just now
+            self._due.setdefault(owner, instant)
 
     def _next_look_locked(self, now: float) -> float:
         # Where instants come and go all the time, each would be the next one and wake
         # the thread: looking in vain a few times is cheaper.
         if self._looks == _LOOKS:
-            return float("inf")
+            return _NEVER
         self._looks += 1
         return now + _LOOK_EVERY
 

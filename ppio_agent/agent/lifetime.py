@@ -32,6 +32,8 @@ to a reader; its end; or its end, unless somebody reads it again within a while.
 
 _log = logging.getLogger(__name__)
 
+_BORN = Life()
+
 
 class Lifetime(ABC):
     """What an invocation is apart from the code that it runs.
@@ -76,7 +78,7 @@ class Lifetime(ABC):
         self._detach_grace = detach_grace
         # Guards everything below.
         self._lock = threading.Lock()
-        self._life = Life()
+        self._life = _BORN
         self._readers = int(departure != "async")
         self._born = time.monotonic()
         self._ended: float | None = None
@@ -214,15 +216,12 @@ class Lifetime(ABC):
         self._armed = True
         # Under the lock, or of two threads the one that knew less might come last.
         with self._lock:
-            wanted = (
-                self.context.deadline,
-                self._grace_ends,
-                self._slow_at,
-                self._unread_until,
-            )
-            instants = [instant for instant in wanted if instant is not None]
-            if instants and not self._life.state.terminal:
-                alarms().set(self, min(instants))
+            first = self.context.deadline
+            for instant in (self._grace_ends, self._slow_at, self._unread_until):
+                if instant is not None and (first is None or instant < first):
+                    first = instant
+            if first is not None and not self._life.state.terminal:
+                alarms().set(self, first)
 
     def _expire(self) -> None:
         if self._note(Happening.DEADLINE):

@@ -153,6 +153,7 @@ class InvocationRegistry:
         self._by_id: dict[_Owned, _Kept] = {}
         self._by_key: dict[_Owned, _Kept] = {}
         self._live: dict[Invocation, _Kept] = {}
+        self._live_changed_at = time.time()
         self._finished: deque[_Kept] = deque()
         self._bytes = 0
         self._chunks = 0
@@ -161,6 +162,11 @@ class InvocationRegistry:
     def live(self) -> int:
         """How many invocations are pending, or have user code that has not ended."""
         return len(self._live)
+
+    @property
+    def live_changed_at(self) -> float:
+        """Unix time at which `live` became 0, or was 0 last."""
+        return self._live_changed_at
 
     def admit(self, invocation: Invocation, key: RunKey | None = None) -> Admission:
         """Enter a new invocation, unless its key or its id is known already.
@@ -194,13 +200,15 @@ class InvocationRegistry:
             self._by_id[own_id] = kept
             if own_key is not None:
                 self._by_key[own_key] = kept
+            if not self._live:
+                self._live_changed_at = time.time()
             self._live[invocation] = kept
             return Admission(invocation, is_new=True)
 
     def withdraw(self, invocation: Invocation) -> None:
         """Forget an admitted invocation that was never started."""
         with self._lock:
-            self._live.pop(invocation, None)
+            self._end_locked(invocation)
             kept = self._by_id.get((_owner(invocation), invocation.id))
             if kept is None or kept.invocation is not invocation:
                 return
@@ -213,7 +221,7 @@ class InvocationRegistry:
         """Note that it is terminal and its user code has ended: keep it for a while."""
         size = invocation.size
         with self._lock:
-            kept = self._live.pop(invocation, None)
+            kept = self._end_locked(invocation)
             if kept is None:
                 return  # withdrawn
             kept.finished_at = self._clock()
@@ -222,6 +230,12 @@ class InvocationRegistry:
             self._finished.append(kept)
             self._bytes += size
             self._evict_locked()
+
+    def _end_locked(self, invocation: Invocation) -> _Kept | None:
+        kept = self._live.pop(invocation, None)
+        if kept is not None and not self._live:
+            self._live_changed_at = time.time()
+        return kept
 
     def totals(self) -> Totals:
         """Return the numbers over all that is kept; looks at each of them."""
@@ -268,7 +282,13 @@ class InvocationRegistry:
                 invocation.cancel(reason)
 
     def _known_locked(self, own_id: _Owned, own_key: _Owned | None) -> _Kept | None:
-        self._evict_locked()
+        known = self._look_up_locked(own_id, own_key)
+        if known is None or known.finished_at is None:
+            return known
+        self._evict_locked()  # it may have been kept for long enough
+        return self._look_up_locked(own_id, own_key)
+
+    def _look_up_locked(self, own_id: _Owned, own_key: _Owned | None) -> _Kept | None:
         known = None if own_key is None else self._by_key.get(own_key)
         return known or self._by_id.get(own_id)
 

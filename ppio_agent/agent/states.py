@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-from attrs import frozen
+from attrs import field, frozen
 
 __all__ = ["Happening", "InvocationState", "Life"]
 
@@ -72,6 +72,8 @@ _ENDS = (_H.RETURNED, _H.FAILED, _H.STOPPED)
 class Life:
     """The state of one invocation; `after` gives the next one.
 
+    There are few of them, and each knows those that may follow.
+
     Attributes:
         state: Where it stands.
         confirmed: Whether user code has ended, or never began.
@@ -83,9 +85,16 @@ class Life:
     state: InvocationState = InvocationState.PENDING
     confirmed: bool = False
     late: bool = False
+    _next: dict[Happening, Life] = field(factory=dict, init=False, eq=False, repr=False)
 
     def after(self, happening: Happening) -> Life:
         """Return the life after something happened; this very one if nothing changes."""
+        life = self._next.get(happening)
+        if life is None:
+            life = self._next[happening] = self._after(happening)
+        return life
+
+    def _after(self, happening: Happening) -> Life:
         ended = happening in _ENDS
         if self.state.terminal:
             if not ended or self.confirmed:

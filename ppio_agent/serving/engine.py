@@ -107,7 +107,8 @@ class Engine:
         # The numbers of the server in front, if that is ours.
         self.server_stats: Callable[[], Mapping[str, Any]] | None = None
         self.registry = InvocationRegistry(retention=config.retention)
-        self.health = Health(lambda: self.registry.live)
+        registry = self.registry
+        self.health = Health(lambda: registry.live, lambda: registry.live_changed_at)
         # A slot is a thread: user code holds it until it ends, whatever became of
         # the request.
         self.slots = WorkerPool(
@@ -206,7 +207,9 @@ class Engine:
     def _make(
         self, entrypoint: Entrypoint, payload: Any, call: Call, exchange: Exchange
     ) -> Invocation:
-        limits = [t for t in (entrypoint.timeout, call.timeout) if t is not None]
+        timeout, wish = entrypoint.timeout, call.timeout
+        if wish is not None and (timeout is None or wish < timeout):
+            timeout = wish
         metadata = payload.get("metadata") if isinstance(payload, dict) else None
         context = RequestContext(
             invocation_id=call.invocation_id or f"inv_{new_id()}",
@@ -217,7 +220,7 @@ class Engine:
             headers=exchange.shown_headers,
             principal=exchange.principal,
             sandbox_id=call.sandbox_id,
-            deadline=exchange.arrived + min(limits) if limits else None,
+            deadline=None if timeout is None else exchange.arrived + timeout,
         )
         chain = None
         if self.middleware:
@@ -255,7 +258,6 @@ class Engine:
         Raises:
             ServiceUnavailableError: There is no slot for it.
         """
-        self.health.note_live()
         try:
             invocation.start(self.slots)
         except PoolSaturatedError:
@@ -278,7 +280,6 @@ class Engine:
         Returns:
             Whether there was one; if not, nothing was run.
         """
-        self.health.note_live()
         return self.slots.run_here(run)
 
     def _refuse(
@@ -314,7 +315,8 @@ class Engine:
         if not is_response(invocation.value):
             invocation.forget_value()  # answers are made of its JSON
         self.registry.settled(invocation)
-        self.health.note_live()
+        # Now, and not once the caller knows: its next request may come at once.
+        self.slots.free_place()
         held = invocation.slot_seconds
         if held is not None:
             self._durations.append(held)

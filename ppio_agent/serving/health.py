@@ -138,15 +138,21 @@ class Health:
 
     Args:
         live: How many invocations run or wait.
+        live_changed_at: Unix time at which there were none last, or any last.
         clock: Unix time.
 
     Thread safety: thread-safe. In a forked child nothing of its parent's work runs.
     """
 
     def __init__(
-        self, live: Callable[[], int], *, clock: Callable[[], float] = time.time
+        self,
+        live: Callable[[], int],
+        live_changed_at: Callable[[], float],
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._live = live
+        self._live_changed_at = live_changed_at
         self._clock = clock
         self._check: Callable[[], Any] | None = None
         # The check may hang: it has a thread of its own, and only one.
@@ -156,7 +162,6 @@ class Health:
         self._draining = False
         self._said = Said()
         self._checked_at = float("-inf")
-        self._is_live = False
         # What is told while nothing runs, and while something does.
         self._verdicts: tuple[_Verdict, _Verdict] = (
             (PingStatus.HEALTHY, None),
@@ -210,25 +215,17 @@ class Health:
             self._draining = True
             self._judge_locked()
 
-    def note_live(self) -> None:
-        """Look whether anything runs now; called when that may have changed.
-
-        Twice for each invocation, hence the prepared verdicts.
-        """
-        if (self._live() > 0) is not self._is_live:
-            with self._checked:
-                self._look_locked()
-
-    def _look_locked(self) -> None:
-        before = self._verdicts[self._is_live][0]
-        self._is_live = self._live() > 0
-        if self._verdicts[self._is_live][0] != before:
-            self._changed_at = int(self._clock())
+    def _verdict_locked(self) -> _Verdict:
+        """Return what is told now, having seen since when."""
+        # Invocations come and go much more often than anybody asks.
+        idle, busy = self._verdicts
+        if idle[0] != busy[0]:
+            self._changed_at = max(self._changed_at, int(self._live_changed_at()))
+        return busy if self._live() else idle
 
     def _judge_locked(self) -> None:
         """Prepare what is told from now on."""
-        self._look_locked()
-        before = self._verdicts[self._is_live][0]
+        before = self._verdict_locked()[0]
         idle, busy = (
             judge(
                 draining=self._draining,
@@ -239,7 +236,7 @@ class Health:
             for live in (False, True)
         )
         self._verdicts = (idle, busy)
-        if self._verdicts[self._is_live][0] != before:
+        if self._verdict_locked()[0] != before:
             self._changed_at = int(self._clock())
 
     def ping(self) -> tuple[int, dict[str, Any]]:
@@ -250,8 +247,7 @@ class Health:
         check = self._check
         in_time = check is None or self._run_check(check)
         with self._checked:
-            self._look_locked()
-            status, message = self._verdicts[self._is_live]
+            status, message = self._verdict_locked()
             body = {
                 **self._said.extra,
                 "status": status.value,

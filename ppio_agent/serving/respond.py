@@ -132,6 +132,8 @@ def _wait(
     start: Callable[[], None] | None,
 ) -> bool:
     """Wait for an outcome or an opening; return False if the client has left."""
+    if start is None and invocation.progress.has(opening):
+        return True
     tick = None if gone is None else _LOOK_EVERY
     while not invocation.progress.wait(opening, tick, first=start):
         start = None

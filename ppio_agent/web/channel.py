@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.proxy_headers import PROXY_HEADERS
 from waitress.task import WSGITask
 from waitress.utilities import build_http_date
 
@@ -175,6 +176,20 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             self.server.ppio_loop.changed(self)
         return sent, failed
 
+    def write_soon(self, data: bytes) -> int:
+        """Send at once what the socket takes, and buffer the rest."""
+        sent = 0
+        if not self.total_outbufs_len:
+            with self.outbuf_lock:
+                if not self.total_outbufs_len and self.connected:
+                    # What is wrong shows once more when the rest is sent.
+                    with contextlib.suppress(OSError):
+                        sent = self.socket.send(data)
+        if sent < len(data) or not data:
+            super().write_soon(data[sent:] if sent else data)
+        self.last_activity = time.time()
+        return len(data)
+
     def _flush_outbufs_below_high_watermark(self) -> None:
         # Waitress waits here for as long as the reader likes, which may be for ever.
         if self.total_outbufs_len <= self.adj.outbuf_high_watermark:
@@ -252,7 +267,9 @@ class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
         environ["wsgi.input"] = request.get_body_stream()
         environ["wsgi.url_scheme"] = request.url_scheme
         for name, value in request.headers.items():
-            environ[_environ_name(name)] = value
+            key = _environ_name(name)
+            if key is not None:
+                environ[key] = value
         self.environ = environ
         return environ
 
@@ -418,7 +435,9 @@ def _as_error(cause: Any, limit: int) -> PPIOAgentError:
 
 
 @functools.lru_cache(maxsize=256)
-def _environ_name(name: str) -> str:
+def _environ_name(name: str) -> str | None:
+    if name in PROXY_HEADERS:
+        return None  # whoever sends them says what he likes: nobody is trusted
     return name if name in {"CONTENT_LENGTH", "CONTENT_TYPE"} else f"HTTP_{name}"
 
 

@@ -59,7 +59,7 @@ class ServerConfig:
             "asyncore_use_poll": True,
             "channel_request_lookahead": 0,
             "channel_timeout": self.connection_timeout,
-            "clear_untrusted_proxy_headers": True,
+            "clear_untrusted_proxy_headers": False,  # `channel` leaves them out
             "connection_limit": self.connection_limit(),
             "expose_tracebacks": False,
             "ident": None,

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -259,7 +260,7 @@ def decode_json(data: bytes) -> Json:
             nested deeper than 100 levels ("Invalid JSON: <why>").
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = data.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError:
         raise WireError("", "Invalid encoding: the body is not UTF-8") from None
     try:

@@ -475,6 +475,24 @@ def test_what_a_caller_raises_frees_its_place(make_pool: MakePool) -> None:
     assert pool.busy == 0
 
 
+def test_a_caller_may_give_its_place_back_early(make_pool: MakePool) -> None:
+    """Once, for all that it still has to do; others' places are not its own."""
+    pool = make_pool(max_threads=1)
+    pool.free_place()
+    seen = []
+
+    def job() -> None:
+        start_thread("other", pool.free_place).join()
+        seen.append(pool.busy)
+        pool.free_place()
+        seen.append(pool.busy)
+        seen.append(pool.run_here(lambda: seen.append(pool.busy)))
+
+    assert pool.run_here(job)
+    assert seen == [1, 0, 1, True]
+    assert pool.busy == 0
+
+
 def test_close_waits_for_callers_too() -> None:
     """As for its own threads; afterwards none gets in."""
     pool = WorkerPool("ppio-test", max_threads=1)

@@ -342,7 +342,9 @@ def test_run_says_where_it_serves(tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("listening on http://127.0.0.1:")
-        assert process.stderr.readline().startswith("playground: open http://127.0.0.1:")
+        assert process.stderr.readline().startswith(
+            "playground: open http://127.0.0.1:"
+        )
         process.terminate()
         process.communicate(timeout=30)
     assert process.returncode == 0

@@ -120,7 +120,7 @@ def test_a_check_that_raises_is_no_reason_to_be_ill(
 def test_a_check_that_hangs_holds_nobody_up() -> None:
     """After a second the automatic status is told; one check runs at a time."""
     stuck, calls = threading.Event(), []
-    health = Health(lambda: 0)
+    health = Health(lambda: 0, lambda: 0.0)
 
     def check() -> str:
         calls.append(1)
@@ -140,8 +140,8 @@ def test_a_check_that_hangs_holds_nobody_up() -> None:
 def test_the_change_of_status_is_stamped_once() -> None:
     """Pings never move it; each change does, also one that no ping has seen."""
     now = [100.0]
-    live = [0]
-    health = Health(lambda: live[0], clock=lambda: now[0])
+    live = [0, 100.0]
+    health = Health(lambda: live[0], lambda: live[1], clock=lambda: now[0])
 
     def stamps(times: int) -> set[tuple[str, int]]:
         found = set()
@@ -152,11 +152,9 @@ def test_the_change_of_status_is_stamped_once() -> None:
         return found
 
     assert stamps(20) == {("Healthy", 100)}
-    live[0] = 1
-    health.note_live()
+    live[:] = 1, now[0]
     assert stamps(20) == {("HealthyBusy", 120)}
-    live[0] = 0
-    health.note_live()
+    live[:] = 0, now[0]
     assert stamps(20) == {("Healthy", 140)}
     health.force(U)
     assert stamps(1) == {("Unhealthy", 160)}

@@ -169,13 +169,19 @@ def app() -> App:
 
 
 @pytest.fixture
-def server(app: App, serve: Serve) -> Iterator[Server]:
-    """A server whose loop serves the next request itself."""
+def held_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let any request be tried, and return when one held up the loop."""
+    monkeypatch.setattr(Pace, "quick", lambda self, now: True)
+    instants: list[float] = []
+    monkeypatch.setattr(Pace, "held_up", lambda self, now: instants.append(now))
+    return instants
+
+
+@pytest.fixture
+def server(app: App, serve: Serve, held_up: list[float]) -> Iterator[Server]:
+    """A server whose loop serves all requests that it may itself."""
     lanes = Lanes(classify=lambda m, path, h: _lane(path))
-    server = serve(app, lanes=lanes)
-    with RawClient(server.port) as client:
-        wait_until(lambda: client.ask("/").body.startswith(b"ppio-web-loop"))
-    yield server
+    yield serve(app, lanes=lanes)
     for gate in app.gates.values():
         gate.set()
 
@@ -185,20 +191,23 @@ def _lane(path: str) -> Lane:
 
 
 def test_quick_requests_are_served_by_the_loop(server: Server) -> None:
-    """The first ones are not; nor are those of other lanes, ever."""
+    """Those of other lanes are not, ever."""
     with RawClient(server.port) as client, RawClient(server.port) as other:
         assert client.ask("/").body.startswith(b"ppio-web-loop")
         assert other.ask("/").body.startswith(b"ppio-web-loop")
         assert other.ask("/ping").body.startswith(b"ppio-web-express")
 
 
-def test_the_loop_goes_on_when_a_request_holds_it_up(server: Server, app: App) -> None:
-    """Everybody else is served by others; the next requests get threads again."""
+def test_the_loop_goes_on_when_a_request_holds_it_up(
+    server: Server, app: App, held_up: list[float]
+) -> None:
+    """Everybody else is served, and it is remembered."""
     with RawClient(server.port) as held, RawClient(server.port) as other:
         held.send_request("/slow/0")
         app.wait_inside()
         assert other.ask("/ping").status == 200
-        assert other.ask("/").body.startswith(b"ppio-web-invoke")
+        assert held_up
+        assert other.ask("/").status == 200
         with RawClient(server.port) as newcomer:
             assert newcomer.ask("/").status == 200
         wait_until(lambda: server.stats()["lanes"]["invoke"]["busy"] == 1)
@@ -211,7 +220,6 @@ def test_what_came_together_with_a_slow_request_does_not_wait_for_it(
     server: Server, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Events that one look has brought pass to the thread that goes on."""
-    monkeypatch.setattr(Pace, "quick", lambda self, now: True)
     monkeypatch.setattr("ppio_agent.web.loop._HELD_UP", 0.5)
     clients = [RawClient(server.port) for _ in range(4)]
     try:
