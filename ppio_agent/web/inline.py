@@ -113,16 +113,17 @@ class Inline:
 
     def run(self, job: _Job) -> None:
         """Run a collected job."""
-        began, used = time.monotonic(), time.thread_time()
         try:
             job()
         finally:
             self._crew.leave()
-            now = time.monotonic()
-            self._pace.inline(now, took=now - began, cpu=time.thread_time() - used)
+
+    def note(self, took: float, *, cpu: float) -> None:
+        """Note what a collected job took, and what of it on the processor."""
+        self._pace.inline(time.monotonic(), took=took, cpu=cpu)
 
     def held_up(self) -> None:
-        """Note that a job which is being run turns out not to be quick."""
+        """Note that a job which is being run is not quick, instead of its end."""
         self._pace.held_up(time.monotonic())
 
     def elsewhere(self, took: float) -> None:

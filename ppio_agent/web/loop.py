@@ -164,7 +164,7 @@ class EpollLoop(Loop):
         # Listeners that accept nobody, since there are too many connections.
         self._full: set[Any] = set()
         # What `epoll` has told and nobody has dealt with; a successor goes on with it.
-        self._ready: deque[tuple[int, int]] = deque()
+        self._ready: deque[tuple[Any, int]] = deque()
         # Guards _turn and _since.
         self._turn_lock = threading.Lock()
         self._turn = 0
@@ -201,10 +201,11 @@ class EpollLoop(Loop):
             self._sweep()
         ready = self._ready
         if not ready:
-            ready.extend(self._epoll.poll(timeout))
+            # Looked up now: a number may be another socket's when its turn comes.
+            for descriptor, flags in self._epoll.poll(timeout):
+                ready.append((self.sockets.get(descriptor), flags))
         while ready:
-            descriptor, flags = ready.popleft()
-            one = self.sockets.get(descriptor)
+            one, flags = ready.popleft()
             if one is None:
                 continue
             job = self._inline.collect(partial(wasyncore.readwrite, one, flags))
@@ -217,7 +218,8 @@ class EpollLoop(Loop):
     def _serve(self, job: Callable[[], object]) -> bool:
         """Run a request here; return whether this thread still has the turn."""
         turn = self._turn
-        self._since = time.monotonic()
+        began, used = time.monotonic(), time.thread_time()
+        self._since = began
         if not self._needed.is_set():
             self._call_relief()
         try:
@@ -228,6 +230,7 @@ class EpollLoop(Loop):
             if self._turn != turn:
                 return False
             self._since = None
+        self._inline.note(time.monotonic() - began, cpu=time.thread_time() - used)
         return True
 
     def _call_relief(self) -> None:
