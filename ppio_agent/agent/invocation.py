@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+from ppio_agent._util.alarm import alarms
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.wire.json import decode_json, encode_json
 
-from .alarm import alarms
 from .chunk import Chunk, ChunkCollector
 from .context import RequestContext, bind_context
 from .failure import Failure

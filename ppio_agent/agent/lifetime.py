@@ -15,9 +15,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal
 
+from ppio_agent._util.alarm import alarms
 from ppio_agent._util.clock import utc_now
 
-from .alarm import alarms
 from .context import CancelReason, RequestContext
 from .failure import Failure
 from .outcome import Outcome, imposed_error

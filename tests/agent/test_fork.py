@@ -10,7 +10,7 @@ from tests.support import SLOW
 SCRIPT = """
 import asyncio, json, os, threading, time
 from ppio_agent.agent import Invocation, InvocationRegistry, RequestContext, as_handler
-from ppio_agent.agent.alarm import alarms
+from ppio_agent._util.alarm import alarms
 from ppio_agent.agent.loop import AsyncCall, shared_loop
 from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import WorkerPool

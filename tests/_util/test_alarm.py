@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ppio_agent.agent.alarm import Alarms
+from ppio_agent._util.alarm import Alarms
 
 
 class Owner:

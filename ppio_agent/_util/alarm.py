@@ -12,8 +12,8 @@ import threading
 import time
 from typing import Protocol
 
-from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.threads import start_thread
+from .fork import renew_in_child
+from .threads import start_thread
 
 __all__ = ["Alarmed", "Alarms", "alarms"]
 
