@@ -112,6 +112,11 @@ class Lifetime(ABC):
         return None if self._cancel is None else self._cancel[0]
 
     @property
+    def refused(self) -> bool:
+        """Whether it was ended before it began because there was no place for it."""
+        return self._life.state is InvocationState.CANCELLED and self._cancel is None
+
+    @property
     def slot_seconds(self) -> float | None:
         """Seconds since user code has its thread; None if it never got one."""
         return None if self._started is None else time.monotonic() - self._started
@@ -244,11 +249,11 @@ class Lifetime(ABC):
             life = before.after(happening)
             if life is before or (if_unread and self._readers > 0):
                 return False
-            self._life = life
-            if happening is Happening.ENTERED:
-                self._started = time.monotonic()
             if reason is not None:
                 self._cancel = (reason, utc_now())
+            self._life = life  # after the reason: `refused` looks at both, unlocked
+            if happening is Happening.ENTERED:
+                self._started = time.monotonic()
             ends = life.state.terminal and not before.state.terminal
             if ends:
                 self._conclude_locked(outcome, failure)

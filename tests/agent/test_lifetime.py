@@ -13,6 +13,7 @@ from ppio_agent._util.threads import WorkerPool
 from ppio_agent.agent import Invocation, InvocationState
 from ppio_agent.agent.lifetime import Departure
 from ppio_agent.agent.progress import Step
+from ppio_agent.exceptions import ServerBusyError
 from tests.agent.support import make_context, make_invocation, pool_of
 from tests.support import SLOW
 
@@ -176,3 +177,16 @@ def test_what_the_told_raises_is_logged(
     invocation.start(pool)
     assert invocation.result(5) == 1
     assert f"nobody took note of the end of invocation {invocation.id}" in caplog.text
+
+
+def test_only_one_that_had_no_place_was_refused() -> None:
+    """A cancel before it begins is none, and neither is success."""
+    refused, cancelled, done = (make_invocation(lambda _: 1) for _ in range(3))
+    assert not refused.refused
+    assert refused.refuse(ServerBusyError("no place"))
+    assert refused.refused
+    assert cancelled.cancel()
+    assert cancelled.state is InvocationState.CANCELLED
+    assert not cancelled.refused
+    done.run()
+    assert not done.refused
