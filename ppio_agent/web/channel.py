@@ -31,7 +31,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.headers import REQUEST_ID
 
-from .kit import Relayed, problem, request_id_of, status_line
+from .kit import Relayed, Reply, problem, request_id_of, status_line
 from .lanes import Refusal
 from .parser import Parser
 
@@ -98,7 +98,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             return  # the connection is another thread's
         self.server.ppio_loop.changed(self)
 
-    def relay(self, environ: dict[str, Any], resume: Callable[[], object]) -> bool:
+    def relay(self, environ: dict[str, Any], resume: Callable[[], Reply]) -> bool:
         """Let another thread answer the request that is being served.
 
         It calls the application once more, with the same environ and `resume` in it
@@ -121,7 +121,9 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             # Closed before: there is nobody to answer, and that has to be known.
             self.relayed = None
             with contextlib.suppress(Exception):
-                relayed["ppio.resume"]()
+                close = getattr(relayed["ppio.resume"]().body, "close", None)
+                if close is not None:
+                    close()
 
     def writable(self) -> bool:
         """Tell the loop whether it has to send or close."""
@@ -170,8 +172,12 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
             self.server.ppio_loop.changed(self)
         return sent
 
-    def _flush_exception(self, *args: Any, **kwargs: Any) -> tuple[bool, bool]:
-        sent, failed = super()._flush_exception(*args, **kwargs)
+    def _flush_exception(
+        self, flush: Callable[..., bool] | None, **options: bool
+    ) -> tuple[bool, bool]:
+        if flush is None:  # all has left already, for which waitress returns None
+            return False, False
+        sent, failed = super()._flush_exception(flush, **options)
         if failed:
             self.server.ppio_loop.changed(self)
         return sent, failed

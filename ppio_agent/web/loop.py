@@ -21,7 +21,7 @@ from typing import Any
 
 from waitress import wasyncore
 
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.alarm import alarms
 
 from .inline import Inline
 
@@ -31,10 +31,10 @@ _LONGEST_WAIT = 1.0
 _SHORT_WAIT = 0.005
 # Seconds between looks at all connections: those to be closed are closed then.
 _SWEEP_EVERY = 5.0
-# Seconds for which a request may hold up the loop, and between two looks at that.
-_HELD_UP = 0.003
-# After so many looks in vain, nobody looks until the next request.
-_LOOKS = 10
+# Seconds for which a request may hold up the loop.
+_HELD_UP = 0.004
+# Seconds until another thread is tried again, when the system had none.
+_RETRY = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +44,6 @@ class Loop:
 
     Args:
         between: Called between two waits; if it returns true, the next one is short.
-        inline: What the loop's thread may serve itself; this loop serves nothing.
-        succeed: Starts a further thread that calls `run`, when this one is held up;
-            raises RuntimeError if it cannot.
 
     Attributes:
         sockets: File descriptor to waitress's object; waitress adds and removes.
@@ -54,19 +51,13 @@ class Loop:
     Thread safety: `call`, `changed` and `stop` from any thread.
     """
 
-    def __init__(
-        self,
-        between: Callable[[], bool],
-        inline: Inline,
-        succeed: Callable[[], object],
-    ) -> None:
+    def __init__(self, between: Callable[[], bool]) -> None:
         self.sockets: dict[int, Any] = {}
         self._between = between
-        self._inline = inline
-        self._succeed = succeed
         self._calls: deque[Callable[[], object]] = deque()
         self._listeners: Sequence[Any] = ()
         self._asleep = False
+        self._turn = 0  # which of the threads that have called `run` serves
         self._stopping = False
         self._sweep_at = 0.0
         # Guards the trigger: its descriptor must not be written to once closed.
@@ -113,13 +104,14 @@ class Loop:
         Returns:
             Whether that is the end; not if another thread goes on.
         """
-        while not self._stopping:
+        turn = self._turn
+        while not self._stopping and self._turn == turn:
             self._asleep = True
             while self._calls:
                 self._calls.popleft()()
             if not self._stopping:
                 self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
-        return True
+        return self._turn == turn
 
     def _wait(self, timeout: float) -> None:
         if time.monotonic() >= self._sweep_at:
@@ -150,6 +142,12 @@ class EpollLoop(Loop):
     A connection is armed by the thread that knows what it waits for next: the loop
     after each event, a worker when it has answered. Each computes the interest anew
     under the connection's `arm_lock`, so the last one is right.
+
+    Args:
+        between: As for `Loop`.
+        inline: What the loop's thread may serve itself.
+        succeed: Starts a further thread that calls `run`, when this one is held up;
+            raises RuntimeError if it cannot.
     """
 
     def __init__(
@@ -158,30 +156,19 @@ class EpollLoop(Loop):
         inline: Inline,
         succeed: Callable[[], object],
     ) -> None:
-        super().__init__(between, inline, succeed)
+        super().__init__(between)
         self._epoll = select.epoll()
         self.sockets = _Registered(self._epoll)
         # Listeners that accept nobody, since there are too many connections.
         self._full: set[Any] = set()
         # What `epoll` has told and nobody has dealt with; a successor goes on with it.
         self._ready: deque[tuple[Any, int]] = deque()
-        # Guards _turn and _since.
-        self._turn_lock = threading.Lock()
-        self._turn = 0
+        self._inline = inline
+        self._succeed = succeed
         self._since: float | None = None  # when the present inline request began
-        self._relief: threading.Thread | None = None
-        self._needed = threading.Event()
-
-    def run(self) -> bool:
-        """Serve the sockets until `stop`, or until another thread has the turn."""
-        turn = self._turn
-        while not self._stopping and self._turn == turn:
-            self._asleep = True
-            while self._calls:
-                self._calls.popleft()()
-            if not self._stopping:
-                self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
-        return self._turn == turn
+        self._alarmed = False  # whether an alarm will look at that
+        # Held while the turn passes on, and while it is kept after a request.
+        self._turn_lock = threading.Lock()
 
     def changed(self, channel: Any) -> None:
         """Arm the connection for what it is interested in now."""
@@ -220,8 +207,8 @@ class EpollLoop(Loop):
         turn = self._turn
         began, used = time.monotonic(), time.thread_time()
         self._since = began
-        if not self._needed.is_set():
-            self._call_relief()
+        if not self._alarmed:
+            self._alarm(began + _HELD_UP)
         try:
             self._inline.run(job)
         except Exception:  # noqa: BLE001 - the loop goes on whatever a request does
@@ -233,44 +220,42 @@ class EpollLoop(Loop):
         self._inline.note(time.monotonic() - began, cpu=time.thread_time() - used)
         return True
 
-    def _call_relief(self) -> None:
-        self._needed.set()
-        if self._relief is None:
-            self._relief = start_thread("ppio-web-relief", self._relieve)
+    def _alarm(self, instant: float) -> None:
+        self._alarmed = True
+        try:
+            alarms().set(self, instant)
+        except RuntimeError as error:  # the system has no thread for it
+            self._alarmed = False
+            _log.warning("nobody will notice if the loop is held up: %s", error)
 
-    def _relieve(self) -> None:
-        """Let another thread go on with the loop whenever a request holds it up."""
-        tick = threading.Event()
-        looks, seen = 0, None
-        while not self._closed:
-            since = self._since
-            looks = looks + 1 if since == seen else 0
-            seen = since
-            if since is None and looks > _LOOKS:
-                self._needed.clear()
-                # One that began before this was cleared was not told of otherwise.
-                if self._since is None and not self._closed:
-                    self._needed.wait()
-                self._needed.set()
-            elif since is not None and time.monotonic() - since >= _HELD_UP:
-                self._hand_on(since)
-            tick.wait(_HELD_UP)
-
-    def _hand_on(self, since: float) -> None:
+    def on_alarm(self) -> None:
+        """Let another thread go on, if a request holds up the loop."""
+        # In this order: a request that begins now sees that it has no alarm.
+        self._alarmed = False
+        now = time.monotonic()
         with self._turn_lock:
-            if self._since != since:
-                return  # it came to its end just now
-            self._inline.held_up()  # the successor must not try the next one at once
-            # It is started under the lock: until it is known that there is one, the
-            # turn stays where it is.
-            self._turn += 1
-            self._since = None
-            try:
-                self._succeed()
-            except RuntimeError as error:
-                self._turn -= 1
-                self._since = since
-                _log.warning("the loop is held up, and no thread can go on: %s", error)
+            since = self._since
+            if since is None:
+                return
+            # The successor is started under the lock: until it is known that there is
+            # one, the turn stays where it is.
+            held_up = now - since >= _HELD_UP
+            if held_up and self._pass_on_locked(since):
+                return
+        self._alarm(now + _RETRY if held_up else since + _HELD_UP)
+
+    def _pass_on_locked(self, since: float) -> bool:
+        self._inline.held_up()  # the successor must not try the next one at once
+        self._turn += 1
+        self._since = None
+        try:
+            self._succeed()
+        except RuntimeError as error:
+            self._turn -= 1
+            self._since = since
+            _log.warning("the loop is held up, and no thread can go on: %s", error)
+            return False
+        return True
 
     def _watch_listeners(self) -> None:
         for listener in self._listeners:
@@ -285,9 +270,7 @@ class EpollLoop(Loop):
         """Close every socket and the poller itself."""
         super().close()
         self._epoll.close()
-        self._needed.set()
-        if self._relief is not None:
-            self._relief.join()
+        alarms().clear(self)
 
 
 class _Registered(dict[int, Any]):
@@ -314,6 +297,7 @@ def _nothing() -> None:
 def new_loop(
     between: Callable[[], bool], inline: Inline, succeed: Callable[[], object]
 ) -> Loop:
-    """Return the best loop of this system; see `Loop` for the arguments."""
-    kind = EpollLoop if hasattr(select, "epoll") else Loop
-    return kind(between, inline, succeed)
+    """Return the best loop of this system; see `EpollLoop` for the arguments."""
+    if hasattr(select, "epoll"):
+        return EpollLoop(between, inline, succeed)
+    return Loop(between)

@@ -51,6 +51,10 @@ class Server(Closing):
         lanes: Which requests must never wait, and which are refused.
         on_drain: Called once when a drain or a close begins, before anything is closed.
 
+    Attributes:
+        broken: Whether the loop has failed, so that nobody is served any more; why is
+            in the log.
+
     Thread safety: thread-safe.
     """
 
@@ -90,6 +94,7 @@ class Server(Closing):
             self._dispatcher.inline,
             lambda: self._threads.submit(self._run),
         )
+        self.broken = False
         self._running = False
         self._loop_over = threading.Event()
         self._stopping = False
@@ -117,7 +122,7 @@ class Server(Closing):
         return self
 
     def serve_forever(self) -> None:
-        """Serve until `close` is called, starting first if need be."""
+        """Serve until `close` is called, or it is broken, starting first if need be."""
         if not self._running:
             self.start()
         self._closed.wait()
@@ -239,10 +244,13 @@ class Server(Closing):
                 return
         except Exception:  # noqa: BLE001 - outermost frame of the loop thread
             _log.exception("the server's loop failed")
+            self.broken = True
         try:
             self._loop.close()
         finally:
             self._loop_over.set()
+            if self.broken:
+                self._closed.set()
 
     def _channels(self) -> list[Any]:
         return [

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppio_agent._util.alarm import alarms
 from ppio_agent.web import Lane, Lanes, Reply, Server
 from ppio_agent.web.crew import Crew, Load
 from ppio_agent.web.inline import Inline, Pace
@@ -288,3 +289,50 @@ def test_a_server_is_closed_although_its_loop_is_held_up(
         assert held.closed()
         app.gates["/slow/0"].set()
     assert server.close()
+
+
+def test_without_an_alarm_requests_are_served_all_the_same(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the system has no thread left, even for noticing what is slow."""
+
+    def no_thread(owner: Any, instant: float) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(alarms(), "set", no_thread)
+    with RawClient(server.port) as client:
+        for _ in range(3):
+            assert client.ask("/").status == 200
+    assert "nobody will notice" in caplog.text
+
+
+def test_an_event_is_about_the_connection_that_it_came_for(
+    server: Server, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if, after a hand-over, its number is another connection's already."""
+    monkeypatch.setattr("ppio_agent.web.loop._HELD_UP", 0.3)
+    first, second, third = (RawClient(server.port) for _ in range(3))
+    with first, second:
+        for client in (first, second, third):
+            client.ask("/")
+        [stale] = [
+            channel
+            for channel in server._channels()
+            if channel.addr[1] == third.socket.getsockname()[1]
+        ]
+        first.send_request("/slow/0")
+        app.wait_inside()  # the loop stands still, and does not look
+        second.send_request("/slow/1")
+        third.send_request("/")
+        newcomers = [RawClient(server.port) for _ in range(3)]
+        app.gates["/slow/0"].set()
+        assert first.answer().status == 200
+        app.wait_inside()  # all the other events wait for the next thread
+        stale.abort()
+        for newcomer in newcomers:
+            with newcomer:
+                assert newcomer.ask("/").status == 200
+        assert third.closed()
+        third.socket.close()
+        app.gates["/slow/1"].set()
+        assert second.answer().status == 200

@@ -84,7 +84,11 @@ class Silence:
         return []
 
 
-@pytest.fixture(params=[EpollLoop, Loop])
+def _plain_loop(between: Any, inline: Any, succeed: Any) -> Loop:
+    return Loop(between)
+
+
+@pytest.fixture(params=[EpollLoop, _plain_loop], ids=["epoll", "plain"])
 def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test on either loop."""
     monkeypatch.setattr("ppio_agent.web.server.new_loop", request.param)
@@ -832,12 +836,18 @@ def test_too_many_connections_wait_for_their_turn(
 def test_a_loop_that_breaks_is_logged(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And the server closes rather than hang."""
+    """And the server says so rather than stay there deaf."""
     server = serve(hello)
 
     def broken() -> None:
         raise RuntimeError("broken loop")
 
+    runner = threading.Thread(target=server.serve_forever)
+    runner.start()
+    assert not server.broken
     server._loop.call(broken)
-    wait_until(lambda: "broken loop" in caplog.text)
+    runner.join(5)
+    assert not runner.is_alive()
+    assert "broken loop" in caplog.text
+    assert server.broken
     assert server.close()
