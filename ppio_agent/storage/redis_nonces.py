@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 
 from ppio_agent.exceptions import ConfigurationError
-from ppio_agent.wire.signing import MAX_NONCES, nonces_unavailable, too_many_nonces
+from ppio_agent.wire.signing import MAX_NONCES, too_many_nonces
+
+from .outage import PATIENCE, Outage
 
 __all__ = ["RedisNonceStore"]
 
 _PREFIX = "ppio:nonces:"
-# Seconds that a request's thread waits, and how long the next ones then do not: the
-# threads that answer pings authenticate, too.
-_PATIENCE = 1.0
-_REST = 1.0
 _NEW = 0
 
 # One sorted set a key, whose scores are the instants of forgetting in ms. The server's
@@ -64,8 +61,8 @@ class RedisNonceStore:
         try:
             self._redis = redis.Redis.from_url(
                 url,
-                socket_timeout=_PATIENCE,
-                socket_connect_timeout=_PATIENCE,
+                socket_timeout=PATIENCE,
+                socket_connect_timeout=PATIENCE,
                 # Asked again after a lost answer, the server would say "seen".
                 retry=Retry(NoBackoff(), 0),
             )
@@ -74,8 +71,7 @@ class RedisNonceStore:
                 "the redis:// URL of the nonces cannot be used: check port and options"
             ) from None
         self._limit = limit
-        self._resting_until = 0.0
-        self._error = redis.RedisError
+        self._outage = Outage(redis.RedisError)
         self._claim = self._redis.register_script(_CLAIM)
 
     def claim(self, key_id: str, nonce: str, *, keep: float) -> bool:
@@ -84,18 +80,13 @@ class RedisNonceStore:
         Blocking: until the server answers, for 1 s at most, and 1 s to connect; for a
         second after it did not, there is no waiting.
         """
-        if time.monotonic() < self._resting_until:
-            raise nonces_unavailable()
-        try:
+        with self._outage.guard():
             said = int(
                 self._claim(
                     keys=[_PREFIX + key_id],
                     args=[nonce, math.ceil(keep * 1000), self._limit],
                 )
             )
-        except self._error as error:
-            self._resting_until = time.monotonic() + _REST
-            raise nonces_unavailable() from error
         if said > 0:
             raise too_many_nonces(said / 1000)
         return said == _NEW

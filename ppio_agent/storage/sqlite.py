@@ -112,10 +112,16 @@ class SqliteDocumentStore:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[sqlite3.Connection]:
+def opened(
+    path: str | Path, *, busy: float = _BUSY_SECONDS
+) -> Iterator[sqlite3.Connection]:
     """Open a file, which stays open if the block, which prepares it, succeeds.
 
     The file and its folder are made when absent.
+
+    Args:
+        path: The file.
+        busy: Seconds that each statement waits while others write.
 
     Raises:
         ConfigurationError: It is damaged or cannot be opened.
@@ -124,7 +130,7 @@ def opened(path: str | Path) -> Iterator[sqlite3.Connection]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            path, timeout=busy, isolation_level=None, check_same_thread=False
         )
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error

@@ -6,12 +6,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ConfigurationError
-from ppio_agent.wire.signing import MAX_NONCES, nonces_unavailable, too_many_nonces
+from ppio_agent.wire.signing import MAX_NONCES, too_many_nonces
 
+from .outage import PATIENCE, Outage
 from .sqlite import opened, transaction
 
 __all__ = ["SqliteNonceStore"]
@@ -40,15 +43,58 @@ CREATE TRIGGER IF NOT EXISTS nonce_forgotten AFTER DELETE ON nonce BEGIN
 END;
 COMMIT;
 """
+_START_PATIENCE = 5.0  # seconds; workers that start together make the file together
 
 
 class _Connection:
-    """What one process uses of the file."""
+    """What one process uses of the file, which is opened at the first nonce."""
 
     def __init__(self, path: Path) -> None:
-        self.lock = threading.Lock()  # Guards db: one transaction.
-        with opened(path) as self.db:
-            self.db.executescript(_SCHEMA)
+        self._path = path
+        self._lock = threading.Lock()  # Guards _db: one transaction.
+        self._db: sqlite3.Connection | None = None
+
+    @contextmanager
+    def writing(self, deadline: Deadline) -> Iterator[sqlite3.Connection]:
+        """Keep all that the block writes, or nothing if it fails.
+
+        Raises:
+            TimeoutError: Other threads write until the deadline.
+            sqlite3.Error: Other processes do, or the file fails.
+            ConfigurationError: The file cannot be opened.
+        """
+        if not self._lock.acquire(timeout=_left(deadline)):
+            raise TimeoutError("other threads write to the file")
+        try:
+            if self._db is None:
+                self._db = _prepared(self._path, deadline)
+            _wait_until(deadline, self._db)
+            with transaction(self._db):
+                yield self._db
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+
+
+def _prepared(path: Path, deadline: Deadline) -> sqlite3.Connection:
+    with opened(path, busy=_left(deadline)) as db:
+        _wait_until(deadline, db)
+        db.executescript(_SCHEMA)
+    return db
+
+
+def _wait_until(deadline: Deadline, db: sqlite3.Connection) -> None:
+    """Let the next statement wait no longer for what other processes write."""
+    db.execute(f"PRAGMA busy_timeout = {_left(deadline) * 1000:.0f}")
+
+
+def _left(deadline: Deadline) -> float:
+    return deadline.left() or 0.0
 
 
 class SqliteNonceStore:
@@ -80,19 +126,21 @@ class SqliteNonceStore:
         # By process id. A parent's stays in it unused: closing it in the child would
         # take the parent's locks away.
         self._connections: dict[int, _Connection] = {}
-        _Connection(self._path).db.close()  # tells at once whether it can be used
+        self._outage = Outage(sqlite3.Error, ConfigurationError, TimeoutError)
+        # Tells at once whether it can be used.
+        _prepared(self._path, Deadline.after(_START_PATIENCE)).close()
 
     def claim(self, key_id: str, nonce: str, *, keep: float) -> bool:
         """Remember a nonce; see `NonceStore.claim`.
 
-        Blocking: while others write, for 5 s at most.
+        Blocking: while others write, in this process or another, for 1 s at most; for
+        a second after that was not enough, there is no waiting.
         """
-        try:
-            own = self._connection()
-            with own.lock, transaction(own.db):
-                return self._claim_locked(own.db, key_id, nonce, keep)
-        except (sqlite3.Error, ConfigurationError) as error:
-            raise nonces_unavailable() from error
+        with (
+            self._outage.guard(),
+            self._connection().writing(Deadline.after(PATIENCE)) as db,
+        ):
+            return self._claim_locked(db, key_id, nonce, keep)
 
     def _claim_locked(
         self, db: sqlite3.Connection, key_id: str, nonce: str, keep: float
@@ -118,16 +166,8 @@ class SqliteNonceStore:
     def _connection(self) -> _Connection:
         pid = os.getpid()
         own = self._connections.get(pid)
-        if own is None:
-            made = _Connection(self._path)
-            own = self._connections.setdefault(pid, made)
-            if own is not made:  # another thread was quicker
-                made.db.close()
-        return own
+        return own or self._connections.setdefault(pid, _Connection(self._path))
 
     def close(self) -> None:
         """Close this process's connection. Idempotent."""
-        own = self._connections.get(os.getpid())
-        if own is not None:
-            with own.lock:
-                own.db.close()
+        self._connection().close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -241,10 +242,40 @@ def test_a_file_that_fails_later_admits_nobody(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.retryable) == ("nonces_unavailable", True)
     assert caught.value.__cause__ is not None
     (tmp_path / "n.db").unlink()
-    assert store.claim("a", N1, keep=600.0)
+    wait_until(lambda: _says(store, N1) is True)
     store.close()
     with pytest.raises(ServiceUnavailableError):
         store.claim("a", N2, keep=600.0)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_file_that_others_hold_makes_nobody_wait_for_long(
+    tmp_path: Path, used: bool
+) -> None:
+    """One second for all who come at once, not one after the other; then none."""
+    path = tmp_path / "n.db"
+    store = SqliteNonceStore(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    said: list[bool | None] = []
+    threads = [
+        threading.Thread(target=lambda: said.append(_says(store, N2))) for _ in range(8)
+    ]
+    try:
+        assert not used or store.claim("a", N1, keep=600.0)
+        other.execute("BEGIN IMMEDIATE")
+        before = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        said += [_says(store, N2) for _ in range(20)]
+        assert 0.9 < time.monotonic() - before < 3 * SLOW
+        assert said == [None] * 28
+        other.execute("ROLLBACK")
+        wait_until(lambda: _says(store, N2) is True)
+    finally:
+        other.close()
+        store.close()
 
 
 def test_a_server_that_is_away_admits_nobody(tmp_path: Path) -> None:
