@@ -17,6 +17,7 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import RateLimitError, ServiceUnavailableError, WireError
 
 __all__ = [
@@ -193,6 +194,8 @@ class NonceStore(Protocol):
 class MemoryNonceStore:
     """Remembers nonces in this process, which is enough if there is no other.
 
+    A forked child knows those of its parent until then, and no later ones.
+
     Args:
         limit: Most nonces for one key.
         clock: A clock that never goes back.
@@ -212,6 +215,11 @@ class MemoryNonceStore:
         self._lock = threading.Lock()
         self._expiry: dict[str, dict[str, float]] = {}  # of a key's nonces, in order
         self._queue: deque[tuple[float, str, str]] = deque()
+        renew_in_child(self, MemoryNonceStore._renew)
+
+    def _renew(self) -> None:
+        # Of a change that the fork cut in two, one nonce may be kept for ever.
+        self._lock = threading.Lock()
 
     def claim(self, key_id: str, nonce: str, *, keep: float) -> bool:
         """Remember a nonce; see `NonceStore.claim`."""

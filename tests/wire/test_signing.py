@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -262,3 +264,17 @@ def test_nonces_that_expired_leave_nothing_behind() -> None:
     assert store.claim("c", "n1", keep=600.0)
     assert list(store._expiry) == ["c"]
     assert len(store._queue) == 1
+
+
+def test_a_forked_child_knows_the_nonces_and_not_the_lock_of_its_parent() -> None:
+    """Whoever held it at the fork does not live there to let go of it."""
+    store = MemoryNonceStore()
+    assert store.claim("a", "n1", keep=600.0)
+    with store._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # ends a child that waits
+            claimed = [store.claim("a", nonce, keep=600.0) for nonce in ("n1", "n2")]
+            os._exit(0 if claimed == [False, True] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.claim("a", "n2", keep=600.0)
