@@ -82,7 +82,9 @@ class Front:
         routes, _ = self._table.find(path)
         route = routes.get(method)
         if route is not None:
-            return route.lane
+            # In front of a wrapped app there may be code that takes as long as it likes.
+            queued = route.lane is Lane.QUEUED
+            return Lane.INVOKE if queued and self.wrapped else route.lane
         foreign = not routes and (self.wrapped or self.flask is not None)
         return Lane.INVOKE if foreign else Lane.EXPRESS
 

@@ -135,7 +135,7 @@ ROUTES: tuple[Route, ...] = (
     Route("ping", "GET", "/ping", _ping, public=True),
     Route("metrics", "GET", "/metrics", _metrics),
     Route("openapi", "GET", "/openapi.json", _openapi),
-    Route("invocations", "POST", "/invocations", _invoke, Lane.INVOKE),
+    Route("invocations", "POST", "/invocations", _invoke, Lane.QUEUED),
     Route("invocation", "GET", "/invocations/<id>", _record),
     Route("events", "GET", "/invocations/<id>/events", _events, Lane.READ),
     Route("cancel", "POST", "/invocations/<id>/cancel", _cancel),

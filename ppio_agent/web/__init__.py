@@ -18,7 +18,7 @@ from .kit import (
     problem,
     read_body,
 )
-from .lanes import Lane, Lanes, Refusal, retry_after
+from .lanes import Lane, Lanes, retry_after
 from .server import Server
 from .sse import SSE_HEADERS, sse_body
 
@@ -27,7 +27,6 @@ __all__ = [
     "ContextFilter",
     "Lane",
     "Lanes",
-    "Refusal",
     "Relayed",
     "Reply",
     "RequestKit",

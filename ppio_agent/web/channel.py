@@ -32,7 +32,7 @@ from ppio_agent.exceptions import (
 from ppio_agent.wire.headers import REQUEST_ID
 
 from .kit import Relayed, Reply, problem, request_id_of, status_line
-from .lanes import Refusal
+from .lanes import Refusal, error_code
 from .parser import Parser
 
 __all__ = ["Channel"]
@@ -420,8 +420,6 @@ Channel.parser_class = Parser
 Channel.task_class = Task
 Channel.error_task_class = ProblemTask
 
-_WORDS = {400: "bad_request", 431: "headers_too_large", 501: "not_implemented"}
-
 
 def _as_error(cause: Any, limit: int) -> PPIOAgentError:
     """Return one of our errors for one that waitress found itself."""
@@ -432,10 +430,10 @@ def _as_error(cause: Any, limit: int) -> PPIOAgentError:
     if cause.code >= 500 and cause.code != 501:
         return InternalServerError("internal error")
     if cause.code == 400:
-        return ValidationError(f"malformed request: {cause.body}", code="bad_request")
+        return ValidationError(f"malformed request: {cause.body}", code=error_code(400))
     return PPIOAgentRuntimeError(
         f"{status_line(cause.code)[4:].lower()}: {cause.body}",
-        code=_WORDS.get(cause.code, "bad_request"),
+        code=error_code(cause.code),
         http_status=cause.code,
     )
 

@@ -96,7 +96,8 @@ class Crew:
         self._pool = WorkerPool(name, max_threads=max_threads)
         # Guards everything below.
         self._lock = threading.Lock()
-        self._jobs: deque[tuple[float, _Job]] = deque()
+        # Since when each waits, and whether it may be handed over.
+        self._jobs: deque[tuple[float, _Job, bool]] = deque()
         self._active = 0
         self._grown_at = 0.0
         self._hold_until = 0.0
@@ -116,8 +117,12 @@ class Crew:
         """How many jobs wait for a thread."""
         return len(self._jobs)
 
-    def submit(self, job: _Job) -> None:
+    def submit(self, job: _Job, *, movable: bool = False) -> None:
         """Run `job()` on a thread.
+
+        Args:
+            job: What to run.
+            movable: Whether `hand_over` may give it away.
 
         Raises:
             PoolSaturatedError: All threads are busy and the queue is full.
@@ -125,7 +130,7 @@ class Crew:
         with self._lock:
             if self._active + len(self._jobs) >= self._max_jobs:
                 raise PoolSaturatedError(f"{len(self._jobs)} jobs wait already")
-            self._jobs.append((self._clock(), job))
+            self._jobs.append((self._clock(), job, movable))
             grow = self._active < min(_EAGER, self._max_threads)
             self._active += grow
         if grow:
@@ -168,7 +173,7 @@ class Crew:
             self._add()
 
     def hand_over(self, patience: float, take: Callable[[_Job], bool]) -> None:
-        """Give jobs away that have waited too long while all threads are taken.
+        """Give movable jobs away that have waited too long while no thread is free.
 
         Args:
             patience: Seconds a job waits before.
@@ -176,14 +181,26 @@ class Crew:
         """
         while self._jobs and self._clock() >= self._hold_until:
             with self._lock:
-                stuck = self._active >= self._max_threads and self._jobs
-                if not stuck or self._clock() - self._jobs[0][0] < patience:
-                    return
-                waiting = self._jobs.popleft()
+                waiting = self._pop_stuck_locked(self._clock() - patience)
+            if waiting is None:
+                return
             if not take(waiting[1]):
                 with self._lock:
                     self._jobs.appendleft(waiting)
                     self._hold_until = self._clock() + _RETRY_THREADS
+
+    def _pop_stuck_locked(self, before: float) -> tuple[float, _Job, bool] | None:
+        """Remove and return the oldest movable job that waits since `before`."""
+        if self._active < self._max_threads:
+            return None
+        for index, waiting in enumerate(self._jobs):
+            since, _, movable = waiting
+            if since > before:
+                return None
+            if movable:
+                del self._jobs[index]
+                return waiting
+        return None
 
     def _add(self) -> None:
         try:
@@ -202,7 +219,7 @@ class Crew:
                 if not self._jobs:
                     self._active -= 1
                     return
-                _, job = self._jobs.popleft()
+                _, job, _ = self._jobs.popleft()
             try:
                 job()
             except BaseException:  # noqa: BLE001 - outermost frame of the thread

@@ -22,6 +22,7 @@ from attrs import frozen
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 from ppio_agent.exceptions import (
     PPIOAgentError,
+    RequestTooLargeError,
     ServerBusyError,
     ServerDrainingError,
 )
@@ -29,7 +30,14 @@ from ppio_agent.exceptions import (
 from .crew import Crew, Load
 from .inline import Inline
 
-__all__ = ["Lane", "LaneDispatcher", "Lanes", "Refusal", "retry_after"]
+__all__ = [
+    "Lane",
+    "LaneDispatcher",
+    "Lanes",
+    "Refusal",
+    "error_code",
+    "retry_after",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -37,16 +45,28 @@ _EXPRESS_THREADS = 2
 # A request that has waited longer than this for its thread is looked at before it is
 # run: its client may have left. Looking costs a system call, so others are not.
 _LOOK_AFTER = 0.05
-# One that has waited so long for a thread of the invoke lane is handed to the
-# application on a further one: there its deadline is kept, and its client looked after.
+# One that the application queues itself, and that has waited so long for a thread of
+# the invoke lane, is handed to it on a further one: there its deadline is kept, and its
+# client looked after.
 _WAIT_INSIDE = 0.25
+
+_CODES = {
+    413: RequestTooLargeError.code,
+    431: "headers_too_large",
+    501: "not_implemented",
+}
 
 
 class Lane(enum.Enum):
-    """Where a request is served."""
+    """Where a request is served.
+
+    A `QUEUED` one is served as those of `INVOKE`; but the application has a queue for
+    it, counts by `Lanes.waiting` who is in it, and runs no code of its own before.
+    """
 
     EXPRESS = "express"
     INVOKE = "invoke"
+    QUEUED = "queued"
     READ = "read"
 
 
@@ -76,27 +96,28 @@ def _nothing_known() -> Iterable[float]:
     return ()
 
 
-def _never_busy() -> None:
-    return None
+def error_code(status: int) -> str:
+    """Return our code for what waitress found wrong with a request, by its status."""
+    return _CODES.get(status, "bad_request")
 
 
 @frozen(kw_only=True)
 class Lanes:
     """What the application tells the server about its requests.
 
-    All of them are called on the server's loop thread and must be quick.
+    All of them are called wherever a request is found complete: on the loop's thread,
+    or, for those that were sent before the last answer, on the one that gave that
+    answer. They must be quick and thread-safe.
 
     Args:
         classify: Chooses the lane by method, path (decoded, without query) and headers
             (names upper case with underscores, as `X_REQUEST_ID`).
-        busy: Asked for every request of the invoke lane; a `Refusal` refuses it.
         waiting: How many admitted requests wait inside the application (for a slot,
             or asynchronously); they count against `max_queue`.
         durations: For how many seconds the latest of them had their slots.
     """
 
     classify: Callable[[str, str, Mapping[str, str]], Lane] = _all_invoke
-    busy: Callable[[], Refusal | None] = _never_busy
     waiting: Callable[[], int] = _nothing_waits
     durations: Callable[[], Iterable[float]] = _nothing_known
 
@@ -204,32 +225,40 @@ class LaneDispatcher:
         request = task.requests[0]
         request.arrived = time.monotonic()
         if request.error is not None:
-            self._submit(Lane.EXPRESS, task)
+            self._count(error_code(request.error.code))
+            self._crews[Lane.EXPRESS].submit(partial(self._serve, task, request))
             return
         lane = self._lanes.classify(request.command, request.path, request.headers)
+        queued = lane is Lane.QUEUED
+        if queued:
+            lane = Lane.INVOKE
         refusal = self._refuse(lane)
         if refusal is None:
-            refusal = self._try(lane, task)
+            refusal = self._try(lane, task, request, queued=queued)
         if refusal is not None:
-            reason = refusal.error.code
-            with self._lock:
-                self._refused[reason] = self._refused.get(reason, 0) + 1
+            self._count(refusal.error.code)
             request.error = refusal
-            self._submit(Lane.EXPRESS, task)
+            self._crews[Lane.EXPRESS].submit(partial(self._serve, task, request))
 
-    def _try(self, lane: Lane, task: Task) -> Refusal | None:
-        waiting = self._crews[lane].waiting
+    def _count(self, reason: str) -> None:
+        with self._lock:
+            self._refused[reason] = self._refused.get(reason, 0) + 1
+
+    def _try(
+        self, lane: Lane, task: Task, request: Any, *, queued: bool
+    ) -> Refusal | None:
+        serve = self._serve
+        if lane is Lane.INVOKE:
+            if self.inline.offer(partial(serve, task, request), request.arrived):
+                return None
+            serve = self._serve_elsewhere
+        crew = self._crews[lane]
+        waiting = crew.waiting
         try:
-            self._submit(lane, task)
+            crew.submit(partial(serve, task, request), movable=queued)
         except PoolSaturatedError:
             return Refusal(self._busy_error(waiting))
         return None
-
-    def _submit(self, lane: Lane, task: Task) -> None:
-        request = task.requests[0]
-        job = partial(self._serve, lane, task, request)
-        if lane is not Lane.INVOKE or not self.inline.offer(job, request.arrived):
-            self._crews[lane].submit(job)
 
     def _refuse(self, lane: Lane) -> Refusal | None:
         if lane is not Lane.INVOKE:
@@ -241,7 +270,7 @@ class LaneDispatcher:
         waiting = inside + self._crews[lane].waiting
         if inside and waiting >= self._max_queue:
             return Refusal(self._busy_error(waiting))
-        return self._lanes.busy()
+        return None
 
     def _busy_error(self, waiting: int) -> ServerBusyError:
         return ServerBusyError(
@@ -252,9 +281,9 @@ class LaneDispatcher:
             ),
         )
 
-    def _serve(self, lane: Lane, task: Task, request: Any) -> None:
-        started = time.monotonic()
-        gone = started - request.arrived > _LOOK_AFTER and task.client_gone()
+    def _serve(self, task: Task, request: Any) -> None:
+        waited = time.monotonic() - request.arrived
+        gone = waited > _LOOK_AFTER and task.client_gone()
         served = False
         try:
             if not gone:
@@ -264,8 +293,12 @@ class LaneDispatcher:
             if not served:
                 task.cancel()
                 task.abort()
-        if lane is Lane.INVOKE:
-            self.inline.elsewhere(time.monotonic() - started)
+
+    def _serve_elsewhere(self, task: Task, request: Any) -> None:
+        """Serve on a thread of the invoke lane, and note how long that took."""
+        started = time.monotonic()
+        self._serve(task, request)
+        self.inline.elsewhere(time.monotonic() - started)
 
     def relay(self, take_over: Callable[[], object]) -> bool:
         """Call `take_over()` on a further thread; see `Channel.relay`.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flask
 import pytest
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from ppio_agent.serving import PPIOAgentRuntimeApp
 from tests.serving.conftest import Serve
@@ -114,6 +117,49 @@ def test_all_that_wait_are_counted_together(serve: Serve, gate: Gate) -> None:
 
 def waiting(app: PPIOAgentRuntimeApp, http_: Http) -> int:
     return app.waiting() + http_.lane("invoke")["waiting"]
+
+
+def site_of(page: Any) -> Any:
+    """Return a site with one page."""
+    site = flask.Flask(__name__)
+    site.add_url_rule("/page", view_func=page)
+    return site.wsgi_app
+
+
+@pytest.mark.parametrize("where", ["a route", "a page of the site", "around the app"])
+def test_code_in_front_of_the_app_is_bounded_likewise(
+    where: str, serve: Serve, gate: Gate
+) -> None:
+    """However long it takes: two run, one waits, nine are told to come back."""
+    app = make_app(max_concurrency=2, max_queue=1)
+    app.entrypoint(lambda request: None)
+    inside = []
+
+    def page() -> str:
+        inside.append(threading.get_ident())
+        gate.stand()
+        return "stood"
+
+    def around(environ: Any, start_response: Any) -> Any:
+        page()
+        return agent(environ, start_response)
+
+    agent, call = app.wsgi_app, lambda: http_.get("/page")
+    if where == "a route":
+        app.flask.add_url_rule("/page", view_func=page)
+    elif where == "a page of the site":
+        app.wsgi_app = DispatcherMiddleware(site_of(page), {"/agent": agent})
+    else:
+        app.wsgi_app, call = around, lambda: http_.invoke({})
+    http_ = serve(app)
+    calling = [in_background(lambda: call().status) for _ in range(12)]
+    wait_until(lambda: len(inside) == 2 and http_.lane("invoke")["waiting"] == 1)
+    # For longer than an invocation waits for a thread before it waits for a slot.
+    for _ in range(10):
+        assert (len(inside), http_.lane("invoke")["waiting"]) == (2, 1)
+        threading.Event().wait(0.05)
+    gate.open()
+    assert sorted(wait() for wait in calling) == [200] * 3 + [503] * 9
 
 
 def test_readers_are_bounded_likewise(serve: Serve, gate: Gate) -> None:

@@ -122,7 +122,7 @@ def test_who_waits_too_long_is_given_away(clock: Clock, gate: threading.Event) -
     taken: list[Any] = []
     crew.submit(gate.wait)
     for n in range(3):
-        crew.submit(partial(ran.append, n))
+        crew.submit(partial(ran.append, n), movable=True)
         clock.move(0.1)
     crew.hand_over(0.15, lambda job: taken.append(job) is None)
     assert crew.waiting == 1, "the last has not waited for so long"
@@ -137,6 +137,21 @@ def test_who_waits_too_long_is_given_away(clock: Clock, gate: threading.Event) -
     assert crew.close()
 
 
+def test_only_movable_jobs_are_given_away(clock: Clock, gate: threading.Event) -> None:
+    """The others stay and keep their order, and hold up none behind them."""
+    crew = _crew(clock, threads=1)
+    ran: list[int] = []
+    crew.submit(gate.wait)
+    for n in range(5):
+        crew.submit(partial(ran.append, n), movable=n in {1, 3})
+    clock.move(1.0)
+    crew.hand_over(0.15, lambda job: job() is None)
+    assert (crew.waiting, ran) == (3, [1, 3])
+    gate.set()
+    wait_until(lambda: ran == [1, 3, 0, 2, 4])
+    assert crew.close()
+
+
 def test_nothing_is_given_away_while_threads_can_be_added(
     clock: Clock, gate: threading.Event
 ) -> None:
@@ -144,7 +159,7 @@ def test_nothing_is_given_away_while_threads_can_be_added(
     crew = _crew(clock, threads=8)
     for _ in range(3):
         clock.move(0.003, busy=1.0)
-        crew.submit(gate.wait)
+        crew.submit(gate.wait, movable=True)
     wait_until(lambda: crew.waiting == 1)
     clock.move(1.0, busy=1.0)
     crew.hand_over(0.25, lambda job: pytest.fail("it was given away"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import ServerBusyError, ServerDrainingError
-from ppio_agent.web import Lane, Lanes, Refusal, retry_after
+from ppio_agent.web import Lane, Lanes, retry_after
 from ppio_agent.web.lanes import LaneDispatcher
 from tests.support import wait_until
 
@@ -156,13 +156,58 @@ def test_what_waits_inside_the_application_counts() -> None:
         assert isinstance(channel.requests[0].error.error, ServerBusyError)
 
 
-def test_the_application_may_refuse() -> None:
-    """What `busy` returns is the answer."""
-    refusal = Refusal(ServerBusyError("not today", retry_after=7))
-    with Fixture(Lanes(busy=lambda: refusal)) as it:
-        channel = it.add()
+@pytest.mark.parametrize(
+    ("lane", "thread", "left"),
+    [(Lane.QUEUED, "ppio-web-relay", 0), (Lane.INVOKE, "", 2)],
+)
+def test_only_what_the_application_queues_waits_inside_it(
+    lane: Lane, thread: str, left: int
+) -> None:
+    """Other code is never run on more threads than there are slots."""
+    with Fixture(Lanes(classify=lambda *_: lane), queue=2) as it:
+        first = it.add()
+        wait_until(lambda: first.served_by)
+        others = [it.add() for _ in range(2)]
+        for _ in range(8):
+            threading.Event().wait(0.05)
+            it.dispatcher.grow()
+        wait_until(lambda: [one.served_by[:14] for one in others] == [thread] * 2)
+        assert it.dispatcher.stats()["lanes"]["invoke"]["waiting"] == left
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, "bad_request"),
+        (413, "request_too_large"),
+        (431, "headers_too_large"),
+        (501, "not_implemented"),
+    ],
+)
+def test_what_cannot_be_read_is_counted(status: int, code: str) -> None:
+    """It is refused as any other, by the code of its answer."""
+    error = type("Error", (), {"code": status})
+    with Fixture() as it:
+        channel = it.add(error=error)
         wait_until(lambda: channel.served_by)
-        assert channel.requests[0].error is refusal
+        assert it.dispatcher.stats()["refused"] == {code: 1}
+
+
+def test_what_the_reading_thread_served_says_nothing_of_the_others() -> None:
+    """Whoever runs it looks at its time; it is not noted twice."""
+
+    class Slow(FakeChannel):
+        def service(self) -> None:
+            threading.Event().wait(0.03)
+
+    with Fixture(slots=2) as it:
+        for _ in range(2):
+            channel = Slow(it.gate)
+            job = it.dispatcher.inline.collect(
+                lambda channel=channel: it.dispatcher.add_task(channel)
+            )
+            assert job is not None
+            it.dispatcher.inline.run(job)
 
 
 def test_draining_refuses_invocations_and_closes() -> None:
