@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ppio_agent.agent import current_context
-from ppio_agent.web import ContextFilter
 
 from .config import AgentConfig
+
+if TYPE_CHECKING:
+    from ppio_agent.web.logs import ContextFilter
 
 __all__ = ["log_filter", "logging_of_run"]
 
@@ -20,6 +23,8 @@ _IDS = ("request_id", "invocation_id", "session_id")
 
 def log_filter() -> ContextFilter:
     """Return a filter that gives log records the ids of their invocation."""
+    from ppio_agent.web.logs import ContextFilter
+
     return ContextFilter(
         ppio_invocation_id=lambda: _of_context("invocation_id"),
         ppio_session_id=lambda: _of_context("session_id"),

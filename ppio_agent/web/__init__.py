@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from .config import ServerConfig
 from .kit import (
-    ContextFilter,
     Relayed,
     Reply,
     RequestKit,
@@ -24,7 +23,6 @@ from .sse import SSE_HEADERS, sse_body
 
 __all__ = [
     "SSE_HEADERS",
-    "ContextFilter",
     "Lane",
     "Lanes",
     "Relayed",

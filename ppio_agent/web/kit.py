@@ -28,7 +28,6 @@ from ppio_agent.wire.headers import REQUEST_ID, RETRY_AFTER, valid_id
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
 
 __all__ = [
-    "ContextFilter",
     "Relayed",
     "Reply",
     "RequestKit",
@@ -188,34 +187,6 @@ def _too_large(limit: int) -> RequestTooLargeError:
 def request_id_of(text: str | None) -> str:
     """Return the id that a caller gave, if it is a valid one, else a new one."""
     return text if text and valid_id(text) else new_id()
-
-
-class ContextFilter(logging.Filter):
-    """Adds the request's id, and further ids, to each log record it sees.
-
-    For a handler: a logger's own filters do not see the records of its children.
-
-    Args:
-        sources: Attribute name to a function that gives its present value, or None.
-
-    Example:
-        >>> record = logging.makeLogRecord({})
-        >>> ContextFilter(ppio_session_id=lambda: "s1").filter(record)
-        True
-        >>> record.ppio_request_id, record.ppio_session_id
-        (None, 's1')
-    """
-
-    def __init__(self, **sources: Callable[[], str | None]) -> None:
-        super().__init__()
-        self._sources = {"ppio_request_id": current_request_id.get, **sources}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Set the attributes that the record does not have itself; keep it."""
-        for name, source in self._sources.items():
-            if not hasattr(record, name):
-                setattr(record, name, source())
-        return True
 
 
 class RequestKit:

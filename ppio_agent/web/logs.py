@@ -1,18 +1,49 @@
-"""Log records as lines of JSON, with the ids that `ContextFilter` gives them."""
+"""Log records: the ids of their request, and their form as lines of JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 from ppio_agent.wire.times import format_time
 
-__all__ = ["JsonLogFormatter"]
+from .kit import current_request_id
+
+__all__ = ["ContextFilter", "JsonLogFormatter"]
 
 # What every record has; anything else was given to this one, by `extra` or a filter.
 _COMMON = {*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"}
+
+
+class ContextFilter(logging.Filter):
+    """Adds the request's id, and further ids, to each log record it sees.
+
+    For a handler: a logger's own filters do not see the records of its children.
+
+    Args:
+        sources: Attribute name to a function that gives its present value, or None.
+
+    Example:
+        >>> record = logging.makeLogRecord({})
+        >>> ContextFilter(ppio_session_id=lambda: "s1").filter(record)
+        True
+        >>> record.ppio_request_id, record.ppio_session_id
+        (None, 's1')
+    """
+
+    def __init__(self, **sources: Callable[[], str | None]) -> None:
+        super().__init__()
+        self._sources = {"ppio_request_id": current_request_id.get, **sources}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Set the attributes that the record does not have itself; keep it."""
+        for name, source in self._sources.items():
+            if not hasattr(record, name):
+                setattr(record, name, source())
+        return True
 
 
 class JsonLogFormatter(logging.Formatter):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,6 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.web import (
-    ContextFilter,
     Reply,
     RequestKit,
     current_request_id,
@@ -310,31 +308,6 @@ def test_a_close_that_fails_is_logged_only(caplog: pytest.LogCaptureFixture) -> 
 
     assert Call(app).body == b"ok"
     assert "boom in close" in caplog.text
-
-
-def test_log_records_carry_the_ids(caplog: pytest.LogCaptureFixture) -> None:
-    """A filter on a handler adds them to records of any logger."""
-    ids = ContextFilter(ppio_session_id=lambda: "s1")
-
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        logging.getLogger("somebody.elses").warning("working")
-        start_response("200 OK", [])
-        return []
-
-    caplog.handler.addFilter(ids)
-    try:
-        Call(app, HTTP_X_REQUEST_ID="r7")
-    finally:
-        caplog.handler.removeFilter(ids)
-    record = caplog.records[0].__dict__
-    assert (record["ppio_request_id"], record["ppio_session_id"]) == ("r7", "s1")
-
-
-def test_a_record_keeps_what_it_says_itself() -> None:
-    """An explicit id is not overwritten."""
-    record = logging.makeLogRecord({"ppio_request_id": "explicit"})
-    assert ContextFilter().filter(record)
-    assert record.__dict__["ppio_request_id"] == "explicit"
 
 
 def _body(data: bytes, **environ: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Log records as lines of JSON."""
+"""Log records: the ids in them, and their form as lines of JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.web import ContextFilter
-from ppio_agent.web.logs import JsonLogFormatter
+from ppio_agent.web import RequestKit
+from ppio_agent.web.logs import ContextFilter, JsonLogFormatter
 
 
 def line(record: logging.LogRecord) -> dict[str, Any]:
@@ -27,6 +27,31 @@ def record(message: str = "hi", *args: object, **extra: Any) -> logging.LogRecor
     return logger.makeRecord(
         "agent", logging.INFO, __file__, 1, message, args, None, extra=extra
     )
+
+
+def test_log_records_carry_the_ids(caplog: pytest.LogCaptureFixture) -> None:
+    """A filter on a handler adds them to records of any logger."""
+    ids = ContextFilter(ppio_session_id=lambda: "s1")
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        logging.getLogger("somebody.elses").warning("working")
+        start_response("200 OK", [])
+        return []
+
+    caplog.handler.addFilter(ids)
+    try:
+        RequestKit(app)({"HTTP_X_REQUEST_ID": "r7"}, lambda *_: None)
+    finally:
+        caplog.handler.removeFilter(ids)
+    record = caplog.records[0].__dict__
+    assert (record["ppio_request_id"], record["ppio_session_id"]) == ("r7", "s1")
+
+
+def test_a_record_keeps_what_it_says_itself() -> None:
+    """An explicit id is not overwritten."""
+    record = logging.makeLogRecord({"ppio_request_id": "explicit"})
+    assert ContextFilter().filter(record)
+    assert record.__dict__["ppio_request_id"] == "explicit"
 
 
 def test_a_record_is_one_object() -> None:
