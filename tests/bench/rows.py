@@ -34,7 +34,7 @@ class Beside:
     target: Target | None = None
 
 
-@frozen(kw_only=True)
+@frozen
 class Line:
     """One thing that is measured, and a row of the table for each beside it.
 
@@ -48,7 +48,7 @@ class Line:
     key: str
     what: str
     beside: tuple[Beside, ...] = field(converter=tuple)
-    ours: str = "ours"
+    ours: str = field(default="ours", kw_only=True)
 
 
 def _ratio(sign: Literal[">=", ">", "<=", "<"], limit: float) -> Target:
@@ -67,9 +67,9 @@ _PEERS = (Beside("peer"), Beside("fast"), Beside("bedrock"))
 
 _ECHO = [
     Line(
-        key=f"echo/{connections}",
-        what=f"echo agent, requests/s, {_many(connections)}",
-        beside=(
+        f"echo/{connections}",
+        f"echo agent, requests/s, {_many(connections)}",
+        (
             Beside("peer", _ratio(">=", 3.5)),
             Beside("fast", _ratio(">", 1.0)),
             Beside("bedrock"),
@@ -79,16 +79,16 @@ _ECHO = [
     for connections in (1, 8, 64)
 ] + [
     Line(
-        key="echo/threads",
-        what="echo agent, requests/s, 16 clients, 16 threads",
-        beside=[Beside("plain", _ratio(">=", 0.6))],
+        "echo/threads",
+        "echo agent, requests/s, 16 clients, 16 threads",
+        [Beside("plain", _ratio(">=", 0.6))],
     ),
     *(
         Line(
-            key=f"echo/{connections}",
-            what=f"the load generator itself, requests/s, {_many(connections)}",
+            f"echo/{connections}",
+            f"the load generator itself, requests/s, {_many(connections)}",
+            [Beside("web")],
             ours="fixed",
-            beside=[Beside("web")],
         )
         for connections in (1, 8, 64)
     ),
@@ -96,145 +96,135 @@ _ECHO = [
 
 _STREAMS = [
     Line(
-        key="streams/20",
-        what="20 blocking streams at once, s until all are done",
-        beside=(Beside("ideal", _own("<=", 1.15)), *_PEERS),
+        "streams/20",
+        "20 blocking streams at once, s until all are done",
+        (Beside("ideal", _own("<=", 1.15)), *_PEERS),
     ),
     Line(
-        key="streams/100",
-        what="100 blocking streams at once, s until all are done",
-        beside=(Beside("ideal"), *_PEERS),
+        "streams/100",
+        "100 blocking streams at once, s until all are done",
+        (Beside("ideal"), *_PEERS),
     ),
     Line(
-        key="chunks",
-        what="one stream of 10,000 small chunks, chunks/s",
-        beside=(Beside("peer", _ratio(">=", 3.0)), Beside("fast"), Beside("bedrock")),
+        "chunks",
+        "one stream of 10,000 small chunks, chunks/s",
+        (Beside("peer", _ratio(">=", 3.0)), Beside("fast"), Beside("bedrock")),
     ),
     Line(
-        key="delay/1/max",
-        what="longest time a chunk was held back, ms, 1 reader",
-        beside=(Beside(None, _own("<=", 2.0)), *_PEERS),
+        "delay/1/max",
+        "longest time a chunk was held back, ms, 1 reader",
+        (Beside(None, _own("<=", 2.0)), *_PEERS),
     ),
     Line(
-        key="delay/1/p99",
-        what="`yield` to socket, p99, ms, 1 reader",
-        beside=(Beside(None, _own("<", 5.0)), *_PEERS),
+        "delay/1/p99",
+        "`yield` to socket, p99, ms, 1 reader",
+        (Beside(None, _own("<", 5.0)), *_PEERS),
     ),
     Line(
-        key="delay/100/p99",
-        what="`yield` to socket, p99, ms, 100 streams",
-        beside=[Beside(None, _own("<", 50.0))],
+        "delay/100/p99",
+        "`yield` to socket, p99, ms, 100 streams",
+        [Beside(None, _own("<", 50.0))],
     ),
 ]
 
 _PINGS = [
     Line(
-        key="ping/calls/p50",
-        what="`/ping` p50, ms, 100 slots held and 100 calls waiting",
-        beside=(Beside("plain"), *_PEERS),
+        "ping/calls/p50",
+        "`/ping` p50, ms, 100 slots held and 100 calls waiting",
+        (Beside("plain"), *_PEERS),
     ),
     Line(
-        key="ping/calls/p99",
-        what="`/ping` p99, ms, 100 slots held and 100 calls waiting",
-        beside=(
-            Beside(None, _own("<", 20.0)),
-            Beside("plain", _ratio("<=", 0.02)),
-            *_PEERS,
-        ),
+        "ping/calls/p99",
+        "`/ping` p99, ms, 100 slots held and 100 calls waiting",
+        (Beside(None, _own("<", 20.0)), Beside("plain", _ratio("<=", 0.02)), *_PEERS),
     ),
     Line(
-        key="ping/streams/p50",
-        what="`/ping` p50, ms, 100 slots held by blocking streams",
-        beside=(Beside("plain"), *_PEERS),
+        "ping/streams/p50",
+        "`/ping` p50, ms, 100 slots held by blocking streams",
+        (Beside("plain"), *_PEERS),
     ),
     Line(
-        key="ping/streams/p99",
-        what="`/ping` p99, ms, 100 slots held by blocking streams",
-        beside=(Beside(None, _own("<", 20.0)), Beside("plain"), *_PEERS),
+        "ping/streams/p99",
+        "`/ping` p99, ms, 100 slots held by blocking streams",
+        (Beside(None, _own("<", 20.0)), Beside("plain"), *_PEERS),
     ),
 ]
 
 _PROCESS = [
     Line(
-        key="start",
-        what="process start to the first `/ping` 200, ms",
-        beside=(Beside(None, _own("<=", 250.0)), *_PEERS),
+        "start",
+        "process start to the first `/ping` 200, ms",
+        (Beside(None, _own("<=", 250.0)), *_PEERS),
     ),
     Line(
-        key="memory",
-        what="idle memory after one call, PSS, MiB",
-        beside=(Beside(None, _own("<=", 30.0)), *_PEERS),
+        "memory",
+        "idle memory after one call, PSS, MiB",
+        (Beside(None, _own("<=", 30.0)), *_PEERS),
     ),
     Line(
-        key="memory",
-        what="the same with Flask loaded, MiB",
+        "memory",
+        "the same with Flask loaded, MiB",
+        [Beside(None, _own("<=", 30.0))],
         ours="flask",
-        beside=(Beside(None, _own("<=", 30.0)),),
     ),
 ]
 
 _LIMITS = [
     Line(
-        key="first byte",
-        what="first byte of a stream whose handler is silent, s",
-        beside=(
-            Beside("silence", _ratio("<=", 0.05)),
-            Beside("plain"),
-            *_PEERS,
-        ),
+        "first byte",
+        "first byte of a stream whose handler is silent, s",
+        (Beside("silence", _ratio("<=", 0.05)), Beside("plain"), *_PEERS),
     ),
     Line(
-        key="cancel/stream",
-        what="closed client to `context.cancelled`, s, silent stream",
-        beside=[Beside("peer", _own("<=", 0.6))],
+        "cancel/stream",
+        "closed client to `context.cancelled`, s, silent stream",
+        [Beside("peer", _own("<=", 0.6))],
     ),
     Line(
-        key="cancel/call",
-        what="closed client to `context.cancelled`, s, silent call",
-        beside=[Beside("peer", _own("<=", 0.6))],
+        "cancel/call",
+        "closed client to `context.cancelled`, s, silent call",
+        [Beside("peer", _own("<=", 0.6))],
     ),
     Line(
-        key="live",
-        what=(
+        "live",
+        (
             "500 live streams, a chunk each 0.5 s: how many had one in the last seconds"
             " (ours: `max_concurrency=520`)"
         ),
-        beside=(Beside(None, _own(">=", 500)), Beside("peer"), Beside("bedrock")),
+        (Beside(None, _own(">=", 500)), Beside("peer"), Beside("bedrock")),
     ),
     Line(
-        key="live memory",
-        what="500 live streams, RSS above idle, MiB",
-        beside=[Beside(None, _own("<=", 60.0))],
+        "live memory",
+        "500 live streams, RSS above idle, MiB",
+        [Beside(None, _own("<=", 60.0))],
     ),
     Line(
-        key="ring",
-        what="one replay ring, no reader, appends/s",
-        beside=[Beside(None, _own(">=", 100_000))],
+        "ring",
+        "one replay ring, no reader, appends/s",
+        [Beside(None, _own(">=", 100_000))],
     ),
     Line(
-        key="ring memory",
-        what="one replay ring, memory grown by after 2,048 entries, MiB",
-        beside=[Beside(None, _own("<=", 1.0))],
+        "ring memory",
+        "one replay ring, memory grown by after 2,048 entries, MiB",
+        [Beside(None, _own("<=", 1.0))],
     ),
 ]
 
 LINES: tuple[Line, ...] = (
     *_ECHO,
     Line(
-        key="block",
-        what=(
-            "100 ms blocking agent, calls/s, 200 clients (ours: `max_concurrency=256`)"
-        ),
-        beside=(Beside("ideal", _ratio(">=", 0.9)), *_PEERS),
+        "block",
+        "100 ms blocking agent, calls/s, 200 clients (ours: `max_concurrency=256`)",
+        (Beside("ideal", _ratio(">=", 0.9)), *_PEERS),
     ),
     *_STREAMS,
     *_PINGS,
     *_PROCESS,
     *_LIMITS,
     Line(
-        key="client",
-        what="client, CPU us a call on a kept connection",
-        beside=[Beside("requests", _ratio("<=", 0.5))],
+        "client",
+        "client, CPU us a call on a kept connection",
+        [Beside("requests", _ratio("<=", 0.5))],
     ),
 )
 
