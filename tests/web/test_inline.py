@@ -22,14 +22,6 @@ from tests.support import wait_until
 from tests.web.conftest import Serve
 from tests.web.raw import RawClient
 
-pytestmark = pytest.mark.usefixtures("needs_epoll")
-
-
-@pytest.fixture
-def needs_epoll() -> None:
-    """Elsewhere the loop serves nothing itself, and the rest works all the same."""
-    assert hasattr(select, "epoll")
-
 
 def _pause(pace: Pace, now: float) -> float:
     """Return how long nothing more is tried, to a hundredth of a second."""
@@ -181,6 +173,8 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def server(app: App, serve: Serve, held_up: list[float]) -> Iterator[Server]:
     """A server whose loop serves all requests that it may itself."""
+    if not hasattr(select, "epoll"):
+        pytest.skip("without epoll the loop serves nothing itself")
     lanes = Lanes(classify=lambda m, path, h: _lane(path))
     yield serve(app, lanes=lanes)
     for gate in app.gates.values():
