@@ -199,10 +199,11 @@ def make_converter() -> BaseConverter:
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(float, _float)
     converter.register_structure_hook(datetime, _time)
+    # By its class: an older cattrs asks no predicate about an enum.
+    converter.register_structure_hook(enum.Enum, _enum)
     # The last that fits wins: a model may be a Mapping, too.
     rules: tuple[tuple[Callable[[Any], bool], Callable[..., Any]], ...] = (
         (lambda kind: kind is Any, lambda value, _: value),
-        (_is_enum, _enum),
         (_is_array, lambda value, kind: _array(converter, value, kind)),
         (_is_mapping, lambda value, kind: _mapping(converter, value, kind)),
         (_is_optional, lambda value, kind: _optional(converter, value, kind)),
@@ -259,10 +260,6 @@ def _at(path: str, converter: BaseConverter, value: object, kind: Any) -> Any:
         raise WireError(path + error.path, error.message) from None
     except (TypeError, ValueError) as error:  # from a validator of the class itself
         raise WireError(path, str(error)) from error
-
-
-def _is_enum(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def _enum(value: object, kind: type[enum.Enum]) -> enum.Enum:

@@ -210,11 +210,13 @@ def test_a_class_whose_hints_cannot_be_read_is_an_object() -> None:
 
 def test_a_default_that_is_no_json_is_not_told() -> None:
     """The rest of the member is."""
-    limited = attrs.make_class(
-        "Limited", {"most": attrs.field(type=float, default=float("inf"))}
-    )
+
+    @attrs.define
+    class Limited:
+        most: float = float("inf")
+
     schemas = Schemas()
-    schemas.of(limited, inbound=True)
+    schemas.of(Limited, inbound=True)
     members = schemas.definitions["Limited"]["properties"]
     assert members == {"most": {"type": "number"}}
 
