@@ -13,7 +13,7 @@ import time
 from typing import Protocol
 
 from .fork import renew_in_child
-from .threads import start_thread
+from .threads import NoThreadError, start_thread
 
 __all__ = ["Alarmed", "Alarms", "alarms"]
 
@@ -55,7 +55,12 @@ class Alarms:
         self._thread: threading.Thread | None = None
 
     def set(self, owner: Alarmed, instant: float) -> None:
-        """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before."""
+        """Call ``owner.on_alarm()`` at `instant` (of `time.monotonic`), not before.
+
+        Raises:
+            NoThreadError: It is the first, and the thread cannot be started; nothing
+                is set then, and the next one tries again.
+        """
         self._due[owner] = instant
         self._looks = 0
         # While the thread looks through them, `_next` is `_NEVER`: what it has not
@@ -65,11 +70,17 @@ class Alarms:
         with self._sooner:
             if instant >= self._next:
                 return
+            if self._thread is None:
+                self._start_locked(owner)
             self._next = instant
-            if self._thread is not None:
-                self._sooner.notify()
-                return
+            self._sooner.notify()
+
+    def _start_locked(self, owner: Alarmed) -> None:
+        try:
             self._thread = start_thread("ppio-alarm", self._watch)
+        except NoThreadError:
+            self._due.pop(owner, None)
+            raise
 
     def clear(self, owner: Alarmed) -> None:
         """Forget the instant that `owner` set, if any."""

@@ -7,6 +7,7 @@ under way, replaces them before anything else runs in the child.
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 __all__ = ["renew_in_child"]
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = (
     weakref.WeakKeyDictionary()
@@ -32,7 +34,10 @@ def renew_in_child(owner: _T, renew: Callable[[_T], object]) -> None:
 
 def _renew_all() -> None:
     for owner, renew in list(_renewals.items()):
-        renew(owner)
+        try:
+            renew(owner)
+        except Exception:  # noqa: BLE001 - the locks of the others must not stay held
+            _log.exception("%s was not renewed in a forked child", owner)
 
 
 if hasattr(os, "register_at_fork"):

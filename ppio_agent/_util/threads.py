@@ -9,11 +9,15 @@ from collections.abc import Callable
 
 from .fork import renew_in_child
 
-__all__ = ["PoolSaturatedError", "WorkerPool", "start_thread"]
+__all__ = ["NoThreadError", "PoolSaturatedError", "WorkerPool", "start_thread"]
 
 _log = logging.getLogger(__name__)
 
 _Job = Callable[[], object]
+
+
+class NoThreadError(RuntimeError):
+    """The system starts no more threads."""
 
 
 class PoolSaturatedError(RuntimeError):
@@ -26,9 +30,15 @@ def start_thread(
     """Start a daemon thread and return it.
 
     A daemon, so that a forgotten `close` never keeps a program from ending.
+
+    Raises:
+        NoThreadError: The system starts no more.
     """
     thread = threading.Thread(target=target, args=args, name=name, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThreadError(f"the thread {name} cannot be started: {error}") from error
     return thread
 
 
@@ -100,6 +110,7 @@ class WorkerPool:
 
         Raises:
             PoolSaturatedError: All threads are busy and the waiting room is full.
+            NoThreadError: One more thread is needed and cannot be started.
             RuntimeError: The pool is closed.
         """
         with self._lock:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from ppio_agent._util.alarm import Alarms
+from ppio_agent._util.threads import NoThreadError
 
 
 class Owner:
@@ -66,3 +67,22 @@ def test_an_alarm_that_fails_does_not_stop_the_others(
         alarms.set(other, now + 0.02)
         assert other.rung.wait(5)
     assert "broken alarm" in caplog.text
+
+
+def test_a_thread_that_could_not_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the next instant, a later one, too; the one that failed is not kept."""
+    alarms, failed, later = Alarms(), Owner(), Owner()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    now = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoThreadError, match="can't start new thread"):
+            alarms.set(failed, now)
+    alarms.set(later, now + 0.02)
+    assert later.rung.wait(5)
+    assert not failed.rung.is_set()

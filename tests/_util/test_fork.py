@@ -33,3 +33,18 @@ def test_an_owner_is_not_kept_alive() -> None:
     ref = weakref.ref(Owner())
     gc.collect()
     assert ref() is None
+
+
+def test_one_that_fails_does_not_keep_the_others_from_it() -> None:
+    """Their locks would stay held for ever."""
+
+    class Broken(Owner):
+        def renew(self) -> None:
+            raise LookupError("broken")
+
+    broken, other = Broken(), Owner()
+    renew_in_child(broken, Broken.renew)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if other.pid == os.getpid() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
