@@ -19,6 +19,8 @@ from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
 from ppio_agent.wire.models import Principal
 
+from .aside import run_aside
+
 __all__ = ["CancelReason", "CancelToken", "RequestContext", "current_context"]
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ CancelReason = Literal["client", "disconnect", "deadline", "shutdown", "stalled"
 class CancelToken:
     """A flag that is raised once, with the reason why.
 
-    Usable as a condition: ``if context.cancelled: return``.
+    Usable as a condition: ``if context.cancelled: return``. Whoever raises it shares
+    its thread with others (the one of all deadlines, those that answer `/ping`), so
+    functions that may block are not called on that.
 
     Thread safety: thread-safe.
     """
@@ -42,7 +46,8 @@ class CancelToken:
         # Guards _reason and _callbacks.
         self._lock = threading.Lock()
         self._reason: CancelReason | None = None
-        self._callbacks: dict[object, Callable[[], object]] | None = None
+        # By subscription; the second says whether it is quick.
+        self._callbacks: dict[object, tuple[Callable[[], object], bool]] | None = None
 
     def __bool__(self) -> bool:
         return self._reason is not None
@@ -68,7 +73,7 @@ class CancelToken:
             return True
         latch = threading.Lock()
         latch.acquire()
-        unsubscribe = self.subscribe(latch.release)
+        unsubscribe = self.subscribe(latch.release, quick=True)
         try:
             # To the lock, -1 means no limit: a negative time must not come so far.
             limit = -1.0 if timeout is None else max(0.0, timeout)
@@ -77,20 +82,28 @@ class CancelToken:
             unsubscribe()
         return self._reason is not None
 
-    def subscribe(self, fn: Callable[[], object]) -> Callable[[], None]:
+    def subscribe(
+        self, fn: Callable[[], object], *, quick: bool = False
+    ) -> Callable[[], None]:
         """Call `fn()` once when the end is asked for; at once if it was already.
 
-        It runs on the thread that asks, under no lock; what it raises is logged.
+        It runs under no lock, on a thread of a small pool (`ppio-aside-<n>`); on the
+        asking thread if that is saturated; on the calling thread if the end was asked
+        for already. What it raises is logged.
+
+        Args:
+            fn: What to call.
+            quick: It never blocks: it runs on the asking thread, before all others.
 
         Returns:
-            A function that takes the subscription back.
+            A function that takes the subscription back, until `fn` has begun.
         """
         key = object()
         with self._lock:
             if self._reason is None:
                 if self._callbacks is None:
                     self._callbacks = {}
-                self._callbacks[key] = fn
+                self._callbacks[key] = (fn, quick)
                 return functools.partial(self._unsubscribe, key)
         _call_safely(fn)
         return _do_nothing
@@ -105,10 +118,21 @@ class CancelToken:
             if self._reason is not None:
                 return False
             self._reason = reason
-            callbacks, self._callbacks = self._callbacks, None
-        for fn in (callbacks or {}).values():
-            _call_safely(fn)
+            callbacks = list((self._callbacks or {}).items())
+        slow = []
+        for key, (_, quick) in callbacks:
+            if quick:
+                self._call(key)
+            else:
+                slow.append(key)
+        for key in slow:
+            run_aside(functools.partial(self._call, key))
         return True
+
+    def _call(self, key: object) -> None:
+        with self._lock:
+            fn, _ = (self._callbacks or {}).pop(key, (_do_nothing, True))
+        _call_safely(fn)
 
     def _unsubscribe(self, key: object) -> None:
         with self._lock:
@@ -207,7 +231,7 @@ class RequestContext:
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         unsubscribe = self.cancelled.subscribe(
-            lambda: loop.call_soon_threadsafe(woken.set)
+            lambda: loop.call_soon_threadsafe(woken.set), quick=True
         )
         left = self.time_left()
         limit = seconds if left is None else min(seconds, left)
@@ -222,11 +246,14 @@ class RequestContext:
     def on_cancel(self, fn: Callable[[], object]) -> Callable[[], None]:
         """Call `fn()` once when the end is asked for, or at once if it was already.
 
-        Meant for what wakes a blocking call, as `socket.shutdown` or `stream.close`;
-        it runs on the cancelling thread and must not block.
+        Meant for what wakes a blocking call, as `socket.shutdown` or `stream.close`.
+        It runs on a thread of a small pool (`ppio-aside-<n>`) that all invocations
+        share, after the end was asked for; what it raises is logged. A function that
+        blocks holds up nobody's deadline, but those of other invocations when several
+        do. If the end was asked for already, it runs on the calling thread.
 
         Returns:
-            A function that takes it back.
+            A function that takes it back, until it has begun.
         """
         return self.cancelled.subscribe(fn)
 

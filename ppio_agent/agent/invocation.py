@@ -7,13 +7,13 @@ or reads the chunks, and one that asks for the end, which is the part of `lifeti
 from __future__ import annotations
 
 import contextvars
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from ppio_agent._util.alarm import alarms
-from ppio_agent._util.threads import WorkerPool
+from ppio_agent._util.threads import NoThreadError, WorkerPool
+from ppio_agent.exceptions import ServiceUnavailableError
 from ppio_agent.wire.json import decode_json, encode_json
 
 from .chunk import Chunk, ChunkCollector
@@ -25,7 +25,7 @@ from .outcome import Outcome, terminal_events
 from .progress import Step
 from .record import InvocationRecord
 from .ring import ReplayRing, RingReader
-from .states import Happening, InvocationState, Life
+from .states import Happening, InvocationState
 from .stream import pump, read_chunks
 
 __all__ = ["Invocation"]
@@ -113,10 +113,11 @@ class Invocation(Lifetime):
     @property
     def size(self) -> int:
         """Bytes that are kept of it; the handler's own object counts as its JSON."""
+        ring, collector = self._ring, self._collector
         size = len(self.result_json) * (1 if self.value is None else 2)
-        if self._ring is not None:
-            size += self._ring.size
-        return size if self._collector is None else size + self._collector.size
+        if ring is not None:
+            size += ring.size
+        return size if collector is None else size + collector.size
 
     @property
     def chunk_count(self) -> int:
@@ -149,13 +150,15 @@ class Invocation(Lifetime):
 
         Raises:
             PoolSaturatedError: No thread is free and no more may wait for one.
+            NoThreadError: A thread is needed, for it or its time, and cannot be
+                started.
+            RuntimeError: The pool is closed.
         """
-        self._arm()
         try:
-            pool.submit(self.run)
+            self._arm()
+            pool.submit(self._run)
         except RuntimeError:
             alarms().clear(self)
-            self._armed = False
             raise
 
     def run(
@@ -163,22 +166,32 @@ class Invocation(Lifetime):
     ) -> None:
         """Run in the calling thread, to the end of user code; never raises.
 
+        It is refused if a thread is needed for its time, and cannot be started.
+
         Args:
             on_slow: Called on another thread when user code has run for `quick`
                 seconds; on this one, when it is known to stream. Perhaps both.
             quick: Seconds.
         """
-        if on_slow is not None:
-            self._on_slow = on_slow
-            self._slow_at = time.monotonic() + quick
-        if self._slow_at is not None or not self._armed:
-            self._arm()
+        try:
+            self._arm(on_slow, quick)
+        except NoThreadError:
+            self.refuse(
+                ServiceUnavailableError(
+                    f"no thread can be started to watch the time of {self.id};"
+                    " try again later",
+                    retry_after=1.0,
+                )
+            )
+            return
+        self._run()
+
+    def _run(self) -> None:
         variables = self._variables
         if not self._note(Happening.ENTERED):
             return
         bind_context(self.context, variables)
         outcome = variables.run(self._work)
-        self._on_slow = None
         if self.context.time_left() == 0.0:
             self._expire()  # decided at the deadline, even if the alarm is late
         self._note(outcome.happening, outcome=outcome)
@@ -233,29 +246,27 @@ class Invocation(Lifetime):
 
     # Ending.
 
-    def _interrupt(self) -> None:
-        with self._lock:
-            ring = self._ring
-        if ring is not None:
-            ring.interrupt()
-
     def _settle(self) -> None:
         self._payload = {}
         if self._life.state is not InvocationState.SUCCEEDED:
-            self._collector = None  # part of a result is none
+            with self._lock:
+                self._collector = None  # part of a result is none
         self._variables = contextvars.Context()
         bind_context(self.context, None)
         on_settled, self.on_settled = self.on_settled, None
         if on_settled is not None:
             self._call_safely(on_settled)
 
-    def _publish(self, life: Life) -> None:
+    def _publish(self, *, ends: bool, settled: bool) -> None:
         with self._lock:
-            if self._ring is not None:
+            if settled:
+                self._settled, self._on_slow = True, None
+            if ends and self._ring is not None:
                 self._fill_ring_locked(self._ring)
-            self.progress.take(
-                Step.OVER | Step.SETTLED if life.confirmed else Step.OVER
-            )
+            if ends or self.progress.has(Step.OVER):
+                self.progress.take(
+                    Step.OVER | Step.SETTLED if self._settled else Step.OVER
+                )
 
     def _fill_ring_locked(self, ring: ReplayRing) -> None:
         if ring.closed:

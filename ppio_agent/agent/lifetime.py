@@ -13,11 +13,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 
 from ppio_agent._util.alarm import alarms
 from ppio_agent._util.clock import utc_now
+from ppio_agent._util.threads import NoThreadError
 
+from .aside import run_aside
 from .context import CancelReason, RequestContext
 from .failure import Failure
 from .outcome import Outcome, imposed_error
@@ -76,7 +79,8 @@ class Lifetime(ABC):
         self._describe = describe
         self._departure = departure
         self._detach_grace = detach_grace
-        # Guards everything below.
+        # Guards everything below, all of which is written under it alone. Properties
+        # read without it what is one reference, and final once it is set.
         self._lock = threading.Lock()
         self._life = _BORN
         self._readers = int(departure != "async")
@@ -88,8 +92,9 @@ class Lifetime(ABC):
         self._unread_until: float | None = None
         self._slow_at: float | None = None
         self._on_slow: Callable[[], object] | None = None
-        self._armed = False
         self._when_over: tuple[Callable[[Any], object], ...] = ()
+        self._when_over_quick: tuple[Callable[[Any], object], ...] = ()
+        self._settled = False  # user code has ended, and the owner knows
 
     @property
     def id(self) -> str:
@@ -141,13 +146,10 @@ class Lifetime(ABC):
 
     def _ask(self, reason: CancelReason, *, if_unread: bool = False) -> bool:
         happening = Happening.CANCEL_ASKED
-        if not self._note(happening, reason=reason, if_unread=if_unread):
+        if not self._impose(happening, reason=reason, if_unread=if_unread):
             return False
+        self._arm_if_possible()
         self.context.cancelled.fire(reason)
-        with self._lock:
-            self._grace_ends = time.monotonic() + self._cancel_grace
-        self._interrupt()
-        self._arm()
         return True
 
     def refuse(self, error: BaseException) -> bool:
@@ -178,20 +180,30 @@ class Lifetime(ABC):
             if self._departure == "detach":
                 self._unread_until = time.monotonic() + self._detach_grace
         if self._departure == "detach":
-            self._arm()
+            self._arm_if_possible()
         elif self._departure == "cancel":
             self._ask(reason, if_unread=True)
         return True
 
-    def when_over(self, fn: Callable[[Any], object]) -> None:
+    def when_over(self, fn: Callable[[Any], object], *, quick: bool = False) -> None:
         """Call `fn(self)` once when it is terminal, or at once if it is already.
 
-        User code may still run then. It is called on the thread that ended it, under
-        no lock, before whoever waits is told; what it raises is logged.
+        Under no lock; what it raises is logged. When user code ends it, on that one's
+        thread, before whoever waits is told. At a deadline or by a cancel, while user
+        code may still run, on a thread of its own, perhaps after they are told: the
+        one that ended it has other invocations to end.
+
+        Args:
+            fn: What to call.
+            quick: It never blocks: it is always called on the thread that ended it,
+                and before whoever waits is told.
         """
         with self._lock:
             if not self._life.state.terminal:
-                self._when_over += (fn,)
+                if quick:
+                    self._when_over_quick += (fn,)
+                else:
+                    self._when_over += (fn,)
                 return
         self._call_safely(fn)
 
@@ -204,33 +216,74 @@ class Lifetime(ABC):
     def on_alarm(self) -> None:
         """React to slow user code, the deadline, or the end of a grace."""
         now = time.monotonic()
-        on_slow, self._slow_at = self._on_slow, None
+        deadline = self.context.deadline
+        with self._lock:
+            on_slow, self._slow_at = self._on_slow, None
+            grace_over = self._grace_ends is not None and now >= self._grace_ends
+            unread = self._unread_until is not None and now >= self._unread_until
+            if unread:
+                self._unread_until = None
+        if deadline is not None and now >= deadline:
+            self._expire()
+        elif grace_over:
+            self._impose(Happening.GRACE_OVER)
+        elif unread:
+            self._ask("disconnect", if_unread=True)
+        self._arm()  # whatever came of that, a later instant may be left
+        # Also when it was another instant: user code still runs, and whoever answers
+        # for it has to know.
         if on_slow is not None:
             on_slow()
-        if self.context.deadline is not None and now >= self.context.deadline:
-            self._expire()
-        elif self._grace_ends is not None and now >= self._grace_ends:
-            self._note(Happening.GRACE_OVER)
-        elif self._unread_until is not None and now >= self._unread_until:
-            self._unread_until = None
-            self._ask("disconnect", if_unread=True)
-        else:
-            self._arm()
 
-    def _arm(self) -> None:
-        self._armed = True
+    def _arm_if_possible(self) -> None:
+        """Have its time watched; what happens now happens all the same."""
+        try:
+            self._arm()
+        except NoThreadError:
+            _log.exception("the time of invocation %s is not watched", self.id)
+
+    def _arm(
+        self, on_slow: Callable[[], object] | None = None, quick: float = 0.0
+    ) -> None:
+        """Have its time watched; `on_slow` is to be called in `quick` seconds.
+
+        Raises:
+            NoThreadError: There is nobody to watch it.
+        """
         # Under the lock, or of two threads the one that knew less might come last.
         with self._lock:
+            if self._life.state.terminal:
+                return
+            if on_slow is not None:
+                self._on_slow, self._slow_at = on_slow, time.monotonic() + quick
             first = self.context.deadline
             for instant in (self._grace_ends, self._slow_at, self._unread_until):
                 if instant is not None and (first is None or instant < first):
                     first = instant
-            if first is not None and not self._life.state.terminal:
+            if first is not None:
                 alarms().set(self, first)
 
     def _expire(self) -> None:
-        if self._note(Happening.DEADLINE):
+        if self._impose(Happening.DEADLINE):
             self.context.cancelled.fire("deadline")
+
+    def _impose(
+        self,
+        happening: Happening,
+        *,
+        reason: CancelReason | None = None,
+        if_unread: bool = False,
+    ) -> bool:
+        """Take a step that is not user code's own, on a thread that others wait for."""
+        if not self._note(happening, reason=reason, if_unread=if_unread):
+            return False
+        with self._lock:
+            told: tuple[Callable[[Any], object], ...] = ()
+            if self._life.state.terminal:  # and user code has not taken them
+                told, self._when_over = self._when_over, ()
+        for fn in told:
+            run_aside(partial(self._call_safely, fn))
+        return True
 
     def _note(
         self,
@@ -251,13 +304,13 @@ class Lifetime(ABC):
                 return False
             if reason is not None:
                 self._cancel = (reason, utc_now())
+                self._grace_ends = time.monotonic() + self._cancel_grace
             self._life = life  # after the reason: `refused` looks at both, unlocked
             if happening is Happening.ENTERED:
                 self._started = time.monotonic()
             ends = life.state.terminal and not before.state.terminal
             if ends:
-                self._conclude_locked(outcome, failure)
-                told, self._when_over = self._when_over, ()
+                told = self._conclude_locked(outcome, failure)
         if ends:
             alarms().clear(self)
             for fn in told:
@@ -265,30 +318,39 @@ class Lifetime(ABC):
         if life.confirmed:
             self._settle()
         if life.state.terminal:
-            self._publish(life)
+            self._publish(ends=ends, settled=life.confirmed)
         elif happening is Happening.ENTERED:
             self.progress.take(Step.STARTED)
         return True
 
     def _conclude_locked(
         self, outcome: Outcome | None, failure: Failure | None
-    ) -> None:
+    ) -> tuple[Callable[[Any], object], ...]:
+        """Note what it ended with; return who is to be told of that here."""
         self._ended = time.monotonic()
-        imposed = imposed_error(self._life.state, self.id, self.cancel_reason)
+        state, imposed = self._life.state, None
+        if state is not InvocationState.SUCCEEDED:
+            imposed = imposed_error(state, self.id, self.cancel_reason)
         if imposed is not None:
             self.error, self.failure = imposed, self._describe(imposed)
         elif outcome is not None:
             self.value, self.result_json = outcome.value, outcome.json
             self.error, self.failure = outcome.error, failure
-
-    @abstractmethod
-    def _interrupt(self) -> None:
-        """Wake user code where it waits for readers."""
+        told, self._when_over_quick = self._when_over_quick, ()
+        if self._when_over and outcome is not None:  # user code's own thread
+            told, self._when_over = told + self._when_over, ()
+        return told
 
     @abstractmethod
     def _settle(self) -> None:
         """Let go of what only user code needed, and tell the owner."""
 
     @abstractmethod
-    def _publish(self, life: Life) -> None:
-        """Tell whoever waits or reads; only now, when the owner is up to date."""
+    def _publish(self, *, ends: bool, settled: bool) -> None:
+        """Tell whoever waits or reads; only now, when the owner is up to date.
+
+        Args:
+            ends: The caller has made it terminal. The end is its to tell, also if
+                user code ends, and is told of, meanwhile.
+            settled: User code has ended, and the owner knows.
+        """

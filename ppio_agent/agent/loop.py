@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.threads import NoThreadError, start_thread
 
 from .context import CancelToken
 
@@ -42,8 +42,13 @@ class _SharedLoop:
     def get(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                start_thread("ppio-loop", self._loop.run_forever)
+                loop = asyncio.new_event_loop()
+                try:
+                    start_thread("ppio-loop", loop.run_forever)
+                except NoThreadError:
+                    loop.close()
+                    raise
+                self._loop = loop
             return self._loop
 
 
@@ -91,7 +96,7 @@ class AsyncCall:
         """
         variables = contextvars.copy_context()
         self._loop.call_soon_threadsafe(self._start, work, context=variables)
-        unsubscribe = self._cancelled.subscribe(self._cancel)
+        unsubscribe = self._cancelled.subscribe(self._cancel, quick=True)
         kind, value = self._receive()
         if kind == "items":
             return self._items(unsubscribe)

@@ -218,12 +218,18 @@ class InvocationRegistry:
             self._forget_locked(kept)
 
     def settled(self, invocation: Invocation) -> None:
-        """Note that it is terminal and its user code has ended: keep it for a while."""
+        """Note that it is terminal and its user code has ended: keep it for a while.
+
+        One that was refused is forgotten: what never began may be asked for again.
+        """
         size = invocation.size
         with self._lock:
             kept = self._end_locked(invocation)
             if kept is None:
                 return  # withdrawn
+            if invocation.refused:
+                self._forget_locked(kept)
+                return
             kept.finished_at = self._clock()
             kept.size = size
             self._chunks += invocation.chunk_count
@@ -240,15 +246,14 @@ class InvocationRegistry:
     def totals(self) -> Totals:
         """Return the numbers over all that is kept; looks at each of them."""
         with self._lock:
-            live = list(self._live)
-            return Totals(
-                abandoned=sum(one.state.terminal for one in live),
-                chunks=self._chunks + sum(one.chunk_count for one in live),
-                readers=sum(
-                    kept.invocation.stream_readers for kept in self._by_id.values()
-                ),
-                size=self._bytes + sum(one.size for one in live),
-            )
+            live, kept = list(self._live), list(self._by_id.values())
+            chunks, size = self._chunks, self._bytes
+        return Totals(
+            abandoned=sum(one.state.terminal for one in live),
+            chunks=chunks + sum(one.chunk_count for one in live),
+            readers=sum(one.invocation.stream_readers for one in kept),
+            size=size + sum(one.size for one in live),
+        )
 
     def get(self, invocation_id: str, *, principal: str | None = None) -> Invocation:
         """Return the invocation with this id.

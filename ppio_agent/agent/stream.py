@@ -33,6 +33,7 @@ def pump(
         SerializationError: An item has no JSON form; the message has its number.
         BaseException: Whatever the stream raises.
     """
+    forget = cancelled.subscribe(ring.interrupt, quick=True)
     try:
         for item in items:
             data, taken = _append(ring, item, cancelled)
@@ -42,6 +43,7 @@ def pump(
                 collector.add(data, is_text=data[:1] == b'"')
         return True
     finally:
+        forget()
         close = getattr(items, "close", None)
         if close is not None:
             close()

@@ -15,6 +15,7 @@ from ppio_agent.agent import CancelToken, current_context
 from ppio_agent.agent.progress import Step
 from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
 from tests.agent.support import make_context, make_invocation, pool_of
+from tests.support import wait_until
 
 
 def test_a_token_is_raised_once_and_keeps_its_first_reason() -> None:
@@ -41,20 +42,44 @@ def test_waiting_for_a_token_ends_when_it_is_raised() -> None:
     assert token.wait()
 
 
-def test_subscribers_are_called_once_on_the_cancelling_thread() -> None:
-    """At once if it was raised before; not if they took it back."""
+def test_subscribers_are_called_once() -> None:
+    """Quick ones first, on the asking thread, others aside; at once if it was before."""
     token = CancelToken()
     called: list[str] = []
-    token.subscribe(lambda: called.append("first"))
+
+    def note() -> None:
+        called.append(threading.current_thread().name)
+
+    token.subscribe(note)
     token.subscribe(lambda: called.append("taken back"))()
+    token.subscribe(note, quick=True)
     thread = threading.Thread(
         target=token.fire, args=("client",), name="canceller", daemon=True
     )
-    token.subscribe(lambda: called.append(threading.current_thread().name))
     thread.start()
     thread.join()
-    token.subscribe(lambda: called.append("at once"))()
-    assert called == ["first", "canceller", "at once"]
+    wait_until(lambda: len(called) == 2)
+    assert called[0] == "canceller"
+    assert called[1].startswith("ppio-aside-")
+    token.subscribe(note)()
+    assert called[2:] == [threading.current_thread().name]
+
+
+def test_one_that_blocks_does_not_hold_up_who_asks() -> None:
+    """Nor those that sleep until the end is asked for."""
+    token, gate = CancelToken(), threading.Event()
+    begun = threading.Event()
+
+    def block() -> None:
+        begun.set()
+        gate.wait(10)
+
+    token.subscribe(block)
+    token.fire("client")
+    assert not gate.is_set()
+    assert token.wait(0)
+    assert begun.wait(5)
+    gate.set()
 
 
 def test_what_a_subscriber_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,8 +93,7 @@ def test_what_a_subscriber_raises_is_logged(caplog: pytest.LogCaptureFixture) ->
     token.subscribe(lambda: called.append(1))
     with caplog.at_level(logging.ERROR, "ppio_agent"):
         token.fire("client")
-    assert called == [1]
-    assert "no socket" in caplog.text
+        wait_until(lambda: called == [1] and "no socket" in caplog.text)
 
 
 def test_check_raises_again_and_again() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from ppio_agent._util.threads import NoThreadError
 from ppio_agent.agent import CancelToken
-from ppio_agent.agent.loop import AsyncCall, shared_loop
+from ppio_agent.agent.loop import AsyncCall, _SharedLoop, shared_loop
+from tests.support import wait_until
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("x", default="unset")
 
@@ -155,3 +157,23 @@ def test_a_forked_child_has_a_loop_of_its_own() -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_a_loop_without_a_thread_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call tries again."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    shared = _SharedLoop()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(NoThreadError, match="ppio-loop"):
+            shared.get()
+    loop = shared.get()
+    ran = threading.Event()
+    loop.call_soon_threadsafe(ran.set)
+    assert ran.wait(5)
+    loop.call_soon_threadsafe(loop.stop)
+    wait_until(lambda: not loop.is_running())
+    loop.close()

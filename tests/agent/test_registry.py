@@ -11,10 +11,12 @@ import pytest
 from ppio_agent.agent import Invocation, InvocationRegistry
 from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import RunKey
+from ppio_agent.agent.ring import ReplayRing
 from ppio_agent.exceptions import (
     ConflictError,
     IdempotencyConflictError,
     InvocationNotFoundError,
+    ServerBusyError,
 )
 from ppio_agent.wire.models import Principal
 from tests.agent.support import make_context, make_invocation, pool_of
@@ -239,3 +241,30 @@ def test_the_totals_know_whose_user_code_still_runs() -> None:
         invocation.progress.wait(Step.SETTLED, 5)
         wait_until(lambda: registry.totals().abandoned == 0)
         assert registry.totals().chunks == 1
+
+
+def test_one_that_was_refused_may_be_asked_for_again() -> None:
+    """It never began, so nothing of it is kept."""
+    registry = InvocationRegistry()
+    invocation = entered(registry)
+    assert invocation.refuse(ServerBusyError("no place"))
+    with pytest.raises(InvocationNotFoundError):
+        registry.get(invocation.id)
+    assert registry.live == 0
+    assert entered(registry, invocation_id=invocation.id) is not invocation
+
+
+def test_the_totals_are_added_up_without_the_lock() -> None:
+    """Requests do not wait for whoever reads the metrics."""
+    registry = InvocationRegistry()
+    held: list[bool] = []
+
+    class Ring(ReplayRing):
+        @property
+        def size(self) -> int:
+            held.append(registry._lock.locked())
+            return 3
+
+    registry.admit(make_invocation(lambda _: 1, ring=Ring()))
+    assert registry.totals().size == 3 + len(b"null")
+    assert held == [False]
