@@ -14,7 +14,7 @@ from attrs import frozen
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.ids import new_id
-from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent._util.threads import NoThreadError, PoolSaturatedError, WorkerPool
 from ppio_agent.agent import (
     Handler,
     Invocation,
@@ -199,7 +199,7 @@ class Engine:
         invocation = self._make(entrypoint, payload, call, exchange)
         admission = self.registry.admit(invocation, key)
         if admission.is_new:
-            invocation.when_over(self.counters.over)
+            invocation.when_over(self.counters.over, quick=True)
         else:
             self.counters.replayed()
         return admission, call
@@ -262,6 +262,13 @@ class Engine:
             invocation.start(self.slots)
         except PoolSaturatedError:
             raise self._refuse(invocation, self._busy_error()) from None
+        except NoThreadError:
+            error = ServiceUnavailableError(
+                f"no thread can be started for invocation {invocation.id};"
+                " try again later",
+                retry_after=1.0,
+            )
+            raise self._refuse(invocation, error) from None
         except RuntimeError:
             closing = ServerDrainingError("the agent is shutting down", retry_after=1.0)
             raise self._refuse(invocation, closing) from None
