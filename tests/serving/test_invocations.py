@@ -339,3 +339,53 @@ def test_log_records_carry_the_ids(caplog: pytest.LogCaptureFixture) -> None:
         ("outside", None, None),
     ]
     assert answer.headers["x-request-id"] == "r1"
+
+
+def test_without_a_thread_to_run_on_it_is_refused_and_may_be_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is no shutdown, and nothing of it is kept."""
+    client = client_of(echo)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("ppio-invoke"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    ids = {"X-Invocation-Id": "inv_1"}
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        answer = client.invoke({}, headers=ids)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert "no thread can be started for invocation inv_1" in answer.json["detail"]
+    answer = client.invoke({}, headers=ids)
+    assert answer.status_code == 200
+    assert "idempotency-replayed" not in answer.headers
+
+
+def test_a_function_that_blocks_holds_up_no_other_request(
+    serve: Serve, gate: Gate
+) -> None:
+    """Of several invocations that are cancelled; the express lane has two threads."""
+    ready = threading.Semaphore(0)
+
+    def agent(request: Any, context: RequestContext) -> None:
+        context.on_cancel(gate.stand)
+        ready.release()
+        context.sleep(60)
+
+    app = make_app()
+    app.entrypoint(agent)
+    http = serve(app)
+    places = []
+    for _ in range(3):
+        places.append(http.invoke({}, Prefer="respond-async").headers["location"])
+        assert ready.acquire(timeout=5 * SLOW)
+    began = time.monotonic()
+    for place in places:
+        assert http.request("POST", f"{place}/cancel").status == 202
+    assert http.get("/ping").status == 200
+    assert time.monotonic() - began < 2 * SLOW
+    gate.open()
