@@ -21,7 +21,6 @@ from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import RateLimitError, ServiceUnavailableError, WireError
 
 __all__ = [
-    "EMPTY_SHA256",
     "MAX_NONCES",
     "SIGNATURE_HEADERS",
     "MemoryNonceStore",
@@ -32,9 +31,6 @@ __all__ = [
     "too_many_nonces",
     "valid_key_id",
 ]
-
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
-"""Hash of a request without a body."""
 
 MAX_NONCES = 100_000
 """How many nonces a store keeps for one key."""
