@@ -6,7 +6,7 @@ annotations; the rest is the same for every app, and in part in `openapi_parts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppio_agent.agent import Handler
@@ -23,6 +23,7 @@ from .openapi_parts import (
     SCHEMAS,
     TEXT,
 )
+from .routes import ROUTES
 from .schema import Schema, Schemas, item_of_stream, summary_of
 
 if TYPE_CHECKING:
@@ -70,9 +71,16 @@ def document(engine: Engine) -> dict[str, Any]:
     schemas = Schemas()
     schemas.definitions.update(SCHEMAS)
     handlers = [entrypoint.handler for entrypoint in engine.entrypoints.values()]
-    invoke = _invoke(engine, handlers, schemas)
-    public: Schema = {"security": []} if engine.security_schemes else {}
-    lookup = {"parameters": [_parameter("id", "path", ID, "Id of the invocation.")]}
+    operations = {
+        "root": _about_root(),
+        "ping": _about_ping(),
+        "metrics": _about_metrics(),
+        "openapi": _about_openapi(),
+        "invocations": _invoke(engine, handlers, schemas),
+        "invocation": _about_record(),
+        "events": _about_events(),
+        "cancel": _about_cancel(),
+    }
     components: Schema = {
         "schemas": schemas.definitions,
         "headers": {
@@ -91,21 +99,24 @@ def document(engine: Engine) -> dict[str, Any]:
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": engine.name, "version": engine.version},
-        "paths": {
-            "/": {"get": {**_about_root(), **public}},
-            "/ping": {"get": {**_about_ping(), **public}},
-            "/metrics": {"get": _about_metrics()},
-            "/openapi.json": {"get": _about_openapi()},
-            "/invocations": {"post": invoke},
-            "/invocations/{id}": {**lookup, "get": _about_record()},
-            "/invocations/{id}/events": {**lookup, "get": _about_events()},
-            "/invocations/{id}/cancel": {**lookup, "post": _about_cancel()},
-        },
+        "paths": _paths(operations, secured=bool(engine.security_schemes)),
         "components": components,
     }
     if engine.security_schemes:
         components["securitySchemes"] = dict(engine.security_schemes)
         found["security"] = [{name: []} for name in engine.security_schemes]
+    return found
+
+
+def _paths(operations: Mapping[str, Schema], *, secured: bool) -> Schema:
+    """Return the routes with their operations, which have the routes' names."""
+    found: dict[str, Schema] = {}
+    for route in ROUTES:
+        item = found.setdefault(route.template, {})
+        if route.template != route.path:
+            item["parameters"] = [_parameter("id", "path", ID, "Id of the invocation.")]
+        public: Schema = {"security": []} if secured and route.public else {}
+        item[route.method.lower()] = {**operations[route.name], **public}
     return found
 
 
@@ -174,7 +185,9 @@ def _about_events() -> Schema:
             **_problems(400, 401, 403, 404, 410, 503),
         },
         parameters=[
-            _parameter("Last-Event-ID", "header", number, "Go on after this event."),
+            _parameter(
+                names.LAST_EVENT_ID, "header", number, "Go on after this event."
+            ),
             _parameter("after", "query", number, "The same."),
         ],
     )

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
-from ppio_agent.agent import Invocation, InvocationState
+from ppio_agent.agent import Invocation
 from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import Admission
 from ppio_agent.agent.ring import RingReader
 from ppio_agent.exceptions import InvocationCancelledError, ValidationError
 from ppio_agent.web import Reply, sse_body
-from ppio_agent.wire.headers import RETRY_AFTER, Accept
+from ppio_agent.wire.headers import LAST_EVENT_ID, RETRY_AFTER, Accept
 
 from .answers import answer, id_headers, json_reply, stream_head
 from .call import Call
@@ -144,8 +144,7 @@ def _wait(
 
 def _raise_refusal(invocation: Invocation) -> None:
     """Raise why an invocation never began: no invocation, so a problem."""
-    unasked = invocation.state is InvocationState.CANCELLED
-    if unasked and invocation.cancel_reason is None and invocation.error is not None:
+    if invocation.refused and invocation.error is not None:
         raise invocation.error
 
 
@@ -195,7 +194,7 @@ def _after(exchange: Exchange, invocation: Invocation) -> int:
     text = exchange.environ.get("HTTP_LAST_EVENT_ID") or exchange.query("after") or "0"
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ValidationError(
-            "Last-Event-ID (or after) has to be the number of an event"
+            f"{LAST_EVENT_ID} (or after) has to be the number of an event"
         )
     after = int(text)
     if after > invocation.ring.last:
