@@ -5,14 +5,14 @@ from __future__ import annotations
 import atexit
 import enum
 import logging
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import attrs
 
-from ppio_agent._util.net import is_loopback
+from ppio_agent._util.once import Once
 from ppio_agent._version import __version__
 from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
@@ -24,8 +24,7 @@ from ppio_agent.wire.models import PingStatus
 from .auth import Authenticator
 from .config import AgentConfig
 from .engine import Engine, Entrypoint
-from .front import Front
-from .guard import Guard
+from .front import Front, Listening
 from .health import BusyHandle
 from .logs import logging_of_run
 
@@ -47,6 +46,9 @@ class _Unset(enum.Enum):
 
 
 _UNSET = _Unset.UNSET
+
+# Of every answer.
+_HEADERS = ((AGENT_VERSION, __version__),)
 
 
 class PPIOAgentRuntimeApp:
@@ -90,25 +92,26 @@ class PPIOAgentRuntimeApp:
     ) -> None:
         config = AgentConfig(**settings) if config is None else config
         self.config = attrs.evolve(config, **settings) if settings else config
-        self.headers: tuple[tuple[str, str], ...] = ((AGENT_VERSION, __version__),)
         self._hooks = Hooks.load(plugins or ())
         several = isinstance(auth, Sequence) and not isinstance(auth, str)
         authenticator = Authenticator(self._hooks, auth if several else (auth,))
-        self.authenticates = authenticator.active
         self._engine = Engine(
-            self.config, name=name or "agent", version=version or __version__
+            self.config,
+            name=name or "agent",
+            version=version or __version__,
+            security_schemes=authenticator.security_schemes,
         )
-        self._engine.security_schemes = authenticator.security_schemes
-        self._front = Front(self._engine, authenticator, self._guard(self.config.host))
-        self._kit = RequestKit(self._serve, headers=self.headers)
+        self._front = Front(self._engine, authenticator)
+        self._kit = RequestKit(self._serve, headers=_HEADERS)
         self.wsgi_app: Callable[..., Iterable[bytes]] = self._kit
         self._middleware: list[Middleware] = []
         self._on_startup: list[Callable[[], object]] = []
         self._on_shutdown: list[Callable[[], object]] = []
-        # Guards the life cycle: _started and _closed.
-        self._lock = threading.Lock()
+        self._starting: Once[None] = Once()
+        self._closing: Once[bool] = Once()
         self._started = False
         self._closed = False
+        self._at_exit = partial(_close_forgotten, weakref.ref(self))
 
     # What the user registers.
 
@@ -211,7 +214,7 @@ class PPIOAgentRuntimeApp:
         return tuple(self._engine.entrypoints)
 
     def _refuse_if_started(self) -> None:
-        if self._started:
+        if self._starting.begun:
             raise RuntimeError("the app serves already: register before that")
 
     # What user code asks and tells.
@@ -253,37 +256,42 @@ class PPIOAgentRuntimeApp:
     def _serve(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        if not self._started and self.start_up() and environ.get("wsgi.multiprocess"):
+        if self._closed and "ppio.resume" not in environ:
+            raise ServerDrainingError("the agent was shut down")
+        if not self._started:
+            self._start_up(multiprocess=environ.get("wsgi.multiprocess", False))
+        return self._front(environ, start_response)
+
+    def _start_up(self, *, multiprocess: bool = False) -> None:
+        """Close the registration and run the start-up functions. Idempotent.
+
+        Blocking: while another thread does it. Its own may call the app.
+
+        Raises:
+            Exception: What a start-up function raised; it stays so.
+        """
+        self._starting.run(partial(self._begin, multiprocess=multiprocess))
+
+    def _begin(self, *, multiprocess: bool) -> None:
+        if self._closed:
+            raise ServerDrainingError("the agent was shut down")
+        contributed = self._hooks.middleware(self)
+        theirs: list[Middleware] = []
+        if contributed:
+            from .middleware import as_middleware
+
+            theirs = [as_middleware(function) for function in contributed]
+        self._engine.middleware = (*theirs, *self._middleware)
+        self._hooks.close_registration()
+        for function in self._on_startup:
+            function()
+        atexit.register(self._at_exit)
+        self._started = True
+        if multiprocess:
             _log.warning(
                 "invocations are known to one process only: use one worker with"
                 " threads, or route by session"
             )
-        if self._closed and "ppio.resume" not in environ:
-            raise ServerDrainingError("the agent was shut down")
-        return self._front(environ, start_response)
-
-    def start_up(self) -> bool:
-        """Close the registration and run the start-up functions. Idempotent.
-
-        Returns:
-            Whether this call did it.
-        """
-        with self._lock:
-            if self._started:
-                return False
-            contributed = self._hooks.middleware(self)
-            if contributed:
-                from .middleware import as_middleware
-
-                theirs = [as_middleware(function) for function in contributed]
-                self._middleware[:0] = theirs
-            self._engine.middleware = tuple(self._middleware)
-            self._hooks.close_registration()
-            for function in self._on_startup:
-                function()
-            atexit.register(_close_forgotten, weakref.ref(self))
-            self._started = True
-            return True
 
     def server(
         self, *, host: str | None = None, port: int | None = None
@@ -328,80 +336,46 @@ class PPIOAgentRuntimeApp:
         """Begin no more invocations, and say by ``/ping`` that the app is stopped."""
         self._engine.drain()
 
-    def live(self) -> int:
-        """How many invocations are pending, or have user code that has not ended."""
-        return self._engine.registry.live
-
-    def stop(self, *, grace: float) -> bool:
-        """Cancel what runs, for good; `close` does the rest.
-
-        Args:
-            grace: Seconds that user code has to end.
-
-        Returns:
-            Whether all of it has ended.
-        """
-        return self._engine.close(grace=grace)
-
-    def waiting(self) -> int:
-        """How many invocations wait for a slot."""
-        return self._engine.slots.waiting
-
-    def durations(self) -> list[float]:
-        """For how many seconds the latest invocations had their slots."""
-        return self._engine.durations()
-
     def close(self, *, grace: float = 5.0) -> bool:
         """Cancel what runs and run the shut-down functions. Idempotent.
 
+        Blocking: for `grace` and the shut-down functions, also where another thread
+        closes the app already.
+
         Args:
             grace: Seconds that user code has to end.
 
         Returns:
             Whether all of it has ended.
         """
-        with self._lock:
-            if self._closed:
-                return True
-            self._closed = True
-            started = self._started
+        ended = self._closing.run(partial(self._close, grace))
+        return ended is not False  # None: asked by a shut-down function
+
+    def _close(self, grace: float) -> bool:
+        self._closed = True
         ended = self._engine.close(grace=grace)
-        for function in reversed(self._on_shutdown if started else []):
+        self._starting.wait()
+        atexit.unregister(self._at_exit)
+        for function in reversed(self._on_shutdown if self._started else []):
             try:
                 function()
             except Exception:  # noqa: BLE001 - user code; the others come all the same
                 _log.exception("a shut-down function failed")
         return ended
 
-    def listen_on(
-        self, host: str, stats: Callable[[], Mapping[str, Any]] | None = None
-    ) -> Front:
-        """Take the address that is served, which decides who may reach it.
+    def listen_on(self, host: str) -> Listening:
+        """Take the address that is served; a server of this app calls it.
 
-        Args:
-            host: The address.
-            stats: Gives the server's numbers, see `ppio_agent.web.Server.stats`.
+        Raises:
+            ConfigurationError: Others could reach it without authentication.
         """
-        self._engine.server_stats = stats
-        front = self._front
-        front.guard = self._guard(host)
-        self._engine.playground = self.config.shows_playground(host)
-        front.wrapped = self.wsgi_app is not self._kit
-        front.prefix = None if front.wrapped else ""
-        return front
-
-    def _guard(self, host: str) -> Guard:
-        config = self.config
-        # In a sandbox the platform's edge stands in front, and names it as it likes.
-        free = (
-            self.authenticates
-            or config.allow_unauthenticated
-            or self._engine.sandbox_id is not None
-        )
-        return Guard(
-            local_only=is_loopback(host) and not free,
-            host=host,
-            cors_origins=config.cors_origins,
+        wrapped = self.wsgi_app is not self._kit
+        self._front.listen_on(host, wrapped=wrapped)
+        return Listening(
+            wsgi_app=self.wsgi_app,
+            headers=_HEADERS,
+            front=self._front,
+            start_up=self._start_up,
         )
 
 

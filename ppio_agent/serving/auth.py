@@ -70,6 +70,9 @@ class Authenticator:
         hooks: The app's plug-ins; those in `auth` are registered with them.
         auth: Plug-ins or functions ``(request) -> Principal | None``, in the order in
             which they are asked, before all others.
+
+    Attributes:
+        active: Whether anything authenticates.
     """
 
     def __init__(self, hooks: Hooks, auth: Sequence[Any]) -> None:
@@ -82,6 +85,7 @@ class Authenticator:
                 )
             hooks.register(item if is_plugin else _CallablePlugin(item))
         self._hooks = hooks
+        self.active = hooks.implemented("ppio_authenticate")
 
     @property
     def security_schemes(self) -> dict[str, Any]:
@@ -93,11 +97,6 @@ class Authenticator:
         for plugin in self._hooks.plugins_with("ppio_authenticate"):
             schemes.update(getattr(plugin, "security_schemes", {}))
         return schemes
-
-    @property
-    def active(self) -> bool:
-        """Whether anything authenticates."""
-        return self._hooks.implemented("ppio_authenticate")
 
     def admit(self, exchange: Exchange) -> None:
         """Note on the exchange who sent it, and what handlers must not see.

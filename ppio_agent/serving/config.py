@@ -12,7 +12,7 @@ from attrs import frozen
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 
-__all__ = ["AgentConfig"]
+__all__ = ["AgentConfig", "own_sandbox_id"]
 
 _T = TypeVar("_T")
 _PREFIX = "PPIO_AGENT_"
@@ -114,8 +114,13 @@ def _setting(name: str, *, default: Any, parse: Callable[[Any], Any]) -> Any:
     return attrs.field(factory=absent, converter=convert)
 
 
+def own_sandbox_id() -> str | None:
+    """Return the id of the sandbox in which this process runs; elsewhere None."""
+    return os.environ.get("PPIO_SANDBOX_ID") or None
+
+
 def _default_host() -> str:
-    return "0.0.0.0" if os.environ.get("PPIO_SANDBOX_ID") else "127.0.0.1"
+    return "127.0.0.1" if own_sandbox_id() is None else "0.0.0.0"
 
 
 @frozen(kw_only=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -40,7 +38,7 @@ from ppio_agent.wire.json import decode_json
 
 from .answers import describe
 from .call import Call, check_media, departure_rule, read_call
-from .config import AgentConfig
+from .config import AgentConfig, own_sandbox_id
 from .exchange import Exchange
 from .health import Health
 from .metrics import Counters
@@ -86,25 +84,36 @@ class Engine:
         config: The app's settings.
         name: The app's name.
         version: The app's version.
+        security_schemes: How callers say who they are, as OpenAPI describes it.
+
+    Attributes:
+        middleware: What runs around each handler, outermost first; set at the start.
+        host: The address that a server of ours listens on; None without one.
+        server_stats: Gives the numbers of that server, see `ppio_agent.web.Server`.
 
     Thread safety: thread-safe once the first request is served; entrypoints and
     middleware are added before that.
     """
 
-    def __init__(self, config: AgentConfig, *, name: str, version: str) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        name: str,
+        version: str,
+        security_schemes: Mapping[str, Any],
+    ) -> None:
         self.config = config
         self.name = name
         self.version = version
+        self.security_schemes = security_schemes
+        self.sandbox_id = own_sandbox_id()
         self.entrypoints: dict[str, Entrypoint] = {}
         self.default: Entrypoint | None = None
         self.middleware: tuple[Middleware, ...] = ()
         self.draining = False
-        self.sandbox_id = os.environ.get("PPIO_SANDBOX_ID") or None
-        self.playground = config.shows_playground(None)
-        # How callers say who they are, as OpenAPI describes it.
-        self.security_schemes: dict[str, Any] = {}
         self.counters = Counters()
-        # The numbers of the server in front, if that is ours.
+        self.host: str | None = None
         self.server_stats: Callable[[], Mapping[str, Any]] | None = None
         self.registry = InvocationRegistry(retention=config.retention)
         registry = self.registry
@@ -117,10 +126,12 @@ class Engine:
             max_waiting=config.max_queue,
         )
         self._durations: deque[float] = deque(maxlen=32)
-        # Guards disconnects: how often the last reader left before the end, by rule.
-        self._lock = threading.Lock()
-        self.disconnects: dict[Departure, int] = {"async": 0, "cancel": 0, "detach": 0}
         self._describe = partial(describe, expose=config.expose_errors)
+
+    @property
+    def shows_playground(self) -> bool:
+        """Whether browsers get a page to talk to the agent."""
+        return self.config.shows_playground(self.host)
 
     @cached_property
     def openapi(self) -> dict[str, Any]:
@@ -297,6 +308,10 @@ class Engine:
         self.registry.withdraw(invocation)
         return error
 
+    def waiting(self) -> int:
+        """Return how many invocations wait for a slot."""
+        return self.slots.waiting
+
     def durations(self) -> list[float]:
         """Return for how many seconds the latest invocations had their slots."""
         return list(self._durations.copy())
@@ -315,8 +330,7 @@ class Engine:
     ) -> None:
         """Note that a reader has left, and count it if that was before the end."""
         if invocation.leave(reason):
-            with self._lock:
-                self.disconnects[invocation.departure] += 1
+            self.counters.left(invocation.departure)
 
     def _settled(self, invocation: Invocation) -> None:
         if not is_response(invocation.value):

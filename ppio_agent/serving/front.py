@@ -10,8 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
+from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import (
     AuthenticationError,
+    ConfigurationError,
     NotFoundError,
     PermissionDeniedError,
     PPIOAgentError,
@@ -28,7 +32,7 @@ from .routes import ROUTES, Route, RouteTable
 if TYPE_CHECKING:
     import flask
 
-__all__ = ["Front"]
+__all__ = ["Front", "Listening"]
 
 _EXCHANGE = "ppio.exchange"
 _CHALLENGE = ("WWW-Authenticate", "Bearer, PPIO-HMAC")
@@ -45,32 +49,66 @@ class Front:
     Args:
         engine: Where invocations are started.
         authenticator: Who finds out who sent a request.
-        guard: Who may reach the app without a key.
 
     Attributes:
-        guard: Who may reach the app without a key; set anew when the address is known.
+        engine: Where invocations are started.
         flask: The Flask app, once there is one.
         wrapped: Whether the server calls something around the app, such as the site in
             which it is mounted.
-        prefix: Path at which the app is mounted, known from the requests that come
-            through; None before the first.
 
     Thread safety: thread-safe.
     """
 
-    def __init__(self, engine: Engine, authenticator: Authenticator, guard: Guard):
-        self.guard = guard
+    def __init__(self, engine: Engine, authenticator: Authenticator) -> None:
+        self.engine = engine
         self.flask: flask.Flask | None = None
         self.wrapped = False
-        self.prefix: str | None = ""
-        self._engine = engine
+        # Where the app is mounted, as the latest request said; None before the first.
+        self._prefix: str | None = ""
         self._authenticator = authenticator
-        self._authenticates = authenticator.active
+        self._guard = self._guard_at(engine.config.host)
         self._table = RouteTable(ROUTES)
+
+    def listen_on(self, host: str, *, wrapped: bool) -> None:
+        """Take the address that a server of ours will listen on.
+
+        Args:
+            host: The address, which decides who may reach the app.
+            wrapped: Whether the server calls something around the app.
+
+        Raises:
+            ConfigurationError: Others could reach it without authentication.
+        """
+        if not (is_loopback(host) or self._is_free):
+            raise ConfigurationError(
+                f"whoever reaches {host} could call the agent: set up auth=…, listen on"
+                " 127.0.0.1, or say allow_unauthenticated=True"
+            )
+        self.engine.host = host
+        self._guard = self._guard_at(host)
+        self.wrapped = wrapped
+        self._prefix = None if wrapped else ""
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether requests may come from anywhere."""
+        # In a sandbox the platform's edge stands in front, and names it as it likes.
+        return (
+            self._authenticator.active
+            or self.engine.config.allow_unauthenticated
+            or self.engine.sandbox_id is not None
+        )
+
+    def _guard_at(self, host: str) -> Guard:
+        return Guard(
+            local_only=is_loopback(host) and not self._is_free,
+            host=host,
+            cors_origins=self.engine.config.cors_origins,
+        )
 
     def lane(self, method: str, path: str, headers: Mapping[str, str]) -> Lane:
         """Return where the server runs a request; see `ppio_agent.web.Lanes`."""
-        prefix = self.prefix
+        prefix = self._prefix
         if prefix != "":
             if prefix is None or not path.startswith(prefix):
                 return Lane.INVOKE
@@ -92,11 +130,11 @@ class Front:
         self, environ: dict[str, Any], start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
-        exchange = Exchange(environ, max_body=self._engine.config.max_request_size)
-        if environ.get("SCRIPT_NAME", "") != self.prefix:
-            self.prefix = environ.get("SCRIPT_NAME", "")
-        if self.guard.cors_origins:
-            cors = self.guard.headers(environ.get("HTTP_ORIGIN"))
+        exchange = Exchange(environ, max_body=self.engine.config.max_request_size)
+        if environ.get("SCRIPT_NAME", "") != self._prefix:
+            self._prefix = environ.get("SCRIPT_NAME", "")
+        if self._guard.cors_origins:
+            cors = self._guard.headers(environ.get("HTTP_ORIGIN"))
             start_response = partial(_start_with, start_response, cors)
         try:
             resume: Callable[[], Reply] | None = environ.get("ppio.resume")
@@ -115,7 +153,7 @@ class Front:
                 environ.pop("ppio.relay", None)
                 return self.flask.wsgi_app(environ, start_response)
             if reply is None and route is not None:
-                reply = route.view(self._engine, exchange, **params)
+                reply = route.view(self.engine, exchange, **params)
         except PPIOAgentError as error:
             if _is_unexpected(error):
                 raise
@@ -131,19 +169,22 @@ class Front:
         environ = exchange.environ
         origin = environ.get("HTTP_ORIGIN")
         host = environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")
-        self.guard.check(exchange.method, host, origin)
+        self._guard.check(exchange.method, host, origin)
         asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD")
         if exchange.method == "OPTIONS" and origin is not None and asked is not None:
             return self._preflight(exchange, origin)
-        if self._authenticates and not (route is not None and route.public):
+        if self._authenticator.active and not (route is not None and route.public):
             # A body that says it is too large is refused before anything else is told.
-            declared_length(environ, self._engine.config.max_request_size)
+            declared_length(environ, self.engine.config.max_request_size)
             self._authenticator.admit(exchange)
         return None
 
     def _preflight(self, exchange: Exchange, origin: str) -> Reply:
         names = exchange.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
-        headers = [*self.guard.preflight(origin, names), ("Content-Type", "text/plain")]
+        headers = [
+            *self._guard.preflight(origin, names),
+            ("Content-Type", "text/plain"),
+        ]
         return Reply(200, headers, b"OK")
 
     def _no_route(self, exchange: Exchange, routes: Mapping[str, Route]) -> Reply:
@@ -158,7 +199,7 @@ class Front:
 
     def _problem(self, error: PPIOAgentError, request_id: str) -> Reply:
         if error.http_status in _REFUSALS:
-            self._engine.counters.refused(error.code)
+            self.engine.counters.refused(error.code)
         unknown = isinstance(error, AuthenticationError) and not isinstance(
             error, PermissionDeniedError
         )
@@ -191,7 +232,7 @@ class Front:
         import flask
 
         exchange: Exchange = flask.request.environ[_EXCHANGE]
-        return _as_flask(route.view(self._engine, exchange, **params))
+        return _as_flask(route.view(self.engine, exchange, **params))
 
     def _flask_problem(self, error: PPIOAgentError) -> flask.Response:
         import flask
@@ -216,6 +257,23 @@ class Front:
         request_id = flask.request.environ[_EXCHANGE].request_id
         cause = _not_allowed(flask.request.method, flask.request.path)
         return _as_flask(problem(cause, request_id, headers=[("Allow", allow)]))
+
+
+@frozen(kw_only=True)
+class Listening:
+    """What a server of an app needs of it.
+
+    Attributes:
+        wsgi_app: The app, or what the user put around it.
+        headers: Of every answer.
+        front: The app itself, and its engine.
+        start_up: Runs the start-up functions, once.
+    """
+
+    wsgi_app: Callable[..., Iterable[bytes]]
+    headers: tuple[tuple[str, str], ...]
+    front: Front
+    start_up: Callable[[], None]
 
 
 def _head_of(reply: Reply) -> Reply:

@@ -12,12 +12,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from attrs import frozen
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent.agent import Invocation, InvocationState
+from ppio_agent.agent.lifetime import Departure
 from ppio_agent.wire.models import PingStatus
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "ppio_agent_"
 _BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_DEPARTURES = get_args(Departure)
 _ENDS = tuple(state for state in InvocationState if state.terminal)
 # What every app may say; further reasons appear when they happen.
 _REASONS = ("server_busy", "server_draining")
@@ -74,16 +76,16 @@ class Counters:
         self._seconds_sum = 0.0
         self._refused: Counter[str] = Counter()
         self._replays = 0
+        self._left: Counter[Departure] = Counter()
 
     def over(self, invocation: Invocation) -> None:
         """Count an invocation that has ended; one that was refused never was one."""
-        state = invocation.state
-        if state is InvocationState.CANCELLED and invocation.cancel_reason is None:
+        if invocation.refused:
             return
         seconds = invocation.duration
         bucket = bisect_left(_BOUNDS, seconds)
         with self._lock:
-            self._over[invocation.handler.name, state] += 1
+            self._over[invocation.handler.name, invocation.state] += 1
             self._seconds[bucket] += 1
             self._seconds_sum += seconds
 
@@ -99,6 +101,11 @@ class Counters:
         with self._lock:
             self._replays += 1
 
+    def left(self, rule: Departure) -> None:
+        """Count an invocation that its last reader has left before the end."""
+        with self._lock:
+            self._left[rule] += 1
+
     def families(
         self, entrypoints: Iterable[str], refused_before: Mapping[str, int]
     ) -> list[Family]:
@@ -110,6 +117,7 @@ class Counters:
         """
         with self._lock:
             over, refused = self._over.copy(), self._refused.copy()
+            left = self._left.copy()
             buckets, seconds, replays = (
                 (*self._seconds,),
                 self._seconds_sum,
@@ -157,6 +165,13 @@ class Counters:
                 "Requests that got the invocation of an earlier one with their key.",
                 replays,
             ),
+            Family(
+                "disconnects_total",
+                "counter",
+                "Invocations left by their last reader before the end, by what became"
+                " of them.",
+                [("", {"rule": rule}, left[rule]) for rule in _DEPARTURES],
+            ),
         ]
 
 
@@ -199,13 +214,6 @@ def collect(engine: Engine) -> list[Family]:
             "counter",
             "Chunks that handlers have given to their streams.",
             totals.chunks,
-        ),
-        Family(
-            "disconnects_total",
-            "counter",
-            "Invocations left by their last reader before the end, by what became of"
-            " them.",
-            [("", {"rule": rule}, n) for rule, n in sorted(engine.disconnects.items())],
         ),
         _one(
             "replay_bytes",

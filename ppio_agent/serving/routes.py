@@ -56,7 +56,7 @@ class Route:
 
 def _root(engine: Engine, exchange: Exchange) -> Reply:
     if (
-        engine.playground
+        engine.shows_playground
         and Accept.parse(exchange.environ.get("HTTP_ACCEPT")).prefers_html
     ):
         from .playground import playground

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
-from ppio_agent._util.net import is_loopback
 from ppio_agent._util.threads import start_thread
-from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.web import Lanes, Server, ServerConfig
+
+from .config import own_sandbox_id
 
 if TYPE_CHECKING:
     from .app import PPIOAgentRuntimeApp
@@ -70,41 +70,34 @@ class PPIOAgentRuntimeServer(Closing):
         config = app.config
         host = config.host if host is None else host
         port = config.port if port is None else port
-        in_sandbox = bool(os.environ.get("PPIO_SANDBOX_ID"))
-        if in_sandbox:
+        if own_sandbox_id() is not None:
             # The platform knows where it will look for the agent.
             host = os.environ.get("HOST") or host
             port = int(os.environ.get("PORT") or port)
-        open_to_others = not (in_sandbox or is_loopback(host) or app.authenticates)
-        if open_to_others and not config.allow_unauthenticated:
-            raise ConfigurationError(
-                f"whoever reaches {host} could call the agent: set up auth=…, listen on"
-                " 127.0.0.1, or say allow_unauthenticated=True"
-            )
+        listening = app.listen_on(host)
+        front, engine = listening.front, listening.front.engine
         self._app = app
+        self._start_up = listening.start_up
+        self._engine = engine
         self.stopping = threading.Event()
         self._closing = threading.Event()
         self._stopped = threading.Event()
-        front = app.listen_on(host, self._stats)
-        self.shows_playground = config.shows_playground(host) and not front.wrapped
+        self.shows_playground = engine.shows_playground and not front.wrapped
         self._server = Server(
-            app.wsgi_app,
+            listening.wsgi_app,
             host=host,
             port=port,
             config=ServerConfig(
                 max_concurrency=config.max_concurrency,
                 max_queue=config.max_queue,
                 max_request_size=config.max_request_size,
-                headers=app.headers,  # type: ignore[arg-type] # mypy cannot solve the converter `tuple`
+                headers=listening.headers,  # type: ignore[arg-type] # mypy cannot solve the converter `tuple`
             ),
             lanes=Lanes(
-                classify=front.lane, waiting=app.waiting, durations=app.durations
+                classify=front.lane, waiting=engine.waiting, durations=engine.durations
             ),
-            on_drain=app.drain,
+            on_drain=engine.drain,
         )
-
-    def _stats(self) -> dict[str, Any]:
-        return self._server.stats()
 
     @property
     def port(self) -> int:
@@ -122,10 +115,12 @@ class PPIOAgentRuntimeServer(Closing):
         Raises:
             OSError: The address is taken; the shut-down functions were run.
         """
-        self._app.start_up()
+        self._start_up()
+        self._engine.server_stats = self._server.stats
         try:
             self._server.start()
         except OSError:
+            self._engine.server_stats = None
             self._app.close()
             raise
         return self
@@ -149,10 +144,10 @@ class PPIOAgentRuntimeServer(Closing):
         limit = self._app.config.drain_timeout if timeout is None else timeout
         deadline = Deadline.after(limit)
         served = self._server.drain(limit)
-        while self._app.live() and not deadline.expired:
+        while self._engine.registry.live and not deadline.expired:
             if self._closing.wait(deadline.bound(_LOOK_EVERY)):
                 break
-        return served and not self._app.live()
+        return served and not self._engine.registry.live
 
     def close(self) -> bool:
         """Cancel what runs, close everything, run the shut-down functions. Idempotent.
@@ -166,11 +161,12 @@ class PPIOAgentRuntimeServer(Closing):
         self.stopping.set()
         self._closing.set()
         self._server.stop_listening()
-        ended = self._app.stop(grace=_CANCEL_GRACE)
+        ended = self._engine.close(grace=_CANCEL_GRACE)
         # Streams have their last events now, and requests their answers: they leave.
         self._server.drain(_LAST_ANSWERS)
         self._server.flush()
         self._app.close(grace=0.0)
+        self._engine.server_stats = None
         closed = self._server.close(_LAST_ANSWERS if not ended else _CANCEL_GRACE)
         self._stopped.set()
         return ended and closed

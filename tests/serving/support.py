@@ -139,6 +139,16 @@ def make_app(*, through_flask: bool = False, **settings: Any) -> PPIOAgentRuntim
     return app
 
 
+def live(app: PPIOAgentRuntimeApp) -> int:
+    """Return how many invocations are pending, or have code that has not ended."""
+    return app._engine.registry.live
+
+
+def waiting_inside(app: PPIOAgentRuntimeApp) -> int:
+    """Return how many invocations wait for a slot, rather than for a thread."""
+    return app._engine.waiting()
+
+
 class Gate:
     """A place for handlers to stand, whatever they are told."""
 

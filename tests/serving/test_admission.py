@@ -14,7 +14,15 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from ppio_agent.serving import PPIOAgentRuntimeApp
 from tests.serving.conftest import Serve
-from tests.serving.support import Gate, Http, hang_up, in_background, make_app
+from tests.serving.support import (
+    Gate,
+    Http,
+    hang_up,
+    in_background,
+    live,
+    make_app,
+    waiting_inside,
+)
 from tests.support import SLOW, wait_until
 
 
@@ -33,7 +41,7 @@ def full(gate: Gate, **settings: Any) -> tuple[PPIOAgentRuntimeApp, list[Any]]:
 
 def inside(app: PPIOAgentRuntimeApp, count: int) -> None:
     """Wait until so many requests wait where their deadline is kept."""
-    wait_until(lambda: app.waiting() == count)
+    wait_until(lambda: waiting_inside(app) == count)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +94,10 @@ def test_who_waits_and_leaves_is_dropped(serve: Serve, gate: Gate) -> None:
     leaver.request("POST", "/invocations", b'{"n":2}')
     inside(app, 1)
     hang_up(leaver)
-    wait_until(lambda: app.live() == 1)
+    wait_until(lambda: live(app) == 1)
     gate.open()
     assert first().status == 200
-    wait_until(lambda: app.live() == 0)
+    wait_until(lambda: live(app) == 0)
     assert calls == [{"n": 1}]
 
 
@@ -111,12 +119,12 @@ def test_all_that_wait_are_counted_together(serve: Serve, gate: Gate) -> None:
     assert http_.invoke({"n": 3}).status == 503
     gate.open()
     assert [call().status for call in calling] == [200] * 3
-    wait_until(lambda: app.live() == 0)
+    wait_until(lambda: live(app) == 0)
     assert len(calls) == 4
 
 
 def waiting(app: PPIOAgentRuntimeApp, http_: Http) -> int:
-    return app.waiting() + http_.lane("invoke")["waiting"]
+    return waiting_inside(app) + http_.lane("invoke")["waiting"]
 
 
 def site_of(page: Any) -> Any:
@@ -187,5 +195,6 @@ def test_callers_are_told_how_long_slots_are_held(serve: Serve) -> None:
     http_ = serve(app)
     for _ in range(40):
         http_.invoke({})
-    wait_until(lambda: len(app.durations()) == 32)
-    assert max(app.durations()) < 1.0 * SLOW
+    durations = app._engine.durations
+    wait_until(lambda: len(durations()) == 32)
+    assert max(durations()) < 1.0 * SLOW

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
 import pytest
 
+from ppio_agent._util.threads import start_thread
 from ppio_agent.agent import RequestContext
+from ppio_agent.hooks import hookimpl
 from ppio_agent.serving import AgentRuntimeApp, PPIOAgentRuntimeApp
-from tests.serving.support import Gate, make_app
+from tests.serving.support import Gate, in_background, make_app
 from tests.support import wait_until
 
 
@@ -106,6 +111,96 @@ def test_start_up_and_shut_down_functions_run_once(
         assert order == ["up"]
     assert app.close()
     assert order == ["up", "down 2", "down 1"]
+
+
+def test_a_start_up_function_may_call_the_app() -> None:
+    """To warm it up; other requests wait until all of them have run."""
+    app, order, go_on = make_app(), [], threading.Event()
+    warm = threading.Event()
+
+    @app.entrypoint
+    def agent(request: Any) -> None:
+        order.append(request["prompt"])
+
+    @app.on_startup
+    def warm_up() -> None:
+        assert app.test_client().invoke("warm up").status_code == 200
+        warm.set()
+        go_on.wait(10)
+
+    app.on_startup(lambda: order.append("second"))
+    client = app.test_client()
+    calls = [in_background(lambda: client.invoke("call")) for _ in range(3)]
+    assert warm.wait(10)
+    assert order == ["warm up"]
+    go_on.set()
+    assert [call().status_code for call in calls] == [200] * 3
+    assert order == ["warm up", "second", "call", "call", "call"]
+    assert app.close()
+
+
+def test_a_start_up_that_failed_is_not_tried_again() -> None:
+    """Every request fails as the first did; nothing is run or put in front twice."""
+
+    class Plugin:
+        @hookimpl
+        def ppio_middleware(self, app: Any) -> list[Any]:
+            order.append("middleware")
+            return []
+
+    app, order = make_app(plugins=[Plugin()]), []
+    app.on_startup(lambda: order.append("first"))
+
+    @app.on_startup
+    def fail() -> None:
+        raise LookupError("no model")
+
+    app.on_shutdown(lambda: order.append("down"))
+    client = app.test_client()
+    assert [client.get("/ping").status_code for _ in range(3)] == [500] * 3
+    with pytest.raises(LookupError, match="no model"):
+        app.server(port=0).start()
+    assert app.close()
+    assert order == ["middleware", "first"]
+
+
+def test_who_closes_second_gets_the_outcome_of_the_first(gate: Gate) -> None:
+    """And not before there is one."""
+    app = make_app()
+    closing = threading.Event()
+    app.on_shutdown(app.close)
+    app.on_shutdown(lambda: (closing.set(), gate.stand()))
+    app.entrypoint(lambda request: gate.stand())
+    client = app.test_client()
+    caller = in_background(lambda: client.invoke({}))
+    gate.wait_reached()
+    first = in_background(lambda: app.close(grace=0.05))
+    assert closing.wait(10)
+    outcomes: list[bool] = []
+    second = start_thread("second", lambda: outcomes.append(app.close()))
+    second.join(0.1)
+    assert outcomes == []
+    gate.open()
+    assert first() is False
+    second.join(10)
+    assert outcomes == [False]
+    caller()
+
+
+def test_what_is_closed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app by the interpreter's end, and the server by the app."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    app = make_app()
+    app.entrypoint(lambda request: None)
+    with app.server(port=0) as server:
+        assert len(at_exit) == 1
+    assert at_exit == []
+    served = weakref.ref(server)
+    del server
+    wait_until(lambda: gc.collect() is not None and served() is None)
+    assert app.close()
 
 
 def test_a_closed_app_refuses() -> None:

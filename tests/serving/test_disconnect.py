@@ -6,14 +6,24 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from ppio_agent import RequestContext
+from ppio_agent.agent.lifetime import Departure
 from ppio_agent.serving import PPIOAgentRuntimeApp
 from tests.serving.conftest import Serve
-from tests.serving.support import SSE, Gate, Http, hang_up, in_background, make_app
+from tests.serving.support import (
+    SSE,
+    Gate,
+    Http,
+    hang_up,
+    in_background,
+    live,
+    make_app,
+)
+from tests.serving.support_metrics import Scraped
 from tests.support import SLOW, wait_until
 
 KEYED = {**SSE, "Idempotency-Key": "k"}
@@ -70,8 +80,11 @@ def start_and_leave(
     return contexts[-1]
 
 
-def disconnects(app: PPIOAgentRuntimeApp) -> dict[str, int]:
-    return {rule: n for rule, n in app._engine.disconnects.items() if n}
+def disconnects(http_: Http) -> dict[str, float]:
+    """Return how many readers left, by what became of what they read."""
+    scraped = Scraped(http_)
+    found = {r: scraped("disconnects_total", rule=r) for r in get_args(Departure)}
+    return {rule: n for rule, n in found.items() if n}
 
 
 def test_a_stream_that_was_cut_is_read_on(serve: Serve) -> None:
@@ -84,7 +97,7 @@ def test_a_stream_that_was_cut_is_read_on(serve: Serve) -> None:
     assert read_ids(iter(response.readline, b""), 3) == [1, 2, 3]
     place = f"/invocations/{response.getheader('X-Invocation-Id')}"
     hang_up(connection)
-    wait_until(lambda: disconnects(app) == {"detach": 1})
+    wait_until(lambda: disconnects(http_) == {"detach": 1})
     rest = in_background(lambda: http_.get(f"{place}/events", Last_Event_ID="3"))
     gate.open()
     text = rest().body.decode()
@@ -104,9 +117,9 @@ def test_a_stream_goes_on_with_nobody_there(serve: Serve) -> None:
     connection, lines = http_.stream({}, KEYED)
     read_ids(lines, 3)
     hang_up(connection)
-    wait_until(lambda: disconnects(app) == {"detach": 1})
+    wait_until(lambda: disconnects(http_) == {"detach": 1})
     gate.open()
-    wait_until(lambda: app.live() == 0)
+    wait_until(lambda: live(app) == 0)
     again = http_.request("POST", "/invocations", b"{}", KEYED)
     assert again.headers["idempotency-replayed"] == "true"
     assert again.body.count(b"id: ") == 11
@@ -127,7 +140,7 @@ def test_others_end_with_their_client(headers: Mapping[str, str], serve: Serve) 
     assert context.cancelled.wait(5)
     assert time.monotonic() - began < 0.6 * SLOW
     assert context.cancelled.reason == "disconnect"
-    assert disconnects(app) == {"cancel": 1}
+    assert disconnects(http_) == {"cancel": 1}
 
 
 @pytest.mark.parametrize("header", ["Idempotency-Key", "X-Invocation-Id"])
@@ -136,11 +149,11 @@ def test_a_detached_one_ends_when_nobody_comes(header: str, serve: Serve) -> Non
     app, contexts = sleeping(detach_grace=0.3)
     http_ = serve(app)
     context = start_and_leave(http_, contexts, {**SSE, header: "k"})
-    wait_until(lambda: disconnects(app) == {"detach": 1})
+    wait_until(lambda: disconnects(http_) == {"detach": 1})
     assert not context.cancelled
     assert context.cancelled.wait(5)
     assert context.cancelled.reason == "disconnect"
-    wait_until(lambda: app.live() == 0)
+    wait_until(lambda: live(app) == 0)
     again = start_and_leave(http_, contexts, {**SSE, header: "k"})
     assert again.attempt == 2
 
@@ -150,13 +163,13 @@ def test_a_reader_of_its_events_stops_the_clock(serve: Serve) -> None:
     app, contexts = sleeping(detach_grace=0.4)
     http_ = serve(app)
     context = start_and_leave(http_, contexts, {**SSE, "X-Invocation-Id": "i"})
-    wait_until(lambda: disconnects(app) == {"detach": 1})
+    wait_until(lambda: disconnects(http_) == {"detach": 1})
     connection, response = http_.open("GET", "/invocations/i/events")
     assert response.status == 200
     assert not context.cancelled.wait(0.7)
     hang_up(connection)
     assert context.cancelled.wait(5)
-    assert disconnects(app) == {"detach": 2}
+    assert disconnects(http_) == {"detach": 2}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +183,7 @@ def test_an_entrypoint_may_say_what_it_wants(
     app, contexts = sleeping(on_disconnect=fixed)
     http_ = serve(app)
     context = start_and_leave(http_, contexts, headers)
-    wait_until(lambda: disconnects(app) == {fixed: 1})
+    wait_until(lambda: disconnects(http_) == {fixed: 1})
     assert context.cancelled.wait(0.1) is ends
     context.cancelled.fire("client")
 
@@ -192,7 +205,7 @@ def test_an_asynchronous_one_has_no_reader_to_lose(
     http_.invoke({}, Prefer="respond-async", X_Invocation_Id="i")
     connection, _ = http_.open("GET", "/invocations/i/events")
     hang_up(connection)
-    wait_until(lambda: disconnects(app) == {"async": 1})
+    wait_until(lambda: disconnects(http_) == {"async": 1})
     assert not contexts[0].cancelled.wait(0.1)
     contexts[0].cancelled.fire("client")
 
@@ -252,7 +265,7 @@ def test_who_takes_nothing_is_dropped(serve: Serve) -> None:
         assert others > 10
         assert ended[0] in ("disconnect", "stalled")
         assert resident() - before < 8 * 1024 * 1024
-        wait_until(lambda: app.live() == 0)
+        wait_until(lambda: live(app) == 0)
         hang_up(stalled)
         del lines
 

@@ -16,7 +16,7 @@ import pytest
 
 from ppio_agent.exceptions import ServerDrainingError
 from tests.serving.conftest import Serve
-from tests.serving.support import Gate, hang_up, in_background, make_app
+from tests.serving.support import Gate, hang_up, in_background, live, make_app
 from tests.serving.support_process import Process, listens, run_script
 from tests.support import SLOW, wait_until
 
@@ -238,4 +238,4 @@ def test_a_close_ends_what_a_lost_client_left(serve: Serve, gate: Gate) -> None:
     gate.open()
     hang_up(lost)
     assert http_.server.close()
-    assert app.live() == 0
+    assert live(app) == 0

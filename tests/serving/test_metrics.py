@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ppio_agent import PingStatus, RequestContext
+from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import AuthenticationError
 from ppio_agent.serving import ApiKeyAuth
-from ppio_agent.serving.metrics import METRICS_TYPE, Counters, Family, exposition
+from ppio_agent.serving.metrics import Counters, Family, exposition
+from ppio_agent.wire.models import Principal
 from tests.serving.conftest import Serve
-from tests.serving.support import SSE, Gate, Http, hang_up, make_app
+from tests.serving.support import SSE, Gate, hang_up, make_app
+from tests.serving.support_metrics import Scraped, parse
 from tests.support import wait_until
-
-Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 STATES = ("succeeded", "failed", "cancelled", "timed_out")
 PLAIN = (
@@ -37,27 +39,6 @@ PLAIN = (
     "invocation_seconds_sum",
     "invocation_seconds_count",
 )
-
-
-def parse(text: str) -> Values:
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-class Scraped:
-    """The metrics of a server at one moment."""
-
-    def __init__(self, http: Http, **headers: str) -> None:
-        answer = http.get("/metrics", **headers)
-        assert answer.status == 200
-        assert answer.headers["content-type"] == METRICS_TYPE
-        self.values = parse(answer.body.decode())
-
-    def __call__(self, name: str, **labels: str) -> float:
-        return self.values["ppio_agent_" + name, tuple(sorted(labels.items()))]
 
 
 def test_an_idle_app_tells_every_metric(serve: Serve) -> None:
@@ -279,54 +260,92 @@ def test_no_caller_makes_a_label(serve: Serve) -> None:
 def test_plug_ins_cannot_make_reasons_without_limit() -> None:
     """What is beyond it is one reason."""
 
-    def refuse(request: Any) -> Any:
-        code = request.headers["x-code"]
+    def refuse(request: Any) -> Principal:
+        code = request.headers.get("x-code")
+        if code is None:
+            return Principal("prometheus", "test")
         raise AuthenticationError("no", code=code)
 
     app = make_app(auth=refuse)
     with app.test_client() as client:
         for n in range(100):
             client.get("/metrics", headers={"X-Code": f"evil-{n}"})
-    families = app._engine.counters.families([], {})
-    reasons = {
-        labels["reason"]: value
-        for family in families
-        if family.name == "refused_total"
-        for _, labels, value in family.samples
-    }
+        values = parse(client.get("/metrics").text)
+    reasons = [n for (name, _), n in values.items() if name.endswith("_refused_total")]
     assert len(reasons) < 40
-    assert sum(reasons.values()) == 100
+    assert sum(reasons) == 100
+
+
+def test_what_the_server_refuses_by_itself_is_counted(serve: Serve) -> None:
+    """It never gets as far as the app."""
+    app = make_app(max_request_size=10)
+    app.entrypoint(lambda _: 1)
+    http = serve(app)
+    assert http.invoke({"much": "too long"}).status == 413
+    assert http.request("POST", "/invocations", iter([b"x" * 11])).status == 413
+    assert http.get("/", X_Long="x" * 300_000).status == 431
+    coding = {"Transfer-Encoding": "gzip, chunked"}
+    assert http.request("POST", "/invocations", b"", coding).status == 501
+    with socket.create_connection(("127.0.0.1", http.port), 10) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nNo colon\r\n\r\n")
+        assert b" 400 " in raw.recv(4096)
+    scraped = Scraped(http)
+    assert scraped("refused_total", reason="request_too_large") == 2
+    for reason in ("headers_too_large", "not_implemented", "bad_request"):
+        assert scraped("refused_total", reason=reason) == 1
+
+
+class SlowText(str):
+    """A text whose every look-up lets other threads go first."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        threading.Event().wait(0.0001)
+        return super().__hash__()
 
 
 def test_recording_loses_nothing() -> None:
     """Of many threads at once."""
     counters = Counters()
-    threads = [
-        threading.Thread(target=lambda: [counters.refused("x") for _ in range(2000)])
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
+
+    def count() -> None:
+        for _ in range(50):
+            counters.refused(SlowText("x"))
+
+    threads = [start_thread("counter", count) for _ in range(4)]
     for thread in threads:
         thread.join()
-    (refused,) = (f for f in counters.families([], {}) if f.name == "refused_total")
-    assert ("", {"reason": "x"}, 8000) in list(refused.samples)
+    values = parse(exposition(counters.families([], {})).decode())
+    assert values["ppio_agent_refused_total", (("reason", "x"),)] == 200
 
 
 def test_a_forked_child_counts_from_zero() -> None:
     """It is another process for Prometheus, and no lock of its parent holds it up."""
     code = """
-import os
-from ppio_agent.serving.metrics import Counters
+import os, signal
+from ppio_agent import PPIOAgentRuntimeApp
 
-counters = Counters()
-counters.replayed()
-with counters._lock:
+app = PPIOAgentRuntimeApp()
+app.entrypoint(lambda request: iter(range(10**6)))
+client = app.test_client()
+
+
+def use(times):
+    for n in range(times):
+        list(client.stream({}, disconnect_after=1))
+    assert client.get("/metrics", headers={"Host": "evil.example"}).status_code == 403
+    lines = client.get("/metrics").text.splitlines()
+    names = ('disconnects_total{rule="cancel"}', 'refused_total{reason="host_not_allowed"}')
+    return [line.rpartition(" ")[2] for line in lines for n in names if n in line]
+
+
+assert use(3) == ["1", "3"], use(0)
+with app._engine.counters._lock:
     child = os.fork()
     if child == 0:
-        counters.replayed()
-        samples = list(counters.families([], {})[-1].samples)
-        os._exit(0 if samples == [("", {}, 1)] else 1)
+        signal.alarm(15)
+        os._exit(0 if use(1) == ["1", "1"] else 1)
 print(os.waitpid(child, 0)[1])
 """
     done = subprocess.run(

@@ -189,7 +189,7 @@ def test_a_response_that_a_handler_aborts_with_keeps_its_status() -> None:
 
 
 def front_of(app: Any) -> Front:
-    found: Front = app.listen_on("127.0.0.1")
+    found: Front = app.listen_on("127.0.0.1").front
     return found
 
 
