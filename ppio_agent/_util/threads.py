@@ -151,14 +151,21 @@ class WorkerPool:
         me = threading.get_ident()
         if me not in self._guests:
             return
-        worker = None
+        worker, job = None, None
         with self._lock:
             self._guests.discard(me)
             if self._waiting:
-                worker = self._hand_over_locked(self._waiting.popleft())
+                job = self._waiting.popleft()
+                worker = self._hand_over_locked(job)
             if self._closed:
                 self._gone.notify_all()
-        self._start(worker)
+        try:
+            self._start(worker)
+        except NoThreadError as error:
+            _log.warning("a job of %s goes on waiting: %s", self._name, error)
+            with self._lock:
+                if job is not None and not self._closed:
+                    self._waiting.appendleft(job)
 
     def _hand_over_locked(self, fn: _Job) -> _Worker | None:
         """Give a job to a parked thread; else return the one that is to be started."""

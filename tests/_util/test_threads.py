@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ppio_agent._util import threads
-from ppio_agent._util.threads import PoolSaturatedError, WorkerPool, start_thread
+from ppio_agent._util.threads import (
+    NoThreadError,
+    PoolSaturatedError,
+    WorkerPool,
+    start_thread,
+)
 from tests.support import SLOW, wait_until
 
 MakePool = Callable[..., WorkerPool]
@@ -509,3 +514,28 @@ def test_close_waits_for_callers_too() -> None:
     assert pool.close()
     thread.join(5)
     assert not pool.run_here(lambda: None)
+
+
+def test_a_waiting_job_is_not_lost_for_want_of_a_thread(
+    make_pool: MakePool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It goes on waiting, and who made room for it is not told."""
+    pool = make_pool(max_threads=1, max_waiting=1)
+    done: list[str] = []
+    ended = threading.Event()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert pool.run_here(lambda: pool.submit(ended.set))
+        with pytest.raises(NoThreadError, match="ppio-test-2 cannot be started"):
+            pool.submit(lambda: done.append("never"))
+    assert pool.waiting == 1
+    assert "a job of ppio-test goes on waiting" in caplog.text
+    pool.submit(lambda: done.append("next"))
+    assert ended.wait(5 * SLOW)
+    assert done == ["next"]
