@@ -1,46 +1,37 @@
-"""Waitress's connection and its tasks, with what costs time or hangs overridden.
+"""Waitress's connection, with what costs time or hangs overridden.
 
 The loop is asked to write only after a worker could not send all itself: waitress asks
 whenever there are bytes in the buffer, whose lock the sending worker holds, and so
-spins. Head and first piece leave in one send. A chunked answer keeps its connection.
+spins. No thread waits for a reader of what is in memory anyway, and neither a reader
+that takes nothing nor a client that dribbles is waited for without end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from waitress.channel import ClientDisconnected, HTTPChannel
-from waitress.proxy_headers import PROXY_HEADERS
-from waitress.task import WSGITask
-from waitress.utilities import build_http_date
 
-from ppio_agent.exceptions import (
-    InternalServerError,
-    PPIOAgentError,
-    PPIOAgentRuntimeError,
-    RequestTooLargeError,
-    ValidationError,
-)
-from ppio_agent.wire.headers import REQUEST_ID
-
-from .kit import Relayed, Reply, problem, request_id_of, status_line
-from .lanes import Refusal, error_code
+from .kit import Relayed, Reply
 from .parser import Parser
+from .task import ProblemTask, Task
 
 __all__ = ["Channel"]
 
 _log = logging.getLogger(__name__)
 
-# Larger pieces are not copied once more to be sent together with the head.
-_JOINED = 1 << 16
+# Bytes taken in at once of a chunked body: each chunk costs time, however small.
+_CHUNKED_RECV = 8192
+# Bytes a second that a request has to come with, once its time is up.
+_SLOWEST = 1024
 # Seconds for which the rest of a refused request is read and thrown away.
 _LINGER = 2.0
 
@@ -50,8 +41,19 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
 
     close_when_flushed: bool
 
-    # Whether bytes were left after the last attempt to send. Guarded by outbuf_lock.
-    _stuck = False
+    parser_class = Parser
+    task_class = Task
+    error_task_class = ProblemTask
+
+    # Guarded by outbuf_lock: whether bytes were left after the last attempt to send,
+    # since when none has left, and whether the next request waits for that.
+    _stuck: bool = False
+    _stuck_since = 0.0
+    _postponed = False
+    # Whether all of the present answer is in memory already.
+    _whole = False
+    # When the first bytes came of a request that is not complete.
+    _incomplete_since: float | None = None
     # Whether the client may still be sending when the answer is out.
     linger = False
     _lingers_until: float | None = None
@@ -61,6 +63,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Guards what the poller knows of this connection.
         self.arm_lock = threading.Lock()
+        self.pid = os.getpid()
         super().__init__(*args, **kwargs)
         # What is the same for all requests of this connection. Nothing of its own:
         # a cycle would keep it in memory after its end.
@@ -92,6 +95,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
 
     def service(self) -> None:
         """Serve the first request; then let the loop go on with this connection."""
+        self._whole = False
         try:
             super().service()
         except Relayed:
@@ -110,7 +114,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
         """
         relayed = {**environ, "ppio.resume": resume}
         taken: bool = self.server.task_dispatcher.relay(
-            functools.partial(self._take_over, relayed)
+            partial(self._take_over, relayed)
         )
         return taken
 
@@ -134,41 +138,100 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
         return self._lingers_until is not None or bool(super().readable())
 
     def handle_write(self) -> None:
-        """Send what is left; then close, if that was all."""
-        if not (self.linger and self.close_when_flushed):
-            super().handle_write()
-            return
-        _, failed = self._flush_exception(self._flush_some)
-        if failed:
+        """Send what is left; then close, or serve the next request, if that was all."""
+        # A thread that is just sending has the lock, and arms the loop again.
+        flush = self._flush_some_if_lockable if self.requests else self._flush_some
+        _, failed = self._flush_exception(flush)
+        if not self.total_outbufs_len and not failed:
+            if self.close_when_flushed:
+                self.close_when_flushed = False
+                self._end()
+            elif self._postponed:
+                self._go_on()
+        if self.will_close or failed:
             self.handle_close()
-        elif not self.total_outbufs_len and self.connected:
-            # Closing with input unread would reset the connection, and the client
-            # might never see why it was refused.
-            self.close_when_flushed = False
-            self._lingers_until = time.monotonic() + _LINGER
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_WR)
+
+    def _end(self) -> None:
+        if not self.linger:
+            self.will_close = True
+            return
+        # Closing with input unread would reset the connection, and the client might
+        # never see why it was refused.
+        self._lingers_until = time.monotonic() + _LINGER
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def postpone(self) -> bool:
+        """Let the next request wait until the output of the last has left.
+
+        A client that sends requests and reads no answers would else keep threads.
+
+        Returns:
+            Whether there is such output; the loop then goes on when it has left.
+        """
+        with self.outbuf_lock:
+            postponed: bool = self.total_outbufs_len > 0
+            self._postponed = postponed
+            return postponed
+
+    def _go_on(self) -> None:
+        self._postponed = False
+        with self.requests_lock:
+            if self.requests and self.connected:
+                self.server.add_task(self)
 
     def handle_read(self) -> None:
         """Take what the client sends."""
-        if self._lingers_until is None:
-            super().handle_read()
-        elif not self.recv(self.adj.recv_bytes) or self._lingered():
+        request = self.request
+        chunked = request is not None and request.chunked
+        try:
+            data = self.socket.recv(_CHUNKED_RECV if chunked else self.adj.recv_bytes)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data or self._lingered():
             self.handle_close()
+        elif self._lingers_until is None:
+            self.last_activity = time.time()
+            self.received(data)
+            if self.request is None:
+                self._incomplete_since = None
+            elif self._incomplete_since is None:
+                self._incomplete_since = time.monotonic()
 
     def _lingered(self) -> bool:
         until = self._lingers_until
         return until is not None and time.monotonic() >= until
 
+    def _dribbles(self, now: float) -> bool:
+        """Whether a request takes too long to come."""
+        since, request = self._incomplete_since, self.request
+        if since is None or request is None:
+            return False
+        came = request.header_bytes_received + request.body_bytes_received
+        allowed: float = self.server.ppio_config.request_timeout + came / _SLOWEST
+        return now - since > allowed
+
     def look(self) -> None:
-        """Close what lingers for too long; the loop calls it now and then."""
-        if self._lingered():
+        """Close what takes too long; the loop calls it now and then."""
+        now = time.monotonic()
+        patience = self.server.ppio_config.write_timeout
+        stuck = self._stuck and now - self._stuck_since > patience
+        if stuck or self._lingered() or self._dribbles(now):
             self.handle_close()
+
+    def keep_whole(self) -> None:
+        """Buffer the present answer without limit: it is in memory already."""
+        self._whole = True
 
     def _flush_some(self, do_close: bool = True) -> bool:  # noqa: FBT001, FBT002 - waitress's signature
         sent: bool = super()._flush_some(do_close)
-        self._stuck = self.total_outbufs_len > 0
-        if self._stuck:
+        stuck = self.total_outbufs_len > 0
+        if stuck and (sent or not self._stuck):
+            self._stuck_since = time.monotonic()
+        self._stuck = stuck
+        if stuck:
             self.server.ppio_loop.changed(self)
         return sent
 
@@ -198,7 +261,7 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
 
     def _flush_outbufs_below_high_watermark(self) -> None:
         # Waitress waits here for as long as the reader likes, which may be for ever.
-        if self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+        if self._whole or self.total_outbufs_len <= self.adj.outbuf_high_watermark:
             return
         timeout = self.server.ppio_config.write_timeout
         with self.outbuf_lock:
@@ -232,225 +295,3 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
         """Close the connection at once, from any thread; a blocked writer wakes up."""
         self.connected = False
         self.server.ppio_loop.call(self.handle_close)
-
-
-class Task(WSGITask):  # type: ignore[misc] # waitress has no type hints
-    """One request; the application is a `RequestKit`, which checks what it sends."""
-
-    chunked_response: bool
-    close_on_finish: bool
-    complete: bool
-    content_bytes_written: int
-    content_length: int | None
-    environ: dict[str, Any] | None
-    wrote_header: bool
-
-    def service(self) -> None:
-        """Run the request; waitress would take an OSError of the app for its own."""
-        self.start()
-        self.execute()
-        self.finish()
-
-    def get_environment(self) -> dict[str, Any]:
-        """Return the WSGI environ, with our own keys."""
-        if self.environ is None:
-            self.environ, self.channel.relayed = self.channel.relayed, None
-        if self.environ is not None:
-            return self.environ
-        request = self.request
-        path = request.path
-        environ: dict[str, Any] = self.channel.environ.copy()
-        environ["PATH_INFO"] = "/" + path.lstrip("/") if path[:1] == "/" else path
-        environ["QUERY_STRING"] = request.query
-        environ["REQUEST_METHOD"] = request.command
-        environ["REQUEST_URI"] = request.request_uri
-        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
-        environ["ppio.abort"] = self.channel.abort
-        environ["ppio.arrived"] = request.arrived
-        environ["ppio.client_gone"] = self.channel.client_gone
-        environ["ppio.relay"] = self.channel.relay
-        environ["wsgi.errors"] = sys.stderr
-        environ["wsgi.input"] = request.get_body_stream()
-        environ["wsgi.url_scheme"] = request.url_scheme
-        for name, value in request.headers.items():
-            key = _environ_name(name)
-            if key is not None:
-                environ[key] = value
-        self.environ = environ
-        return environ
-
-    def execute(self) -> None:
-        """Call the application and send what it gives."""
-        environ = self.get_environment()
-        body = self.channel.server.application(environ, self.start_response)
-        try:
-            if self.content_length is None and isinstance(body, list | tuple):
-                self.content_length = sum(map(len, body))
-            self._send(body)
-        except ClientDisconnected:
-            raise
-        except Exception:
-            # After the head a failure can only be told by cutting the body short.
-            if not self.wrote_header:
-                raise
-            self.close_on_finish = True
-            self.chunked_response = False
-            if not environ.get("ppio.failed"):
-                _log.exception("a response failed after it had begun")
-        finally:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
-
-    def start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
-    ) -> Callable[[bytes], None]:
-        """Take the head of the answer (PEP 3333)."""
-        if exc_info is not None:
-            if self.wrote_header:
-                raise exc_info[1]
-            self.content_length = None
-        elif self.complete:
-            raise RuntimeError("start_response was called a second time")
-        self.complete = True
-        self.status = status
-        self.response_headers = headers
-        for name, value in headers:
-            if name.lower() == "content-length":
-                self.content_length = int(value)
-        return self.write
-
-    def _send(self, body: Iterable[bytes]) -> None:
-        for piece in body:
-            if piece:
-                self.write(piece)
-        missing = (self.content_length or 0) - self.content_bytes_written
-        if missing > 0 and self._has_body:
-            _log.warning("a response is %d bytes shorter than it said", missing)
-            if not self.wrote_header:
-                self.write(b"")
-            self.close_on_finish = True
-
-    @property
-    def _has_body(self) -> bool:
-        return bool(self.has_body) and self.request_method != "HEAD"
-
-    @property
-    def request_method(self) -> str:
-        """The request's method; empty if that could not be read."""
-        return getattr(self.request, "command", "")
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the body, the first one together with the head."""
-        if not self.complete:
-            raise RuntimeError("start_response was not called before the body")
-        head = b""
-        if not self.wrote_header:
-            head = self.build_response_header()
-            self.wrote_header = True
-        if not self._has_body:
-            data = b""
-        elif self.chunked_response:
-            data = b"%X\r\n%b\r\n" % (len(data), data) if data else b""
-        elif self.content_length is not None:
-            data = data[: self.content_length - self.content_bytes_written]
-            self.content_bytes_written += len(data)
-        if len(data) > _JOINED:
-            self.channel.write_soon(head)
-            head = b""
-        self.channel.write_soon(head + data)
-
-    def build_response_header(self) -> bytes:
-        """Return the head; decides on framing and on keeping the connection."""
-        lines = [f"HTTP/{self.version} {self.status}"]
-        names = set()
-        for name, value in self.response_headers:
-            lower = name.lower()
-            if lower != "content-length" or self.has_body:
-                lines.append(f"{name}: {value}")
-                names.add(lower)
-        self._frame(lines, names)
-        if "date" not in names:
-            lines.append(f"Date: {_http_date(int(self.start_time))}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-    def _frame(self, lines: list[str], names: set[str]) -> None:
-        sized = "content-length" in names or not self._has_body
-        if not sized and self.content_length is not None:
-            lines.append(f"Content-Length: {self.content_length}")
-            sized = True
-        asked = self.request.headers.get("CONNECTION", "").lower()
-        if self.version == "1.1":
-            self.chunked_response = not sized
-            if not sized:
-                lines.append("Transfer-Encoding: chunked")
-            keep = "close" not in asked
-        else:
-            keep = sized and asked == "keep-alive"
-        if self.channel.server.task_dispatcher.draining or not keep:
-            self.close_on_finish = True
-        if self.close_on_finish:
-            lines.append("Connection: close")
-        elif self.version == "1.0":
-            lines.append("Connection: Keep-Alive")
-
-
-class ProblemTask(Task):
-    """Answers without the application: refusals, and what could not be parsed."""
-
-    def execute(self) -> None:
-        """Send the problem."""
-        cause = self.request.error
-        refused = isinstance(cause, Refusal)
-        limit = self.channel.server.ppio_config.max_request_size
-        error = cause.error if refused else _as_error(cause, limit)
-        # A request that could not be read leaves no known place to read on from.
-        self.close_on_finish = not refused or cause.close
-        self.channel.linger = self.close_on_finish
-        request_id = request_id_of(self.request.headers.get("X_REQUEST_ID"))
-        own = (*self.channel.server.ppio_config.headers, (REQUEST_ID, request_id))
-        reply = problem(error, request_id, headers=own)
-        self._send(reply.respond(self._start))
-
-    def _start(self, status: str, headers: list[tuple[str, str]]) -> None:
-        self.start_response(status, headers)
-
-
-Channel.parser_class = Parser
-Channel.task_class = Task
-Channel.error_task_class = ProblemTask
-
-
-def _as_error(cause: Any, limit: int) -> PPIOAgentError:
-    """Return one of our errors for one that waitress found itself."""
-    if cause.code == 413:
-        return RequestTooLargeError(
-            f"the request's body is larger than {limit} bytes", limit=limit
-        )
-    if cause.code >= 500 and cause.code != 501:
-        return InternalServerError("internal error")
-    if cause.code == 400:
-        return ValidationError(f"malformed request: {cause.body}", code=error_code(400))
-    return PPIOAgentRuntimeError(
-        f"{status_line(cause.code)[4:].lower()}: {cause.body}",
-        code=error_code(cause.code),
-        http_status=cause.code,
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _environ_name(name: str) -> str | None:
-    if name in PROXY_HEADERS:
-        return None  # whoever sends them says what he likes: nobody is trusted
-    return name if name in {"CONTENT_LENGTH", "CONTENT_TYPE"} else f"HTTP_{name}"
-
-
-_date: tuple[int, str] = (0, "")
-
-
-def _http_date(now: int) -> str:
-    global _date  # noqa: PLW0603 - one text a second, for all requests of it
-    known = _date
-    if known[0] != now:
-        known = _date = (now, build_http_date(now))
-    return known[1]

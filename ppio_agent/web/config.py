@@ -27,6 +27,8 @@ class ServerConfig:
             exact count is `kit.read_body`'s.
         write_timeout: Seconds a reader may take nothing of a full buffer before its
             connection is closed.
+        request_timeout: Seconds in which a request has to be there, from its first byte
+            to its last; for a long one a second more for each KiB.
         connection_timeout: Seconds an idle connection is kept open.
         headers: Sent with every answer the server itself makes (a refusal, an
             unparsable request), as the application sends them with its own.
@@ -38,6 +40,7 @@ class ServerConfig:
     max_queue: int = field(default=128, validator=ge(0))
     max_request_size: int = field(default=_MIB, validator=gt(0))
     write_timeout: float = field(default=30.0, validator=gt(0.0))
+    request_timeout: float = field(default=60.0, validator=gt(0.0))
     connection_timeout: int = field(default=120, validator=gt(0))
     headers: tuple[tuple[str, str], ...] = field(default=(), converter=tuple)
 

@@ -148,6 +148,9 @@ class Task(Protocol):
     def service(self) -> None:
         """Serve the first request."""
 
+    def postpone(self) -> bool:
+        """Tell whether the output of the last request has to leave first."""
+
     def client_gone(self) -> bool:
         """Tell whether the client has closed the connection."""
 
@@ -220,7 +223,7 @@ class LaneDispatcher:
 
     def add_task(self, task: Task) -> None:
         """Queue the first request of a connection on its lane, or its refusal."""
-        if self._closed:
+        if self._closed or task.postpone():
             return
         request = task.requests[0]
         request.arrived = time.monotonic()

@@ -19,12 +19,15 @@ from waitress.parser import (
 )
 from waitress.receiver import FixedStreamReceiver
 from waitress.rfc7230 import HEADER_FIELD_RE
-from waitress.utilities import RequestEntityTooLarge
+from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 __all__ = ["Parser"]
 
 # Longer lines are rare and would fill the memory.
 _LONGEST_LINE = 1024
+# Bytes that may stand between two chunks, and behind the last one.
+_LONGEST_CHUNK_LINE = 4096
+_LONGEST_TRAILER = 16384
 _UNUSUAL = frozenset({"EXPECT", "TRANSFER_ENCODING"})
 
 
@@ -51,6 +54,18 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
             self.error = RequestEntityTooLarge("declared larger than the limit")
             self.completed = True  # what follows is left unread
             self.expect_continue = False
+
+    def received(self, data: bytes) -> int:
+        """Take bytes in; return how many were of this request."""
+        consumed: int = super().received(data)
+        body = self.body_rcv
+        if self.chunked and body is not None and not self.completed:
+            # Waitress puts each piece behind the last ones, which takes ever longer.
+            line, trailer = len(body.control_line), len(body.trailer)
+            if line > _LONGEST_CHUNK_LINE or trailer > _LONGEST_TRAILER:
+                self.error = BadRequest("a chunk's line or the trailer is too long")
+                self.completed = True
+        return consumed
 
     def _check_framing(self) -> None:
         # RFC 9112, 6.1: what stands in front may have found another end.

@@ -64,6 +64,9 @@ class FakeChannel:
         if self.requests[0].error is None:
             self.gate.wait(10)
 
+    def postpone(self) -> bool:
+        return False
+
     def client_gone(self) -> bool:
         return self.gone
 
