@@ -45,15 +45,23 @@ def inside(app: PPIOAgentRuntimeApp, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "headers"),
-    [({}, {"X-PPIO-Timeout": "0.6"}), ({"timeout": 0.6}, {})],
-    ids=["header", "body"],
+    ("payload", "headers", "through_flask"),
+    [
+        ({}, {"X-PPIO-Timeout": "0.6"}, False),
+        ({"timeout": 0.6}, {}, False),
+        ({}, {"X-PPIO-Timeout": "0.6"}, True),
+    ],
+    ids=["header", "body", "flask"],
 )
 def test_who_waits_has_its_504_at_its_deadline(
-    payload: Any, headers: Mapping[str, str], serve: Serve, gate: Gate
+    payload: Any,
+    headers: Mapping[str, str],
+    through_flask: bool,
+    serve: Serve,
+    gate: Gate,
 ) -> None:
     """Although no thread came free for it, and its code never ran."""
-    app, calls = full(gate)
+    app, calls = full(gate, through_flask=through_flask)
     http_ = serve(app)
     first = in_background(lambda: http_.invoke({"n": 1}))
     gate.wait_reached()

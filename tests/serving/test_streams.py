@@ -14,6 +14,7 @@ import pytest
 from ppio_agent.agent import Chunk, RequestContext
 from tests.serving.conftest import Serve
 from tests.serving.support import SSE, Gate, Http, hang_up, make_app
+from tests.serving.support_metrics import Scraped
 from tests.support import SLOW, wait_until
 
 FULL = "text/event-stream"
@@ -269,8 +270,7 @@ def test_the_head_of_a_live_stream_reads_nothing_of_it(
     answer = http.request("HEAD", f"{place}/events")
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers["content-type"].startswith("text/event-stream")
-    invocation = app._engine.registry.get(place.rpartition("/")[2], principal=None)
-    wait_until(lambda: not invocation.ring._readers)
+    wait_until(lambda: Scraped(http)("readers") == 0)
 
 
 def test_events_that_are_no_longer_kept_are_gone(serve: Serve) -> None:
