@@ -100,6 +100,11 @@ class PPIOAgentRuntimeServer(Closing):
         )
 
     @property
+    def broken(self) -> bool:
+        """Whether nobody is served any more, because of a failure told in the log."""
+        return self._server.broken
+
+    @property
     def port(self) -> int:
         """The real port, once started."""
         return self._server.port
@@ -178,8 +183,11 @@ class PPIOAgentRuntimeServer(Closing):
 def run(server: PPIOAgentRuntimeServer) -> bool:
     """Serve until a signal, or `close`; then stop in order, by a second one at once.
 
+    A server that is broken is stopped likewise: whoever watches the process starts it
+    again.
+
     Returns:
-        Whether all user code has ended.
+        Whether all user code has ended, and nothing of the server was broken.
     """
     hurry = threading.Event()
     with _signals(server.stopping, hurry):
@@ -188,22 +196,19 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
         _log.info("listening on %s", server.url)
         if server.shows_playground:
             _log.info("playground: open %s/ in a browser", server.url)
-        _await_signal(server.stopping)
+        # The system may give a signal to a thread that is just making another one. The
+        # main thread, where the handler has to run, is then not woken by it.
+        while not (server.stopping.wait(_SIGNAL_LOOK) or server.broken):
+            pass
         _log.info("stopping")
         drain = start_thread("ppio-drain", _drain, server, hurry)
-        _await_signal(hurry)
+        while not hurry.wait(_SIGNAL_LOOK):
+            pass
         ended = server.close()
         drain.join(_CANCEL_GRACE)
     if not ended:
         _log.error("code of the agent still runs although it was cancelled")
-    return ended
-
-
-def _await_signal(event: threading.Event) -> None:
-    # The system may give a signal to a thread that is just making another one. The
-    # main thread, where the handler has to run, is then not woken by it.
-    while not event.wait(_SIGNAL_LOOK):
-        pass
+    return ended and not server.broken
 
 
 def _drain(server: PPIOAgentRuntimeServer, done: threading.Event) -> None:

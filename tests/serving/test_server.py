@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,29 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     server.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_run_ends_when_its_server_is_broken() -> None:
+    """With status 1, so that whoever watches the process starts it again."""
+    app = make_app(port=0)
+    servers: list[PPIOAgentRuntimeServer] = []
+    make = app.server
+
+    def server(**options: Any) -> PPIOAgentRuntimeServer:
+        servers.append(make(**options))
+        return servers[0]
+
+    app.server = server  # type: ignore[method-assign]
+    statuses: list[Any] = []
+
+    def run() -> None:
+        try:
+            app.run()
+        except SystemExit as end:
+            statuses.append(end.code)
+
+    thread = start_thread("runner", run)
+    wait_until(lambda: servers and servers[0].port)
+    servers[0]._server._loop.call(lambda: 1 / 0)
+    thread.join(10)
+    assert statuses == [1]
