@@ -56,7 +56,9 @@ def logging_of_run(config: AgentConfig) -> Iterator[None]:
     The handlers of a program that has configured logging get the ids and nothing else;
     without any, and if `log_format` is set, there is one that writes to stderr.
     """
-    logging.getLogger("ppio_agent").setLevel(config.log_level)
+    package = logging.getLogger("ppio_agent")
+    package_level = package.level
+    package.setLevel(config.log_level)
     root = logging.getLogger()
     own = None if root.handlers else _handler(config.log_format)
     level = root.level
@@ -74,6 +76,7 @@ def logging_of_run(config: AgentConfig) -> Iterator[None]:
     try:
         yield
     finally:
+        package.setLevel(package_level)
         for handler in handlers:
             handler.removeFilter(ids)
         if own is not None:
