@@ -30,6 +30,9 @@ class ApiKeyAuth:
     Raises:
         ConfigurationError: There is no key, or an empty one.
 
+    Attributes:
+        quick: Whether no function is asked.
+
     Thread safety: thread-safe, if the function is.
     """
 
@@ -41,6 +44,7 @@ class ApiKeyAuth:
     def __init__(self, keys: Keys | Callable[[], Keys]) -> None:
         self._ask = keys if callable(keys) else None
         self._digests = () if callable(keys) else _digests(keys)
+        self.quick = self._ask is None
 
     @hookimpl
     def ppio_authenticate(self, request: AuthRequest) -> Principal | None:

@@ -60,7 +60,19 @@ class _CallablePlugin:
 
     @hookimpl
     def ppio_authenticate(self, request: AuthRequest) -> Principal | None:
-        return self._function(request)
+        principal = self._function(request)
+        _check(principal, self._function)
+        return principal
+
+
+def _check(principal: object, *asked: object) -> None:
+    """Refuse a result that says nothing clear: nobody is admitted by mistake."""
+    if principal is not None and not isinstance(principal, Principal):
+        names = " or ".join(repr(one) for one in asked)
+        raise TypeError(
+            f"the authentication by {names} gave a {type(principal).__name__}: return"
+            " a Principal, or None for a request whose sender it does not know"
+        )
 
 
 class Authenticator:
@@ -73,12 +85,16 @@ class Authenticator:
 
     Attributes:
         active: Whether anything authenticates.
+        quick: Whether all plug-ins say, by an attribute `quick` that is True, that
+            they answer from memory: only those may be asked on the express lane.
     """
 
     def __init__(self, hooks: Hooks, auth: Sequence[Any]) -> None:
         # The plug-in registered last is asked first.
         for item in reversed(auth):
             is_plugin = hasattr(item, "ppio_authenticate")
+            if isinstance(item, type):
+                raise TypeError(f"auth takes no class: call it, {item.__name__}(…)")
             if not is_plugin and not callable(item):
                 raise TypeError(
                     f"auth takes plug-ins or functions, not a {type(item).__name__}"
@@ -86,6 +102,8 @@ class Authenticator:
             hooks.register(item if is_plugin else _CallablePlugin(item))
         self._hooks = hooks
         self.active = hooks.implemented("ppio_authenticate")
+        self._plugins = hooks.plugins_with("ppio_authenticate")
+        self.quick = all(getattr(one, "quick", None) is True for one in self._plugins)
 
     @property
     def security_schemes(self) -> dict[str, Any]:
@@ -94,7 +112,7 @@ class Authenticator:
         It maps names to Security Scheme Objects of OpenAPI, each enough alone.
         """
         schemes: dict[str, Any] = {}
-        for plugin in self._hooks.plugins_with("ppio_authenticate"):
+        for plugin in self._plugins:
             schemes.update(getattr(plugin, "security_schemes", {}))
         return schemes
 
@@ -105,7 +123,8 @@ class Authenticator:
             AuthenticationError: Nobody knows the sender, or a plug-in refuses.
         """
         request = AuthRequest(exchange)
-        principal = self._hooks.authenticate(request)
+        principal: object = self._hooks.authenticate(request)
+        _check(principal, *self._plugins)
         if principal is None:
             raise AuthenticationError(
                 "authentication is required", code="authentication_required"

@@ -66,6 +66,8 @@ class Front:
         # Where the app is mounted, as the latest request said; None before the first.
         self._prefix: str | None = ""
         self._authenticator = authenticator
+        # A plug-in may wait for whom it asks; health checks must not wait for that.
+        self._unhurried = Lane.EXPRESS if authenticator.quick else Lane.READ
         self._guard = self._guard_at(engine.config.host)
         self._table = RouteTable(ROUTES)
 
@@ -113,18 +115,21 @@ class Front:
             if prefix is None or not path.startswith(prefix):
                 return Lane.INVOKE
             path = path[len(prefix) :] or "/"
-        if method == "OPTIONS" and "ORIGIN" in headers:
+        asked = method == "OPTIONS" and "ACCESS_CONTROL_REQUEST_METHOD" in headers
+        if asked and "ORIGIN" in headers:
             return Lane.EXPRESS
         if len(path) > 1:
             path = path.rstrip("/")
         routes, _ = self._table.find(path)
         route = routes.get(method)
-        if route is not None:
-            # In front of a wrapped app there may be code that takes as long as it likes.
-            queued = route.lane is Lane.QUEUED
-            return Lane.INVOKE if queued and self.wrapped else route.lane
-        foreign = not routes and (self.wrapped or self.flask is not None)
-        return Lane.INVOKE if foreign else Lane.EXPRESS
+        if route is None:
+            foreign = not routes and (self.wrapped or self.flask is not None)
+            return Lane.INVOKE if foreign else self._unhurried
+        if route.lane is Lane.EXPRESS and not route.public:
+            return self._unhurried
+        # In front of a wrapped app there may be code that takes as long as it likes.
+        queued = route.lane is Lane.QUEUED
+        return Lane.INVOKE if queued and self.wrapped else route.lane
 
     def __call__(
         self, environ: dict[str, Any], start_response: StartResponse

@@ -53,6 +53,9 @@ class HmacAuth:
     Raises:
         ConfigurationError: There is no key, one cannot be used, or the window is none.
 
+    Attributes:
+        quick: Whether no function is asked, and the nonces are in memory.
+
     Thread safety: thread-safe, if the function is.
     """
 
@@ -83,6 +86,7 @@ class HmacAuth:
         self._window = window
         self._nonces: NonceStore = MemoryNonceStore() if nonces is None else nonces
         self._clock = clock
+        self.quick = self._ask is None and isinstance(self._nonces, MemoryNonceStore)
 
     @hookimpl
     def ppio_authenticate(self, request: AuthRequest) -> Principal | None:

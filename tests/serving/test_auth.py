@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ import pytest
 from ppio_agent.exceptions import PermissionDeniedError
 from ppio_agent.hooks import hookimpl
 from ppio_agent.serving import ApiKeyAuth, HmacAuth
+from ppio_agent.storage import open_nonces
+from ppio_agent.web import Lane
 from ppio_agent.wire.models import Principal
 from tests.serving.conftest import Serve
-from tests.serving.support import JSON, Gate, make_app
+from tests.serving.support import JSON, Gate, in_background, make_app
 from tests.serving.support_auth import KEY, SECRET, app_with, bearer, client_of, signed
 
 
@@ -209,3 +213,106 @@ def test_an_app_that_signatures_protect_may_listen_everywhere() -> None:
     """They are authentication, as keys are."""
     with app_with(HmacAuth({"test": SECRET})).server(host="0.0.0.0", port=0) as server:
         assert server.port
+
+
+class Asking:
+    """Waits for somebody, as a look-up in a database does."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    @hookimpl
+    def ppio_authenticate(self, request: Any) -> Principal | None:
+        self._gate.stand()
+        return Principal("anna", "test")
+
+
+@pytest.mark.parametrize("path", ["/invocations/x", "/metrics", "/nothing"])
+def test_health_checks_never_wait_for_a_plug_in(
+    serve: Serve, gate: Gate, path: str
+) -> None:
+    """However many requests it holds up; preflights do not wait either."""
+    http = serve(app_with(Asking(gate), cors_origins=["https://a.example"]))
+    waiting = [in_background(lambda: http.get(path)) for _ in range(3)]
+    gate.wait_reached(3)
+    assert http.get("/ping").status == 200
+    assert http.get("/").status == 200
+    preflight = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+    }
+    assert http.request("OPTIONS", path, headers=preflight).status == 200
+    gate.open()
+    assert {answer().status for answer in waiting} <= {200, 404}
+
+
+@pytest.mark.parametrize(
+    ("auth", "lane"),
+    [
+        ((), Lane.EXPRESS),
+        (ApiKeyAuth([KEY]), Lane.EXPRESS),
+        (HmacAuth({"test": SECRET}), Lane.EXPRESS),
+        ([ApiKeyAuth([KEY]), HmacAuth({"test": SECRET})], Lane.EXPRESS),
+        (ApiKeyAuth(lambda: [KEY]), Lane.READ),
+        (HmacAuth(lambda: {"test": SECRET}), Lane.READ),
+        ([ApiKeyAuth([KEY]), lambda request: None], Lane.READ),
+    ],
+)
+def test_only_what_answers_from_memory_is_asked_on_the_express_lane(
+    auth: Any, lane: Lane
+) -> None:
+    """What is public stays there in any case."""
+    front = app_with(auth)._front
+    for method, path in [
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/invocations/x"),
+        ("POST", "/invocations/x/cancel"),
+        ("GET", "/nothing"),
+        ("POST", "/ping"),
+    ]:
+        assert front.lane(method, path, {}) is lane
+    assert front.lane("GET", "/ping", {}) is Lane.EXPRESS
+    assert front.lane("HEAD", "/", {}) is Lane.EXPRESS
+    assert front.lane("POST", "/invocations", {}) is Lane.QUEUED
+    assert front.lane("GET", "/invocations/x/events", {}) is Lane.READ
+
+
+def test_nonces_elsewhere_may_take_their_time(tmp_path: Path) -> None:
+    """A file may be locked."""
+    with contextlib.closing(open_nonces(f"sqlite:///{tmp_path}/nonces.db")) as nonces:
+        assert not HmacAuth({"test": SECRET}, nonces=nonces).quick
+
+
+def test_a_class_is_no_plug_in() -> None:
+    """It was forgotten to be called."""
+    with pytest.raises(TypeError, match="call it, ApiKeyAuth"):
+        make_app(auth=ApiKeyAuth)
+
+
+class Agreeing:
+    """Means well."""
+
+    @hookimpl
+    def ppio_authenticate(self, request: Any) -> Any:
+        return "anna"
+
+
+def agreeing(request: Any) -> Any:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("auth", "told"),
+    [(Agreeing(), ["Agreeing", "a str"]), (agreeing, ["agreeing", "a bool"])],
+)
+def test_nobody_is_admitted_by_what_is_no_principal(
+    auth: Any, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says whose result it is, and what to return."""
+    client = client_of(auth)
+    with caplog.at_level(logging.ERROR, "ppio_agent"):
+        answer = client.invoke({})
+    assert (answer.status_code, answer.json["code"]) == (500, "internal_error")
+    for part in [*told, "return a Principal, or None"]:
+        assert part in caplog.text
