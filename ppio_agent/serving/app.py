@@ -165,7 +165,12 @@ class PPIOAgentRuntimeApp:
         return register if function is None else register(function)
 
     def ping(self, function: _F) -> _F:
-        """Let a function, sync or async, say how the agent is; see ``GET /ping``."""
+        """Let a function, sync or async, say how the agent is; see ``GET /ping``.
+
+        Raises:
+            TypeError: It needs arguments.
+            RuntimeError: The first request was served.
+        """
         self._refuse_if_started()
         self._engine.health.set_check(function)
         return function

@@ -6,6 +6,7 @@ health check beside the requests and knows when the status last changed.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -161,6 +162,7 @@ class Health:
         self._forced: PingStatus | None = None
         self._draining = False
         self._said = Said()
+        self._began_at = float("-inf")
         self._checked_at = float("-inf")
         # What is told while nothing runs, and while something does.
         self._verdicts: tuple[_Verdict, _Verdict] = (
@@ -187,7 +189,20 @@ class Health:
         return len(self._busy)
 
     def set_check(self, check: Callable[[], Any]) -> None:
-        """Take the agent's own check, which gets no arguments."""
+        """Take the agent's own check, which gets no arguments.
+
+        Raises:
+            TypeError: It is no function, or needs arguments.
+        """
+        try:
+            inspect.signature(check).bind()
+        except TypeError as error:
+            raise TypeError(
+                "a health check is a function that can be called without arguments:"
+                f" {check!r} is not ({error})"
+            ) from None
+        except ValueError:  # a built-in one that does not tell
+            pass
         self._check = check
 
     def busy(self, name: str) -> BusyHandle:
@@ -242,7 +257,7 @@ class Health:
     def ping(self) -> tuple[int, dict[str, Any]]:
         """Return HTTP status and body of an answer to `/ping`.
 
-        Blocking: at most 1 s, while the agent's own check runs.
+        Blocking: at most until the agent's own check has run for 1 s.
         """
         check = self._check
         in_time = check is None or self._run_check(check)
@@ -260,13 +275,15 @@ class Health:
 
     def _run_check(self, check: Callable[[], Any]) -> bool:
         """Run the check unless that was done lately; return whether it ended in time."""
-        ends = time.monotonic() + _CHECK_TIMEOUT
         with self._checked:
-            lately = time.monotonic() - self._checked_at < _CHECK_EVERY
-            if lately and not self._checking:
+            now = time.monotonic()
+            if now - self._checked_at < _CHECK_EVERY and not self._checking:
                 return True
             start = not self._checking
-            self._checking = True
+            if start:
+                self._checking, self._began_at = True, now
+            # All wait for one second of the check together, not each for its own.
+            ends = self._began_at + _CHECK_TIMEOUT
         if start:
             self._pool.submit(lambda: self._do_check(check))
         with self._checked:
@@ -279,7 +296,7 @@ class Health:
 
     def _do_check(self, check: Callable[[], Any]) -> None:
         said = Said()
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             value = check()
             if is_async_result(value):
@@ -287,7 +304,7 @@ class Health:
 
                 value = AsyncCall(CancelToken()).result(value)
             said = read_check(value)
-        except Exception as exc:  # noqa: BLE001 - user code; its failure is an answer
+        except BaseException as exc:  # noqa: BLE001 - user code; it fails, not the app
             error = exc
             said = Said(failed=type(exc).__name__)
         if said.failed is not None and said.failed != self._said.failed:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from ppio_agent._util.threads import start_thread
 from ppio_agent.serving.health import Health, Said, judge, read_check
 from ppio_agent.wire.models import PingResponse, PingStatus
 from tests.serving.support import make_app
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 H, B, U = PingStatus.HEALTHY, PingStatus.HEALTHY_BUSY, PingStatus.UNHEALTHY
 
@@ -117,6 +119,27 @@ def test_a_check_that_raises_is_no_reason_to_be_ill(
     ]
 
 
+def test_a_check_that_ends_the_program_ends_the_check() -> None:
+    """As any other exception."""
+    app = make_app()
+    app.ping(sys.exit)
+    client = app.test_client()
+    for _ in range(2):
+        answer = client.get("/ping")
+        said = (answer.status_code, answer.json["message"])
+        assert said == (200, "health check failed: SystemExit")
+
+
+@pytest.mark.parametrize("check", [lambda context: True, "ok", None])
+def test_what_cannot_be_called_without_arguments_is_no_check(check: Any) -> None:
+    """It is told when it is registered, not when somebody asks."""
+    app = make_app()
+    with pytest.raises(TypeError, match="without arguments"):
+        app.ping(check)
+    app.ping(lambda verbose=False: not verbose)
+    assert app.test_client().get("/ping").status_code == 200
+
+
 def test_a_check_that_hangs_holds_nobody_up() -> None:
     """After a second the automatic status is told; one check runs at a time."""
     stuck, calls = threading.Event(), []
@@ -128,9 +151,12 @@ def test_a_check_that_hangs_holds_nobody_up() -> None:
         return "down"
 
     health.set_check(check)
-    for _ in range(2):
+    asked_at = time.monotonic()
+    for _ in range(10):
         status, body = health.ping()
         assert (status, body["message"]) == (200, "health check timed out")
+    # The second is the check's, not that of each who asks.
+    assert time.monotonic() - asked_at < 3 * SLOW
     assert len(calls) == 1
     stuck.set()
     wait_until(lambda: health.ping()[0] == 503)
