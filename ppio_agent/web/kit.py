@@ -130,7 +130,8 @@ def read_body(environ: Environ, limit: int | None) -> bytes:
 
     Raises:
         RequestTooLargeError: The body is larger; one that says so is left unread.
-        ValidationError: The client left before all of the body came.
+        ValidationError: The client left before all of the body came, or the host
+            cannot read it.
     """
     declared = declared_length(environ, limit)
     if declared == 0 or (
@@ -170,7 +171,14 @@ def _read(stream: Any, most: int | None, declared: int | None) -> bytes:
     wanted = declared if declared is not None else most
     pieces: list[bytes] = []
     while wanted is None or wanted > 0:
-        piece = stream.read(_READ_SIZE if wanted is None else min(wanted, 1 << 20))
+        try:
+            piece = stream.read(_READ_SIZE if wanted is None else min(wanted, 1 << 20))
+        except PPIOAgentError:
+            raise
+        except Exception as error:  # the host's own: of a chunk without a size, say
+            raise ValidationError(
+                f"the request's body cannot be read ({type(error).__name__})"
+            ) from error
         if not piece:
             break
         pieces.append(piece)

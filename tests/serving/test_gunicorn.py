@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,20 @@ def test_a_large_body_is_refused_and_the_largest_is_not(http: Caller) -> None:
         answer = http.request("POST", "/invocations", chunks, JSON)
         assert answer.status == status
     assert answer.json["code"] == "request_too_large"
+
+
+def test_a_body_in_broken_chunks_is_the_callers_fault(http: Caller) -> None:
+    """And told as that, not as an error of ours."""
+    request = (
+        "POST /invocations HTTP/1.1\r\nHost: localhost\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in KEY_HEADERS.items())
+        + "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "-7\r\n{}\r\n0\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", http.port), timeout=20) as client:
+        client.sendall(request)
+        answer = client.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_deadline_is_answered_when_it_passes(http: Caller) -> None:

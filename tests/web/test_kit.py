@@ -362,6 +362,28 @@ def test_a_body_that_breaks_off_is_refused() -> None:
         read_body(_body(b"ab", CONTENT_LENGTH="3"), 10)
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_a_body_that_the_host_cannot_read_is_the_callers_fault(
+    error: type[Exception],
+) -> None:
+    """A chunk of a negative size, for instance; our own errors stay what they are."""
+
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        def read(self, size: int) -> bytes:
+            raise self._error
+
+    name = error.__name__
+    broken = {"wsgi.input": Broken(error("b'-7'")), "wsgi.input_terminated": True}
+    with pytest.raises(ValidationError, match=f"cannot be read .{name}.$"):
+        read_body(broken, 10)
+    broken["wsgi.input"] = Broken(RequestTooLargeError("more", limit=1))
+    with pytest.raises(RequestTooLargeError):
+        read_body(broken, 10)
+
+
 @pytest.mark.parametrize("wrong", ["+3", "3.0", "x", "\u0663"])
 def test_a_length_that_is_no_number_is_refused(wrong: str) -> None:
     """Servers differ in what they let through."""
