@@ -56,7 +56,7 @@ class AgentResponse:
     Attributes:
         result: What the handler returned, if it does not stream.
         chunks: Its stream; may be replaced by another iterator, to filter it.
-        status_code: HTTP status of the answer.
+        status_code: HTTP status of the answer, 200 to 599.
         headers: Further headers of the answer.
     """
 
@@ -204,6 +204,19 @@ def _form(parameters: Sequence[inspect.Parameter]) -> bool | None:
     return None
 
 
+def _checked_status(response: AgentResponse) -> int:
+    status = response.status_code
+    if isinstance(status, int) and not isinstance(status, bool) and 200 <= status < 600:
+        return int(status)
+    close = getattr(response.chunks, "close", None)
+    if close is not None:
+        close()
+    raise ValueError(
+        f"a middleware set the status code {status!r}: it has to be a whole number"
+        " between 200 and 599"
+    )
+
+
 class Chain:
     """The middleware of an app around one invocation.
 
@@ -241,7 +254,7 @@ class Chain:
             raise RuntimeError("a chain of middleware runs once, for one invocation")
         request.payload = payload
         response = self._step(0, reach, request)
-        self.status_code = response.status_code
+        self.status_code = _checked_status(response)
         self.headers = dict(response.headers)
         if self.opened and self.headers:
             _log.warning(

@@ -6,6 +6,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -215,6 +216,34 @@ def test_what_a_middleware_does_wrong_is_500(caplog: pytest.LogCaptureFixture) -
         for middleware in (forgets, twice, wrong):
             assert call(app_with(middleware)).status_code == 500
             assert f"middleware {middleware.__name__}" in caplog.text
+
+
+@pytest.mark.parametrize("status", [9999, 199, 600, "200", True, None, 200.0])
+def test_a_status_that_is_none_is_500(
+    status: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rather than a broken status line; the log says what is wrong."""
+
+    def wrong(request: Any, call_next: Any) -> Any:
+        response = call_next()
+        response.status_code = status
+        return response
+
+    with caplog.at_level(logging.ERROR, "ppio_agent"):
+        answer = call(app_with(wrong))
+    assert answer.status_code == 500
+    assert f"set the status code {status!r}: it has to be" in caplog.text
+
+
+def test_a_status_may_be_of_the_standard_library(serve: Serve) -> None:
+    """It is a whole number."""
+
+    def created(request: Any, call_next: Any) -> Any:
+        response = call_next()
+        response.status_code = HTTPStatus.CREATED
+        return response
+
+    assert serve(app_with(created)).invoke({"n": 1}).status == 201
 
 
 def annotated(one: AgentRequest, two: Callable[..., Any]) -> Any:
