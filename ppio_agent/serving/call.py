@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from ppio_agent.wire.headers import (
 
 __all__ = ["Call", "check_media", "departure_rule", "read_call"]
 
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -126,10 +128,9 @@ def departure_rule(
 def _timeout(header: str | None, member: Any) -> float | None:
     wishes = []
     if header is not None:
-        try:
-            wishes.append(float(header))
-        except ValueError:
-            raise _bad_timeout("X-PPIO-Timeout") from None
+        if not _DECIMAL.fullmatch(header):
+            raise _bad_timeout("X-PPIO-Timeout")
+        wishes.append(float(header))
     if member is not None:
         if isinstance(member, bool) or not isinstance(member, (int, float)):
             raise _bad_timeout("timeout")
