@@ -123,7 +123,7 @@ class Authenticator:
             AuthenticationError: Nobody knows the sender, or a plug-in refuses.
         """
         request = AuthRequest(exchange)
-        principal: object = self._hooks.authenticate(request)
+        principal = self._hooks.authenticate(request)
         _check(principal, *self._plugins)
         if principal is None:
             raise AuthenticationError(
