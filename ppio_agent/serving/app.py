@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import enum
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
 
 from .auth import Authenticator
-from .config import AgentConfig
+from .config import AgentConfig, checked_timeout, unknown_variables
 from .engine import Engine, Entrypoint
 from .front import Front, Listening
 from .health import BusyHandle
@@ -150,13 +151,14 @@ class PPIOAgentRuntimeApp:
 
         Raises:
             TypeError: It is none of the shapes an agent may have.
+            ConfigurationError: The timeout is no number of seconds above 0.
             ValueError: There is no such `on_disconnect`.
             RuntimeError: The name is taken, or the first request was served.
         """
+        limit = self.config.timeout if timeout is _UNSET else checked_timeout(timeout)
 
         def register(agent: Any) -> Any:
             self._refuse_if_started()
-            limit = self.config.timeout if timeout is _UNSET else timeout
             handler = as_handler(agent, name=name)
             served = Entrypoint(handler, limit, on_disconnect)
             self._engine.add(served, named=name is not None)
@@ -288,6 +290,9 @@ class PPIOAgentRuntimeApp:
             theirs = [as_middleware(function) for function in contributed]
         self._engine.middleware = (*theirs, *self._middleware)
         self._hooks.close_registration()
+        for name, meant in unknown_variables(os.environ).items():
+            hint = f": is {meant} meant?" if meant else ""
+            _log.warning("the variable %s is no setting of the agent%s", name, hint)
         for function in self._on_startup:
             function()
         atexit.register(self._at_exit)
@@ -304,7 +309,8 @@ class PPIOAgentRuntimeApp:
         """Return a server for this app, to be started.
 
         Raises:
-            ConfigurationError: Others could reach it without authentication.
+            ConfigurationError: Others could reach it without authentication, or there is
+                no such address or port.
         """
         from .server import PPIOAgentRuntimeServer
 
@@ -319,7 +325,8 @@ class PPIOAgentRuntimeApp:
         Blocking: until a signal, and then for `drain_timeout` and a little more.
 
         Raises:
-            ConfigurationError: Others could reach it without authentication.
+            ConfigurationError: Others could reach it without authentication, or there is
+                no such address or port.
             OSError: The address is taken.
             SystemExit: Code of the agent ignored that it was cancelled (status 1).
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -12,12 +12,13 @@ from attrs import frozen
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
 
-__all__ = ["AgentConfig", "own_sandbox_id"]
+__all__ = ["AgentConfig", "checked_timeout", "own_sandbox_id", "unknown_variables"]
 
 _T = TypeVar("_T")
 _PREFIX = "PPIO_AGENT_"
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off", ""})
+_SECONDS = "a number of seconds above 0"
 _LEVELS = ("CRITICAL", "DEBUG", "ERROR", "INFO", "WARNING")
 
 
@@ -48,10 +49,9 @@ def _whole(least: int, most: int | None = None) -> Callable[[Any], int]:
 
 
 def _seconds(value: Any) -> float:
-    wanted = "a number of seconds above 0"
-    number = _number(float, value, wanted)
+    number = _number(float, value, _SECONDS)
     if not 0 < number < float("inf"):
-        raise ValueError(wanted)
+        raise ValueError(_SECONDS)
     return number
 
 
@@ -61,7 +61,7 @@ def _number(kind: Callable[[Any], _T], value: Any, wanted: str) -> _T:
         raise TypeError(wanted)
     try:
         return kind(value)
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ValueError(wanted) from None
 
 
@@ -114,6 +114,40 @@ def _setting(name: str, *, default: Any, parse: Callable[[Any], Any]) -> Any:
     return attrs.field(factory=absent, converter=convert)
 
 
+def checked_timeout(value: object) -> float | None:
+    """Return the time limit of one entrypoint, checked as the setting is.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):  # only an environment has no numbers
+            raise TypeError(_SECONDS)
+        return _seconds(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the timeout of an entrypoint has to be {error}, or None"
+        ) from None
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return variables that look like settings and are none, and what may be meant."""
+    known = [field.name.upper() for field in attrs.fields(AgentConfig)]
+    asked = (name[len(_PREFIX) :] for name in environ if name.startswith(_PREFIX))
+    unknown = sorted(name for name in asked if name not in known)
+    if not unknown:
+        return {}
+    from difflib import get_close_matches  # which a right environment does not need
+
+    near = {name: get_close_matches(name.upper(), known, n=1) for name in unknown}
+    return {
+        _PREFIX + name: _PREFIX + found[0] if found else None
+        for name, found in near.items()
+    }
+
+
 def own_sandbox_id() -> str | None:
     """Return the id of the sandbox in which this process runs; elsewhere None."""
     return os.environ.get("PPIO_SANDBOX_ID") or None
@@ -140,7 +174,7 @@ class AgentConfig:
         debug: Tracebacks in error answers, and an access log.
         log_level: Level of the logger `ppio_agent`, set by `run()` only.
         log_format: `text` or `json`: what `run()` writes to stderr, if the program has
-            no log handler of its own; None: nothing.
+            no log handler of its own; None: text on a terminal, else nothing.
         max_concurrency: How many invocations run at once.
         max_queue: How many may wait for that.
         heartbeat: Seconds of silence after which a stream says that it lives; None:

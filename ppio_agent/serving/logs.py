@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,15 @@ def logging_of_run(config: AgentConfig) -> Iterator[None]:
     """Set up logging as the settings say, for as long as the app is run.
 
     The handlers of a program that has configured logging get the ids and nothing else;
-    without any, and if `log_format` is set, there is one that writes to stderr.
+    without any, and if `log_format` is set, there is one that writes to stderr. A
+    person at a terminal gets text without having asked for it.
     """
     package = logging.getLogger("ppio_agent")
     package_level = package.level
     package.setLevel(config.log_level)
     root = logging.getLogger()
-    own = None if root.handlers else _handler(config.log_format)
+    log_format = config.log_format or _unasked()
+    own = None if root.handlers else _handler(log_format)
     level = root.level
     if own is not None:
         root.addHandler(own)
@@ -82,6 +85,15 @@ def logging_of_run(config: AgentConfig) -> Iterator[None]:
         if own is not None:
             root.removeHandler(own)
             root.setLevel(level)
+
+
+def _unasked() -> str | None:
+    """Return the format that a program gets which has set up nothing."""
+    package = logging.getLogger("ppio_agent")
+    if any(not isinstance(h, logging.NullHandler) for h in package.handlers):
+        return None
+    # There is no stderr in a program without a console.
+    return "text" if sys.stderr is not None and sys.stderr.isatty() else None
 
 
 def _handler(log_format: str | None) -> logging.Handler | None:

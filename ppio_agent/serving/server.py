@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.threads import start_thread
@@ -48,7 +50,8 @@ class PPIOAgentRuntimeServer(Closing):
         stopping: Set as soon as the server is to end, by a signal or by `close`.
 
     Raises:
-        ConfigurationError: Others could reach it without authentication.
+        ConfigurationError: Others could reach it without authentication, or there is
+            no such address or port.
 
     Thread safety: thread-safe.
 
@@ -67,14 +70,14 @@ class PPIOAgentRuntimeServer(Closing):
         host: str | None = None,
         port: int | None = None,
     ) -> None:
-        config = app.config
-        host = config.host if host is None else host
-        port = config.port if port is None else port
+        given: dict[str, Any] = {"host": host, "port": port}
         if own_sandbox_id() is not None:
             # The platform knows where it will look for the agent.
-            host = os.environ.get("HOST") or host
-            port = int(os.environ.get("PORT") or port)
-        listening = app.listen_on(host)
+            given["host"] = os.environ.get("HOST") or host
+            given["port"] = os.environ.get("PORT") or port
+        given = {name: value for name, value in given.items() if value is not None}
+        config = attrs.evolve(app.config, **given)
+        listening = app.listen_on(config.host)
         front, engine = listening.front, listening.front.engine
         self._app = app
         self._start_up = listening.start_up
@@ -85,8 +88,8 @@ class PPIOAgentRuntimeServer(Closing):
         self.shows_playground = engine.shows_playground and not front.wrapped
         self._server = Server(
             listening.wsgi_app,
-            host=host,
-            port=port,
+            host=config.host,
+            port=config.port,
             config=ServerConfig(
                 max_concurrency=config.max_concurrency,
                 max_queue=config.max_queue,

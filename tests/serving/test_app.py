@@ -54,9 +54,11 @@ def test_decorators_return_the_function_itself() -> None:
     def agent(request: Any) -> str:
         return "x"
 
+    def ping() -> None: ...
+
     assert app.entrypoint(agent) is agent
     assert app.entrypoint(name="second", timeout=1.0)(agent) is agent
-    assert app.ping(agent) is agent
+    assert app.ping(ping) is ping
     assert app.on_startup(agent) is agent
     assert app.on_shutdown(agent) is agent
 

@@ -9,6 +9,7 @@ import pytest
 
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.serving import AgentConfig, PPIOAgentRuntimeApp
+from ppio_agent.serving.config import checked_timeout, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,79 @@ def test_an_ill_typed_value_names_its_setting(name: str, value: Any) -> None:
     """And how it is set from outside."""
     with pytest.raises(ConfigurationError, match=f"^{name} .or PPIO_AGENT_"):
         AgentConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [
+        "5",
+        -5,
+        0,
+        True,
+        float("inf"),
+        float("nan"),
+        [],
+        pytest.param(10**400, id="huge"),
+    ],
+)
+def test_the_timeout_of_an_entrypoint_is_checked_as_the_setting_is(
+    timeout: Any,
+) -> None:
+    """Where it is written, not when the first request comes."""
+    with pytest.raises(ConfigurationError, match="a number of seconds above 0, or"):
+        PPIOAgentRuntimeApp().entrypoint(timeout=timeout)
+    assert checked_timeout(5) == 5.0
+    assert checked_timeout(None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", 99_999), ("port", "8080x"), ("port", -1), ("port", True), ("host", "")],
+)
+def test_where_a_server_is_to_listen_is_checked_as_the_setting_is(
+    name: str, value: Any
+) -> None:
+    """Before anything is started."""
+    app, started = PPIOAgentRuntimeApp(), []
+    app.on_startup(lambda: started.append(1))
+    for serve in (app.server, app.run):
+        with pytest.raises(ConfigurationError, match=f"^{name} .or PPIO_AGENT_"):
+            serve(**{name: value})
+    assert started == []
+
+
+def test_the_platforms_port_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variable is not ours, but what it sets is."""
+    monkeypatch.setenv("PPIO_SANDBOX_ID", "sb1")
+    monkeypatch.setenv("PORT", "http")
+    with pytest.raises(ConfigurationError, match=r"^port .or PPIO_AGENT_"):
+        PPIOAgentRuntimeApp().server()
+
+
+def test_a_variable_that_is_no_setting_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the setting that may be meant; its value is nobody's business."""
+    monkeypatch.setenv("PPIO_AGENT_TIMOUT", "3-secret")
+    monkeypatch.setenv("PPIO_AGENT_TIMEOUT", "3")
+    app = PPIOAgentRuntimeApp()
+    app.entrypoint(lambda request: "ok")
+    with caplog.at_level("WARNING", "ppio_agent"), app.test_client() as client:
+        client.invoke({})
+        client.invoke({})
+    assert [record.getMessage() for record in caplog.records] == [
+        "the variable PPIO_AGENT_TIMOUT is no setting of the agent:"
+        " is PPIO_AGENT_TIMEOUT meant?"
+    ]
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """Only our prefix says that a setting was meant."""
+    assert unknown_variables({"PPIO_API_KEY": "k", "PPIO_AGENT_PORT": "1"}) == {}
+    assert unknown_variables({"PPIO_AGENT_xyz": "", "PPIO_AGENT_port": ""}) == {
+        "PPIO_AGENT_port": "PPIO_AGENT_PORT",
+        "PPIO_AGENT_xyz": None,
+    }
 
 
 def test_an_unknown_setting_is_refused() -> None:

@@ -281,6 +281,47 @@ def test_a_programs_own_handlers_stay_as_they_are(
     assert "log_format is not used" in caplog.text
 
 
+def at_a_terminal(script: str) -> str:
+    """Run a program whose stderr is a terminal until it ends; return what that shows."""
+    leader, follower = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=follower)
+    os.close(follower)
+    shown = b""
+    with process, contextlib.suppress(OSError):  # the terminal's other end is closed
+        while piece := os.read(leader, 1 << 16):
+            shown += piece
+    os.close(leader)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+SERVES = """
+import logging, os, signal, threading
+from ppio_agent import PPIOAgentRuntimeApp
+app = PPIOAgentRuntimeApp(port=0)
+@app.on_startup
+def end(): threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+"""
+
+
+def test_who_sits_at_a_terminal_is_told_where_the_agent_listens() -> None:
+    """Without having set anything, and the playground's address too."""
+    shown = at_a_terminal(SERVES + "app.run()")
+    assert "listening on http://127.0.0.1:" in shown
+    assert "playground: open http://127.0.0.1:" in shown
+
+
+@pytest.mark.parametrize("logger", ["", "ppio_agent"])
+def test_a_program_at_a_terminal_that_has_set_up_logs_gets_no_others(
+    logger: str,
+) -> None:
+    """Neither a second line of each, nor a warning."""
+    own = f"logging.getLogger({logger!r}).addHandler(logging.StreamHandler())"
+    shown = at_a_terminal(f"{SERVES}\n{own}\napp.run()")
+    assert shown.count("listening on") == 1
+    assert "log_format" not in shown
+
+
 @pytest.mark.parametrize("command", [[], ["-m", "ppio_agent.cli", "run"]])
 def test_a_served_app_writes_json_when_the_environment_says_so(
     command: list[str], tmp_path: Path
