@@ -71,6 +71,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted((ROOT / "examples").rglob("*.py"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_curl_sends_json(page: Path) -> None:
+    """With `-d` alone it says that it sends a form, which is refused."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    for command in re.findall(r"\bcurl [^\n]*", text):
+        if re.search(r" (-d|--data\S*)[ =]", command):
+            assert "Content-Type: application/json" in command, command
+
+
 def test_every_error_is_documented() -> None:
     """Each class has a row in the reference, with its code and status."""
     page = (ROOT / "docs/reference/errors.md").read_text()
