@@ -200,7 +200,10 @@ class PPIOAgentRuntimeApp:
         return function
 
     def on_shutdown(self, function: _F) -> _F:
-        """Call a function when the app is closed; the last registered comes first."""
+        """Call a function when the app is closed; the last registered comes first.
+
+        Nothing bounds the time it takes: what stops the app waits for it.
+        """
         self._refuse_if_started()
         self._on_shutdown.append(function)
         return function
@@ -322,7 +325,8 @@ class PPIOAgentRuntimeApp:
         In a sandbox `HOST` and `PORT` of the environment win over the arguments. One
         byte is written to the descriptor `PPIO_READY_FD` once it listens.
 
-        Blocking: until a signal, and then for `drain_timeout` and a little more.
+        Blocking: until a signal, and then for `drain_timeout`, a little more, and the
+        shut-down functions.
 
         Raises:
             ConfigurationError: Others could reach it without authentication, or there is

@@ -161,7 +161,8 @@ class PPIOAgentRuntimeServer(Closing):
         """Cancel what runs, close everything, run the shut-down functions. Idempotent.
 
         Blocking: for user code that ignores being cancelled about 6 s, and for readers
-        that do not take what is left for them up to 2 s more.
+        that do not take what is left for them up to 2 s more; and for the shut-down
+        functions, which nothing bounds.
 
         Returns:
             Whether all user code has ended.
