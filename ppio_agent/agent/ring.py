@@ -83,8 +83,11 @@ class ReplayRing:
         stall_timeout: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Guards everything below; signals new entries and moved readers alike.
-        self._changed = threading.Condition(threading.Lock())
+        # Guards everything below. Taken directly: a Condition's own methods for that
+        # are Python code, and every chunk comes by.
+        self._lock = threading.Lock()
+        # Signals new entries and moved readers alike.
+        self._changed = threading.Condition(self._lock)
         self._entries: dict[int, Entry] = {}
         self._readers: list[RingReader] = []
         self._sleepers = 0
@@ -119,7 +122,7 @@ class ReplayRing:
     @property
     def chunks(self) -> int:
         """How many pieces were ever appended, terminal entries not counted."""
-        with self._changed:
+        with self._lock:
             return self._last - self._terminal
 
     @property
@@ -155,7 +158,7 @@ class ReplayRing:
                 code="chunk_too_large",
             )
         while True:
-            with self._changed:
+            with self._lock:
                 stalled = self._wait_for_room_locked(len(data))
                 if not stalled:
                     if self._closed or self._interrupted:
@@ -167,13 +170,13 @@ class ReplayRing:
 
     def append_value(self, data: bytes) -> None:
         """Append the one value of an invocation that does not stream, of any size."""
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._put_locked(data)
 
     def finish(self, end: bytes, error: bytes | None = None) -> None:
         """Append the terminal entries and close; never waits. Idempotent."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             if error is not None:
@@ -185,7 +188,7 @@ class ReplayRing:
 
     def interrupt(self) -> None:
         """Take no more pieces, and let a waiting producer go."""
-        with self._changed:
+        with self._lock:
             self._interrupted = True
             self._changed.notify_all()
 
@@ -204,7 +207,7 @@ class ReplayRing:
         Raises:
             ReplayGoneError: Entries after `after` were already forgotten.
         """
-        with self._changed:
+        with self._lock:
             if reader is not None and after > reader.position:
                 self._move_locked(reader, after)
             if after >= self._last and not self._closed:
@@ -227,7 +230,7 @@ class ReplayRing:
             ReplayGoneError: Entries after `after` were already forgotten.
         """
         reader = RingReader(self, after, on_stalled)
-        with self._changed:
+        with self._lock:
             if after + 1 < self._first:
                 raise _gone(after, self._first)
             self._move_locked(reader, after)
@@ -236,7 +239,7 @@ class ReplayRing:
 
     def detach(self, reader: RingReader) -> None:
         """Detach a reader. Idempotent."""
-        with self._changed:
+        with self._lock:
             if reader in self._readers:
                 self._readers.remove(reader)
                 self._wake_locked()

@@ -51,6 +51,8 @@ __all__ = ["Engine", "Entrypoint"]
 
 _log = logging.getLogger(__name__)
 
+# Seconds from which on it pays to have a thread each for user code and answer at once.
+_SLOW = 0.02
 # Behind a server without lanes, a request waits so long for a slot.
 _SLOT_PATIENCE = 1.0
 
@@ -126,6 +128,8 @@ class Engine:
             max_waiting=config.max_queue,
         )
         self._durations: deque[float] = deque(maxlen=32)
+        # Whether the latest invocation was: the next one is likely to be like it.
+        self.quick = True
         self._describe = partial(describe, expose=config.expose_errors)
 
     @property
@@ -340,6 +344,7 @@ class Engine:
         self.slots.free_place()
         held = invocation.slot_seconds
         if held is not None:
+            self.quick = held < _SLOW
             self._durations.append(held)
         failure = invocation.failure
         if invocation.state is InvocationState.FAILED and failure is not None:

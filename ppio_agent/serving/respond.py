@@ -57,7 +57,8 @@ def respond(
     if call.respond_async:
         engine.start(invocation, patient=True)
         return _promise(exchange, invocation, replayed=False)
-    may_run_here = not always and invocation.handler.is_stream is None
+    streams = always or invocation.handler.is_stream is not None
+    may_run_here = engine.quick and not streams
     if may_run_here and run_watched(engine, exchange, invocation, finish):
         return finish()
     return finish(partial(engine.start, invocation, patient=exchange.has_lanes))

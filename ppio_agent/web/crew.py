@@ -27,6 +27,8 @@ _Job = Callable[[], object]
 _EAGER = 2
 # A request that waited so long gets a thread even when the process is busy, in seconds.
 _PATIENCE = 0.02
+# Seconds between two such threads.
+_PAUSE = 0.01
 # How long no thread is tried after the system had none, in seconds.
 _RETRY_THREADS = 1.0
 
@@ -164,13 +166,19 @@ class Crew:
         with self._lock:
             more = min(len(self._jobs), self._max_threads - self._active)
             if more > 0 and full:
-                now = self._clock()
-                since = max(self._grown_at, self._jobs[0][0])
-                more = int(now - since >= _PATIENCE)
-                self._grown_at = now if more else self._grown_at
+                more = min(more, self._patient_growth_locked())
             self._active += max(0, more)
         for _ in range(more):
             self._add()
+
+    def _patient_growth_locked(self) -> int:
+        """Return how many threads may be added although the process is busy."""
+        now = self._clock()
+        if now - self._jobs[0][0] < _PATIENCE or now - self._grown_at < _PAUSE:
+            return 0
+        self._grown_at = now
+        # Ever more: a process that has many blocking requests to begin is busy, too.
+        return 1 + self._active // 4
 
     def hand_over(self, patience: float, take: Callable[[_Job], bool]) -> None:
         """Give movable jobs away that have waited too long while no thread is free.

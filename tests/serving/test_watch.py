@@ -57,7 +57,7 @@ def test_slow_code_is_answered_by_another_thread_in_time(
         assert stream.body == b': open\n\ndata: "a"\n\ndata: "b"\n\n: end\n\n'
         gate.open()
         slow = ask(client, b'{"kind":"slow"}')
-        assert slow.json()["result"].startswith("ppio-web-")
+        assert slow.json()["result"].startswith("ppio-invoke-")
 
 
 def test_slots_are_shared_with_code_on_other_threads(serve: Serve, gate: Gate) -> None:
@@ -116,3 +116,19 @@ def test_what_stands_around_the_app_runs_once_for_a_request(
     gate.open()
     assert http.invoke({}).json["result"].startswith("ppio-invoke-")
     assert (len(calls) or app.wsgi_app.calls) == 2  # type: ignore[attr-defined]
+
+
+def test_after_slow_code_the_next_has_a_thread_from_its_beginning(
+    serve: Serve, gate: Gate
+) -> None:
+    """Until it was quick again: what is slow once is mostly slow."""
+    app = make_app()
+    app.entrypoint(agent_of(gate))
+    http = serve(app)
+    assert http.invoke({}).json["result"].startswith("ppio-web-")
+    opener = threading.Timer(0.1, gate.open)
+    opener.start()
+    assert http.invoke({"kind": "slow"}).json["result"].startswith("ppio-web-")
+    assert http.invoke({}).json["result"].startswith("ppio-invoke-")
+    assert http.invoke({}).json["result"].startswith("ppio-web-")
+    opener.join()
