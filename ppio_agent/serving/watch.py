@@ -5,6 +5,8 @@ client has left, so an invocation and its answer need a thread each. But switchi
 another thread costs more than all the rest of an instant request. So user code begins
 on the thread that is there, and once it has run for some milliseconds, or streams, a
 further thread takes over the answer; the first one has nothing to do with it any more.
+After one that was slow, the next has a thread of its own from the beginning
+(`Engine.quick`), until one is quick again.
 """
 
 from __future__ import annotations
