@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -92,6 +93,25 @@ def test_a_busy_process_gets_two_threads(clock: Clock, gate: threading.Event) ->
         crew.submit(gate.wait)
     wait_until(lambda: crew.waiting == 4)
     assert crew.busy == 2
+    gate.set()
+    wait_until(lambda: crew.busy == 0)
+    assert crew.close()
+
+
+def test_many_blocking_jobs_get_ever_more_threads_when_busy(
+    clock: Clock, gate: threading.Event
+) -> None:
+    """To begin hundreds keeps a process busy, too: one at a time would take seconds."""
+    crew = _crew(clock, threads=64)
+    for _ in range(100):
+        clock.move(0.003, busy=1.0)
+        crew.submit(gate.wait)
+    grown = [crew.busy]
+    while crew.busy < 64:
+        clock.move(0.02, busy=1.0)
+        crew.grow()
+        grown.append(crew.busy)
+    assert all(b - a == min(1 + a // 4, 64 - a) for a, b in pairwise(grown))
     gate.set()
     wait_until(lambda: crew.busy == 0)
     assert crew.close()
