@@ -21,7 +21,7 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
     ValidationError,
 )
-from ppio_agent.transport import CallHandle
+from ppio_agent.transport import CallScope, shielded
 from ppio_agent.wire.models import InvocationResponse
 
 from .invocation import AgentRequest, encode_request
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 _AHEAD = 4
 _STOP_LIMIT = 10.0
 
-OpenSession: TypeAlias = Callable[[CallHandle, Deadline], SandboxSession]
+OpenSession: TypeAlias = Callable[[Deadline], SandboxSession]
 
 
 @frozen
@@ -366,10 +366,7 @@ class _Worker:
     def __init__(self, open_session: OpenSession, plan: BatchPlan) -> None:
         self._open_session = open_session
         self._plan = plan
-        # Guards _stopped, _launch and _session, which another thread aborts.
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._launch: CallHandle | None = None
+        self._scope = CallScope()
         self._session: SandboxSession | None = None
 
     def run(self, index: int, request: AgentRequest) -> BatchItem:
@@ -379,14 +376,15 @@ class _Worker:
         error: Exception | None = None
         try:
             encode_request(request)  # refused before there is a sandbox
-            try:
-                response = self._invoke(request)
-            except SessionNotFoundError as gone:
-                # A kept sandbox that had died: nothing has reached the agent.
-                if gone.code != SessionNotFoundError.code:
-                    raise
-                attempts = 2
-                response = self._invoke(request)
+            with self._scope.running():
+                try:
+                    response = self._invoke(request)
+                except SessionNotFoundError as gone:
+                    # A kept sandbox that had died: nothing has reached the agent.
+                    if gone.code != SessionNotFoundError.code:
+                        raise
+                    attempts = 2
+                    response = self._invoke(request)
         except Exception as failure:  # noqa: BLE001 - it belongs to the item
             error = failure
         finally:
@@ -412,46 +410,19 @@ class _Worker:
         session = self._session
         if session is None or not self._usable():
             self.end()
-            session = self._open()
-        self._check_stopped()
+            session = self._session = self._open_session(deadline)
         return session.invoke(request, timeout=time_left(deadline, self._plan.timeout))
-
-    def _open(self) -> SandboxSession:
-        handle = CallHandle()
-        with self._lock:
-            if self._stopped:
-                raise _stopped_error()
-            self._launch = handle
-        try:
-            session = self._open_session(handle, self._plan.deadline)
-        finally:
-            with self._lock:
-                self._launch = None
-        with self._lock:
-            self._session = session
-        return session
-
-    def _check_stopped(self) -> None:
-        with self._lock:
-            if self._stopped:
-                raise _stopped_error()
 
     def abort(self) -> None:
         """End what runs, from another thread; the worker kills its sandbox itself."""
-        with self._lock:
-            self._stopped = True
-            launch, session = self._launch, self._session
-        if launch is not None:
-            launch.abort(_stopped_error())
-        if session is not None:
-            session.abort(_stopped_error())
+        self._scope.abort(_stopped_error())
 
     def end(self) -> None:
         """Kill the sandbox, if there is one."""
-        with self._lock:
-            session, self._session = self._session, None
+        session, self._session = self._session, None
         if session is not None:
-            session.dispose()
+            with shielded():
+                session.dispose()
 
 
 def _stopped_error() -> PPIOAgentError:

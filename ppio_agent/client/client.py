@@ -16,7 +16,6 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
 )
 from ppio_agent.hooks import Hooks
-from ppio_agent.transport import CallHandle
 from ppio_agent.wire.models import AgentTemplate, InvocationResponse
 
 from .auth import AuthManager
@@ -457,10 +456,8 @@ class AgentRuntimeClient(Closing):
         backend.control.transport.allow_connections(plan.workers)
         template = self._templates.get_template(template_id, deadline=limit)
 
-        def open_session(handle: CallHandle, until: Deadline) -> SandboxSession:
-            return self._book.open(
-                backend.launcher, template, options, deadline=until, handle=handle
-            )
+        def open_session(until: Deadline) -> SandboxSession:
+            return self._book.open(backend.launcher, template, options, deadline=until)
 
         return Batch(open_session, requests, plan)
 

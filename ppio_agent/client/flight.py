@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
+from ppio_agent.transport import CallHandle, waiting
 
 __all__ = ["SingleFlight"]
 
@@ -19,10 +20,11 @@ _T = TypeVar("_T")
 class _Flight(Generic[_T]):
     """One fetch under way. Written by its leader before `done` is set."""
 
-    __slots__ = ("done", "error", "late", "results")
+    __slots__ = ("done", "error", "followers", "late", "results")
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done = False
+        self.followers: set[CallHandle] = set()
         self.results: list[_T] = []
         self.error: Exception | None = None
         self.late = False
@@ -63,15 +65,29 @@ class SingleFlight(Generic[_K, _T]):
                     flight = self._flights[key] = _Flight()
             if leads:
                 return self._lead(key, flight, fetch, deadline)
-            if not flight.done.wait(deadline.left()):
-                raise RequestTimeoutError(
-                    "the time ran out while another thread fetched the same thing",
-                    phase="response",
-                )
+            self._follow(flight, deadline)
             if flight.error is not None and not flight.late:
                 raise _own_copy(flight.error)
             if flight.results:
                 return flight.results[0]
+
+    def _follow(self, flight: _Flight[_T], deadline: Deadline) -> None:
+        """Wait until the flight is over; whoever waits may be aborted."""
+        with waiting() as handle:
+            with self._lock:
+                flight.followers.add(handle)
+            try:
+                while not flight.done:
+                    if deadline.expired:
+                        raise RequestTimeoutError(
+                            "the time ran out while another thread fetched the same"
+                            " thing",
+                            phase="response",
+                        )
+                    handle.wait(deadline.left())
+            finally:
+                with self._lock:
+                    flight.followers.discard(handle)
 
     def _lead(
         self,
@@ -91,7 +107,10 @@ class SingleFlight(Generic[_K, _T]):
         finally:
             with self._lock:
                 del self._flights[key]
-            flight.done.set()
+                flight.done = True
+                followers = tuple(flight.followers)
+            for follower in followers:
+                follower.wake()
 
 
 def _own_copy(error: Exception) -> Exception:

@@ -21,7 +21,7 @@ from ppio_agent.exceptions import (
     ValidationError,
     WireError,
 )
-from ppio_agent.transport import CallHandle
+from ppio_agent.transport import shielded
 from ppio_agent.wire.headers import TRAFFIC_TOKEN, valid_session_id
 from ppio_agent.wire.models import (
     AgentMetadata,
@@ -136,7 +136,6 @@ class Launcher:
         options: SandboxOptions,
         *,
         deadline: Deadline,
-        handle: CallHandle,
         adopt: Callable[[Launched], _T],
     ) -> _T:
         """Create a sandbox, wait for its agent, and give it to `adopt`.
@@ -148,7 +147,6 @@ class Launcher:
             template: What it is made from.
             options: What it is asked for with.
             deadline: Bounds everything.
-            handle: By which another thread ends it.
             adopt: Takes over; what it returns is returned.
 
         Raises:
@@ -160,12 +158,14 @@ class Launcher:
         created: list[str] = []
         try:
             asked_at = time.monotonic()
-            sandbox = self._create(template, options, create_id, deadline)
+            # Not to be ended half-way: whether there is a sandbox could then not be
+            # known. What is aborted meanwhile ends with the first ping.
+            with shielded():
+                sandbox = self._create(template, options, create_id, deadline)
             sandbox_id = self.control.endpoint.sandbox_ref(
                 sandbox.sandbox_id, sandbox.client_id
             )
             created.append(sandbox_id)
-            handle.check()
             launched = Launched(
                 sandbox_id=sandbox_id,
                 template_id=template.template_id,
@@ -173,12 +173,13 @@ class Launcher:
                 start_timeout=self._start_timeout(template, options),
                 expires=asked_at + options.time_to_live,
             )
-            self._await_ready(template, launched, deadline, handle)
+            self._await_ready(template, launched, deadline)
             return adopt(launched)
         except BaseException as error:
             # Without an id the answer was lost, or the interrupt came before it: the
             # sandbox may exist for all that.
-            self._kill(created or self._created_by(create_id, error))
+            with shielded():
+                self._kill(created or self._created_by(create_id, error))
             if created and isinstance(error, PPIOAgentError):
                 _name_sandbox(error, created[0])
             raise
@@ -276,7 +277,6 @@ class Launcher:
         template: AgentTemplate,
         launched: Launched,
         deadline: Deadline,
-        handle: CallHandle,
     ) -> None:
         readiness = Readiness(
             port=launched.port,
@@ -288,7 +288,7 @@ class Launcher:
         if readiness.is_ready(limit):
             return
         _check_document(template, launched.sandbox_id)
-        readiness.wait(limit, handle)
+        readiness.wait(limit)
 
     def _kill(self, sandbox_ids: list[str]) -> None:
         for sandbox_id in sandbox_ids:

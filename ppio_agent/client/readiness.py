@@ -17,7 +17,7 @@ from ppio_agent.exceptions import (
     SandboxCreationError,
     SessionNotFoundError,
 )
-from ppio_agent.transport import CallHandle
+from ppio_agent.transport import pause
 from ppio_agent.wire.json import Json
 
 from .agent_port import AgentPort
@@ -67,12 +67,11 @@ class Readiness:
         """Ping once; raise what ends the waiting."""
         return self._ping(deadline) is None
 
-    def wait(self, deadline: Deadline, handle: CallHandle) -> None:
+    def wait(self, deadline: Deadline) -> None:
         """Ping until the agent is ready.
 
         Args:
             deadline: When to give up.
-            handle: By which another thread ends the waiting.
 
         Raises:
             SandboxCreationError: It ended, or was not ready in time; with its last
@@ -88,7 +87,7 @@ class Readiness:
             if isinstance(seen, SessionNotFoundError) and delay >= _LONGEST_DELAY:
                 # The edge may learn of a sandbox late; the control plane knows.
                 self.control.get_sandbox(self.sandbox_id, deadline)
-            handle.wait(deadline.bound(delay))
+            pause(deadline.earlier(delay))
 
     def _ping(self, deadline: Deadline) -> Exception | str | None:
         """Return None if the agent is ready, else what says that it is not yet."""

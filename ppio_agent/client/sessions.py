@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
-from ppio_agent.transport import CallHandle
+from ppio_agent.transport import CallScope
 from ppio_agent.wire.models import AgentTemplate
 
 from .caretaker import Caretaker
@@ -46,7 +46,7 @@ class SessionBook:
         self._changed = threading.Condition()
         self._sessions: dict[str, SandboxSession] = {}
         self._conversations: dict[_Conversation, SandboxSession] = {}
-        self._launching: set[CallHandle] = set()
+        self._launching: set[CallScope] = set()
         self._leftovers: set[str] = set()
         self._closed_by: PPIOAgentError | None = None
 
@@ -57,7 +57,6 @@ class SessionBook:
         options: SandboxOptions,
         *,
         deadline: Deadline,
-        handle: CallHandle | None = None,
     ) -> SandboxSession:
         """Create a sandbox and return the session on it once its agent answers.
 
@@ -66,9 +65,7 @@ class SessionBook:
             template: What it is made from.
             options: What it is asked for with.
             deadline: Bounds everything.
-            handle: By which another thread ends the waiting.
         """
-        handle = handle or CallHandle()
 
         def adopt(launched: Launched) -> SandboxSession:
             plan = SessionPlan(
@@ -89,10 +86,8 @@ class SessionBook:
             self._add(session, options.session_id)
             return session
 
-        with self._counted(handle):
-            return launcher.launch(
-                template, options, deadline=deadline, handle=handle, adopt=adopt
-            )
+        with self._launch():
+            return launcher.launch(template, options, deadline=deadline, adopt=adopt)
 
     def conversation(
         self,
@@ -128,16 +123,19 @@ class SessionBook:
         return None
 
     @contextmanager
-    def _counted(self, handle: CallHandle) -> Iterator[None]:
+    def _launch(self) -> Iterator[None]:
+        """Let `close` end what is launched in this block, and wait for that."""
+        scope = CallScope()
         with self._changed:
             if self._closed_by is not None:
                 raise self._closed_by
-            self._launching.add(handle)
+            self._launching.add(scope)
         try:
-            yield
+            with scope.running():
+                yield
         finally:
             with self._changed:
-                self._launching.discard(handle)
+                self._launching.discard(scope)
                 self._changed.notify_all()
 
     def _add(self, session: SandboxSession, session_id: str | None) -> None:

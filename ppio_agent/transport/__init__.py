@@ -6,7 +6,7 @@ is the client's.
 
 from __future__ import annotations
 
-from .calls import CallHandle
+from .calls import CallHandle, CallScope, pause, shielded, waiting
 from .http1 import Headers
 from .messages import Auth, Kind, Request, Response, TransportConfig
 from .retry import NO_RETRY, RetryPolicy
@@ -17,6 +17,7 @@ __all__ = [
     "NO_RETRY",
     "Auth",
     "CallHandle",
+    "CallScope",
     "Headers",
     "Kind",
     "RawStream",
@@ -25,4 +26,7 @@ __all__ = [
     "RetryPolicy",
     "Transport",
     "TransportConfig",
+    "pause",
+    "shielded",
+    "waiting",
 ]

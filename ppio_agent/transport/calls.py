@@ -1,4 +1,4 @@
-"""One call, as other threads may reach it: to wake it, or to end it."""
+"""One call, or all that a thread does, as other threads may wake and end it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import PPIOAgentError
 
-__all__ = ["CallHandle"]
+__all__ = ["CallHandle", "CallScope", "pause", "shielded", "waiting"]
 
 
 class CallHandle:
@@ -21,7 +24,7 @@ class CallHandle:
     Thread safety: thread-safe; `abort` may also be called by a signal handler.
     """
 
-    __slots__ = ("_event", "_lock", "_pid", "_socket", "error")
+    __slots__ = ("_event", "_lock", "_pid", "_scope", "_socket", "error")
 
     def __init__(self) -> None:
         # Guards the fields below. Re-entrant, since a signal handler that aborts runs
@@ -30,7 +33,21 @@ class CallHandle:
         self._socket: socket.socket | None = None
         self._event: threading.Event | None = None
         self._pid = os.getpid()
+        self._scope: CallScope | None = None
         self.error: PPIOAgentError | None = None
+
+    def begin(self) -> None:
+        """Say that the call is on its way, in the scope that its thread is in."""
+        scope = _current.get()
+        if scope is not None:
+            self._scope = scope
+            scope.add(self)
+
+    def end(self) -> None:
+        """Say that the call is over. Takes no lock: a finaliser may do it."""
+        scope = self._scope
+        if scope is not None:
+            scope.discard(self)
 
     def abort(self, error: PPIOAgentError) -> bool:
         """Let the call end with `error`, at once.
@@ -94,3 +111,116 @@ class CallHandle:
             if self._event is None:
                 self._event = threading.Event()
             self._event.set()
+
+
+class CallScope:
+    """All the calls of one task, to be ended as one from another thread.
+
+    Whatever the transport does inside `running` belongs to the scope: calls, pauses
+    and waiting, one after another, and streams until they are closed. A scope inside
+    another one ends with it.
+
+    Example:
+        scope = CallScope()
+        # in one thread
+        with scope.running():
+            client.invoke_agent("my-agent", "Hello")
+        # in another
+        scope.abort(InvocationCancelledError("not wanted any more"))
+
+    Attributes:
+        error: What it was aborted with, or None.
+
+    Thread safety: thread-safe; one thread is inside it at a time.
+    """
+
+    __slots__ = ("_lock", "_members", "error")
+
+    def __init__(self) -> None:
+        # Guards the fields below. Re-entrant, as in CallHandle.
+        self._lock = threading.RLock()
+        self._members: set[CallHandle | CallScope] = set()
+        self.error: PPIOAgentError | None = None
+
+    def abort(self, error: PPIOAgentError) -> bool:
+        """End what runs in the scope, and whatever begins in it later, with `error`.
+
+        Returns:
+            Whether it does; False if it was aborted before.
+        """
+        with self._lock:
+            if self.error is not None:
+                return False
+            self.error = error
+            members = tuple(self._members)
+        for member in members:
+            member.abort(error)
+        return True
+
+    def check(self) -> None:
+        """Raise the error the scope was aborted with, if it was."""
+        if self.error is not None:
+            raise self.error
+
+    def add(self, member: CallHandle | CallScope) -> None:
+        """Let a call or an inner scope end with this one."""
+        with self._lock:
+            self._members.add(member)
+            error = self.error
+        if error is not None:
+            member.abort(error)
+
+    def discard(self, member: CallHandle | CallScope) -> None:
+        """Let go of what is over. Takes no lock: a finaliser may do it."""
+        self._members.discard(member)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let what the thread does in this block belong to the scope.
+
+        Raises:
+            PPIOAgentError: The scope, or one around it, was aborted.
+        """
+        outer = _current.get()
+        if outer is not None:
+            outer.add(self)
+        token = _current.set(self)
+        try:
+            self.check()
+            yield
+        finally:
+            _current.reset(token)
+            if outer is not None:
+                outer.discard(self)
+
+
+_current: ContextVar[CallScope | None] = ContextVar("ppio_call_scope", default=None)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Let no scope end what the thread does in this block: it cleans up."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[CallHandle]:
+    """Give a handle to `wait` with, which ends with the scope that the thread is in."""
+    handle = CallHandle()
+    handle.begin()
+    try:
+        yield handle
+    finally:
+        handle.end()
+
+
+def pause(until: Deadline) -> None:
+    """Do nothing until then; raise at once if the scope of the thread is aborted."""
+    with waiting() as handle:
+        while not until.expired:
+            handle.wait(until.left())
+        handle.check()

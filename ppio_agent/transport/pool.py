@@ -65,15 +65,17 @@ class ConnectionPool:
         Raises:
             ClientClosedError: The pool is closed.
         """
+        call.begin()
         self._calls.add(call)
         # In this order, so that `close` ends every call that it does not refuse.
         if self._closed:
-            self._calls.discard(call)
+            self.leave(call)
             raise ClientClosedError("the transport is closed; make a new one")
 
     def leave(self, call: CallHandle) -> None:
         """Say that a call is over."""
         self._calls.discard(call)
+        call.end()
 
     def acquire(
         self,

@@ -8,8 +8,15 @@ import threading
 
 import pytest
 
-from ppio_agent.exceptions import InvocationCancelledError
-from ppio_agent.transport.calls import CallHandle
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import InvocationCancelledError, NetworkError
+from ppio_agent.transport.calls import (
+    CallHandle,
+    CallScope,
+    pause,
+    shielded,
+    waiting,
+)
 
 
 def test_the_first_abort_wins() -> None:
@@ -87,3 +94,56 @@ def test_waiting_ends_when_woken() -> None:
     call.wait(5.0)
     waker.join()
     call.wait(0.01)
+
+
+def test_a_scope_ends_what_runs_in_it_and_what_begins_later() -> None:
+    """Ending the task of a thread ends each of its calls, also the next one."""
+    scope, error = CallScope(), NetworkError("not wanted")
+    seen: list[Exception] = []
+    begun = threading.Event()
+
+    def task() -> None:
+        with scope.running():
+            for _ in range(2):
+                try:
+                    begun.set()
+                    pause(Deadline.after(30.0))
+                except NetworkError as found:
+                    seen.append(found)
+
+    thread = threading.Thread(target=task)
+    thread.start()
+    assert begun.wait(5.0)
+    assert scope.abort(error)
+    assert not scope.abort(NetworkError("too late"))
+    thread.join(5.0)
+    assert seen == [error, error]
+    with pytest.raises(NetworkError, match="not wanted"), scope.running():
+        pytest.fail("an aborted scope was entered")
+
+
+def test_an_inner_scope_ends_with_the_outer_one_and_not_the_other_way() -> None:
+    """A launch inside a task ends with it; the task goes on after the launch."""
+    outer, inner = CallScope(), CallScope()
+    with outer.running():
+        with inner.running():
+            inner.abort(NetworkError("the inner one"))
+            with pytest.raises(NetworkError, match="inner"), waiting() as handle:
+                handle.wait(0.0)
+        outer.check()
+        inner = CallScope()
+        with inner.running():
+            outer.abort(NetworkError("the outer one"))
+            with pytest.raises(NetworkError, match="outer"):
+                pause(Deadline.after(30.0))
+
+
+def test_cleaning_up_is_shielded() -> None:
+    """What has to be done after an abort is not ended by it."""
+    scope = CallScope()
+    with scope.running():
+        scope.abort(NetworkError("not wanted"))
+        with shielded():
+            pause(Deadline.after(0.0))
+        with pytest.raises(NetworkError):
+            pause(Deadline.after(0.0))
