@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ppio_agent.testing import FaultServer, Script
 from ppio_agent.transport import Transport
-from tests.support_faults import FaultServer, Script, certificate
+from tests.support_net import certificate
 
 
 @pytest.fixture

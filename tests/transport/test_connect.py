@@ -16,8 +16,7 @@ from ppio_agent.exceptions import (
     NetworkError,
     RequestTimeoutError,
 )
-from ppio_agent.transport import NO_RETRY, Request, Transport, TransportConfig
-from tests.support_faults import (
+from ppio_agent.testing import (
     FaultServer,
     Peer,
     Received,
@@ -28,6 +27,7 @@ from tests.support_faults import (
     silence,
     tunnel,
 )
+from ppio_agent.transport import NO_RETRY, Request, Transport, TransportConfig
 
 Serve = Callable[..., FaultServer]
 Tls = tuple[ssl.SSLContext, Path]

@@ -13,10 +13,10 @@ import pytest
 
 from ppio_agent import exceptions as ex
 from ppio_agent._util.redact import Redactor
+from ppio_agent.testing import FaultServer, cut, reply, reset
 from ppio_agent.transport import NO_RETRY, Headers, Kind, Request, Response, Transport
 from ppio_agent.transport.errors import FailedAnswer, PastFailure, answer_error
 from ppio_agent.wire.problem import Problem
-from tests.support_faults import FaultServer, cut, reply, reset
 
 Serve = Callable[..., FaultServer]
 

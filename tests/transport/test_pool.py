@@ -9,13 +9,13 @@ import pytest
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ClientClosedError, PoolTimeoutError
+from ppio_agent.testing import FaultServer, reply
 from ppio_agent.transport.calls import CallHandle
 from ppio_agent.transport.connect import Connection
 from ppio_agent.transport.messages import TransportConfig
 from ppio_agent.transport.pool import ConnectionPool
 from ppio_agent.transport.route import Origin, split_url
 from tests.support import wait_until
-from tests.support_faults import FaultServer, reply
 
 Serve = Callable[..., FaultServer]
 
@@ -153,8 +153,8 @@ def test_a_connection_that_went_stale_is_replaced(
     server = serve(reply())
     connection = _get(pool, server)
     pool.release(connection, keep=True)
-    wait_until(lambda: server._peers)
-    server._peers[0].close()
+    wait_until(lambda: server.connections)
+    server.drop_connections()
     wait_until(connection.is_stale)
     other = _get(pool, server)
     assert other is not connection

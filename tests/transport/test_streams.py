@@ -23,6 +23,17 @@ from ppio_agent.exceptions import (
     ServiceUnavailableError,
     StreamClosedError,
 )
+from ppio_agent.testing import (
+    FaultServer,
+    Peer,
+    Received,
+    chunks,
+    cut,
+    in_turn,
+    reply,
+    reset,
+    silence,
+)
 from ppio_agent.transport import (
     CallHandle,
     RawStream,
@@ -31,17 +42,12 @@ from ppio_agent.transport import (
     TransportConfig,
 )
 from tests.support import SLOW, wait_until
-from tests.support_faults import FaultServer, Peer, chunks, cut, in_turn, reply
 
 Serve = Callable[..., FaultServer]
 
 
 def _request(server: FaultServer, **more: object) -> Request:
     return Request(method="POST", url=server.url, body=b"{}", **more)
-
-
-def _hold(peer: Peer) -> None:
-    peer.wait_closed()
 
 
 def _all(stream: RawStream) -> bytes:
@@ -70,7 +76,7 @@ def test_each_piece_is_there_at_once(
     """Nothing is held back until more has come."""
     go = threading.Event()
 
-    def slowly(peer: Peer) -> None:
+    def slowly(peer: Peer, _request: Received) -> None:
         for piece in (b"two", b"three"):
             go.wait(5.0)
             go.clear()
@@ -94,7 +100,7 @@ def test_a_compressed_stream_is_read_as_it_comes(
     packer = zlib.compressobj(wbits=31)
     pieces = [packer.compress(b"one") + packer.flush(zlib.Z_SYNC_FLUSH)]
     pieces.append(packer.compress(b"two" * 100_000) + packer.flush())
-    server = serve(chunks(*pieces, headers="Content-Encoding: gzip\r\n"))
+    server = serve(chunks(*pieces, headers={"Content-Encoding": "gzip"}))
     with transport.stream(_request(server)) as stream:
         assert _all(stream) == b"one" + b"two" * 100_000
 
@@ -115,7 +121,7 @@ def test_close_wakes_the_reader(
     if secure:
         context, bundle = request.getfixturevalue("tls")
         config = TransportConfig(ca_bundle=str(bundle))
-    server = serve(chunks(b"one", chunked=chunked, then=_hold), tls=context)
+    server = serve(chunks(b"one", chunked=chunked, then=silence), tls=context)
     with Transport(config) as transport:
         for _ in range(10):
             stream = transport.stream(_request(server))
@@ -146,7 +152,7 @@ def test_close_is_idempotent_and_drops_the_connection(
     serve: Serve, transport: Transport
 ) -> None:
     """What is left of the answer must not reach the next call."""
-    server = serve(chunks(b"one", then=_hold))
+    server = serve(chunks(b"one", then=silence))
     stream = transport.stream(_request(server))
     stream.close()
     stream.close()
@@ -158,7 +164,7 @@ def test_close_is_idempotent_and_drops_the_connection(
 
 def test_a_signal_handler_may_close(serve: Serve, transport: Transport) -> None:
     """It runs on top of the reader, in the same thread."""
-    server = serve(chunks(b"one", then=_hold))
+    server = serve(chunks(b"one", then=silence))
     stream = transport.stream(_request(server))
     before = signal.signal(signal.SIGALRM, lambda *_: stream.close())
     try:
@@ -174,7 +180,7 @@ def test_a_signal_handler_may_close(serve: Serve, transport: Transport) -> None:
 
 def test_an_abandoned_stream_closes_itself(serve: Serve, transport: Transport) -> None:
     """With a warning that names the request."""
-    server = serve(chunks(b"one", then=_hold, headers="X-Request-Id: r-7\r\n"))
+    server = serve(chunks(b"one", then=silence, headers={"X-Request-Id": "r-7"}))
     stream = transport.stream(_request(server))
     assert not stream.closed
     with pytest.warns(ResourceWarning, match="r-7"):  # noqa: PT031 - one thing: it goes
@@ -204,7 +210,7 @@ def test_a_stream_that_was_dealt_with_does_not_warn(
 
 def test_a_stream_has_one_reader(serve: Serve, transport: Transport) -> None:
     """A second one is refused, the first goes on."""
-    server = serve(chunks(then=_hold))
+    server = serve(chunks(then=silence))
     with transport.stream(_request(server)) as stream:
         ended: list[Exception] = []
 
@@ -252,9 +258,7 @@ def test_a_cut_stream_is_an_error(
 
 def test_a_reset_is_no_end(serve: Serve, transport: Transport) -> None:
     """Also where the end of the connection is the end of the answer."""
-    server = serve(
-        chunks(b"one", chunked=False, then=lambda peer: peer.close(reset=True))
-    )
+    server = serve(chunks(b"one", chunked=False, then=reset()))
     stream = transport.stream(_request(server))
     with pytest.raises(NetworkError, match="broke"):
         _all(stream)
@@ -263,7 +267,7 @@ def test_a_reset_is_no_end(serve: Serve, transport: Transport) -> None:
 def test_silence_has_a_limit(serve: Serve, transport: Transport) -> None:
     """Counted from the last byte, whatever it was."""
 
-    def beat(peer: Peer) -> None:
+    def beat(peer: Peer, _request: Received) -> None:
         for _ in range(4):
             peer.stop.wait(0.1)
             peer.send(b"2\r\n:\n\r\n")
@@ -282,7 +286,7 @@ def test_silence_has_a_limit(serve: Serve, transport: Transport) -> None:
 
 def test_silence_before_the_head_counts(serve: Serve, transport: Transport) -> None:
     """A stream without a deadline must not wait for ever."""
-    server = serve(lambda peer, _: peer.wait_closed())
+    server = serve(silence)
     with pytest.raises(RequestTimeoutError, match=r"silent for 0\.1 s"):
         transport.stream(_request(server, idle_timeout=0.1))
 
@@ -291,7 +295,7 @@ def test_the_deadline_bounds_the_whole_stream(
     serve: Serve, transport: Transport
 ) -> None:
     """However alive it is."""
-    server = serve(chunks(b"one", then=_hold))
+    server = serve(chunks(b"one", then=silence))
     stream = transport.stream(
         _request(server, deadline=Deadline.after(0.2), idle_timeout=9.0)
     )
@@ -331,7 +335,7 @@ def test_opening_a_stream_follows_the_table(serve: Serve) -> None:
 
 def test_streams_end_with_the_transport(serve: Serve) -> None:
     """A reader wakes, one that is not read fails when it is."""
-    server = serve(chunks(b"one", then=_hold))
+    server = serve(chunks(b"one", then=silence))
     transport = Transport()
     stream = transport.stream(_request(server))
     transport.close()
@@ -343,7 +347,7 @@ def test_streams_end_with_the_transport(serve: Serve) -> None:
 
 def test_a_call_handle_ends_its_stream(serve: Serve, transport: Transport) -> None:
     """With the error it is given."""
-    server = serve(chunks(b"one", then=_hold))
+    server = serve(chunks(b"one", then=silence))
     call = CallHandle()
     stream = transport.stream(_request(server), call=call)
     assert stream.read() == b"one"

@@ -31,6 +31,18 @@ from ppio_agent.exceptions import (
     TemplateNotFoundError,
     ValidationError,
 )
+from ppio_agent.testing import (
+    FaultServer,
+    Peer,
+    Received,
+    chunks,
+    cut,
+    drip,
+    in_turn,
+    reply,
+    reset,
+    silence,
+)
 from ppio_agent.transport import (
     NO_RETRY,
     CallHandle,
@@ -40,19 +52,7 @@ from ppio_agent.transport import (
     TransportConfig,
 )
 from tests.support import SLOW, wait_until
-from tests.support_faults import (
-    FaultServer,
-    Peer,
-    Received,
-    chunks,
-    cut,
-    deaf_address,
-    drip,
-    in_turn,
-    reply,
-    reset,
-    silence,
-)
+from tests.support_net import deaf_address
 
 Serve = Callable[..., FaultServer]
 
@@ -348,15 +348,10 @@ def test_a_connection_closed_while_idle_is_not_used(
     serve: Serve, transport: Transport
 ) -> None:
     """It is looked at before, so even a POST without key gets through."""
-
-    def once(peer: Peer, request: Received) -> None:
-        reply()(peer, request)
-        peer.close()
-
-    server = serve(once)
+    server = serve(reply(then=cut()))
     for _ in range(3):
         transport.send(_post(server))
-        wait_until(lambda: not any(p.open for p in server._peers))
+        wait_until(lambda: not server._peers)
     assert len(server.requests) == 3
 
 
@@ -737,7 +732,13 @@ def test_a_forked_child_has_connections_of_its_own(serve: Serve) -> None:
     server = serve(lambda peer, r: reply(200, r.body)(peer, r))
     with Transport() as transport:
         transport.send(_post(server, body=b"first"))
-        stream_server = serve(chunks(b"one", then=lambda p: silence(p, None)))  # type: ignore[arg-type]
+        go = threading.Event()
+
+        def later(peer: Peer, _request: Received) -> None:
+            go.wait(5.0)
+            peer.send(b"3\r\ntwo\r\n0\r\n\r\n")
+
+        stream_server = serve(chunks(b"one", then=later))
         stream = transport.stream(_get(stream_server))
         assert stream.read() == b"one"
         reader, writer = os.pipe()
@@ -758,7 +759,7 @@ def test_a_forked_child_has_connections_of_its_own(serve: Serve) -> None:
         assert got == bodies
         assert transport.send(_post(server, body=b"last")).body == b"last"
         assert server.connections == 2
-        stream_server._peers[0].send(b"3\r\ntwo\r\n0\r\n\r\n")
+        go.set()
         assert (stream.read(), stream.read()) == (b"two", b"")
         os.close(reader)
         os.close(writer)

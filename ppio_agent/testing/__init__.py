@@ -1,0 +1,56 @@
+"""What the tests of programs that call agents need: faults on demand.
+
+`FaultServer` does to its clients what networks do, by a script. The names below are
+imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .faults import FaultServer, Peer, Received, Script
+    from .scripts import (
+        answer,
+        busy,
+        chunks,
+        cut,
+        drip,
+        events,
+        in_turn,
+        reply,
+        reset,
+        retry_after_kinds,
+        silence,
+        tunnel,
+    )
+
+__all__ = [
+    "FaultServer",
+    "Peer",
+    "Received",
+    "Script",
+    "answer",
+    "busy",
+    "chunks",
+    "cut",
+    "drip",
+    "events",
+    "in_turn",
+    "reply",
+    "reset",
+    "retry_after_kinds",
+    "silence",
+    "tunnel",
+]
+
+_HOMES = {"faults": ("FaultServer", "Peer", "Received", "Script")}
+
+
+def __getattr__(name: str) -> object:
+    # Lazy, since pytest imports this package at every start for the plug-in in it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = (home for home, names in _HOMES.items() if name in names)
+    return getattr(import_module(f"{__name__}.{next(homes, 'scripts')}"), name)

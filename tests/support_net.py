@@ -1,0 +1,50 @@
+"""Addresses and certificates that tests of connections need."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["certificate", "deaf_address"]
+
+
+@contextlib.contextmanager
+def deaf_address() -> Iterator[tuple[str, int]]:
+    """Give an address whose host neither takes a connection nor refuses it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        # Linux drops what comes once the line of those that wait is full.
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        yield address
+
+
+def certificate(folder: Path) -> tuple[ssl.SSLContext, Path] | None:
+    """Make a throw-away certificate for the name localhost, not for its address.
+
+    Returns:
+        A server's context and the certificate's file; None without `openssl`.
+    """
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        return None
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = [
+        openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        "-keyout", key, "-out", cert, "-subj", "/CN=localhost",
+        "-addext", "subjectAltName=DNS:localhost",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context, cert
