@@ -1,12 +1,14 @@
-"""Which error an answer stands for: one table. Pure."""
+"""Which error an answer stands for: one table. Pure, given the time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from attrs import frozen
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import (
     AgentUnreachableError,
@@ -32,6 +34,7 @@ from ppio_agent.exceptions import (
 from ppio_agent.wire.problem import Problem
 
 from .messages import Request, Response
+from .retry import parse_date
 
 __all__ = ["FailedAnswer", "PastFailure", "answer_error"]
 
@@ -54,6 +57,8 @@ _NOT_FOUND: Mapping[str, type[NotFoundError]] = {
     "sandbox": SessionNotFoundError,
 }
 _MOST_TEXT = 200
+# What signatures may be away from the peer's clock.
+_MOST_SKEW = 300.0
 
 
 class FailedAnswer(Exception):  # noqa: N818 - it is what came, not an error of ours
@@ -76,7 +81,12 @@ class PastFailure:
 
 
 def answer_error(
-    request: Request, response: Response, problem: Problem, redactor: Redactor
+    request: Request,
+    response: Response,
+    problem: Problem,
+    redactor: Redactor,
+    *,
+    now: datetime | None = None,
 ) -> PPIOAgentError:
     """Return the error that a failure's answer stands for, its `__cause__` set.
 
@@ -85,13 +95,17 @@ def answer_error(
         response: The answer.
         problem: What its body says.
         redactor: Applied to all that is quoted from the answer.
+        now: When it came, by the clock of this machine; None: at this moment.
     """
     cls = _class(request.kind, response.status, problem)
     quoted = redactor.text(" ".join(problem.message.split())[:_MOST_TEXT])
     own = _own_data(cls, response.status, problem)
     ended = own.get("exit_code") is not None
+    told = _ended(own) if ended else _message(request, response.status, cls, quoted)
+    if response.status == 401:
+        told += _skew(response, now or utc_now())
     error = cls(
-        _ended(own) if ended else _message(request, response.status, cls, quoted),
+        told,
         # The word of the class is part of the API; that of a peer is only a hint.
         code=problem.code if problem.code and by_code(problem.code) else None,
         http_status=response.status,
@@ -177,6 +191,19 @@ def _message(
     else:
         text = f"{_call(request)} was answered {status}"
     return f"{text}: {quoted}" if quoted else text
+
+
+def _skew(response: Response, now: datetime) -> str:
+    """Return what a refusal has to say of the two clocks; nothing if they agree."""
+    date = parse_date(response.headers.get("Date"))
+    ahead = 0.0 if date is None else (now - date).total_seconds()
+    if abs(ahead) <= _MOST_SKEW:
+        return ""
+    how = "ahead of" if ahead > 0 else "behind"
+    return (
+        f"; the clock of this machine is {abs(ahead):.0f} s {how} the peer's, which"
+        " makes signatures invalid: set the clock that is wrong"
+    )
 
 
 def _asked(request: Request) -> str:

@@ -15,6 +15,7 @@ from ppio_agent.wire.json import Json, decode_json
 
 from .http1 import Headers
 from .retry import RetryPolicy
+from .route import split_url
 
 __all__ = ["Auth", "Kind", "Request", "Response", "TransportConfig"]
 
@@ -111,6 +112,15 @@ class Request:
     idle_timeout: float | None = None
     ok_statuses: Collection[int] = ()
     raise_for_status: bool = True
+
+    @property
+    def target(self) -> str:
+        """Path and query of the URL exactly as they are sent, which is what is signed.
+
+        Raises:
+            ValidationError: It is no absolute http or https URL.
+        """
+        return split_url(self.url)[1]
 
 
 @frozen(kw_only=True)

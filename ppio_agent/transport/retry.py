@@ -25,6 +25,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "decide",
+    "parse_date",
     "parse_retry_after",
 ]
 
@@ -198,14 +199,15 @@ def parse_retry_after(
         except ValueError:
             return None
     else:
-        until = _parse_date(value)
+        until = parse_date(value)
         if until is None:
             return None
-        seconds = (until - (_parse_date(date) or now)).total_seconds()
+        seconds = (until - (parse_date(date) or now)).total_seconds()
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-def _parse_date(value: str | None) -> datetime | None:
+def parse_date(value: str | None) -> datetime | None:
+    """Return the instant of an HTTP date; None where it is absent or unreadable."""
     try:
         found = parsedate_to_datetime(value or "")
     except (ValueError, TypeError, OverflowError):

@@ -7,6 +7,8 @@ import json
 import pickle
 import ssl
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -28,18 +30,20 @@ def _error(
     kind: Kind = "other",
     subject: str = "",
     method: str = "GET",
+    date: str = "",
+    now: datetime | None = None,
 ) -> ex.PPIOAgentError:
     data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
     request = Request(method=method, url="http://h/", kind=kind, subject=subject)
     response = Response(
         status=status,
-        headers=Headers([("Content-Type", "text/x")]),
+        headers=Headers([("Content-Type", "text/x"), ("Date", date)]),
         body=data,
         request_id="r-1",
         url="http://h/",
     )
     redactor = Redactor(["sk-SECRET123"])
-    return answer_error(request, response, Problem.read(data), redactor)
+    return answer_error(request, response, Problem.read(data), redactor, now=now)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +247,25 @@ def test_history_survives_being_pickled() -> None:
     error = ex.NetworkError("x")
     error.history = (PastFailure(ex.NetworkError, None, 0.5),)
     assert pickle.loads(pickle.dumps(error)).history == error.history
+
+
+@pytest.mark.parametrize(
+    ("ahead", "told"),
+    [
+        (400, "400 s ahead of the peer's"),
+        (-301, "301 s behind the peer's"),
+        (300, None),
+        (-299, None),
+    ],
+)
+def test_a_refusal_names_clocks_that_differ(ahead: int, told: str | None) -> None:
+    """By more than signatures may be away, and only where it may be the reason."""
+    here = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    date = format_datetime(here - timedelta(seconds=ahead), usegmt=True)
+
+    refused = str(_error(401, {"detail": "no"}, date=date, now=here))
+
+    assert ("clock" in refused) is (told is not None)
+    assert told is None or told in refused
+    assert "clock" not in str(_error(403, {"detail": "no"}, date=date, now=here))
+    assert "clock" not in str(_error(401, {"detail": "no"}, date="soon", now=here))
