@@ -9,7 +9,26 @@ A plug-in is written with `hookimpl` alone:
         return {"X-Team": "search"}
 """
 
+from .client import ClientHooks, ClientMiddleware
 from .manager import Hooks
-from .specs import hookimpl
+from .records import (
+    RequestEvent,
+    ResponseEvent,
+    RetryEvent,
+    SessionEvent,
+    StreamEvent,
+)
+from .specs import ClientAuth, hookimpl
 
-__all__ = ["Hooks", "hookimpl"]
+__all__ = [
+    "ClientAuth",
+    "ClientHooks",
+    "ClientMiddleware",
+    "Hooks",
+    "RequestEvent",
+    "ResponseEvent",
+    "RetryEvent",
+    "SessionEvent",
+    "StreamEvent",
+    "hookimpl",
+]

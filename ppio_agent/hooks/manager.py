@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -22,11 +23,14 @@ import pluggy
 from ppio_agent.exceptions import ConfigurationError
 
 from . import specs
+from .client import ClientHooks, ClientMiddleware
 
 if TYPE_CHECKING:
     from ppio_agent.wire.models import Principal
 
 __all__ = ["ENTRY_POINT_GROUP", "PLUGINS_VARIABLE", "Hooks"]
+
+_log = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "ppio_agent"
 PLUGINS_VARIABLE = "PPIO_PLUGINS"
@@ -34,10 +38,19 @@ PLUGINS_VARIABLE = "PPIO_PLUGINS"
 _BUILT_IN: Mapping[str, str] = {
     "ppio_authenticate": "ppio_agent.serving.plugin",
     "ppio_middleware": "ppio_agent.serving.plugin",
-    "ppio_client_headers": "ppio_agent.client.plugin",
     "ppio_default_platform": "ppio_agent.sandbox.plugin",
     "ppio_find_template": "ppio_agent.sandbox.plugin",
 }
+
+# Hooks whose plug-ins are called one by one, not by pluggy: a wrapper would be lost.
+_ONE_BY_ONE = frozenset({
+    "ppio_client_middleware",
+    "ppio_client_request",
+    "ppio_client_response",
+    "ppio_client_retry",
+    "ppio_client_session_changed",
+    "ppio_client_stream_event",
+})  # fmt: skip
 
 
 class Hooks:
@@ -55,6 +68,8 @@ class Hooks:
         self._closed = False
         # Guards the import of built-in plug-ins.
         self._lock = threading.Lock()
+        # (hook, plug-in) of the notifications that failed: each is logged once.
+        self._failed: set[tuple[str, str]] = set()
 
     @classmethod
     def load(
@@ -105,6 +120,7 @@ class Hooks:
         try:
             self._manager.register(plugin)
             self._manager.check_pending()
+            self._refuse_wrappers(plugin)
         except (pluggy.PluginValidationError, ValueError) as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -112,13 +128,20 @@ class Hooks:
                 f"the plug-in {plugin!r} does not fit its hooks: {error}"
             ) from error
 
+    def _refuse_wrappers(self, plugin: object) -> None:
+        for caller in self._manager.get_hookcallers(plugin) or ():
+            for found in caller.get_hookimpls():
+                wraps = found.wrapper or found.hookwrapper
+                if caller.name in _ONE_BY_ONE and wraps:
+                    raise ValueError(f"{caller.name} takes no wrapper")
+
     def close_registration(self) -> None:
         """Refuse further plug-ins from now on."""
         self._closed = True
 
     def _hook(self, name: str) -> pluggy.HookCaller:
-        module = _BUILT_IN[name]
-        if not self._manager.has_plugin(module):
+        module = _BUILT_IN.get(name)
+        if module is not None and not self._manager.has_plugin(module):
             with self._lock:
                 if not self._manager.has_plugin(module):
                     self._manager.register(importlib.import_module(module), module)
@@ -132,6 +155,66 @@ class Hooks:
     def plugins_with(self, name: str) -> list[object]:
         """Return the plug-ins that take part in the hook `name`, first asked first."""
         return [found.plugin for found in reversed(self._hook(name).get_hookimpls())]
+
+    def _parts(self, name: str) -> list[pluggy.HookImpl]:
+        """Return what plug-ins have for the hook `name`, first registered first."""
+        found = self._hook(name).get_hookimpls()
+        return sorted(found, key=lambda part: part.trylast - part.tryfirst)
+
+    def for_client(self) -> ClientHooks:
+        """Return what plug-ins take part in at a client, to be asked once."""
+        takes_part = self.implemented("ppio_client_headers")
+        return ClientHooks(
+            headers=self.client_headers if takes_part else None,
+            middleware=tuple(
+                ClientMiddleware(part.plugin_name, functools.partial(_middleware, part))
+                for part in self._parts("ppio_client_middleware")
+            ),
+            request=self._notifier("ppio_client_request"),
+            response=self._notifier("ppio_client_response"),
+            retry=self._notifier("ppio_client_retry"),
+            stream_event=self._notifier("ppio_client_stream_event"),
+            session_changed=self._notifier("ppio_client_session_changed"),
+        )
+
+    def _notifier(self, name: str) -> Callable[[Any], None] | None:
+        """Return what tells the plug-ins of the hook `name`; None if there are none."""
+        parts = self._parts(name)
+        return functools.partial(self._notify, name, parts) if parts else None
+
+    def _notify(self, name: str, parts: list[pluggy.HookImpl], record: object) -> None:
+        for part in parts:
+            try:
+                _call(part, {"record": record})
+            except Exception:  # noqa: BLE001 - logged with its traceback, once
+                self._note_failure(name, part)
+
+    def _note_failure(self, name: str, part: pluggy.HookImpl) -> None:
+        """Log what a notification raised: with the next ones nothing new is said."""
+        known = (name, part.plugin_name) in self._failed
+        self._failed.add((name, part.plugin_name))
+        _log.log(
+            logging.DEBUG if known else logging.ERROR,
+            "%s of the plug-in %s failed, which is ignored%s",
+            name,
+            part.plugin_name,
+            "" if known else "; further failures are logged at level DEBUG",
+            exc_info=True,
+        )
+
+    def client_auth(self, config: object) -> specs.ClientAuth | None:
+        """Return what authenticates a client's requests, or None for its API key.
+
+        Raises:
+            ConfigurationError: A plug-in gave what has no method `headers`.
+        """
+        found: specs.ClientAuth | None = self._hook("ppio_client_auth")(config=config)
+        if found is not None and not callable(getattr(found, "headers", None)):
+            raise ConfigurationError(
+                "ppio_client_auth of a plug-in has to give an object with a method"
+                f" headers(request, *, refresh=False), not {type(found).__name__}"
+            )
+        return found
 
     def authenticate(self, request: object) -> Principal | None:
         """Ask who sent `request`; see `specs.ppio_authenticate`."""
@@ -163,6 +246,17 @@ class Hooks:
             config=config
         )
         return found
+
+
+def _call(part: pluggy.HookImpl, arguments: Mapping[str, object]) -> Any:
+    """Call one plug-in's part with the arguments that it takes."""
+    return part.function(*[arguments[name] for name in part.argnames])
+
+
+def _middleware(
+    part: pluggy.HookImpl, call_next: Callable[[Any], Any], request: object
+) -> Any:
+    return _call(part, {"call_next": call_next, "request": request})
 
 
 def _installed(chosen: str | None) -> list[object]:

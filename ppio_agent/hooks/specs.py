@@ -8,19 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
     from ppio_agent.wire.models import Principal
 
+    from .records import (
+        RequestEvent,
+        ResponseEvent,
+        RetryEvent,
+        SessionEvent,
+        StreamEvent,
+    )
+
 __all__ = [
     "PROJECT",
+    "ClientAuth",
     "hookimpl",
     "hookspec",
     "ppio_authenticate",
+    "ppio_client_auth",
     "ppio_client_headers",
+    "ppio_client_middleware",
+    "ppio_client_request",
+    "ppio_client_response",
+    "ppio_client_retry",
+    "ppio_client_session_changed",
+    "ppio_client_stream_event",
     "ppio_default_platform",
     "ppio_find_template",
     "ppio_middleware",
@@ -39,6 +55,25 @@ _hookspec = pluggy.HookspecMarker(PROJECT)
 def hookspec(*, firstresult: bool = False) -> Callable[[_F], _F]:
     """Mark a function as a hook; `firstresult` stops at the first non-None result."""
     return _hookspec(firstresult=firstresult)
+
+
+class ClientAuth(Protocol):
+    """What proves who asks, in the place of the API key.
+
+    Thread safety: whoever implements it is thread-safe; calls of many threads ask.
+    """
+
+    def headers(self, request: Any, *, refresh: bool = False) -> Mapping[str, str]:
+        """Return the headers that prove who asks.
+
+        Called for each attempt, in the thread of the call, so they may be made anew
+        each time. What it raises fails the call.
+
+        Args:
+            request: Has `method`, `url`, `headers`, `body` and `kind`.
+            refresh: The last headers were answered 401. Other ones are tried once,
+                the same ones not.
+        """
 
 
 @hookspec(firstresult=True)
@@ -79,6 +114,84 @@ def ppio_client_headers(request: Any) -> Mapping[str, str] | None:
 
     Args:
         request: Has `method`, `url`, `headers` and `kind`.
+    """
+
+
+@hookspec(firstresult=True)
+def ppio_client_auth(config: Any) -> ClientAuth | None:
+    """Authenticate the requests of a client, in the place of its API key.
+
+    Called once a client, in the thread of its first request. None leaves it to the
+    next plug-in, and at last to the API key. An exception fails the request.
+
+    Args:
+        config: The client's settings, a `ClientConfig`.
+    """
+
+
+@hookspec(firstresult=True)
+def ppio_client_middleware(call_next: Callable[[Any], Any], request: Any) -> Any:
+    """Take part in a call of the client: change it, time it, or answer it.
+
+    Called once a call, in the calling thread; all attempts are made inside
+    `call_next`. The plug-in registered first is outermost. What it raises is what
+    the call raises.
+
+    Args:
+        call_next: Takes a `Request`, makes the call and returns its answer; raises
+            the errors of the call, as a failure's status is one.
+        request: A `Request`, frozen; pass on a changed one by ``attrs.evolve``.
+            Headers that prove who asks may not be added, and are not sent to another
+            origin.
+
+    Returns:
+        What `call_next` gave: a `Response`, or a `RawStream` for what is read as a
+        stream, which invocations are. Or an answer of its own, by `Response.make` or
+        `RawStream.of`; both do for both.
+    """
+
+
+@hookspec()
+def ppio_client_request(record: RequestEvent) -> None:
+    """Hear that an attempt of a call begins.
+
+    Called in the calling thread. What it raises is logged once and ignored.
+    """
+
+
+@hookspec()
+def ppio_client_response(record: ResponseEvent) -> None:
+    """Hear how an attempt of a call ended; each `ppio_client_request` is followed by one.
+
+    Called in the calling thread: with the whole answer, with the head of a stream, or
+    without an answer. What it raises is logged once and ignored.
+    """
+
+
+@hookspec()
+def ppio_client_retry(record: RetryEvent) -> None:
+    """Hear that an attempt failed and that another one will follow.
+
+    Called in the calling thread, before the pause. What it raises is logged once and
+    ignored.
+    """
+
+
+@hookspec()
+def ppio_client_stream_event(record: StreamEvent) -> None:
+    """Hear that an agent's stream gave an event.
+
+    Called in the thread that reads the stream. What it raises is logged once and
+    ignored.
+    """
+
+
+@hookspec()
+def ppio_client_session_changed(record: SessionEvent) -> None:
+    """Hear that a session of the client has another state.
+
+    Called in the thread that changed or saw it. What it raises is logged once and
+    ignored.
     """
 
 
