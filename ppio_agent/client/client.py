@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
-from ppio_agent.exceptions import (
-    ClientClosedError,
-    SessionNotFoundError,
-)
-from ppio_agent.hooks import Hooks
 from ppio_agent.wire.models import AgentTemplate, InvocationResponse
 
 from .auth import AuthManager
 from .batch import Batch, BatchPlan, BatchProgress, Pool
 from .config import UNSET, ClientConfig, Unset
-from .connection import Backend, connect, named_platform
-from .flight import SingleFlight
-from .invocation import AgentRequest, encode_request
-from .launch import SandboxOptions
-from .limits import seconds, time_left
-from .plugin import ConfiguredHeaders
+from .core import ClientCore
+from .invocation import AgentRequest
+from .limits import seconds
+from .runner import Runner
 from .session import SandboxSession
-from .sessions import SessionBook
 from .state import SessionStatus
 from .stream import StreamingResponse
 from .template import TemplateManager
@@ -39,9 +28,6 @@ if TYPE_CHECKING:
     from .launch import SandboxArguments
 
 __all__ = ["AgentRuntimeClient"]
-
-_log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 _CLOSE_LIMIT = 30.0
 
@@ -83,68 +69,52 @@ class AgentRuntimeClient(Closing):
         plugins: Iterable[object] = (),
     ) -> None:
         config = ClientConfig() if config is None else config
-        self._config = config if base_url is None else config.replace(base_url=base_url)
-        self._given = (api_key, api_secret, tuple(plugins))
-        self._named = named_platform(self._config, api_key, api_secret)
-        self._hooks = Hooks.load(plugins)
-        if self._config.headers:
-            self._hooks.register(ConfiguredHeaders(self._config.headers))
-        self._closed = False
-        self._start_afresh()
-
-    def _start_afresh(self) -> None:
-        """Begin without sessions and connections: at first, and in a forked child."""
-        self._pid = os.getpid()
-        # Guards _closed.
-        self._lock = threading.Lock()
-        self._backend: Backend | None = None
-        self._connecting: SingleFlight[None, Backend] = SingleFlight()
-        self._book = SessionBook(self._config)
-        self._templates = TemplateManager(
-            lambda: self._connected().control,
-            enable_cache=self._config.enable_cache,
-            cache_ttl=self._config.cache_ttl,
-        )
+        if base_url is not None:
+            config = config.replace(base_url=base_url)
+        self._run = Runner(ClientCore(config, api_key, api_secret, plugins), config)
 
     @property
     def config(self) -> ClientConfig:
         """The settings."""
-        return self._config
+        return self._run.config
 
     @property
     def auth(self) -> AuthManager:
         """The keys; `rotate` there exchanges them."""
-        return self._connected().control.auth
+        return self._run.core.backend().control.auth
 
     @property
     def templates(self) -> TemplateManager:
         """The templates of the platform."""
-        self._after_fork()
-        return self._templates
+        return self._run.core.templates
 
-    def _after_fork(self) -> None:
-        if self._pid != os.getpid():
-            self._start_afresh()
+    def with_options(
+        self,
+        *,
+        timeout: float | Unset | None = UNSET,
+        max_retries: int | Unset = UNSET,
+        headers: Mapping[str, str] | Unset = UNSET,
+    ) -> AgentRuntimeClient:
+        """Return a client with other settings that shares everything with this one.
 
-    def _connected(self) -> Backend:
-        self._after_fork()
-        if self._closed:
-            raise ClientClosedError("the client was closed; make a new one")
-        backend = self._backend
-        if backend is None:
-            backend = self._connecting.run(None, self._connect, Deadline.after(None))
-        return backend
+        Connections, sessions and templates are the same; closing one of the two closes
+        both. A session keeps the settings of the client that created it.
 
-    def _connect(self) -> Backend:
-        if self._backend is not None:
-            return self._backend
-        self._backend = connect(
-            self._config,
-            self._hooks,
-            named=self._named,
-            on_leftover=self._book.add_leftover,
-        )
-        return self._backend
+        Args:
+            timeout: Total seconds of an invocation; None means no limit.
+            max_retries: Further attempts of a call that may be repeated.
+            headers: Further headers of every request, besides this client's.
+
+        Raises:
+            ConfigurationError: A value cannot be used.
+        """
+        given: dict[str, Any] = {"timeout": timeout, "max_retries": max_retries}
+        changes = {k: v for k, v in given.items() if not isinstance(v, Unset)}
+        if not isinstance(headers, Unset):
+            changes["headers"] = {**self.config.headers, **headers}
+        variant = object.__new__(type(self))
+        variant._run = Runner(self._run.core, self.config.replace(**changes))
+        return variant
 
     def list_templates(
         self,
@@ -209,7 +179,7 @@ class AgentRuntimeClient(Closing):
                 network said; nothing is left behind.
         """
         limit = Deadline.after(seconds("deadline", deadline))
-        return self._create(template_id, session_id, limit, {
+        return self._run.create(template_id, session_id, limit, {
             "timeout_seconds": timeout_seconds,
             "env_vars": env_vars,
             "metadata": metadata,
@@ -219,22 +189,9 @@ class AgentRuntimeClient(Closing):
             "start_timeout": start_timeout,
         })  # fmt: skip
 
-    def _create(
-        self,
-        template_id: str,
-        session_id: str | None,
-        limit: Deadline,
-        sandbox: SandboxArguments,
-    ) -> SandboxSession:
-        options = SandboxOptions.make(self._config, session_id, **sandbox)
-        launcher = self._connected().launcher
-        template = self._templates.get_template(template_id, deadline=limit)
-        return self._book.open(launcher, template, options, deadline=limit)
-
     def list_sessions(self) -> tuple[SessionStatus, ...]:
         """Return what is known of this client's live sessions, without asking."""
-        self._after_fork()
-        return tuple(session.snapshot() for session in self._book.sessions())
+        return tuple(s.snapshot() for s in self._run.core.book.sessions())
 
     def close_session(self, session_id: str) -> bool:
         """Close this client's session of this session id or sandbox id.
@@ -242,10 +199,9 @@ class AgentRuntimeClient(Closing):
         Returns:
             Whether there was one.
         """
-        self._after_fork()
         found = [
             session
-            for session in self._book.sessions()
+            for session in self._run.core.book.sessions()
             if session_id in {session.session_id, session.sandbox_id}
         ]
         for session in found:
@@ -261,8 +217,7 @@ class AgentRuntimeClient(Closing):
         Returns:
             The failures by sandbox id; empty if all went well.
         """
-        self._after_fork()
-        return self._book.close_all(Deadline.after(timeout))
+        return self._run.core.book.close_all(Deadline.after(timeout))
 
     def invoke_agent(
         self,
@@ -297,25 +252,15 @@ class AgentRuntimeClient(Closing):
         Raises:
             As `create_session` and `SandboxSession.invoke`.
         """
-        encode_request(request)  # refused before there is a sandbox
-        total = self._config.timeout if isinstance(timeout, Unset) else timeout
-        limit = Deadline.after(seconds("timeout", total))
-
-        def run(session: SandboxSession) -> InvocationResponse:
-            return session.invoke(
-                request,
-                timeout=time_left(limit),
-                idempotency_key=idempotency_key,
-                headers=headers,
-            )
-
-        if session_id is not None:
-            return self._converse(template_id, session_id, limit, sandbox, run)
-        session = self._create(template_id, None, limit, sandbox)
-        try:
-            return run(session)
-        finally:
-            session.dispose()
+        return self._run.invoke(
+            template_id,
+            request,
+            session_id=session_id,
+            timeout=timeout,
+            idempotency_key=idempotency_key,
+            headers=headers,
+            sandbox=sandbox,
+        )
 
     def invoke_agent_stream(
         self,
@@ -347,53 +292,17 @@ class AgentRuntimeClient(Closing):
         Raises:
             As `create_session` and `SandboxSession.invoke_stream`.
         """
-        encode_request(request)  # refused before there is a sandbox
-        owned = session_id is None
-        limit = Deadline.after(seconds("deadline", deadline))
-
-        def run(session: SandboxSession) -> StreamingResponse:
-            return session.open_stream(
-                request,
-                owned=owned,
-                deadline=time_left(limit),
-                idempotency_key=idempotency_key,
-                headers=headers,
-            )
-
-        if session_id is not None:
-            return self._converse(template_id, session_id, limit, sandbox, run)
-        session = self._create(template_id, None, limit, sandbox)
-        try:
-            return run(session)
-        except BaseException:
-            session.dispose()
-            raise
+        return self._run.stream(
+            template_id,
+            request,
+            session_id=session_id,
+            deadline=deadline,
+            idempotency_key=idempotency_key,
+            headers=headers,
+            sandbox=sandbox,
+        )
 
     invoke_stream = invoke_agent_stream
-
-    def _converse(
-        self,
-        template_id: str,
-        session_id: str,
-        limit: Deadline,
-        sandbox: SandboxArguments,
-        run: Callable[[SandboxSession], _T],
-    ) -> _T:
-        """Run a call in the session of a conversation; once more if that had died."""
-        options = SandboxOptions.make(self._config, session_id, **sandbox)
-
-        def session() -> SandboxSession:
-            launcher = self._connected().launcher
-            template = self._templates.get_template(template_id, deadline=limit)
-            return self._book.conversation(launcher, template, options, deadline=limit)
-
-        try:
-            return run(session())
-        except SessionNotFoundError as error:
-            # Not if it was closed here: the call may then have reached the agent.
-            if error.code != SessionNotFoundError.code:
-                raise
-        return run(session())
 
     def invoke_many(
         self,
@@ -439,27 +348,17 @@ class AgentRuntimeClient(Closing):
         Raises:
             TemplateNotFoundError: There is no such template.
         """
-        limit = Deadline.after(seconds("deadline", deadline))
-        total = self._config.timeout if isinstance(timeout, Unset) else timeout
         plan = BatchPlan(
             max_workers=max_workers,
             sessions=sessions,
             ordered=ordered,
             return_exceptions=return_exceptions,
-            deadline=limit,
-            timeout=seconds("timeout", total),
+            deadline=Deadline.after(seconds("deadline", deadline)),
+            timeout=self._run.total(timeout),
             on_progress=on_progress,
             bar=progress,
         )
-        options = SandboxOptions.make(self._config, None, **sandbox)
-        backend = self._connected()
-        backend.control.transport.allow_connections(plan.workers)
-        template = self._templates.get_template(template_id, deadline=limit)
-
-        def open_session(until: Deadline) -> SandboxSession:
-            return self._book.open(backend.launcher, template, options, deadline=until)
-
-        return Batch(open_session, requests, plan)
+        return self._run.batch(template_id, requests, plan, sandbox)
 
     def close(self) -> None:
         """End everything of this client: streams, sessions and their sandboxes.
@@ -467,29 +366,13 @@ class AgentRuntimeClient(Closing):
         Further calls raise `ClientClosedError`. Idempotent; takes at most 30 s. In a
         forked child it ends nothing of its parent's.
         """
-        self._after_fork()
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        deadline = Deadline.after(_CLOSE_LIMIT)
-        error = ClientClosedError("the client was closed while this went on")
-        control = self._backend.control if self._backend else None
-        failures = self._book.close(error, control, deadline)
-        for sandbox_id, failure in failures.items():
-            _log.error(
-                "sandbox %s could not be ended, its time to live will: %s",
-                sandbox_id,
-                failure,
-            )
-        if control is not None:
-            control.transport.close()
+        self._run.core.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        api_key, api_secret, plugins = self._given
-        make = partial(type(self), config=self._config, plugins=plugins)
+        api_key, api_secret, plugins = self._run.core.given
+        make = partial(type(self), config=self.config, plugins=plugins)
         return make, (api_key, api_secret)
 
     def __repr__(self) -> str:
-        where = self._named[0].url if self._named else "the local platform"
-        return f"AgentRuntimeClient({where}, {len(self._book.sessions())} sessions)"
+        sessions = len(self._run.core.book.sessions())
+        return f"AgentRuntimeClient({self._run.core.where}, {sessions} sessions)"

@@ -74,6 +74,7 @@ def connect(
             max_response_bytes=config.max_response_bytes,
             proxy=config.proxy,
             ca_bundle=config.ca_bundle,
+            headers=config.headers,
             retry=RetryPolicy(max_retries=config.max_retries),
         ),
         client_headers=hooks.client_headers if takes_part else None,

@@ -103,16 +103,16 @@ class Setup:
         random: Gives a float in [0, 1).
         client_headers: The hook, if any plug-in takes part.
 
-    Thread safety: thread-safe; nothing but `_peers` changes, in atomic steps.
+    Thread safety: thread-safe; nothing but `peers` changes, in atomic steps.
     """
 
     config: TransportConfig
     redactor: Redactor
     random: Callable[[], float]
     client_headers: ClientHeaders | None = None
-    _base: _Pairs = field(init=False, repr=False)
     # Peers known to run an Idempotency-Key once: (origin, sandbox).
-    _peers: dict[tuple[object, str], None] = field(init=False, factory=dict)
+    peers: dict[tuple[object, str], None] = field(factory=dict, repr=False)
+    _base: _Pairs = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         base: _Pairs = {}
@@ -139,6 +139,7 @@ class Setup:
                     f"a plug-in must not add the headers {sorted(refused)}"
                 )
             _merge(merged, added)
+            _merge(merged, self.config.headers)  # what the program says wins
         for source in (request.headers, auth, more):
             _merge(merged, source)
         if not _FRAMING.isdisjoint(merged):
@@ -148,13 +149,13 @@ class Setup:
 
     def is_run_once(self, url: str, sandbox_id: str) -> bool:
         """Whether an earlier answer of this peer said that it runs a key once."""
-        return (split_url(url)[0], sandbox_id) in self._peers
+        return (split_url(url)[0], sandbox_id) in self.peers
 
     def note_peer(self, url: str, sandbox_id: str) -> None:
         """Remember that this peer runs a key once."""
-        if len(self._peers) >= _MAX_PEERS:
-            self._peers.clear()  # their next answers say it again
-        self._peers[split_url(url)[0], sandbox_id] = None
+        if len(self.peers) >= _MAX_PEERS:
+            self.peers.clear()  # their next answers say it again
+        self.peers[split_url(url)[0], sandbox_id] = None
 
 
 def _merge(into: _Pairs, headers: Mapping[str, str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random as _random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -23,7 +25,7 @@ from .route import parse_proxy
 from .streams import RawStream
 
 if TYPE_CHECKING:
-    pass
+    from typing_extensions import Self
 
 __all__ = ["Transport"]
 
@@ -63,10 +65,24 @@ class Transport(Closing):
         )
         if self.config.proxy is not None:
             parse_proxy(self.config.proxy)
-        self._closed = False
         # By process, so that a forked child never shares its parent's: the first
         # thread to ask makes one, in one atomic step.
         self._pools: dict[int, ConnectionPool] = {}
+        # Set by `close`; shared by variants, like the pools.
+        self._closed = threading.Event()
+
+    def variant(self, *, max_retries: int, headers: Mapping[str, str]) -> Self:
+        """Return a transport with the same connections, closed with this one.
+
+        Args:
+            max_retries: Further attempts of its requests.
+            headers: Headers of its requests, instead of this one's.
+        """
+        retry = evolve(self.config.retry, max_retries=max_retries)
+        config = evolve(self.config, retry=retry, headers=headers)
+        other = copy.copy(self)
+        other._setup = evolve(self._setup, config=config)  # noqa: SLF001 - our own
+        return other
 
     @property
     def config(self) -> TransportConfig:
@@ -77,7 +93,7 @@ class Transport(Closing):
         pid = os.getpid()
         pool = self._pools.get(pid)
         if pool is None:
-            if self._closed:
+            if self._closed.is_set():
                 raise ClientClosedError("the transport is closed; make a new one")
             pool = self._pools.setdefault(pid, ConnectionPool(self.config))
             for other in [p for p in self._pools if p != pid]:
@@ -177,10 +193,10 @@ class Transport(Closing):
 
         Calls end with `ClientClosedError`, in their own threads.
         """
-        self._closed = True
+        self._closed.set()
         pool = self._pools.get(os.getpid())
         if pool is not None:
             pool.close()
 
     def __repr__(self) -> str:
-        return f"<Transport {'closed' if self._closed else 'open'}>"
+        return f"<Transport {'closed' if self._closed.is_set() else 'open'}>"

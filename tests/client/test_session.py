@@ -685,7 +685,7 @@ class TestStates:
         """A sandbox that nobody holds any more is named."""
         client = make_client()
         session = client.create_session("tpl1")
-        client._book._sessions.clear()
+        client._run.core.book._sessions.clear()
         with pytest.warns(ResourceWarning, match="sb1 was not closed"):
             del session
 

@@ -1,0 +1,138 @@
+"""What a client and its variants share: one platform, its sessions, its templates."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import ClientClosedError
+from ppio_agent.hooks import Hooks
+
+from .config import ClientConfig
+from .connection import Backend, connect, named_platform
+from .flight import SingleFlight
+from .sessions import SessionBook
+from .template import TemplateManager
+
+__all__ = ["ClientCore"]
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_LIMIT = 30.0
+
+
+class ClientCore:
+    """Connects when it is first used, starts afresh in a forked child, closes once.
+
+    Args:
+        config: The client's settings.
+        api_key: As given to the client.
+        api_secret: As given to the client.
+        plugins: As given to the client.
+
+    Attributes:
+        given: The key, the secret and the plug-ins, as they were given.
+
+    Raises:
+        AuthenticationError: There is an address but no key, or it cannot be used.
+        ConfigurationError: A plug-in does not fit.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        api_key: str | None,
+        api_secret: str | None,
+        plugins: Iterable[object],
+    ) -> None:
+        self.given = (api_key, api_secret, tuple(plugins))
+        self._config = config
+        self._named = named_platform(config, api_key, api_secret)
+        self._hooks = Hooks.load(self.given[2])
+        self._closed = False
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Begin without sessions and connections: at first, and in a forked child."""
+        self._pid = os.getpid()
+        # Guards _closed.
+        self._lock = threading.Lock()
+        self._backend: Backend | None = None
+        self._connecting: SingleFlight[None, Backend] = SingleFlight()
+        self._book = SessionBook(self._config)
+        self._templates = TemplateManager(
+            lambda: self.backend().control,
+            enable_cache=self._config.enable_cache,
+            cache_ttl=self._config.cache_ttl,
+        )
+
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():
+            self._start_afresh()
+
+    @property
+    def book(self) -> SessionBook:
+        """The sessions of this process."""
+        self._after_fork()
+        return self._book
+
+    @property
+    def templates(self) -> TemplateManager:
+        """The templates of the platform."""
+        self._after_fork()
+        return self._templates
+
+    @property
+    def where(self) -> str:
+        """What messages call the platform."""
+        return self._named[0].url if self._named else "the local platform"
+
+    def backend(self) -> Backend:
+        """Return what is needed to talk to the platform; connects at first.
+
+        Raises:
+            ClientClosedError: The client was closed.
+            AuthenticationError: None was named and there is no embedded one.
+        """
+        self._after_fork()
+        if self._closed:
+            raise ClientClosedError("the client was closed; make a new one")
+        backend = self._backend
+        if backend is None:
+            backend = self._connecting.run(None, self._connect, Deadline.after(None))
+        return backend
+
+    def _connect(self) -> Backend:
+        if self._backend is None:
+            self._backend = connect(
+                self._config,
+                self._hooks,
+                named=self._named,
+                on_leftover=self._book.add_leftover,
+            )
+        return self._backend
+
+    def close(self) -> None:
+        """End everything, once; see `AgentRuntimeClient.close`."""
+        self._after_fork()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        deadline = Deadline.after(_CLOSE_LIMIT)
+        error = ClientClosedError("the client was closed while this went on")
+        control = self._backend.control if self._backend else None
+        failures = self._book.close(error, control, deadline)
+        for sandbox_id, failure in failures.items():
+            _log.error(
+                "sandbox %s could not be ended, its time to live will: %s",
+                sandbox_id,
+                failure,
+            )
+        if control is not None:
+            control.transport.close()

@@ -1,0 +1,187 @@
+"""How one call of an agent gets its sandbox: one of its own, or a conversation's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import evolve, frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import SessionNotFoundError
+from ppio_agent.transport import shielded
+from ppio_agent.wire.models import InvocationResponse
+
+from .batch import Batch, BatchPlan
+from .config import ClientConfig, Unset
+from .core import ClientCore
+from .invocation import AgentRequest, encode_request
+from .launch import Launcher, SandboxOptions
+from .limits import seconds, time_left
+from .session import SandboxSession
+from .stream import StreamingResponse
+
+if TYPE_CHECKING:
+    from .launch import SandboxArguments
+
+__all__ = ["Runner"]
+
+_T = TypeVar("_T")
+
+
+@frozen
+class Runner:
+    """Runs agents with the settings of one client, or of one variant of it.
+
+    Args:
+        core: What the variants of a client share.
+        config: The settings; the core's own, or those of a variant.
+
+    Thread safety: immutable.
+    """
+
+    core: ClientCore
+    config: ClientConfig
+
+    def total(self, timeout: float | Unset | None) -> float | None:
+        """Return the seconds that an invocation may take; None means no limit.
+
+        Raises:
+            ValidationError: It is no number of seconds.
+        """
+        total = self.config.timeout if isinstance(timeout, Unset) else timeout
+        return seconds("timeout", total)
+
+    def launcher(self) -> Launcher:
+        """Return what makes sandboxes, with these settings."""
+        launcher = self.core.backend().launcher
+        if self.config is launcher.config:
+            return launcher
+        transport = launcher.control.transport.variant(
+            max_retries=self.config.max_retries, headers=self.config.headers
+        )
+        control = evolve(launcher.control, transport=transport)
+        return evolve(launcher, control=control, config=self.config)
+
+    def create(
+        self,
+        template_id: str,
+        session_id: str | None,
+        limit: Deadline,
+        sandbox: SandboxArguments,
+    ) -> SandboxSession:
+        """Create a sandbox and return the session on it; see `create_session`."""
+        options = SandboxOptions.make(self.config, session_id, **sandbox)
+        launcher = self.launcher()
+        template = self.core.templates.get_template(template_id, deadline=limit)
+        return self.core.book.open(launcher, template, options, deadline=limit)
+
+    def invoke(
+        self,
+        template_id: str,
+        request: AgentRequest,
+        *,
+        session_id: str | None,
+        timeout: float | Unset | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        sandbox: SandboxArguments,
+    ) -> InvocationResponse:
+        """Run an agent once; see `AgentRuntimeClient.invoke_agent`."""
+        encode_request(request)  # refused before there is a sandbox
+        limit = Deadline.after(self.total(timeout))
+
+        def run(session: SandboxSession) -> InvocationResponse:
+            return session.invoke(
+                request,
+                timeout=time_left(limit),
+                idempotency_key=idempotency_key,
+                headers={**self.config.headers, **(headers or {})},
+            )
+
+        if session_id is not None:
+            return self._converse(template_id, session_id, limit, sandbox, run)
+        session = self.create(template_id, None, limit, sandbox)
+        try:
+            return run(session)
+        finally:
+            with shielded():
+                session.dispose()
+
+    def stream(
+        self,
+        template_id: str,
+        request: AgentRequest,
+        *,
+        session_id: str | None,
+        deadline: float | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        sandbox: SandboxArguments,
+    ) -> StreamingResponse:
+        """Run an agent once; see `AgentRuntimeClient.invoke_agent_stream`."""
+        encode_request(request)  # refused before there is a sandbox
+        limit = Deadline.after(seconds("deadline", deadline))
+
+        def run(session: SandboxSession) -> StreamingResponse:
+            return session.open_stream(
+                request,
+                owned=session_id is None,
+                deadline=time_left(limit),
+                idempotency_key=idempotency_key,
+                headers={**self.config.headers, **(headers or {})},
+            )
+
+        if session_id is not None:
+            return self._converse(template_id, session_id, limit, sandbox, run)
+        session = self.create(template_id, None, limit, sandbox)
+        try:
+            return run(session)
+        except BaseException:
+            with shielded():
+                session.dispose()
+            raise
+
+    def _converse(
+        self,
+        template_id: str,
+        session_id: str,
+        limit: Deadline,
+        sandbox: SandboxArguments,
+        run: Callable[[SandboxSession], _T],
+    ) -> _T:
+        """Run a call in the session of a conversation; once more if that had died."""
+        options = SandboxOptions.make(self.config, session_id, **sandbox)
+
+        def session() -> SandboxSession:
+            launcher = self.launcher()
+            template = self.core.templates.get_template(template_id, deadline=limit)
+            return self.core.book.conversation(
+                launcher, template, options, deadline=limit
+            )
+
+        try:
+            return run(session())
+        except SessionNotFoundError as error:
+            # Not if it was closed here: the call may then have reached the agent.
+            if error.code != SessionNotFoundError.code:
+                raise
+        return run(session())
+
+    def batch(
+        self,
+        template_id: str,
+        requests: Iterable[AgentRequest],
+        plan: BatchPlan,
+        sandbox: SandboxArguments,
+    ) -> Batch:
+        """Begin to run an agent for many requests; see `invoke_many`."""
+        options = SandboxOptions.make(self.config, None, **sandbox)
+        launcher = self.launcher()
+        launcher.control.transport.allow_connections(plan.workers)
+        template = self.core.templates.get_template(template_id, deadline=plan.deadline)
+
+        def open_session(until: Deadline) -> SandboxSession:
+            return self.core.book.open(launcher, template, options, deadline=until)
+
+        return Batch(open_session, requests, plan)
