@@ -37,8 +37,12 @@ class CallHandle:
         self.error: PPIOAgentError | None = None
 
     def begin(self) -> None:
-        """Say that the call is on its way, in the scope that its thread is in."""
-        scope = _current.get()
+        """Say that the call is on its way, in the scope that its thread is in.
+
+        One that goes on after an `end`, such as a stream that was cut, stays in the
+        scope it was in at first, whichever thread reads it now.
+        """
+        scope = self._scope or _current.get()
         if scope is not None:
             self._scope = scope
             scope.add(self)
@@ -104,6 +108,19 @@ class CallHandle:
         event.wait(timeout)
         event.clear()
         self.check()
+
+    def pause(self, until: Deadline) -> None:
+        """Block while the call uses no connection, yet in its scope.
+
+        Raises what `abort` gave.
+        """
+        self.begin()
+        try:
+            while not until.expired:
+                self.wait(until.left())
+            self.check()
+        finally:
+            self.end()
 
     def wake(self) -> None:
         """Let `wait` return, now or the next time it is called."""
@@ -220,7 +237,4 @@ def waiting() -> Iterator[CallHandle]:
 
 def pause(until: Deadline) -> None:
     """Do nothing until then; raise at once if the scope of the thread is aborted."""
-    with waiting() as handle:
-        while not until.expired:
-            handle.wait(until.left())
-        handle.check()
+    CallHandle().pause(until)

@@ -147,3 +147,16 @@ def test_cleaning_up_is_shielded() -> None:
             pause(Deadline.after(0.0))
         with pytest.raises(NetworkError):
             pause(Deadline.after(0.0))
+
+
+def test_a_call_that_goes_on_stays_in_its_first_scope() -> None:
+    """A stream that was cut ends with its task, also while it waits to go on."""
+    scope, call = CallScope(), CallHandle()
+    with scope.running():
+        call.begin()
+    call.end()
+    ender = threading.Timer(0.05, scope.abort, [NetworkError("not wanted")])
+    ender.start()
+    with pytest.raises(NetworkError, match="not wanted"):
+        call.pause(Deadline.after(30.0))
+    ender.join()
