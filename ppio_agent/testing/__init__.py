@@ -1,7 +1,8 @@
-"""What the tests of programs that call agents need: faults on demand.
+"""What tests of agents, and of programs that call them, need.
 
-`FaultServer` does to its clients what networks do, by a script. The names below are
-imported when they are first used.
+`ServedAgent` is an agent under test; `FaultServer` does to its clients what networks
+do, by a script. The fixtures of `ppio_agent.testing.plugin` are there for every run of
+pytest. The names below are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .agents import ServedAgent
     from .faults import FaultServer, Peer, Received, Script
     from .scripts import (
         answer,
@@ -31,6 +33,7 @@ __all__ = [
     "Peer",
     "Received",
     "Script",
+    "ServedAgent",
     "answer",
     "busy",
     "chunks",
@@ -45,7 +48,10 @@ __all__ = [
     "tunnel",
 ]
 
-_HOMES = {"faults": ("FaultServer", "Peer", "Received", "Script")}
+_HOMES = {
+    "agents": ("ServedAgent",),
+    "faults": ("FaultServer", "Peer", "Received", "Script"),
+}
 
 
 def __getattr__(name: str) -> object:
