@@ -14,12 +14,11 @@ from typing import Any, Literal, TypeVar
 
 from attrs import define, field
 
+from ppio_agent._util.aside import run_aside
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
 from ppio_agent.wire.models import Principal
-
-from .aside import run_aside
 
 __all__ = ["CancelReason", "CancelToken", "RequestContext", "current_context"]
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any, Literal
 
 from ppio_agent._util.alarm import alarms
+from ppio_agent._util.aside import run_aside
 from ppio_agent._util.clock import utc_now
 from ppio_agent._util.threads import NoThreadError
 
-from .aside import run_aside
 from .context import CancelReason, RequestContext
 from .failure import Failure
 from .outcome import Outcome, imposed_error

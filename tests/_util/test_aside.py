@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ppio_agent.agent import aside
-from ppio_agent.agent.aside import run_aside
+from ppio_agent._util import aside
+from ppio_agent._util.aside import run_aside
 from ppio_agent.agent.context import CancelToken
 from tests.support import wait_until
 

@@ -1,15 +1,15 @@
 """Threads for what must not hold up the thread on which it becomes due.
 
 That the end of an invocation is asked for, or has come, is known first on threads that
-many share: the one that keeps all deadlines, those that answer `/ping`. What others
-want to have called then may block.
+many share: the one that keeps all deadlines, those that answer `/ping`, those of a web
+site. What has to be done then may block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ppio_agent._util.threads import WorkerPool
+from .threads import WorkerPool
 
 __all__ = ["run_aside"]
 
