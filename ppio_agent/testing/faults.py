@@ -67,6 +67,7 @@ class Peer:
     stop: threading.Event
     open: bool = True
     _rest: bytes = field(default=b"", init=False, repr=False)
+    _reset: bool = field(default=False, init=False, repr=False)
 
     def read_request(self) -> Received | None:
         """Return the next request, or None once the client has closed.
@@ -107,6 +108,8 @@ class Peer:
 
     def close(self, *, reset: bool = False) -> None:
         """End the connection, politely or with a reset."""
+        # Once a reset, always one: its own thread wakes from reading and closes, too.
+        self._reset = reset = reset or self._reset
         self.open = False
         with contextlib.suppress(OSError):
             if reset:
@@ -205,10 +208,11 @@ class FaultServer(Closing):
             peer.sock = self._tls.wrap_socket(
                 peer.sock, server_side=True, do_handshake_on_connect=False
             )
-            peer.sock.do_handshake()
+            if peer.open:
+                peer.sock.do_handshake()
         except OSError:
             return False
-        return True
+        return peer.open
 
     def _converse(self, peer: Peer) -> None:
         while peer.open:
