@@ -65,7 +65,6 @@ def connect(
         AuthenticationError: None was named and there is no embedded one.
     """
     endpoint, auth = named or _local_platform(config, hooks)
-    takes_part = hooks.implemented("ppio_client_headers")
     transport = Transport(
         TransportConfig(
             max_connections=config.max_connections,
@@ -77,7 +76,7 @@ def connect(
             headers=config.headers,
             retry=RetryPolicy(max_retries=config.max_retries),
         ),
-        client_headers=hooks.client_headers if takes_part else None,
+        hooks=hooks.for_client(),
         redactor=auth.redactor,
     )
     control = ControlPlane(

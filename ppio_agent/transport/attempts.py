@@ -21,6 +21,7 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
     ValidationError,
 )
+from ppio_agent.hooks import ClientHooks
 from ppio_agent.wire.headers import (
     AGENT_VERSION,
     ATTEMPT,
@@ -37,18 +38,16 @@ from .errors import PastFailure, answer_error
 from .exchange import BrokenError, Exchange, connect_error
 from .http1 import FramingError, encode_head
 from .messages import Request, Response, TransportConfig
+from .observe import Observer
 from .pool import ConnectionPool
 from .retry import Outcome, decide, parse_retry_after
 from .route import split_url
 
-__all__ = ["Attempts", "Body", "ClientHeaders", "Setup"]
+__all__ = ["Attempts", "Body", "Setup"]
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-ClientHeaders = Callable[[Request], Mapping[str, str]]
-"""Adds headers to each attempt; those of auth and of the connection are refused."""
 
 _USER_AGENT = f"ppio-agent/{__version__} python/{platform.python_version()}"
 # They say where a message ends or who it is for, which is the transport's to say.
@@ -101,7 +100,7 @@ class Setup:
         config: The settings.
         redactor: Applied to whatever a person may see.
         random: Gives a float in [0, 1).
-        client_headers: The hook, if any plug-in takes part.
+        hooks: What plug-ins take part in.
 
     Thread safety: thread-safe; nothing but `peers` changes, in atomic steps.
     """
@@ -109,7 +108,7 @@ class Setup:
     config: TransportConfig
     redactor: Redactor
     random: Callable[[], float]
-    client_headers: ClientHeaders | None = None
+    hooks: ClientHooks = field(factory=ClientHooks)
     # Peers known to run an Idempotency-Key once: (origin, sandbox).
     peers: dict[tuple[object, str], None] = field(factory=dict, repr=False)
     _base: _Pairs = field(init=False, repr=False)
@@ -131,8 +130,8 @@ class Setup:
             ConfigurationError: A plug-in adds one that proves who asks.
         """
         merged = dict(self._base)
-        if self.client_headers is not None:
-            added = self.client_headers(request)
+        if self.hooks.headers is not None:
+            added = self.hooks.headers(request)
             refused = SECRET_HEADERS.intersection(map(str.lower, added))
             if refused:
                 raise ConfigurationError(
@@ -196,8 +195,12 @@ class Attempts(Generic[_T]):
         self._fresh = False
         self._refreshed = False
         self._auth: Mapping[str, str] = {}
+        self._offered: Mapping[str, str] | None = None  # after a 401, for the next
         self._headers: _Pairs = {}
         self._history: list[PastFailure] = []
+        self._observer: Observer | None = None
+        if setup.hooks.observed:
+            self._observer = Observer(setup.hooks, setup.redactor, self._request_id)
 
     def result(self) -> _T:
         """Return what `deliver` makes of the answer.
@@ -228,15 +231,18 @@ class Attempts(Generic[_T]):
         request = self._request
         self._number += 1
         exchange: Exchange | None = None
+        if self._observer is not None:
+            self._observer.began(request, self._number)
         try:
             exchange = self._open()
             answer = self._start(exchange)
-            if self._is_fine(answer.status):
-                return self._deliver(exchange, answer)
+            if request.succeeds(answer.status):
+                result = self._deliver(exchange, answer)
+                self._note_answer(answer.status, result)
+                return result
             body = exchange.read_all(self._setup.config.max_response_bytes)
         except BrokenError as broken:
-            if exchange is not None:
-                exchange.release()
+            self._give_up(exchange, broken.error)
             outcome = evolve(
                 self._outcome(),
                 failure=broken.failure,
@@ -245,11 +251,11 @@ class Attempts(Generic[_T]):
             if not self._goes_on(outcome, type(broken.error)):
                 raise broken.error from broken.__cause__
             return None
-        except BaseException:
-            if exchange is not None:
-                exchange.release()
+        except BaseException as ended:
+            self._give_up(exchange, ended)
             raise
         answer = evolve(answer, body=body)
+        self._note_answer(answer.status, answer)
         if self._redirected(answer) or self._reauthenticated(answer):
             return None
         error, outcome = self._judge(answer)
@@ -259,13 +265,21 @@ class Attempts(Generic[_T]):
             raise error
         return self._deliver(_ReadBody(body), answer)
 
-    def _is_fine(self, status: int) -> bool:
-        return 200 <= status < 300 or status in self._request.ok_statuses
+    def _note_answer(self, status: int, result: object) -> None:
+        if self._observer is not None:
+            self._observer.answered(status, result)
+
+    def _give_up(self, exchange: Exchange | None, error: BaseException) -> None:
+        if exchange is not None:
+            exchange.release()
+        if self._observer is not None:
+            self._observer.failed(error)
 
     def _open(self) -> Exchange:
         request = self._request
         if request.auth is not None:
-            self._auth = request.auth(request, self._refreshed)
+            offered, self._offered = self._offered, None
+            self._auth = offered or request.auth(request, self._refreshed)
         more = {REQUEST_ID: self._request_id}
         if self._number > 1:
             more[ATTEMPT] = str(self._number)
@@ -377,6 +391,8 @@ class Attempts(Generic[_T]):
         )
         if retry is None:
             return False
+        if self._observer is not None:
+            self._observer.retries(error, outcome.status, retry.delay)
         _log.info(
             "attempt %d failed (%s), the next one in %.2f s",
             self._number,
@@ -418,8 +434,10 @@ class Attempts(Generic[_T]):
         if answer.status != 401 or auth is None or self._refreshed:
             return False
         self._refreshed = True
-        if dict(auth(self._request, True)) == dict(self._auth):  # noqa: FBT003
+        offered = auth(self._request, True)  # noqa: FBT003 - the form of Auth
+        if dict(offered) == dict(self._auth):
             return False
+        self._offered = offered
         self._number -= 1
         return True
 

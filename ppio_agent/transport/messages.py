@@ -11,6 +11,7 @@ from attrs import field, frozen
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import ProtocolError, WireError
+from ppio_agent.wire.headers import REQUEST_ID
 from ppio_agent.wire.json import Json, decode_json
 
 from .http1 import Headers
@@ -122,6 +123,10 @@ class Request:
         """
         return split_url(self.url)[1]
 
+    def succeeds(self, status: int) -> bool:
+        """Whether an answer of this status is no failure."""
+        return 200 <= status < 300 or status in self.ok_statuses
+
 
 @frozen(kw_only=True)
 class Response:
@@ -132,7 +137,7 @@ class Response:
         headers: Its headers; names in any case.
         body: After decompression.
         request_id: As the peer named it, else as it was sent.
-        attempts: How many attempts it took.
+        attempts: How many attempts it took; 0 if nothing was sent.
         url: What was asked.
 
     Thread safety: immutable.
@@ -145,6 +150,30 @@ class Response:
     attempts: int = 1
     url: str = field(repr=_shown_url)
     _redactor: Redactor = field(default=_redactor, repr=False, eq=False)
+
+    @classmethod
+    def make(
+        cls,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> Response:
+        """Return an answer for a middleware that gives one itself.
+
+        Args:
+            status: HTTP status; that of a failure becomes the error it stands for.
+            headers: Such as the content type.
+            body: Not compressed.
+        """
+        found = Headers((headers or {}).items())
+        return cls(
+            status=status,
+            headers=found,
+            body=body,
+            request_id=found.get(REQUEST_ID) or "",
+            attempts=0,
+            url="",
+        )
 
     def json(self) -> Json:
         """Return the body's JSON value.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 from attrs import evolve
 
 from ppio_agent._util.closing import Closing
-from ppio_agent.exceptions import PPIOAgentError, StreamClosedError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    PPIOAgentError,
+    ResponseTooLargeError,
+    StreamClosedError,
+)
 
 from .attempts import Body
 from .calls import CallHandle
@@ -19,12 +23,11 @@ from .exchange import BrokenError
 from .http1 import Headers
 from .messages import Response
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["RawStream"]
 
 Describe = Callable[[PPIOAgentError], PPIOAgentError]
+
+_MIB = 1024 * 1024
 
 
 class RawStream(Closing):
@@ -39,6 +42,7 @@ class RawStream(Closing):
         request_id: As the peer named it, else as it was sent.
         url: What was asked.
         attempts: How many attempts it took.
+        head: The answer without its body.
 
     Thread safety: one reader; `close` from any thread, and from a signal handler.
     """
@@ -58,7 +62,7 @@ class RawStream(Closing):
         self.request_id: str = answer.request_id
         self.url: str = answer.url
         self.attempts: int = answer.attempts
-        self._answer = answer
+        self.head: Response = answer
         self._limit = limit
         self._describe = describe
         self._state = _State(body, call, leave)
@@ -67,6 +71,46 @@ class RawStream(Closing):
             self, _abandon, self._state, answer.request_id
         )
         self._abandoned.atexit = False
+
+    @classmethod
+    def of(cls, answer: Response, pieces: Iterable[bytes] | None = None) -> RawStream:
+        """Return a stream for a middleware that gives one itself.
+
+        Args:
+            answer: Its status and headers: the `head` of another stream, say.
+            pieces: Its body, in the form in which it is read; an iterator that has a
+                `close`, as generators have, is closed with the stream. None takes the
+                body of `answer`.
+        """
+        parts = (answer.body,) if pieces is None else pieces
+        return cls(
+            _Pieces(parts),
+            CallHandle(),
+            evolve(answer, body=b""),
+            limit=64 * _MIB,
+            describe=lambda error: error,
+            leave=lambda _: None,
+        )
+
+    def adopt(
+        self,
+        call: CallHandle,
+        *,
+        limit: int,
+        leave: Callable[[CallHandle], None],
+        others: Sequence[RawStream],
+    ) -> None:
+        """Become what a call gives to its caller.
+
+        Args:
+            call: Ends this stream from now on.
+            limit: As for the streams of the transport.
+            leave: Called when this stream has ended.
+            others: Further streams of the call: this one may be made of them, so they
+                end with it.
+        """
+        self._limit = limit
+        self._state.adopt(call, leave, others)
 
     def read(self) -> bytes:
         """Return the next piece, decompressed; nothing at the clean end.
@@ -91,7 +135,7 @@ class RawStream(Closing):
         """
         most = self._limit if limit is None else limit
         whole = self._take(lambda: self._body.read_all(most), last=True)
-        return evolve(self._answer, body=whole)
+        return evolve(self.head, body=whole)
 
     def _take(self, read: Callable[[], bytes], *, last: bool = False) -> bytes:
         try:
@@ -102,6 +146,9 @@ class RawStream(Closing):
         except PPIOAgentError as error:
             self._abandoned.detach()
             self._describe(error)
+            raise
+        except BaseException:
+            self._abandoned.detach()
             raise
         if last or not piece:
             self._abandoned.detach()
@@ -121,10 +168,46 @@ class RawStream(Closing):
         return f"<RawStream {self.status} {'closed' if self.closed else 'open'}>"
 
 
+class _Pieces:
+    """The body of a stream that a middleware made."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+
+    def read(self) -> bytes:
+        for piece in self._pieces:
+            if not isinstance(piece, bytes):
+                raise ConfigurationError(
+                    "a stream that a middleware makes is of bytes, not of"
+                    f" {type(piece).__name__}"
+                )
+            if piece:
+                return piece
+        return b""
+
+    def read_all(self, limit: int) -> bytes:
+        whole = bytearray()
+        while piece := self.read():
+            whole += piece
+            if len(whole) > limit:
+                raise ResponseTooLargeError(
+                    f"the answer is larger than {limit} bytes; raise"
+                    " max_response_bytes, or ask for less"
+                )
+        return bytes(whole)
+
+    def release(self) -> None:
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
+
+
 class _State:
     """What a stream holds, apart from it: it has to be let go of when that is gone."""
 
-    __slots__ = ("_body", "_call", "_closed", "_leave", "_lock", "_reading", "ended")
+    __slots__ = (
+        "_body", "_call", "_closed", "_leave", "_lock", "_others", "_reading", "ended",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,16 +219,31 @@ class _State:
         # top of whatever the reader was doing.
         self._lock = threading.RLock()
         self._reading = False
-        self._closed = False
+        self._closed: PPIOAgentError | None = None
         self.ended = False
         self._body = body
         self._call = call
         self._leave = leave
+        self._others: Sequence[RawStream] = ()
+
+    def adopt(
+        self,
+        call: CallHandle,
+        leave: Callable[[CallHandle], None],
+        others: Sequence[RawStream],
+    ) -> None:
+        with self._lock:
+            self._call, self._leave, self._others = call, leave, others
+            ended = self.ended
+        if ended:  # read to its end before it was handed on
+            self._leave_call()
 
     def take(self, read: Callable[[], bytes], *, last: bool) -> bytes:
         with self._lock:
             if self._reading:
                 raise RuntimeError("a stream has one reader at a time")
+            if self._closed is not None:
+                raise self._closed
             self._reading = True
         over = True
         try:
@@ -156,19 +254,21 @@ class _State:
         finally:
             with self._lock:
                 self._reading = False
-                over = over or self._closed
+                over = over or self._closed is not None
             if over:
                 self._let_go()
 
     def close(self, error: PPIOAgentError) -> None:
         if self.ended:
             return
-        self._call.abort(error)
         with self._lock:
-            self._closed = True
+            self._closed = self._closed or error
             reading = self._reading
-        # A reader lets go itself once it has woken: the socket is still its own.
-        if not reading:
+        # A reader lets go itself once it has woken: the socket is still its own. The
+        # call is not ended otherwise, since a middleware may go on with it.
+        if reading:
+            self._call.abort(error)
+        else:
             self._let_go()
 
     def _let_go(self) -> None:
@@ -176,7 +276,14 @@ class _State:
             if self.ended:
                 return
             self.ended = True
-        self._body.release()
+        try:
+            self._body.release()
+        finally:
+            self._leave_call()
+
+    def _leave_call(self) -> None:
+        for other in self._others:
+            other.close()
         self._leave(self._call)
 
 

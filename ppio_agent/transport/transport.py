@@ -14,12 +14,14 @@ from attrs import evolve
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import ClientClosedError, PPIOAgentError
+from ppio_agent.hooks import ClientHooks
 from ppio_agent.wire.problem import Problem
 
-from .attempts import Attempts, Body, ClientHeaders, Setup
+from .attempts import Attempts, Body, Setup
 from .calls import CallHandle
 from .errors import answer_error
 from .messages import Request, Response, TransportConfig
+from .middleware import Chain
 from .pool import ConnectionPool
 from .route import parse_proxy
 from .streams import RawStream
@@ -35,7 +37,7 @@ class Transport(Closing):
 
     Args:
         config: Settings; None takes the defaults.
-        client_headers: Asked for further headers before each attempt.
+        hooks: What plug-ins take part in; None for none.
         redactor: Hides secrets in errors and logs; None knows only those that their
             names give away.
         random: Gives a float in [0, 1), for the jitter of delays.
@@ -53,7 +55,7 @@ class Transport(Closing):
         self,
         config: TransportConfig | None = None,
         *,
-        client_headers: ClientHeaders | None = None,
+        hooks: ClientHooks | None = None,
         redactor: Redactor | None = None,
         random: Callable[[], float] = _random.random,
     ) -> None:
@@ -61,7 +63,7 @@ class Transport(Closing):
             config=config or TransportConfig(),
             redactor=redactor or Redactor(),
             random=random,
-            client_headers=client_headers,
+            hooks=hooks or ClientHooks(),
         )
         if self.config.proxy is not None:
             parse_proxy(self.config.proxy)
@@ -89,6 +91,16 @@ class Transport(Closing):
         """The settings."""
         return self._setup.config
 
+    @property
+    def hooks(self) -> ClientHooks:
+        """What plug-ins take part in."""
+        return self._setup.hooks
+
+    @property
+    def redactor(self) -> Redactor:
+        """What hides secrets from logs, errors and plug-ins."""
+        return self._setup.redactor
+
     def _pool(self) -> ConnectionPool:
         pid = os.getpid()
         pool = self._pools.get(pid)
@@ -115,16 +127,43 @@ class Transport(Closing):
         """
         pool = self._pool()
         call = call or CallHandle()
+        pool.enter(call)
+        try:
+            if self._setup.hooks.middleware:
+                return self._send_through(pool, call, request)
+            return self._fetch(pool, call, request)
+        finally:
+            pool.leave(call)
+
+    def _fetch(
+        self, pool: ConnectionPool, call: CallHandle, request: Request
+    ) -> Response:
         limit = self.config.max_response_bytes
 
         def deliver(body: Body, answer: Response) -> Response:
             return evolve(answer, body=body.read_all(limit))
 
-        pool.enter(call)
+        return Attempts(self._setup, pool, call, request, deliver).result()
+
+    def _send_through(
+        self, pool: ConnectionPool, call: CallHandle, request: Request
+    ) -> Response:
+        """Send by way of the plug-ins' middleware."""
+        chain = Chain(
+            self._setup.hooks.middleware,
+            lambda changed: self._fetch(pool, call, changed),
+        )
         try:
-            return Attempts(self._setup, pool, call, request, deliver).result()
+            answer = chain.run(request)
+            call.check()
+            if isinstance(answer, RawStream):
+                answer = answer.response(self.config.max_response_bytes)
         finally:
-            pool.leave(call)
+            chain.release()
+        answer = self._claimed(request, answer)
+        if request.raise_for_status and not request.succeeds(answer.status):
+            raise self.error_for(request, answer)
+        return answer
 
     def stream(self, request: Request, *, call: CallHandle | None = None) -> RawStream:
         """Send a request and return as soon as the head of its answer is there.
@@ -140,7 +179,22 @@ class Transport(Closing):
         """
         pool = self._pool()
         call = call or CallHandle()
+        pool.enter(call)
+        try:
+            if self._setup.hooks.middleware:
+                return self._stream_through(pool, call, request)
+            return self._open(pool, call, request, pool.leave)
+        except BaseException:
+            pool.leave(call)
+            raise
 
+    def _open(
+        self,
+        pool: ConnectionPool,
+        call: CallHandle,
+        request: Request,
+        leave: Callable[[CallHandle], None],
+    ) -> RawStream:
         def deliver(body: Body, answer: Response) -> RawStream:
             return RawStream(
                 body,
@@ -148,16 +202,44 @@ class Transport(Closing):
                 answer,
                 limit=self.config.max_response_bytes,
                 describe=attempts.describe,
-                leave=pool.leave,
+                leave=leave,
             )
 
         attempts = Attempts(self._setup, pool, call, request, deliver)
-        pool.enter(call)
+        return attempts.result()
+
+    def _stream_through(
+        self, pool: ConnectionPool, call: CallHandle, request: Request
+    ) -> RawStream:
+        """Open a stream by way of the plug-ins' middleware."""
+        chain = Chain(
+            self._setup.hooks.middleware,
+            lambda changed: self._open(pool, call, changed, leave=lambda _: None),
+        )
         try:
-            return attempts.result()
+            answer = chain.run(request)
+            call.check()
+            if isinstance(answer, Response):
+                chain.release()  # the answer is whole without them
+                answer = RawStream.of(answer)
+            answer.head = self._claimed(request, answer.head)
+            if request.raise_for_status and not request.succeeds(answer.status):
+                raise self.error_for(request, answer.response())
         except BaseException:
-            pool.leave(call)
+            chain.release()
             raise
+        answer.adopt(
+            call,
+            limit=self.config.max_response_bytes,
+            leave=pool.leave,
+            others=[stream for stream in chain.streams if stream is not answer],
+        )
+        return answer
+
+    def _claimed(self, request: Request, head: Response) -> Response:
+        """Return an answer, which a middleware may have made, as the transport's own."""
+        url = head.url or request.url
+        return evolve(head, url=url, redactor=self._setup.redactor)
 
     def error_for(self, request: Request, response: Response) -> PPIOAgentError:
         """Return the error that a failure's answer stands for.

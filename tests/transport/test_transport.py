@@ -31,6 +31,7 @@ from ppio_agent.exceptions import (
     TemplateNotFoundError,
     ValidationError,
 )
+from ppio_agent.hooks import ClientHooks
 from ppio_agent.testing import (
     FaultServer,
     Peer,
@@ -85,7 +86,8 @@ def test_a_call_sends_what_it_says(serve: Serve) -> None:
     """Method, target, headers and body, and the headers of the transport."""
     server = serve(reply(200, b'{"ok":true}', {"X-Request-Id": "peer-1"}))
     config = TransportConfig(headers={"X-Team": "red", "X-Both": "config"})
-    with Transport(config, client_headers=lambda _: {"X-Hook": "h"}) as transport:
+    hooks = ClientHooks(headers=lambda _: {"X-Hook": "h"})
+    with Transport(config, hooks=hooks) as transport:
         response = transport.send(
             _post(server, "/a?b=c", headers={"x-both": "request", "X-Request-Id": "r"})
         )
@@ -171,7 +173,7 @@ def test_a_plug_in_cannot_replace_who_asks(serve: Serve) -> None:
     server = serve(reply())
     hook = lambda _: {"authorization": "Bearer mine"}  # noqa: E731
     with (
-        Transport(client_headers=hook) as transport,
+        Transport(hooks=ClientHooks(headers=hook)) as transport,
         pytest.raises(ConfigurationError, match="authorization"),
     ):
         transport.send(_get(server))
