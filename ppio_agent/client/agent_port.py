@@ -20,6 +20,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.transport import (
     NO_RETRY,
+    Auth,
     CallHandle,
     Headers,
     RawStream,
@@ -107,7 +108,7 @@ class AgentPort:
     route: Route
     sandbox_id: str
     session_id: str
-    tokens: Callable[[], Mapping[str, str]]
+    auth: Auth
     idle_timeout: float
     max_event_bytes: int
     max_response_bytes: int
@@ -294,7 +295,7 @@ class AgentPort:
             headers={**(headers or {}), **self.route.headers},
             kind="agent",
             subject=self.sandbox_id,
-            auth=lambda _request, _refresh: self.tokens(),
+            auth=self.auth,
             **rest,
         )
 

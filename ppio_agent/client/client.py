@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
+from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.wire.models import AgentTemplate, InvocationResponse
 
 from .auth import AuthManager
@@ -80,8 +81,17 @@ class AgentRuntimeClient(Closing):
 
     @property
     def auth(self) -> AuthManager:
-        """The keys; `rotate` there exchanges them."""
-        return self._run.core.backend().control.auth
+        """The keys; `rotate` there exchanges them.
+
+        Raises:
+            ConfigurationError: There are none, since a plug-in stands in for them.
+        """
+        auth = self._run.core.backend().control.auth
+        if not isinstance(auth, AuthManager):
+            raise ConfigurationError(
+                "a plug-in proves who asks for this client; it has no keys of its own"
+            )
+        return auth
 
     @property
     def templates(self) -> TemplateManager:

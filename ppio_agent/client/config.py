@@ -18,8 +18,9 @@ from attrs import field, frozen
 
 from ppio_agent._util.redact import SECRET_HEADERS, Redactor
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.wire.signing import SIGNATURE_HEADERS
 
-from .endpoint import parse_origin
+from .endpoint import ROUTING, parse_origin
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,6 +43,9 @@ UNSET = Unset.UNSET
 _UNSET: Any = UNSET
 _MIB = 1024 * 1024
 _redactor = Redactor()
+
+# They say who asks and which sandbox is meant, which no setting may say for all.
+_OWN_HEADERS = SECRET_HEADERS.union(map(str.lower, (*SIGNATURE_HEADERS, *ROUTING)))
 
 _Check = Callable[[str, Any], Any]
 
@@ -126,8 +130,10 @@ def _headers(name: str, value: Any) -> Mapping[str, str]:
             raise _refuse(name, "a mapping of header names to texts")
         if any(c in f"{key}{text}" for c in "\r\n\0"):
             raise _refuse(name, f"free of line breaks ({key!r} is not)")
-        if key.lower() in SECRET_HEADERS:
-            raise _refuse(name, f"other than those of authentication, like {key!r}")
+        if key.lower() in _OWN_HEADERS:
+            raise _refuse(
+                name, f"other than those of authentication and routing, like {key!r}"
+            )
     return dict(value)
 
 
@@ -179,6 +185,8 @@ class ClientConfig:
         max_event_bytes: Largest event of a stream.
         max_response_bytes: Largest answer, after decompression.
         forward_api_key: Send the platform key to the agent, too, as a Bearer token.
+        key_id: Name of the API secret in signatures, as agents know it; None makes
+            one of the API key, which does not tell it.
 
     Raises:
         ConfigurationError: A value, given or of the environment, cannot be used.
@@ -259,6 +267,7 @@ class ClientConfig:
     forward_api_key: bool = field(
         default=_UNSET, metadata=_setting(_flag, default=False)
     )
+    key_id: str | None = field(default=_UNSET, metadata=_setting(_text, default=None))
     _origins: Mapping[str, str] = field(init=False, repr=False, eq=False)
 
     def __new__(cls, *_positional: object, **given: object) -> Self:

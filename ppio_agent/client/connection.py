@@ -12,7 +12,7 @@ from ppio_agent.exceptions import AuthenticationError
 from ppio_agent.hooks import Hooks
 from ppio_agent.transport import RetryPolicy, Transport, TransportConfig
 
-from .auth import KEY_VARIABLE, AuthManager
+from .auth import KEY_VARIABLE, Authenticator, AuthManager, PluginAuth
 from .config import ClientConfig
 from .control import ControlPlane
 from .endpoint import Endpoint, choose_endpoint
@@ -22,7 +22,7 @@ __all__ = ["Backend", "NamedPlatform", "connect", "named_platform"]
 
 _log = logging.getLogger(__name__)
 
-NamedPlatform = tuple[Endpoint, AuthManager]
+NamedPlatform = tuple[Endpoint, AuthManager | None]
 
 
 @frozen
@@ -34,16 +34,34 @@ class Backend:
 
 
 def named_platform(
-    config: ClientConfig, api_key: str | None, api_secret: str | None
+    config: ClientConfig, hooks: Hooks, api_key: str | None, api_secret: str | None
 ) -> NamedPlatform | None:
     """Return the platform that was named; None means the embedded one.
+
+    There may be no keys if a plug-in can stand in for them.
 
     Raises:
         AuthenticationError: One was, but there is no key that can be used.
     """
+    plugin = hooks.implemented("ppio_client_auth")
     has_key = bool(api_key or os.environ.get(KEY_VARIABLE))
-    endpoint = choose_endpoint(config, has_key=has_key)
-    return None if endpoint is None else (endpoint, AuthManager(api_key, api_secret))
+    endpoint = choose_endpoint(config, has_key=has_key or plugin)
+    if endpoint is None:
+        return None
+    if plugin and not has_key:
+        return endpoint, None
+    return endpoint, _keys(config, api_key, api_secret)
+
+
+def _keys(
+    config: ClientConfig, api_key: str | None, api_secret: str | None
+) -> AuthManager:
+    return AuthManager(
+        api_key,
+        api_secret,
+        key_id=config.key_id,
+        forward_api_key=config.forward_api_key,
+    )
 
 
 def connect(
@@ -51,6 +69,7 @@ def connect(
     hooks: Hooks,
     *,
     named: NamedPlatform | None,
+    api_secret: str | None,
     on_leftover: Callable[[str], None],
 ) -> Backend:
     """Return what is needed to talk to the platform; starts the embedded one.
@@ -59,12 +78,16 @@ def connect(
         config: The client's settings.
         hooks: The client's plug-ins.
         named: The platform, if one was named.
+        api_secret: As given to the client; signs what the embedded one is sent.
         on_leftover: Is told the id of a sandbox that could not be killed.
 
     Raises:
         AuthenticationError: None was named and there is no embedded one.
     """
-    endpoint, auth = named or _local_platform(config, hooks)
+    if named is None:
+        endpoint, auth = _local_platform(config, hooks, api_secret)
+    else:
+        endpoint, auth = named[0], _authenticator(config, hooks, named[1])
     transport = Transport(
         TransportConfig(
             max_connections=config.max_connections,
@@ -88,7 +111,25 @@ def connect(
     return Backend(control, Launcher(control, config, on_leftover))
 
 
-def _local_platform(config: ClientConfig, hooks: Hooks) -> NamedPlatform:
+def _authenticator(
+    config: ClientConfig, hooks: Hooks, keys: AuthManager | None
+) -> Authenticator:
+    """Return what a plug-in says of itself, else the keys."""
+    found = hooks.client_auth(config)
+    if found is not None:
+        return PluginAuth(found)
+    if keys is None:
+        raise AuthenticationError(
+            "no API key, and no plug-in stands in for it: pass api_key=… or set"
+            f" {KEY_VARIABLE}"
+        )
+    return keys
+
+
+def _local_platform(
+    config: ClientConfig, hooks: Hooks, api_secret: str | None
+) -> tuple[Endpoint, Authenticator]:
+    """Return the embedded platform, which knows its own key and no plug-in."""
     found = hooks.default_platform(config)
     if found is None:
         raise AuthenticationError(
@@ -103,4 +144,4 @@ def _local_platform(config: ClientConfig, hooks: Hooks) -> NamedPlatform:
         sandbox_url=config.sandbox_url,
         where="the local platform",
     )
-    return endpoint, AuthManager(api_key, environ={})
+    return endpoint, _keys(config, api_key, api_secret)

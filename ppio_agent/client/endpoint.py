@@ -15,6 +15,7 @@ from attrs import frozen
 
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.wire.headers import SANDBOX_ID, SANDBOX_PORT
 
 if TYPE_CHECKING:
     from .config import ClientConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AGENT_PORT",
     "ENVD_PORT",
+    "ROUTING",
     "Endpoint",
     "Route",
     "choose_endpoint",
@@ -30,6 +32,9 @@ __all__ = [
 
 AGENT_PORT = 8080
 ENVD_PORT = 49983
+ROUTING = (SANDBOX_ID, SANDBOX_PORT, "E2b-Sandbox-Id", "E2b-Sandbox-Port")
+"""Headers that name the target of a request where one origin is many: id, port, and
+both once more as other platforms spell them."""
 
 _DEBUG_URL = "http://127.0.0.1:3900"
 _COMPOSITE_DOMAINS = frozenset({"sandbox.ppio.cn", "sandbox-test.ppio.cn"})
@@ -79,25 +84,15 @@ class Endpoint:
             edge_url: Origin for header routing of the reply, if it named one.
 
         Raises:
-            ConfigurationError: The domain carries a user name.
+            ConfigurationError: The domain contains a user name.
         """
         origin = self.sandbox_url or edge_url
         if origin is None and is_loopback(urlsplit(self.url).hostname or ""):
             origin = self.url
         if origin is None:
-            domain = domain or self.domain
-            if "@" in domain:
-                raise ConfigurationError(
-                    "the domain of the sandboxes must not contain a user name;"
-                    " set PPIO_SANDBOX_URL to route by header instead"
-                )
-            return Route(origin=f"https://{port}-{ref}.{domain}", headers={})
-        headers = {
-            "PPIO-Sandbox-Id": ref,
-            "PPIO-Sandbox-Port": str(port),
-            "E2b-Sandbox-Id": ref,
-            "E2b-Sandbox-Port": str(port),
-        }
+            host = _without_user(domain or self.domain)
+            return Route(origin=f"https://{port}-{ref}.{host}", headers={})
+        headers = dict(zip(ROUTING, (ref, str(port)) * 2, strict=True))
         return Route(origin=origin.rstrip("/"), headers=headers)
 
 
@@ -105,6 +100,9 @@ def choose_endpoint(config: ClientConfig, *, has_key: bool) -> Endpoint | None:
     """Return the platform that the configuration names; None means the embedded one.
 
     Order: `base_url`, debug mode, the domain if it or a key is given.
+
+    Raises:
+        ConfigurationError: The domain is used and contains a user name.
     """
     if config.base_url == "local":
         return None
@@ -124,13 +122,23 @@ def choose_endpoint(config: ClientConfig, *, has_key: bool) -> Endpoint | None:
         )
     if has_key or config.origin("domain") != "default":
         return Endpoint(
-            url=f"https://api.{config.domain}",
+            url=f"https://api.{_without_user(config.domain)}",
             domain=config.domain,
             sandbox_url=config.sandbox_url,
             composite=config.domain in _COMPOSITE_DOMAINS,
             where=config.domain,
         )
     return None
+
+
+def _without_user(domain: str) -> str:
+    """Return the domain; raise if it has a user name, which would be sent along."""
+    if "@" in domain:
+        raise ConfigurationError(
+            "the domain of the sandboxes must not contain a user name; set"
+            " PPIO_API_URL, and PPIO_SANDBOX_URL to route by header instead"
+        )
+    return domain
 
 
 def parse_origin(url: str, name: str, *, https_unless_loopback: bool = False) -> str:

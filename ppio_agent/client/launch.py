@@ -31,6 +31,7 @@ from ppio_agent.wire.models import (
 )
 
 from .agent_port import AgentPort
+from .auth import attempt_auth
 from .config import ClientConfig
 from .control import ControlPlane
 from .endpoint import AGENT_PORT
@@ -245,13 +246,7 @@ class Launcher:
     ) -> AgentPort:
         control, config = self.control, self.config
         traffic = sandbox.traffic_access_token
-
-        def tokens() -> Mapping[str, str]:
-            found = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
-            if config.forward_api_key:
-                found.update(control.auth.bearer_headers())
-            return found
-
+        tokens = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
         return AgentPort(
             transport=control.transport,
             route=control.endpoint.route(
@@ -262,7 +257,7 @@ class Launcher:
             ),
             sandbox_id=sandbox_id,
             session_id=options.session_id or sandbox_id,
-            tokens=tokens,
+            auth=attempt_auth(control.auth, tokens),
             idle_timeout=config.idle_timeout,
             max_event_bytes=config.max_event_bytes,
             max_response_bytes=config.max_response_bytes,

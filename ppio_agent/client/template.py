@@ -165,7 +165,7 @@ class TemplateManager:
 
     def _current(self, deadline: Deadline) -> _Listing:
         control = self._control()
-        account = (control.endpoint.url, control.auth.api_key)
+        account = (control.endpoint.url, control.auth.account)
         with self._lock:
             listing = self._listing
         if (

@@ -25,7 +25,7 @@ def test_argument_wins_over_environment_over_default() -> None:
     assert origins["base_url"] == "environment PPIO_API_URL"
     assert origins["domain"] == "argument"
     assert origins["timeout"] == "default"
-    assert len(origins) == 21
+    assert len(origins) == 22
 
 
 def test_the_process_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +68,9 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         ({"base_url": "https://example.com:port"}, "not a URL"),
         ({"headers": {"X": "a\r\nB: c"}}, "line breaks"),
         ({"headers": {"x-api-key": "k"}}, "authentication"),
+        ({"headers": {"X-PPIO-Nonce": "n"}}, "authentication"),
+        ({"headers": {"ppio-sandbox-id": "a"}}, "routing"),
+        ({"headers": {"E2b-Sandbox-Port": "1"}}, "routing"),
         ({"headers": ["X"]}, "mapping"),
         ({"ca_bundle": 5}, "a text"),
     ],

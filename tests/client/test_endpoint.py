@@ -23,6 +23,9 @@ def config(environ: dict[str, str] | None = None, **settings: object) -> ClientC
         ({}, {}, True, "https://api.sandbox.ppio.cn"),
         ({}, {"domain": "x.example"}, False, "https://api.x.example"),
         ({"PPIO_DOMAIN": "y.example"}, {}, False, "https://api.y.example"),
+        ({"PPIO_DOMAIN": "y.example:8443"}, {}, False, "https://api.y.example:8443"),
+        ({"PPIO_DOMAIN": "t@y.example", "PPIO_API_URL": "https://a.example"}, {}, True,
+         "https://a.example"),
         ({"PPIO_DEBUG": "true"}, {}, True, "http://127.0.0.1:3900"),
         ({"PPIO_DEBUG": "true", "PPIO_API_URL": "https://a.example"}, {}, True,
          "https://a.example"),
@@ -37,6 +40,16 @@ def test_order_of_choice(
     endpoint = choose_endpoint(config(environ, **settings), has_key=has_key)
 
     assert (endpoint and endpoint.url) == url
+
+
+@pytest.mark.parametrize("environ", [{}, {"PPIO_DEBUG": "false"}])
+def test_a_user_name_in_a_domain_that_counts_is_refused(
+    environ: dict[str, str],
+) -> None:
+    """It would be sent to the platform as credentials."""
+    settings = config({**environ, "PPIO_DOMAIN": "token@127.0.0.1:3443"})
+    with pytest.raises(ConfigurationError, match="user name"):
+        choose_endpoint(settings, has_key=True)
 
 
 @pytest.mark.parametrize(
