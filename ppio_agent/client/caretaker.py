@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import PPIOAgentError
 
@@ -62,11 +63,16 @@ class Caretaker:
     Args:
         clock: Monotonic clock.
 
-    Thread safety: thread-safe; `abandon` takes no lock and may run in a finaliser.
+    Thread safety: thread-safe; `abandon` takes no lock and may run in a finaliser. A
+    forked child begins without a thread and without sessions.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._begin_idle()
+        renew_in_child(self, Caretaker._begin_idle)
+
+    def _begin_idle(self) -> None:
         # Guards _watched, _next_at and _thread.
         self._lock = threading.Lock()
         self._watched: set[Tended] = set()

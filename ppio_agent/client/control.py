@@ -7,7 +7,7 @@ modules above.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -15,7 +15,6 @@ from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
-    ConflictError,
     NotFoundError,
     ProtocolError,
     SessionNotFoundError,
@@ -27,7 +26,7 @@ from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.model import structure
 from ppio_agent.wire.models import ListedSandbox, NewSandbox, Sandbox, SandboxDetail
 
-from .auth import Authenticator, attempt_auth
+from .auth import AuthManager
 from .endpoint import Endpoint
 
 __all__ = ["ControlPlane"]
@@ -49,7 +48,7 @@ class ControlPlane:
 
     transport: Transport
     endpoint: Endpoint
-    auth: Authenticator
+    auth: AuthManager
     request_timeout: float
 
     def list_templates(self, deadline: Deadline) -> list[Json]:
@@ -58,6 +57,7 @@ class ControlPlane:
             "GET",
             "/templates?metadata=true",
             deadline=deadline,
+            auth=lambda _request, refresh: self.auth.template_headers(refresh=refresh),
             kind="template",
         )
         found = response.json()
@@ -134,12 +134,9 @@ class ControlPlane:
             return
 
     def pause_sandbox(self, ref: str, deadline: Deadline) -> None:
-        """Freeze a sandbox; one that is frozen already is no error."""
+        """Freeze a sandbox; one that is frozen already is a `ConflictError`."""
         body = {"sync": False} if self.endpoint.composite else None
-        try:
-            self._sandbox_call("POST", ref, "/pause", body=body, deadline=deadline)
-        except ConflictError:
-            return
+        self._sandbox_call("POST", ref, "/pause", body=body, deadline=deadline)
 
     def connect_sandbox(
         self, ref: str, timeout: float, deadline: Deadline
@@ -195,6 +192,7 @@ class ControlPlane:
         deadline: Deadline,
         body: Mapping[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
+        auth: Callable[[Request, bool], Mapping[str, str]] | None = None,
         **about: Any,
     ) -> Response:
         request = Request(
@@ -203,7 +201,7 @@ class ControlPlane:
             headers={**(headers or {}), **(_JSON if body is not None else {})},
             body=None if body is None else encode_json(body),
             deadline=deadline.earlier(self.request_timeout),
-            auth=attempt_auth(self.auth),
+            auth=auth or (lambda _request, _refresh: self.auth.platform_headers()),
             **about,
         )
         return self.transport.send(request)

@@ -52,8 +52,8 @@ class ClientCore:
     ) -> None:
         self.given = (api_key, api_secret, tuple(plugins))
         self._config = config
+        self._named = named_platform(config, api_key, api_secret)
         self._hooks = Hooks.load(self.given[2])
-        self._named = named_platform(config, self._hooks, api_key, api_secret)
         self._closed = False
         self._start_afresh()
 
@@ -64,7 +64,7 @@ class ClientCore:
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._connecting: SingleFlight[None, Backend] = SingleFlight()
-        self._book = SessionBook(self._config)
+        self._book = SessionBook(self._hooks.for_client().session_changed)
         self._templates = TemplateManager(
             lambda: self.backend().control,
             enable_cache=self._config.enable_cache,
@@ -113,7 +113,6 @@ class ClientCore:
                 self._config,
                 self._hooks,
                 named=self._named,
-                api_secret=self.given[1],
                 on_leftover=self._book.add_leftover,
             )
         return self._backend

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import attrs
 
 from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent.exceptions import (
@@ -17,14 +19,23 @@ from ppio_agent.exceptions import (
     PPIOAgentError,
     SessionNotFoundError,
 )
-from ppio_agent.wire.models import PingResponse, SandboxDetail, SandboxState
+from ppio_agent.hooks import SessionEvent
+from ppio_agent.wire.models import PingResponse, SandboxDetail
 
-from .agent_port import AgentPort
 from .caretaker import Caretaker
 from .control import ControlPlane
+from .launch import Launched
 from .limits import seconds
+from .pulse import SessionPulse
 from .readiness import Readiness
-from .state import SessionPlan, SessionPulse, SessionState, SessionStatus
+from .reference import SessionRef
+from .state import (
+    Action,
+    SessionState,
+    SessionStatus,
+    seconds_left,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,35 +44,53 @@ __all__ = ["SandboxHold"]
 
 _log = logging.getLogger(__name__)
 _KILL_LIMIT = 10.0
+_EXTEND_LIMIT = 10.0
 
 
 class SandboxHold:
     """A hold on one sandbox: what a session is, apart from its invocations.
 
-    Thread safety: thread-safe.
+    Args:
+        launched: The sandbox and what speaks to its agent.
+        control: The platform.
+        caretaker: Extends its time to live.
+        state: What the platform says of it.
+        owned: Whether its client ends it when the client is closed.
+        on_closed: Is told when there is nothing left to end.
+        on_change: Is told of each new state, if anybody cares.
+
+    Attributes:
+        auto_resume: Whether an invocation resumes a paused session first.
+
+    Thread safety: thread-safe. In a forked child it may go on to be used, but ends
+    nothing: the sandbox is the parent's.
     """
 
     def __init__(
         self,
-        plan: SessionPlan,
+        launched: Launched,
         *,
-        sandbox_id: str,
         control: ControlPlane,
-        port: AgentPort,
         caretaker: Caretaker,
+        state: SessionState = SessionState.ACTIVE,
+        owned: bool = True,
         on_closed: Callable[[Any], None],
-        expires: float,
+        on_change: Callable[[SessionEvent], object] | None = None,
     ) -> None:
         self.auto_resume = False
-        self._plan = plan
-        self._sandbox_id = sandbox_id
+        ref = self._ref = launched.ref
+        self._sandbox_id = ref.sandbox_id
+        self._start_timeout = launched.start_timeout
+        self._timeout = launched.timeout
         self._control = control
-        self._port = port
+        self._port = launched.port
         self._caretaker = caretaker
+        self._owned = owned
         self._on_closed = on_closed
-        self._pulse = SessionPulse(sandbox_id)
-        self._expires = expires
-        self._ttl = plan.time_to_live
+        tell = None if on_change is None else _teller(ref, on_change)
+        self._pulse = SessionPulse(ref.sandbox_id, state, on_change=tell)
+        self._expires = launched.expires
+        self._ttl = ref.time_to_live
 
     @property
     def sandbox_id(self) -> str:
@@ -71,12 +100,26 @@ class SandboxHold:
     @property
     def template_id(self) -> str:
         """Id of the template that the sandbox was made from."""
-        return self._plan.template_id
+        return self._ref.template_id
 
     @property
     def session_id(self) -> str:
         """Id of the conversation; that of the sandbox if none was chosen."""
-        return self._port.session_id
+        return self._ref.session_id
+
+    @property
+    def owned(self) -> bool:
+        """Whether closing its client ends the sandbox."""
+        return self._owned
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is nothing left that closing it would end."""
+        return self._pulse.gone
+
+    def began(self) -> SessionEvent:
+        """Return the record that says that it is new here."""
+        return _event(self._ref, None, self.state)
 
     @property
     def state(self) -> SessionState:
@@ -123,29 +166,33 @@ class SandboxHold:
             Its answer, also if it says that it is unhealthy.
 
         Raises:
-            NetworkError, AgentUnreachableError: It cannot be reached.
+            InvocationError: The session is paused; nothing was sent.
+            NetworkError, AgentUnreachableError: The agent cannot be reached.
         """
-        self._pulse.check_open()
+        self._pulse.check(Action.PING)
         return self._port.ping(self._deadline())[0]
 
     def get_status(self) -> SessionStatus:
-        """Ask the platform and the agent, and bring `state` up to date."""
-        deadline = Deadline.after(self._control.request_timeout)
+        """Ask the platform and the agent, and bring `state` up to date.
+
+        A sandbox that is gone is an answer, too: the state is `CLOSED` then.
+        """
+        deadline = self._deadline()
+        since = self._pulse.version
         try:
             detail = self._control.get_sandbox(self._sandbox_id, deadline)
         except SessionNotFoundError:
             self._mark_gone()
             return self._status()
-        if detail.state != SandboxState.RUNNING:
-            paused = detail.state == SandboxState.PAUSED
-            self._pulse.become(SessionState.PAUSED if paused else SessionState.INACTIVE)
-            return self._status(detail)
-        try:
-            agent, _ = self._port.ping(deadline)
-        except PPIOAgentError:
-            self._pulse.become(SessionState.ERROR)
-            return self._status(detail)
-        self._pulse.become(SessionState.ACTIVE)
+        left = seconds_left(detail, utc_now(), at_most=self._ttl)
+        self._expires = time.monotonic() + left
+        seen, agent = state_of(detail), None
+        if seen is SessionState.ACTIVE:
+            try:
+                agent, _ = self._port.ping(deadline)
+            except PPIOAgentError:
+                seen = SessionState.ERROR
+        self._pulse.observe(seen, since=since)
         return self._status(detail, agent)
 
     def pause(self, *, force: bool = False) -> None:
@@ -158,7 +205,7 @@ class SandboxHold:
             ConflictError: Invocations run, or the state does not allow it.
         """
         with self._pulse.transition(
-            "pause", to=SessionState.PAUSED, deadline=self._deadline()
+            Action.PAUSE, to=SessionState.PAUSED, deadline=self._deadline()
         ) as needed:
             if not needed:
                 return
@@ -167,8 +214,18 @@ class SandboxHold:
                     f"{len(self._pulse.calls)} invocations run in sandbox"
                     f" {self._sandbox_id}; wait for them, or pause(force=True)"
                 )
-            self._control.pause_sandbox(self._sandbox_id, self._deadline())
+            with self._noting_loss():
+                self._freeze()
             self._pulse.become(SessionState.PAUSED)
+
+    def _freeze(self) -> None:
+        try:
+            self._control.pause_sandbox(self._sandbox_id, self._deadline())
+        except ConflictError:
+            # It is paused already, or it changes its state: which of the two?
+            detail = self._control.get_sandbox(self._sandbox_id, self._deadline())
+            if state_of(detail) is not SessionState.PAUSED:
+                raise
 
     def resume(self, timeout: float | None = None) -> None:
         """Thaw the sandbox and wait until its agent answers.
@@ -181,44 +238,63 @@ class SandboxHold:
             SessionNotFoundError: The sandbox is gone.
         """
         ttl = seconds("timeout", timeout, none="keeps that of the session")
+        self._resume(ttl or self._ttl, Deadline.after(None))
+
+    def _resume(self, ttl: float, deadline: Deadline) -> None:
         with self._pulse.transition(
-            "resume", to=SessionState.ACTIVE, deadline=self._deadline()
+            Action.RESUME,
+            to=SessionState.ACTIVE,
+            deadline=deadline.earlier(self._control.request_timeout),
         ) as needed:
             if not needed:
                 return
-            ttl, asked_at = ttl or self._ttl, time.monotonic()
+            asked_at = time.monotonic()
             with self._noting_loss():
-                self._control.connect_sandbox(self._sandbox_id, ttl, self._deadline())
+                self._control.connect_sandbox(self._sandbox_id, ttl, deadline)
             self._ttl, self._expires = ttl, asked_at + ttl
             try:
-                self._wait_ready()
+                self.wait_ready(deadline)
             except PPIOAgentError:
                 self._pulse.become(SessionState.ERROR)
                 raise
             self._pulse.become(SessionState.ACTIVE)
 
-    def _wait_ready(self) -> None:
+    def wait_ready(self, deadline: Deadline) -> None:
+        """Wait until the agent answers, at most for the time it has to start."""
         readiness = Readiness(
             port=self._port,
             control=self._control,
             sandbox_id=self._sandbox_id,
             template_id=self.template_id,
         )
-        readiness.wait(Deadline.after(self._plan.start_timeout))
+        readiness.wait(deadline.earlier(self._start_timeout))
 
     def refresh(self, timeout_seconds: float | None = None) -> None:
-        """Let the sandbox live for `timeout_seconds` from now; None: as before."""
-        self._pulse.check_open()
+        """Let the sandbox live for `timeout_seconds` from now; None: as before.
+
+        Raises:
+            ConflictError: It is paused.
+            SessionNotFoundError: It is gone, or was given up.
+        """
         ttl = seconds("timeout_seconds", timeout_seconds, none="keeps it") or self._ttl
+        self._pulse.check(Action.REFRESH)
+        self._refresh(ttl, Deadline.after(None))
+
+    def _refresh(self, ttl: float, deadline: Deadline) -> None:
         asked_at = time.monotonic()
         with self._noting_loss():
-            self._control.set_timeout(self._sandbox_id, ttl, self._deadline())
+            self._control.set_timeout(self._sandbox_id, ttl, deadline)
         self._ttl, self._expires = ttl, asked_at + ttl
 
-    def extend(self) -> None:
-        """Let the sandbox live for its whole time to live from now on."""
+    def extend(self, deadline: Deadline | None = None) -> None:
+        """Let the sandbox live for its whole time to live from now on.
+
+        Args:
+            deadline: When to give up; in any case soon, since others wait for it.
+        """
         if self.state is SessionState.ACTIVE:
-            self.refresh()
+            deadline = deadline or Deadline.after(None)
+            self._refresh(self._ttl, deadline.earlier(_EXTEND_LIMIT))
 
     @contextmanager
     def _noting_loss(self) -> Iterator[None]:
@@ -232,13 +308,39 @@ class SandboxHold:
         """End the sandbox; calls that run in it end with `SessionClosedError`.
 
         Idempotent. A sandbox that is gone already is no error; after a failure, which
-        is raised, the next call tries again.
+        is raised, the next call tries again. In a forked child the sandbox stays: it
+        is the parent's.
         """
-        if not self._pulse.begin_close():
-            return
+        ours = self._pulse.begin_close()
         self.abort(self._pulse.closed_error())
-        self._control.kill_sandbox(self._sandbox_id, Deadline.after(_KILL_LIMIT))
-        self._mark_gone()
+        if ours:
+            self._control.kill_sandbox(self._sandbox_id, Deadline.after(_KILL_LIMIT))
+            self._mark_gone()
+
+    def detach(self) -> SessionRef:
+        """Give the sandbox up without ending it: its time to live will.
+
+        The session is `INACTIVE` then; closing it or its client ends nothing.
+
+        Returns:
+            What `AgentRuntimeClient.attach_session` takes, in this or another process.
+
+        Raises:
+            ConflictError: Invocations run.
+            SessionClosedError: There is nothing to give up any more.
+        """
+        self._pulse.give_up()
+        self._on_closed(self)
+        return self._reference()
+
+    def release(self, error: PPIOAgentError) -> None:
+        """End the calls that run with `error`, and let go of the sandbox."""
+        self.abort(error)
+        self._pulse.give_up(force=True)
+        self._on_closed(self)
+
+    def _reference(self) -> SessionRef:
+        return attrs.evolve(self._ref, time_to_live=self._ttl)
 
     def abort(self, error: PPIOAgentError) -> None:
         """End the calls that run with `error`; the sandbox lives on."""
@@ -255,23 +357,27 @@ class SandboxHold:
     def _deadline(self) -> Deadline:
         return Deadline.after(self._control.request_timeout)
 
-    def _look_at_platform(self) -> SessionState:
+    def _look_at_platform(self, deadline: Deadline) -> SessionState:
         """Find out what became of the sandbox when the edge does not know it."""
+        since = self._pulse.version
         try:
-            detail = self._control.get_sandbox(self._sandbox_id, self._deadline())
+            detail = self._control.get_sandbox(self._sandbox_id, deadline)
         except SessionNotFoundError:
             self._mark_gone()
         except PPIOAgentError as error:
             _log.warning("asking for sandbox %s failed: %s", self._sandbox_id, error)
         else:
-            if detail.state == SandboxState.PAUSED:
-                self._pulse.become(SessionState.PAUSED)
+            if state_of(detail) is SessionState.PAUSED:
+                self._pulse.observe(SessionState.PAUSED, since=since)
         return self.state
 
     def _mark_gone(self) -> None:
         """Note that the sandbox does not exist any more."""
         if self._pulse.mark_gone():
             self._on_closed(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        return self._reference().__reduce_ex__(protocol)
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +394,7 @@ class SandboxHold:
             self.dispose()  # its failure must not hide the error that is under way
 
     def __del__(self) -> None:
-        if not self._pulse.gone:
+        if self._owned and not self._pulse.gone:
             warnings.warn(
                 f"the session on sandbox {self._sandbox_id} was not closed",
                 ResourceWarning,
@@ -301,3 +407,26 @@ class SandboxHold:
             f"{type(self).__name__}({self._sandbox_id}, template={self.template_id},"
             f" state={self.state.value})"
         )
+
+
+def _teller(
+    ref: SessionRef, on_change: Callable[[SessionEvent], object]
+) -> Callable[[SessionState, SessionState], None]:
+    # Not a method: the session would be in a cycle with its pulse, and live until the
+    # garbage collector comes.
+    def tell(before: SessionState, after: SessionState) -> None:
+        on_change(_event(ref, before, after))
+
+    return tell
+
+
+def _event(
+    ref: SessionRef, before: SessionState | None, after: SessionState
+) -> SessionEvent:
+    return SessionEvent(
+        sandbox_id=ref.sandbox_id,
+        session_id=ref.session_id,
+        template_id=ref.template_id,
+        before=None if before is None else before.value,
+        after=after.value,
+    )

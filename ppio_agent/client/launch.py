@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from attrs import field, frozen
 
-from ppio_agent._util.clock import Deadline
+from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import new_id
 from ppio_agent._version import __version__
 from ppio_agent.exceptions import (
@@ -31,12 +31,14 @@ from ppio_agent.wire.models import (
 )
 
 from .agent_port import AgentPort
-from .auth import attempt_auth
 from .config import ClientConfig
 from .control import ControlPlane
+from .conversation import conversation_metadata, session_id_of
 from .endpoint import AGENT_PORT
 from .limits import seconds
 from .readiness import Readiness
+from .reference import SessionRef
+from .state import SessionState, seconds_left, state_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,12 +110,20 @@ class SandboxOptions:
 
 @frozen(kw_only=True)
 class Launched:
-    """A sandbox whose agent is ready."""
+    """A sandbox with an agent, and how it is used.
 
-    sandbox_id: str
-    template_id: str
+    Attributes:
+        ref: Its name.
+        port: What speaks to its agent.
+        start_timeout: Seconds in which the agent has to be ready after a resume.
+        timeout: Total of an invocation unless it says otherwise; None means no limit.
+        expires: Monotonic instant at which it ends unless it is extended.
+    """
+
+    ref: SessionRef
     port: AgentPort
     start_timeout: float
+    timeout: float | None
     expires: float
 
 
@@ -167,11 +177,17 @@ class Launcher:
                 sandbox.sandbox_id, sandbox.client_id
             )
             created.append(sandbox_id)
-            launched = Launched(
+            ref = SessionRef.of(
+                sandbox,
                 sandbox_id=sandbox_id,
-                template_id=template.template_id,
-                port=self._port(sandbox, sandbox_id, options),
+                session_id=options.session_id,
+                time_to_live=options.time_to_live,
+            )
+            launched = Launched(
+                ref=ref,
+                port=self.port(ref),
                 start_timeout=self._start_timeout(template, options),
+                timeout=self.config.timeout,
                 expires=asked_at + options.time_to_live,
             )
             self._await_ready(template, launched, deadline)
@@ -194,6 +210,7 @@ class Launcher:
     ) -> Sandbox:
         metadata = {
             **(options.metadata or {}),
+            **conversation_metadata(template.template_id, options.session_id),
             _CREATE_ID: create_id,
             "created_by": f"ppio-agent/{__version__}",
         }
@@ -241,23 +258,75 @@ class Launcher:
             _log.warning("looking for a half-created sandbox failed: %s", failure)
             return []
 
-    def _port(
-        self, sandbox: Sandbox, sandbox_id: str, options: SandboxOptions
-    ) -> AgentPort:
+    def attach(
+        self,
+        target: SessionRef | str,
+        *,
+        session_id: str | None,
+        time_to_live: float | None,
+        deadline: Deadline,
+    ) -> tuple[Launched, SessionState]:
+        """Return a sandbox that exists, as if it had been launched here, and its state.
+
+        Args:
+            target: Its reference or its id.
+            session_id: The conversation; None takes that of the reference, else the
+                one that it was created for.
+            time_to_live: Seconds that each extension gives it; None takes that of the
+                reference, else `ClientConfig.sandbox_timeout`.
+            deadline: Bounds the request.
+
+        Raises:
+            SessionNotFoundError: There is none.
+        """
+        known = target if isinstance(target, SessionRef) else None
+        asked = target if isinstance(target, str) else target.sandbox_id
+        detail = self.control.get_sandbox(asked, deadline)
+        ref = SessionRef.of(
+            detail,
+            sandbox_id=self.control.endpoint.sandbox_ref(
+                detail.sandbox_id, detail.client_id
+            ),
+            session_id=session_id
+            or (known and known.session_id)
+            or session_id_of(detail.metadata),
+            time_to_live=time_to_live
+            or (known and known.time_to_live)
+            or self.config.sandbox_timeout,
+        )
+        left = seconds_left(detail, utc_now(), at_most=ref.time_to_live)
+        ref = ref if known is None else ref.completed_by(known)
+        launched = Launched(
+            ref=ref,
+            port=self.port(ref),
+            start_timeout=self.config.start_timeout,
+            timeout=self.config.timeout,
+            expires=time.monotonic() + left,
+        )
+        return launched, state_of(detail)
+
+    def port(self, ref: SessionRef) -> AgentPort:
+        """Return what speaks to the agent of a sandbox."""
         control, config = self.control, self.config
-        traffic = sandbox.traffic_access_token
-        tokens = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
+        traffic = ref.traffic_token
+
+        def tokens() -> Mapping[str, str]:
+            found = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
+            if config.forward_api_key:
+                found.update(control.auth.bearer_headers())
+            return found
+
         return AgentPort(
             transport=control.transport,
             route=control.endpoint.route(
-                sandbox_id,
+                ref.sandbox_id,
                 AGENT_PORT,
-                domain=sandbox.domain,
-                edge_url=sandbox.edge_url,
+                domain=ref.domain,
+                edge_url=ref.edge_url,
             ),
-            sandbox_id=sandbox_id,
-            session_id=options.session_id or sandbox_id,
-            auth=attempt_auth(control.auth, tokens),
+            sandbox_id=ref.sandbox_id,
+            session_id=ref.session_id,
+            tokens=tokens,
             idle_timeout=config.idle_timeout,
             max_event_bytes=config.max_event_bytes,
             max_response_bytes=config.max_response_bytes,
@@ -276,13 +345,13 @@ class Launcher:
         readiness = Readiness(
             port=launched.port,
             control=self.control,
-            sandbox_id=launched.sandbox_id,
-            template_id=launched.template_id,
+            sandbox_id=launched.ref.sandbox_id,
+            template_id=launched.ref.template_id,
         )
         limit = deadline.earlier(launched.start_timeout)
         if readiness.is_ready(limit):
             return
-        _check_document(template, launched.sandbox_id)
+        _check_document(template, launched.ref.sandbox_id)
         readiness.wait(limit)
 
     def _kill(self, sandbox_ids: list[str]) -> None:

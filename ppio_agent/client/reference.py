@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 from attrs import field, frozen
 
 from ppio_agent.exceptions import ValidationError, WireError
@@ -72,6 +73,16 @@ class SessionRef(WireModel):
             edge_url=sandbox.edge_url,
             envd_token=sandbox.envd_access_token,
             traffic_token=sandbox.traffic_access_token,
+        )
+
+    def completed_by(self, known: SessionRef) -> Self:
+        """Return it with what only an older reference of the sandbox says."""
+        return attrs.evolve(
+            self,
+            domain=self.domain or known.domain,
+            edge_url=self.edge_url or known.edge_url,
+            envd_token=self.envd_token or known.envd_token,
+            traffic_token=self.traffic_token or known.traffic_token,
         )
 
     def to_json(self, *, include_tokens: bool = False) -> str:

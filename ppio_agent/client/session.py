@@ -14,7 +14,6 @@ from ppio_agent.exceptions import (
     SessionClosedError,
     SessionNotFoundError,
 )
-from ppio_agent.transport import CallHandle
 from ppio_agent.wire.models import InvocationResponse
 
 from .agent_port import Call
@@ -39,6 +38,8 @@ class SandboxSession(SandboxHold):
 
     Attributes:
         auto_resume: Whether an invocation resumes a paused session first.
+
+    A pickled session is its `SessionRef`: a name of the sandbox, no hold on it.
 
     Thread safety: thread-safe; invocations do not wait for one another.
 
@@ -77,10 +78,10 @@ class SandboxSession(SandboxHold):
         call = self._make_call(request, timeout, idempotency_key, headers)
 
         def run() -> InvocationResponse:
-            with self._counted(call.handle):
+            with self._counted(call):
                 return self._port.invoke(call)
 
-        return self._reaching_agent(run)
+        return self._reaching_agent(run, call.deadline)
 
     def invoke_stream(
         self,
@@ -135,14 +136,14 @@ class SandboxSession(SandboxHold):
                 self._caretaker.abandon(self)
 
         def run() -> StreamingResponse:
-            self._begin(handle)
+            self._begin(call)
             try:
                 return self._port.open_stream(call, on_end=ended, on_abandon=abandoned)
             except BaseException:
                 calls.discard(handle)
                 raise
 
-        return self._reaching_agent(run)
+        return self._reaching_agent(run, call.deadline)
 
     def _make_call(
         self,
@@ -151,7 +152,7 @@ class SandboxSession(SandboxHold):
         idempotency_key: str | None,
         headers: Mapping[str, str] | None,
     ) -> Call:
-        limit = self._plan.timeout if isinstance(timeout, Unset) else timeout
+        limit = self._timeout if isinstance(timeout, Unset) else timeout
         return Call.make(
             encode_request(request),
             deadline=Deadline.after(seconds("timeout", limit)),
@@ -160,36 +161,36 @@ class SandboxSession(SandboxHold):
         )
 
     @contextmanager
-    def _counted(self, handle: CallHandle) -> Iterator[None]:
-        self._begin(handle)
+    def _counted(self, call: Call) -> Iterator[None]:
+        self._begin(call)
         try:
             yield
         finally:
-            self._pulse.calls.discard(handle)
+            self._pulse.calls.discard(call.handle)
 
-    def _begin(self, handle: CallHandle) -> None:
+    def _begin(self, call: Call) -> None:
         """Count a call in, and see to it that the sandbox outlives it."""
         if self.state is SessionState.PAUSED and self.auto_resume:
-            self.resume()
-        self._pulse.admit(handle)
+            self._resume(self._ttl, call.deadline)
+        self._pulse.admit(call.handle)
         try:
             if time.monotonic() >= self.extend_at:
-                self._extend_before_call()
+                self._extend_before_call(call.deadline)
             self._caretaker.watch(self)
         except BaseException:
-            self._pulse.calls.discard(handle)
+            self._pulse.calls.discard(call.handle)
             raise
 
-    def _extend_before_call(self) -> None:
+    def _extend_before_call(self, deadline: Deadline) -> None:
         try:
-            self.extend()
+            self.extend(deadline)
         except SessionNotFoundError:
             raise
         except PPIOAgentError as error:
             # The call may well succeed; if it does not, its own error says why.
             _log.warning("extending sandbox %s failed: %s", self._sandbox_id, error)
 
-    def _reaching_agent(self, run: Callable[[], _T]) -> _T:
+    def _reaching_agent(self, run: Callable[[], _T], deadline: Deadline) -> _T:
         """Run a call; if the edge does not know the sandbox, find out why.
 
         The edge answers alike for a sandbox that is gone and for one that the
@@ -200,19 +201,8 @@ class SandboxSession(SandboxHold):
         except SessionClosedError:
             raise
         except SessionNotFoundError as error:
-            if self._look_at_platform() is not SessionState.PAUSED:
+            if self._look_at_platform(deadline) is not SessionState.PAUSED:
                 raise
             if not self.auto_resume:
                 raise paused_error(self._sandbox_id) from error
             return run()
-
-    def detach(self) -> None:
-        """Give the sandbox up without ending it: its time to live will.
-
-        The session is `INACTIVE` then; closing it or its client ends nothing.
-
-        Raises:
-            ConflictError: Invocations run.
-        """
-        self._pulse.give_up()
-        self._on_closed(self)

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
+from ppio_agent.hooks import SessionEvent
 from ppio_agent.transport import CallScope
 from ppio_agent.wire.models import AgentTemplate
 
 from .caretaker import Caretaker
-from .config import ClientConfig
 from .control import ControlPlane
+from .conversation import conversation_metadata, in_order, settle
 from .flight import SingleFlight
 from .launch import Launched, Launcher, SandboxOptions
+from .reference import SessionRef
 from .session import SandboxSession
-from .state import SessionPlan, SessionState
+from .state import SessionState
 
 __all__ = ["SessionBook", "run_all"]
 
@@ -33,22 +36,28 @@ class SessionBook:
     """Opens the sessions of one client and keeps each until its sandbox is gone.
 
     Args:
-        config: The client's settings.
+        on_change: Is told of each new state of a session, if anybody cares.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe. A forked child begins without any.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
-        self._config = config
+    def __init__(
+        self, on_change: Callable[[SessionEvent], object] | None = None
+    ) -> None:
+        self._on_change = on_change
         self._caretaker = Caretaker()
-        self._creating: SingleFlight[_Conversation, SandboxSession] = SingleFlight()
-        # Guards all below; told when a launch has ended.
+        self._closed_by: PPIOAgentError | None = None
+        self._begin_empty()
+        renew_in_child(self, SessionBook._begin_empty)
+
+    def _begin_empty(self) -> None:
+        self._settling: SingleFlight[_Conversation, SandboxSession] = SingleFlight()
+        # Guards all below and _closed_by; told when a launch has ended.
         self._changed = threading.Condition()
-        self._sessions: dict[str, SandboxSession] = {}
+        self._sessions: dict[SandboxSession, None] = {}  # in the order of their coming
         self._conversations: dict[_Conversation, SandboxSession] = {}
         self._launching: set[CallScope] = set()
         self._leftovers: set[str] = set()
-        self._closed_by: PPIOAgentError | None = None
 
     def open(
         self,
@@ -66,28 +75,52 @@ class SessionBook:
             options: What it is asked for with.
             deadline: Bounds everything.
         """
+        session = self._create(launcher, template, options, deadline)
+        if options.session_id is not None:
+            self._bind((template.template_id, options.session_id), session)
+        return session
 
+    def _create(
+        self,
+        launcher: Launcher,
+        template: AgentTemplate,
+        options: SandboxOptions,
+        deadline: Deadline,
+    ) -> SandboxSession:
         def adopt(launched: Launched) -> SandboxSession:
-            plan = SessionPlan(
-                template_id=launched.template_id,
-                time_to_live=options.time_to_live,
-                start_timeout=launched.start_timeout,
-                timeout=self._config.timeout,
-            )
-            session = SandboxSession(
-                plan,
-                sandbox_id=launched.sandbox_id,
-                control=launcher.control,
-                port=launched.port,
-                caretaker=self._caretaker,
-                on_closed=self._remove,
-                expires=launched.expires,
-            )
-            self._add(session, options.session_id)
+            session = self._session(launcher, launched)
+            self._add(session)
             return session
 
         with self._launch():
             return launcher.launch(template, options, deadline=deadline, adopt=adopt)
+
+    def attach(
+        self,
+        launcher: Launcher,
+        target: SessionRef | str,
+        *,
+        session_id: str | None,
+        own: bool,
+    ) -> SandboxSession:
+        """Return a session on a sandbox that exists.
+
+        Args:
+            launcher: Knows the platform.
+            target: The sandbox, by its reference or its id.
+            session_id: The conversation, if it is to be another one.
+            own: Whether `close` ends the sandbox.
+        """
+        with self._launch():
+            launched, state = launcher.attach(
+                target,
+                session_id=session_id,
+                time_to_live=None,
+                deadline=Deadline.after(None),
+            )
+            session = self._session(launcher, launched, state, owned=own)
+            self._add(session)
+            return session
 
     def conversation(
         self,
@@ -99,19 +132,58 @@ class SessionBook:
     ) -> SandboxSession:
         """Return the session of a conversation; the first of many callers opens it.
 
-        One that is of no use any more is ended and replaced.
+        One that another process has begun is taken, see `conversation`; one that is of
+        no use any more is ended and replaced.
         """
         key = (template.template_id, str(options.session_id))
 
-        def create() -> SandboxSession:
+        def begin() -> SandboxSession:
             found = self._find(key)
             if found is None:
-                found = self.open(launcher, template, options, deadline=deadline)
+                found = self._settle(launcher, template, options, deadline)
                 found.auto_resume = True
+                self._bind(key, found)
             return found
 
         found = self._find(key)
-        return found or self._creating.run(key, create, deadline)
+        return found or self._settling.run(key, begin, deadline)
+
+    def _settle(
+        self,
+        launcher: Launcher,
+        template: AgentTemplate,
+        options: SandboxOptions,
+        deadline: Deadline,
+    ) -> SandboxSession:
+        control = launcher.control
+        wanted = conversation_metadata(template.template_id, options.session_id)
+
+        def find() -> list[str]:
+            name = control.endpoint.sandbox_ref
+            found = in_order(control.find_sandboxes(wanted, deadline))
+            return [name(s.sandbox_id, s.client_id) for s in found]
+
+        def attach(sandbox_id: str) -> SandboxSession:
+            launched, state = launcher.attach(
+                sandbox_id,
+                session_id=options.session_id,
+                time_to_live=options.time_to_live,
+                deadline=deadline,
+            )
+            session = self._session(launcher, launched, state, owned=False)
+            if state is SessionState.ACTIVE:
+                session.wait_ready(deadline)
+            return session
+
+        with self._launch():
+            session = settle(
+                find=find,
+                create=lambda: self._create(launcher, template, options, deadline),
+                attach=attach,
+            )
+            if not session.owned:
+                self._add(session)
+            return session
 
     def _find(self, key: _Conversation) -> SandboxSession | None:
         with self._changed:
@@ -121,6 +193,24 @@ class SessionBook:
             del self._conversations[key]
         found.dispose()
         return None
+
+    def _session(
+        self,
+        launcher: Launcher,
+        launched: Launched,
+        state: SessionState = SessionState.ACTIVE,
+        *,
+        owned: bool = True,
+    ) -> SandboxSession:
+        return SandboxSession(
+            launched,
+            control=launcher.control,
+            caretaker=self._caretaker,
+            state=state,
+            owned=owned,
+            on_closed=self._remove,
+            on_change=self._on_change,
+        )
 
     @contextmanager
     def _launch(self) -> Iterator[None]:
@@ -138,24 +228,28 @@ class SessionBook:
                 self._launching.discard(scope)
                 self._changed.notify_all()
 
-    def _add(self, session: SandboxSession, session_id: str | None) -> None:
+    def _add(self, session: SandboxSession) -> None:
         with self._changed:
-            self._sessions[session.sandbox_id] = session
-            if session_id is not None:
-                key = (session.template_id, session_id)
+            self._sessions[session] = None
+        if self._on_change is not None:
+            self._on_change(session.began())
+
+    def _bind(self, key: _Conversation, session: SandboxSession) -> None:
+        with self._changed:
+            if not session.gone:
                 self._conversations.setdefault(key, session)
 
     def _remove(self, session: SandboxSession) -> None:
         key = (session.template_id, session.session_id)
         with self._changed:
-            self._sessions.pop(session.sandbox_id, None)
+            self._sessions.pop(session, None)
             if self._conversations.get(key) is session:
                 del self._conversations[key]
 
     def sessions(self) -> tuple[SandboxSession, ...]:
         """Return the sessions whose sandboxes are not known to be gone."""
         with self._changed:
-            return tuple(self._sessions.values())
+            return tuple(self._sessions)
 
     def add_leftover(self, sandbox_id: str) -> None:
         """Remember a sandbox that could not be killed."""
@@ -163,8 +257,9 @@ class SessionBook:
             self._leftovers.add(sandbox_id)
 
     def close_all(self, deadline: Deadline) -> dict[str, Exception]:
-        """End all sessions, 16 at a time; return the failures by sandbox id."""
-        return run_all({s.sandbox_id: s.close for s in self.sessions()}, deadline)
+        """End all sessions it owns, 16 at a time; return the failures by sandbox id."""
+        owned = [s for s in self.sessions() if s.owned]
+        return run_all({s.sandbox_id: s.close for s in owned}, deadline)
 
     def close(
         self, error: PPIOAgentError, control: ControlPlane | None, deadline: Deadline
@@ -187,6 +282,9 @@ class SessionBook:
         with self._changed:
             self._changed.wait_for(lambda: not self._launching, deadline.left())
         failures = self.close_all(deadline)
+        for session in self.sessions():
+            if not session.owned:
+                session.release(error)
         with self._changed:
             leftovers = tuple(self._leftovers)
             self._leftovers.clear()

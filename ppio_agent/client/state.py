@@ -1,38 +1,33 @@
-"""The states of a session: what each refuses, and how one follows another."""
+"""The states of a session and what each refuses. Pure."""
 
 from __future__ import annotations
 
 import enum
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
 from attrs import frozen
 
-from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
     AgentUnreachableError,
     ConflictError,
     InvocationError,
     PPIOAgentError,
-    RequestTimeoutError,
     SessionClosedError,
     SessionNotFoundError,
 )
-from ppio_agent.transport import CallHandle
-from ppio_agent.wire.models import PingResponse
+from ppio_agent.wire.models import PingResponse, SandboxDetail, SandboxState
 
 from .endpoint import AGENT_PORT
 
 __all__ = [
-    "SessionPlan",
-    "SessionPulse",
+    "Action",
     "SessionState",
     "SessionStatus",
     "closed_error",
     "paused_error",
-    "why_unusable",
+    "refusal",
+    "seconds_left",
+    "state_of",
 ]
 
 
@@ -42,7 +37,8 @@ class SessionState(enum.Enum):
     Attributes:
         ACTIVE: Invocations run.
         PAUSED: The sandbox is frozen, with its memory; `resume` thaws it.
-        INACTIVE: The platform says that it does not run; nothing but `close` is left.
+        INACTIVE: It was given up by `detach`, or the platform says that it does not
+            run; `attach_session` makes a new session on it if it is still there.
         CLOSED: The sandbox is gone.
         ERROR: The sandbox runs, but its agent does not answer; `get_status` asks again.
     """
@@ -79,51 +75,92 @@ class SessionStatus:
     session_id: str
 
 
-@frozen(kw_only=True)
-class SessionPlan:
-    """What a session is made with.
+def state_of(detail: SandboxDetail) -> SessionState:
+    """Return the state of a session whose sandbox the platform describes so."""
+    if detail.state == SandboxState.RUNNING:
+        return SessionState.ACTIVE
+    if detail.state == SandboxState.PAUSED:
+        return SessionState.PAUSED
+    return SessionState.INACTIVE
 
-    Attributes:
-        template_id: Of its sandbox.
-        time_to_live: Of its sandbox, in seconds, from each extension on.
-        start_timeout: Seconds in which the agent has to be ready after a resume.
-        timeout: Total of an invocation unless it says otherwise; None means no limit.
+
+def seconds_left(detail: SandboxDetail, now: datetime, *, at_most: float) -> float:
+    """Return how long a sandbox lives on, as far as that can be told.
+
+    The platform's clock may differ from ours. If it seems to live shorter than it does,
+    the next call extends it once too often; longer than `at_most` is not believed.
+    """
+    return min(max(0.0, (detail.end_at - now).total_seconds()), at_most)
+
+
+class Action(enum.Enum):
+    """What may be asked of a session; the value is what messages call it.
+
+    `close` and `get_status` are not among them: every state allows them.
     """
 
-    template_id: str
-    time_to_live: float
-    start_timeout: float
-    timeout: float | None
+    INVOKE = "invoke"
+    PING = "ping"
+    PAUSE = "pause"
+    RESUME = "resume"
+    REFRESH = "refresh"
+    DETACH = "detach"
 
 
-def why_unusable(
-    state: SessionState, sandbox_id: str, *, changing: bool, gone: bool
+_A, _S = Action, SessionState
+_ALLOWED: dict[SessionState, frozenset[Action]] = {
+    _S.ACTIVE: frozenset(_A),
+    _S.PAUSED: frozenset({_A.PAUSE, _A.RESUME, _A.DETACH}),
+    _S.INACTIVE: frozenset({_A.DETACH}),
+    _S.ERROR: frozenset({_A.PING, _A.REFRESH, _A.DETACH}),
+    _S.CLOSED: frozenset(),
+}
+
+
+def refusal(
+    action: Action,
+    state: SessionState,
+    sandbox_id: str,
+    *,
+    changing: bool = False,
+    gone: bool = False,
 ) -> PPIOAgentError | None:
-    """Return why no invocation may begin, or None if one may.
+    """Return why a session does not do something, or None if it may.
 
     Args:
+        action: What it is asked to do.
         state: The session's.
         sandbox_id: For the message.
-        changing: Whether a thread pauses or resumes it at the moment.
+        changing: Whether a thread pauses or resumes it at the moment: no invocation
+            begins then.
         gone: Whether the sandbox ended without being closed here.
     """
     if state is SessionState.CLOSED:
         return closed_error(sandbox_id, gone=gone)
+    changing = changing and action is Action.INVOKE
+    if action in _ALLOWED[state] and not changing:
+        return None
     if state is SessionState.INACTIVE:
         return SessionNotFoundError(
-            f"the sandbox {sandbox_id} was given up or does not run any more; create a"
-            " new session"
+            f"cannot {action.value}: the sandbox {sandbox_id} was given up or does not"
+            " run any more; attach_session() holds it again if it is still there"
         )
-    if state is SessionState.PAUSED or changing:
-        return paused_error(sandbox_id)
-    if state is SessionState.ERROR:
-        return AgentUnreachableError(
-            f"the agent in sandbox {sandbox_id} did not answer when it was last asked;"
-            " get_status() asks again, close() ends the sandbox",
-            sandbox_id=sandbox_id,
-            port=AGENT_PORT,
-        )
-    return None
+    if action in {Action.INVOKE, Action.PING}:
+        frozen = changing or state is SessionState.PAUSED
+        return paused_error(sandbox_id) if frozen else _unreachable(sandbox_id)
+    return ConflictError(
+        f"cannot {action.value} the session on sandbox {sandbox_id}: its state is"
+        f" {state.value}; get_status() asks again"
+    )
+
+
+def _unreachable(sandbox_id: str) -> AgentUnreachableError:
+    return AgentUnreachableError(
+        f"the agent in sandbox {sandbox_id} did not answer when it was last asked;"
+        " get_status() asks again, close() ends the sandbox",
+        sandbox_id=sandbox_id,
+        port=AGENT_PORT,
+    )
 
 
 def paused_error(sandbox_id: str) -> InvocationError:
@@ -145,128 +182,3 @@ def closed_error(sandbox_id: str, *, gone: bool) -> SessionClosedError:
         f"the session on sandbox {sandbox_id} has ended: {why}; create a new one",
         code=SessionNotFoundError.code if gone else None,
     )
-
-
-class SessionPulse:
-    """The state of one session and the calls that run in it, seen by all threads alike.
-
-    Attributes:
-        calls: The calls that run. Taken out without a lock, as a finaliser does.
-
-    Thread safety: thread-safe; no lock is held while a transition goes on.
-    """
-
-    def __init__(self, sandbox_id: str) -> None:
-        self.calls: set[CallHandle] = set()
-        self._sandbox_id = sandbox_id
-        # Guards all below; told when a transition has ended.
-        self._changed = threading.Condition()
-        self._state = SessionState.ACTIVE
-        self._changing = False
-        self._gone = False
-        self._gone_by_itself = False
-
-    @property
-    def state(self) -> SessionState:
-        """The state as last seen."""
-        return self._state
-
-    @property
-    def gone(self) -> bool:
-        """Whether the sandbox is known not to exist any more."""
-        return self._gone
-
-    def admit(self, call: CallHandle) -> None:
-        """Count a call in; raise if the session takes none."""
-        with self._changed:
-            refusal = why_unusable(
-                self._state,
-                self._sandbox_id,
-                changing=self._changing,
-                gone=self._gone_by_itself,
-            )
-            if refusal is not None:
-                raise refusal
-            self.calls.add(call)
-
-    def check_open(self) -> None:
-        """Raise if the session has ended."""
-        if self._state is SessionState.CLOSED:
-            raise self.closed_error()
-
-    def closed_error(self) -> SessionClosedError:
-        """Return the error of using this session after its end."""
-        return closed_error(self._sandbox_id, gone=self._gone_by_itself)
-
-    @contextmanager
-    def transition(
-        self, name: str, *, to: SessionState, deadline: Deadline
-    ) -> Iterator[bool]:
-        """Be the only one to change the state for a while; calls are not admitted.
-
-        Args:
-            name: What is done, for messages.
-            to: Where it leads.
-            deadline: Bounds the waiting for another thread's transition.
-
-        Yields:
-            Whether there is anything to do.
-
-        Raises:
-            ConflictError: The state allows no transition.
-            RequestTimeoutError: Another one took too long.
-        """
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._changing, deadline.left()):
-                raise RequestTimeoutError(
-                    f"another thread pauses or resumes sandbox {self._sandbox_id}",
-                    phase="response",
-                )
-            self.check_open()
-            if self._state not in {SessionState.ACTIVE, SessionState.PAUSED}:
-                raise ConflictError(
-                    f"cannot {name} the session on sandbox {self._sandbox_id}: its"
-                    f" state is {self._state.value}; get_status() asks again"
-                )
-            self._changing = True
-            needed = self._state is not to
-        try:
-            yield needed
-        finally:
-            with self._changed:
-                self._changing = False
-                self._changed.notify_all()
-
-    def become(self, state: SessionState) -> None:
-        """Change the state, unless the session has ended meanwhile."""
-        with self._changed:
-            if self._state is not SessionState.CLOSED:
-                self._state = state
-
-    def begin_close(self) -> bool:
-        """Take no more calls; tell whether there is a sandbox left to end."""
-        with self._changed:
-            self._state = SessionState.CLOSED
-            return not self._gone
-
-    def give_up(self) -> None:
-        """Let go of the sandbox without ending it; raise if calls run in it."""
-        with self._changed:
-            self.check_open()
-            if self.calls:
-                raise ConflictError(
-                    f"{len(self.calls)} invocations run in sandbox"
-                    f" {self._sandbox_id}; wait for them, then detach"
-                )
-            self._state = SessionState.INACTIVE
-            self._gone = True  # for this session: there is nothing left to end
-
-    def mark_gone(self) -> bool:
-        """Note that the sandbox does not exist any more; tell whether that is news."""
-        with self._changed:
-            if self._gone:
-                return False
-            self._gone = True
-            self._gone_by_itself = self._state is not SessionState.CLOSED
-            self._state = SessionState.CLOSED
-            return True

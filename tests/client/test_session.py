@@ -586,7 +586,7 @@ class TestStates:
         platform.sandboxes["sb1"].state = "stopped"
 
         assert session.get_status().state is SessionState.INACTIVE
-        with pytest.raises(SessionNotFoundError, match="create a new session"):
+        with pytest.raises(SessionNotFoundError, match="attach_session"):
             session.invoke("Hi")
 
     def test_status_of_one_that_is_gone(
