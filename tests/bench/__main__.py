@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
-from .environments import PEERS, ROOT, SERVERS, Unavailable
+from .environments import CLIENTS, PEERS, ROOT, SERVERS, Unavailable
 from .groups import blocking, client, echo, limits, ping, process, streams
 from .plan import FULL, QUICK, Plan
 from .processes import call, serving
@@ -38,7 +38,8 @@ _GROUPS = MappingProxyType[str, Callable[[Plan], Found]](
 
 def _titles() -> dict[str, str]:
     """Return what the servers are called, with what they really serve with."""
-    titles = {who: program.title for who, program in SERVERS.items()}
+    programs = {**CLIENTS, **SERVERS}
+    titles = {who: program.title for who, program in programs.items()}
     with serving(PEERS, "about") as fleet:
         for who in PEERS:
             try:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from attrs import frozen
 
-__all__ = ["PEERS", "ROOT", "SERVERS", "Program", "Unavailable"]
+__all__ = ["CLIENTS", "PEERS", "ROOT", "SERVERS", "Program", "Unavailable"]
 
 ROOT = Path(__file__).parents[2]
 _ENVIRONMENTS = ROOT / ".bench"
@@ -19,6 +19,7 @@ _ENVIRONMENTS = ROOT / ".bench"
 _FAILED: dict[str, str] = {}
 # Which `ppio-sandbox` serves with and does not require itself.
 _PEER = ("ppio-sandbox==2.1.0", "uvicorn==0.54.0", "starlette==1.10.0")
+_OPENAI = ("openai==3.54.0", "httpx==0.28.1")
 
 
 class Unavailable(Exception):
@@ -27,10 +28,10 @@ class Unavailable(Exception):
 
 @frozen(kw_only=True)
 class Program:
-    """A server: which program, run by which interpreter.
+    """A server or a client: which program, run by which interpreter.
 
     Attributes:
-        script: Its file in `servers/`.
+        script: Its file in `servers/`; of a client the name of its adapter.
         title: What the table calls it.
         environment: Name of its environment; None is the one that runs the benchmark.
         needs: What is installed in that.
@@ -90,6 +91,8 @@ SERVERS: Mapping[str, Program] = MappingProxyType(
         "web": Program(script="web.py", title="our web layer alone"),
         "plain": Program(script="plain.py", title="Flask on plain waitress"),
         "fixed": Program(script="fixed.py", title="a fixed answer"),
+        "stage": Program(script="stage.py", title="a platform that costs nothing"),
+        "late": Program(script="stage.py", title="one whose agents start late"),
         "peer": Program(
             script="peer.py",
             title="`ppio-sandbox` 2.1.0",
@@ -110,3 +113,38 @@ SERVERS: Mapping[str, Program] = MappingProxyType(
         ),
     }
 )
+
+CLIENTS: Mapping[str, Program] = MappingProxyType(
+    {
+        "ours": Program(script="ours", title="our session"),
+        "requests": Program(
+            script="requests",
+            title="`requests`, a Session a thread, and `sseclient-py`",
+        ),
+        "ppio": Program(
+            script="ppio",
+            title="`ppio-sandbox` 2.1.0, its session",
+            environment="peer",
+            needs=_PEER,
+        ),
+        "ppio 1": Program(
+            script="ppio",
+            title="`ppio-sandbox` 1.1.3, its session",
+            environment="peer-1",
+            needs=("ppio-sandbox==1.1.3",),
+        ),
+        "httpx": Program(
+            script="httpx",
+            title="`httpx.Client` 0.28.1",
+            environment="openai",
+            needs=_OPENAI,
+        ),
+        "openai": Program(
+            script="openai",
+            title="`openai` 3.54.0",
+            environment="openai",
+            needs=_OPENAI,
+        ),
+    }
+)
+"""The clients that people use today, and ours."""

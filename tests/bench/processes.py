@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from attrs import frozen
 
 from tests.support import wait_until
 
-from .environments import ROOT, SERVERS, Unavailable
+from .environments import CLIENTS, ROOT, SERVERS, Unavailable
 
 __all__ = [
     "Fleet",
     "Served",
     "call",
     "measured_by",
+    "measured_client",
     "serving",
     "started",
 ]
@@ -182,12 +183,34 @@ def measured_by(module: str, *arguments: object, **options: Any) -> dict[str, An
         words.append(f"--{name.replace('_', '-')}")
         if value is not True:
             words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return _found_by([sys.executable, "-m", f"tests.bench.load.{module}", *words])
+
+
+def measured_client(
+    who: str, *, what: str, port: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure one client in a process of its own; return what was found.
+
+    Args:
+        who: Name of the client.
+        what: What it does, as `clients/measure.py` calls it.
+        port: Of the server.
+        options: How it does it.
+
+    Raises:
+        Unavailable: There is no environment for it, or it failed.
+    """
+    program = CLIENTS[who]
+    script = _HERE / "clients" / "measure.py"
+    words = [program.script, str(port), what, json.dumps(dict(options))]
+    return _found_by([program.python(), script, *words])
+
+
+def _found_by(command: Sequence[str | Path]) -> dict[str, Any]:
+    # Settings of the caller's must not change what is compared.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PPIO_")}
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.bench.load.{module}", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]

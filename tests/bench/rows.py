@@ -16,7 +16,6 @@ __all__ = ["LINES", "Beside", "Line", "rows"]
 
 _OTHERS = {
     "ideal": "the ideal",
-    "requests": "`requests.Session.post`",
     "silence": "the handler's silence",
 }
 
@@ -210,6 +209,83 @@ _LIMITS = [
     ),
 ]
 
+_RATES = {
+    1: (Beside("ppio"), Beside("httpx"), Beside("requests", _ratio(">=", 1.0))),
+    8: (Beside("ppio"), Beside("httpx"), Beside("requests")),
+    32: (Beside("ppio"), Beside("httpx"), Beside("requests", _ratio(">=", 0.8))),
+    64: (Beside("ppio", _ratio(">=", 8.0)), Beside("httpx"), Beside("requests")),
+}
+
+_CLIENT = [
+    Line(
+        "client/cost",
+        "client, CPU us a call on a kept connection",
+        (
+            Beside("ppio", _ratio("<=", 0.25)),
+            Beside("ppio 1", _ratio("<=", 0.25)),
+            Beside("requests", _ratio("<=", 0.5)),
+            Beside("httpx"),
+            Beside("openai"),
+        ),
+    ),
+    *(
+        Line(
+            f"client/rate/{wide}",
+            f"client, calls/s, {wide} thread{'s' * (wide > 1)}",
+            beside,
+        )
+        for wide, beside in _RATES.items()
+    ),
+    Line(
+        "client/batch/64",
+        "1,000 calls of a 50 ms agent, 64 wide, s (ideal 0.80)",
+        (Beside(None, _own("<=", 1.0)), Beside("ppio"), Beside("httpx")),
+    ),
+    Line(
+        "client/batch/200",
+        "1,000 calls of a 50 ms agent, 200 wide, s (ideal 0.25)",
+        (Beside(None, _own("<=", 0.5)), Beside("ppio"), Beside("httpx")),
+    ),
+    Line(
+        "client/pool",
+        "`invoke_many`, 64 items of 100 ms, `pool(16)`, s (one by one 6.4)",
+        [Beside(None, _own("<=", 6.4 / 12))],
+    ),
+    Line(
+        "client/events",
+        "10,000 events of one stream, events/s",
+        (Beside("ppio", _ratio(">=", 2.5)), Beside("requests"), Beside("openai")),
+    ),
+    Line(
+        "client/large",
+        "one event of 1 MB in 8,000 lines, s",
+        (Beside("requests", _ratio("<=", 0.05)), Beside("openai")),
+    ),
+    *(
+        Line(
+            f"client/first/{how}",
+            f"an event sent to its being read, ms, body {told}",
+            (
+                Beside(None, _own("<=", 5.0)),
+                Beside("ppio"),
+                Beside("requests"),
+                Beside("openai"),
+            ),
+        )
+        for how, told in (("chunked", "in chunks"), ("until close", "until close"))
+    ),
+    Line(
+        "client/close",
+        "`close()` of a silent stream, ms until the reader is awake",
+        (Beside(None, _own("<", 10.0)), Beside("requests"), Beside("openai")),
+    ),
+    Line(
+        "client/ready",
+        "an agent's being ready to that being known, ms",
+        [Beside(None, _own("<=", 200.0))],
+    ),
+]
+
 LINES: tuple[Line, ...] = (
     *_ECHO,
     Line(
@@ -221,11 +297,7 @@ LINES: tuple[Line, ...] = (
     *_PINGS,
     *_PROCESS,
     *_LIMITS,
-    Line(
-        "client",
-        "client, CPU us a call on a kept connection",
-        [Beside("requests", _ratio("<=", 0.5))],
-    ),
+    *_CLIENT,
 )
 
 
