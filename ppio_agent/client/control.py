@@ -7,7 +7,7 @@ modules above.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -26,7 +26,7 @@ from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.model import structure
 from ppio_agent.wire.models import ListedSandbox, NewSandbox, Sandbox, SandboxDetail
 
-from .auth import AuthManager
+from .auth import Authenticator, attempt_auth
 from .endpoint import Endpoint
 
 __all__ = ["ControlPlane"]
@@ -48,7 +48,7 @@ class ControlPlane:
 
     transport: Transport
     endpoint: Endpoint
-    auth: AuthManager
+    auth: Authenticator
     request_timeout: float
 
     def list_templates(self, deadline: Deadline) -> list[Json]:
@@ -57,7 +57,6 @@ class ControlPlane:
             "GET",
             "/templates?metadata=true",
             deadline=deadline,
-            auth=lambda _request, refresh: self.auth.template_headers(refresh=refresh),
             kind="template",
         )
         found = response.json()
@@ -192,7 +191,6 @@ class ControlPlane:
         deadline: Deadline,
         body: Mapping[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
-        auth: Callable[[Request, bool], Mapping[str, str]] | None = None,
         **about: Any,
     ) -> Response:
         request = Request(
@@ -201,7 +199,7 @@ class ControlPlane:
             headers={**(headers or {}), **(_JSON if body is not None else {})},
             body=None if body is None else encode_json(body),
             deadline=deadline.earlier(self.request_timeout),
-            auth=auth or (lambda _request, _refresh: self.auth.platform_headers()),
+            auth=attempt_auth(self.auth),
             **about,
         )
         return self.transport.send(request)

@@ -52,8 +52,8 @@ class ClientCore:
     ) -> None:
         self.given = (api_key, api_secret, tuple(plugins))
         self._config = config
-        self._named = named_platform(config, api_key, api_secret)
         self._hooks = Hooks.load(self.given[2])
+        self._named = named_platform(config, self._hooks, api_key, api_secret)
         self._closed = False
         self._start_afresh()
 
@@ -113,6 +113,7 @@ class ClientCore:
                 self._config,
                 self._hooks,
                 named=self._named,
+                api_secret=self.given[1],
                 on_leftover=self._book.add_leftover,
             )
         return self._backend

@@ -31,6 +31,7 @@ from ppio_agent.wire.models import (
 )
 
 from .agent_port import AgentPort
+from .auth import attempt_auth
 from .config import ClientConfig
 from .control import ControlPlane
 from .conversation import conversation_metadata, session_id_of
@@ -309,13 +310,7 @@ class Launcher:
         """Return what speaks to the agent of a sandbox."""
         control, config = self.control, self.config
         traffic = ref.traffic_token
-
-        def tokens() -> Mapping[str, str]:
-            found = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
-            if config.forward_api_key:
-                found.update(control.auth.bearer_headers())
-            return found
-
+        tokens = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
         return AgentPort(
             transport=control.transport,
             route=control.endpoint.route(
@@ -326,7 +321,7 @@ class Launcher:
             ),
             sandbox_id=ref.sandbox_id,
             session_id=ref.session_id,
-            tokens=tokens,
+            auth=attempt_auth(control.auth, tokens),
             idle_timeout=config.idle_timeout,
             max_event_bytes=config.max_event_bytes,
             max_response_bytes=config.max_response_bytes,
