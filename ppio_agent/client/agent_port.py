@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import (
+    ClientClosedError,
     InvocationError,
-    RequestTimeoutError,
+    NetworkError,
+    NotFoundError,
+    PPIOAgentError,
+    ProtocolError,
     ResponseTooLargeError,
-    ServiceUnavailableError,
+    SessionClosedError,
+    SessionNotFoundError,
     ValidationError,
     WireError,
 )
@@ -25,49 +32,62 @@ from ppio_agent.transport import (
     Headers,
     RawStream,
     Request,
-    Response,
+    RetryPolicy,
     Transport,
+    shielded,
 )
 from ppio_agent.wire import headers as h
 from ppio_agent.wire.json import Json, decode_json, encode_json
-from ppio_agent.wire.model import structure
 from ppio_agent.wire.models import InvocationResponse, PingResponse, PingStatus
-from ppio_agent.wire.sse import SSEEvent
+from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent
 
+from .answers import is_event_stream, make_response, read_ping, read_value
 from .endpoint import Route
-from .invocation import (
-    EventReader,
-    decode_chunk,
-    envelope_error,
-    is_envelope,
-    join_chunks,
-)
-from .stream import CancelResult, Run, StreamingResponse
+from .events import EventReader, decode_chunk, join_chunks
+from .feed import EventFeed, WayBack
+from .invocation import envelope_error, is_envelope
+from .resume import next_resume
+from .stream import CancelResult, Run, StreamHost, StreamingResponse
 
-__all__ = ["AgentPort", "Call"]
+__all__ = ["AgentPort", "Call", "Line"]
 
-_EVENT_STREAM = "text/event-stream"
-_ANY_ANSWER = f"application/json, {_EVENT_STREAM};q=0.9"
+_T = TypeVar("_T")
+
+_ANY_ANSWER = f"application/json, {CONTENT_TYPE};q=0.9"
 _PING_LIMIT = 2.0
+# Whoever has given up a call waits that long for the agent to hear of it.
+_STOP_LIMIT = 1.0
 
 
 @frozen(kw_only=True)
-class Call:
+class Line:
+    """What an invocation has for itself, over as many connections as it takes.
+
+    Attributes:
+        deadline: Bounds all of it.
+        handle: By which other threads end it.
+    """
+
+    deadline: Deadline
+    handle: CallHandle = field(factory=CallHandle, repr=False)
+
+
+@frozen(kw_only=True)
+class Call(Line):
     """One invocation on its way.
 
     Attributes:
         body: What the agent is sent.
-        deadline: Bounds all of it.
         idempotency_key: Under which it runs once, however often it is sent.
+        invocation_id: Id that the run is to have, so that it is known before the
+            answer; that of an earlier run with the same key wins.
         headers: Of the caller's own.
-        handle: By which other threads end it.
     """
 
     body: bytes
-    deadline: Deadline
     idempotency_key: str
+    invocation_id: str
     headers: Mapping[str, str] = field(repr=False)
-    handle: CallHandle = field(factory=CallHandle, repr=False)
 
     @classmethod
     def make(
@@ -83,8 +103,10 @@ class Call:
         Raises:
             ValidationError: The key cannot stand in a header.
         """
+        fresh_id = new_id()
+        chosen_id = Headers(headers.items()).get(h.INVOCATION_ID) if headers else None
         if idempotency_key is None:
-            idempotency_key = new_id()
+            idempotency_key = fresh_id
         elif not h.valid_idempotency_key(idempotency_key):
             raise ValidationError(
                 "an idempotency key has to be 1 to 255 visible ASCII characters"
@@ -93,8 +115,16 @@ class Call:
             body=body,
             deadline=deadline,
             idempotency_key=idempotency_key,
+            invocation_id=chosen_id or f"inv_{fresh_id}",
             headers=dict(headers or {}),
         )
+
+    def was_given_up(self, error: BaseException) -> bool:
+        """Whether `error` is that the caller, and nobody else, wants no answer."""
+        if not isinstance(error, Exception):
+            return True  # Ctrl-C, and the like
+        lost = isinstance(error, (ClientClosedError, SessionClosedError))
+        return error is self.handle.error and not lost
 
 
 @frozen(eq=False, kw_only=True)
@@ -129,53 +159,140 @@ class AgentPort:
             retry=NO_RETRY,
         )
         response = self.transport.send(request)
-        answer = _read_ping(response)
+        answer = read_ping(response)
         well = response.status == 200 and answer.status != PingStatus.UNHEALTHY
         return answer, well
 
     def invoke(self, call: Call) -> InvocationResponse:
         """Run the agent and return its whole answer, also if it streams."""
         started = time.monotonic()
-        raw = self._open(call, accept=_ANY_ANSWER)
-        run = self._run_of(raw)
-        if _is_stream(raw):
-            with self._streaming(raw, run) as stream:
-                return self._collect(stream, raw, started)
-        value = self._whole(raw, call)
-        if not is_envelope(value):
-            value = {"result": value, "duration": time.monotonic() - started}
-        return _response(value, run, raw.headers)
+        return self._insist(call, lambda: self._answer(call, started))
 
-    def open_stream(
-        self,
-        call: Call,
-        *,
-        on_end: Callable[[], None],
-        on_abandon: Callable[[], None] | None,
+    def open_stream(self, call: Call, host: StreamHost) -> StreamingResponse:
+        """Run the agent and return its answer piece by piece.
+
+        Args:
+            call: What is asked.
+            host: Who has to know what becomes of the stream.
+        """
+        return self._insist(call, lambda: self._stream(call, host))
+
+    def resume_stream(
+        self, line: Line, host: StreamHost, invocation_id: str, after: str | None
     ) -> StreamingResponse:
-        """Run the agent and return its answer as a stream, once its head is here."""
-        raw = self._open(call, accept=_EVENT_STREAM)
-        run = self._run_of(raw)
-        if _is_stream(raw):
-            return self._streaming(raw, run, on_end=on_end, on_abandon=on_abandon)
-        value = self._whole(raw, call)
-        if is_envelope(value):
-            value = value["result"]
-        ready = [] if value is None else [SSEEvent(encode_json(value).decode())]
-        return self._streaming(
-            raw, run, on_end=on_end, on_abandon=on_abandon, ready=ready
-        )
+        """Return the stream of a run that was begun elsewhere.
 
-    def cancel(self, invocation_id: str, deadline: Deadline) -> CancelResult:
+        Args:
+            line: What it has for itself here.
+            host: Who has to know what becomes of the stream.
+            invocation_id: The run.
+            after: Id of the event after which it begins; None is the first.
+        """
+        run = Run(
+            invocation_id=invocation_id,
+            session_id=self.session_id,
+            sandbox_id=self.sandbox_id,
+        )
+        raw = self._events(run, line, after, idle_timeout=self.idle_timeout)
+        run = evolve(run, request_id=raw.request_id)
+        return self._streaming(raw, run, line, host=host, after=after)
+
+    def cancel(
+        self,
+        invocation_id: str,
+        deadline: Deadline,
+        *,
+        retry: RetryPolicy | None = None,
+    ) -> CancelResult:
         """Ask the agent to stop a run."""
-        path = f"/invocations/{invocation_id}/cancel"
-        response = self.transport.send(self._request("POST", path, deadline=deadline))
-        answer = response.json()
+        request = self._request(
+            "POST",
+            f"/invocations/{invocation_id}/cancel",
+            deadline=deadline,
+            retry=retry,
+        )
+        try:
+            answer = self.transport.send(request).json()
+        except SessionNotFoundError:
+            raise
+        except NotFoundError:
+            answer = None  # it keeps no runs, or this one no longer
         facts = answer if isinstance(answer, dict) else {}
         return CancelResult(
             confirmed=facts.get("confirmed") is True,
             state=str(facts.get("state", "unknown")),
         )
+
+    def _insist(self, call: Call, ask: Callable[[], _T]) -> _T:
+        """Return what `ask` gives; ask again for an answer that was lost on its way.
+
+        A peer that runs a key once lets the same request join the run, or gives it the
+        stored answer. What its caller gives up such a peer is asked to cancel.
+        """
+        asked = 0
+        try:
+            while True:
+                try:
+                    return ask()
+                except NetworkError as error:
+                    asked += max(1, error.attempts)
+                    self._wait_to_join(call, error, asked)
+        except BaseException as error:
+            if call.was_given_up(error) and self._runs_once():
+                self._stop(call)
+            raise
+
+    def _wait_to_join(self, call: Call, error: NetworkError, asked: int) -> None:
+        """Wait until the run of a call may be joined; raise the error if it cannot."""
+        error.idempotency_key = call.idempotency_key
+        if not self._runs_once():
+            raise error
+        delay = next_resume(
+            self.transport.config.retry,
+            error,
+            resumes=asked - 1,
+            left=call.deadline.left(),
+            random=random.random,
+        )
+        if delay is None:
+            raise error
+        call.handle.pause(Deadline.after(delay))
+
+    def _runs_once(self) -> bool:
+        sandbox_id = self.route.headers.get(h.SANDBOX_ID, "")
+        return self.transport.is_run_once(self.route.origin, sandbox_id)
+
+    def _stop(self, call: Call) -> None:
+        """Ask for the end of a run that nobody waits for any more, as far as it goes.
+
+        By the id that it was asked for with: a run that another call has begun under
+        the same key has another one, and goes on.
+        """
+        with shielded(), contextlib.suppress(PPIOAgentError):
+            limit = Deadline.after(_STOP_LIMIT)
+            self.cancel(call.invocation_id, limit, retry=NO_RETRY)
+
+    def _answer(self, call: Call, started: float) -> InvocationResponse:
+        raw = self._open(call, accept=_ANY_ANSWER)
+        run = self._run_of(raw, call)
+        if is_event_stream(raw.headers):
+            with self._streaming(raw, run, call) as stream:
+                return self._collect(stream, raw, started)
+        value = self._whole(raw)
+        if not is_envelope(value):
+            value = {"result": value, "duration": time.monotonic() - started}
+        return make_response(value, run, raw.headers)
+
+    def _stream(self, call: Call, host: StreamHost) -> StreamingResponse:
+        raw = self._open(call, accept=CONTENT_TYPE)
+        run = self._run_of(raw, call)
+        if is_event_stream(raw.headers):
+            return self._streaming(raw, run, call, host=host)
+        value = self._whole(raw)
+        if is_envelope(value):
+            value = value["result"]
+        ready = [] if value is None else [SSEEvent(encode_json(value).decode())]
+        return self._streaming(raw, run, call, host=host, ready=ready)
 
     def _open(self, call: Call, *, accept: str) -> RawStream:
         left = call.deadline.left()
@@ -184,6 +301,7 @@ class AgentPort:
             "Accept": accept,
             "Content-Type": "application/json",
             h.IDEMPOTENCY_KEY: call.idempotency_key,
+            h.INVOCATION_ID: call.invocation_id,
             h.SESSION_ID: self.session_id,
         }
         if left is not None:
@@ -194,17 +312,44 @@ class AgentPort:
             headers=headers,
             body=call.body,
             deadline=call.deadline,
-            idle_timeout=self.idle_timeout if accept == _EVENT_STREAM else None,
+            idle_timeout=self.idle_timeout if accept == CONTENT_TYPE else None,
             raise_for_status=False,
         )
-        try:
-            raw = self.transport.stream(request, call=call.handle)
-        except RequestTimeoutError as error:
-            error.idempotency_key = call.idempotency_key
-            raise
+        raw = self.transport.stream(request, call=call.handle)
         if 200 <= raw.status < 300:
             return raw
         raise self._failure(raw, request)
+
+    def _events(
+        self,
+        run: Run,
+        line: Line,
+        after: str | None,
+        *,
+        idle_timeout: float | None,
+        retry: RetryPolicy | None = None,
+    ) -> RawStream:
+        """Ask for the events of a run after the one with the id `after`."""
+        headers = {"Accept": CONTENT_TYPE}
+        if after is not None:
+            headers[h.LAST_EVENT_ID] = after
+        request = self._request(
+            "GET",
+            f"/invocations/{run.invocation_id}/events",
+            headers=headers,
+            deadline=line.deadline,
+            idle_timeout=idle_timeout,
+            retry=retry,
+        )
+        raw = self.transport.stream(request, call=line.handle)
+        if not is_event_stream(raw.headers):
+            raw.close()
+            raise ProtocolError(
+                f"the agent answered no event stream for the events of invocation"
+                f" {run.invocation_id}",
+                request_id=raw.request_id,
+            )
+        return raw
 
     def _failure(self, raw: RawStream, request: Request) -> Exception:
         response = raw.response(self.max_response_bytes)
@@ -218,14 +363,9 @@ class AgentPort:
             )
         return self.transport.error_for(request, response)
 
-    def _whole(self, raw: RawStream, call: Call) -> Json:
+    def _whole(self, raw: RawStream) -> Json:
         """Return the value of an answer that is no stream; raise a failed run's error."""
-        try:
-            response = raw.response(self.max_response_bytes)
-        except RequestTimeoutError as error:
-            error.idempotency_key = call.idempotency_key
-            raise
-        value = _value(response)
+        value = read_value(raw.response(self.max_response_bytes))
         if is_envelope(value) and value["status"] == "error":
             failed = envelope_error(value, status=raw.status, request_id=raw.request_id)
             raise self._located(failed, raw)
@@ -236,17 +376,42 @@ class AgentPort:
         return error
 
     def _streaming(
-        self, raw: RawStream, run: Run, **callbacks: Any
+        self,
+        raw: RawStream,
+        run: Run,
+        line: Line,
+        *,
+        host: StreamHost | None = None,
+        after: str | None = None,
+        ready: Sequence[SSEEvent] = (),
     ) -> StreamingResponse:
         full = run.invocation_id is not None
-        reader = EventReader(full=full, max_event_bytes=self.max_event_bytes)
-        reader.done = not _is_stream(raw)
-        return StreamingResponse(
+        reader = EventReader(
+            full=full, max_event_bytes=self.max_event_bytes, last_event_id=after
+        )
+        reader.done = not is_event_stream(raw.headers)
+        # Without a host it is collected, and silence is as good as waiting for one
+        # whole answer.
+        idle_timeout = None if host is None else self.idle_timeout
+        way_back = WayBack(
+            connect=lambda last: self._events(
+                run, line, last, idle_timeout=idle_timeout, retry=NO_RETRY
+            ),
+            policy=self.transport.config.retry,
+        )
+        feed = EventFeed(
             raw,
             reader,
+            call=line.handle,
+            deadline=line.deadline,
+            way_back=way_back if full else None,
+        )
+        return StreamingResponse(
+            feed,
             run=run,
+            host=host,
             cancel=lambda: self.cancel(str(run.invocation_id), Deadline.after(10.0)),
-            **callbacks,
+            ready=ready,
         )
 
     def _collect(
@@ -271,10 +436,11 @@ class AgentPort:
         final = stream.final or {}
         duration = final.get("duration", time.monotonic() - started)
         value = {"result": join_chunks(chunks), "duration": duration}
-        return _response(value, stream.run, raw.headers, chunks=tuple(chunks))
+        return make_response(value, stream.run, raw.headers, chunks=tuple(chunks))
 
-    def _run_of(self, raw: RawStream) -> Run:
+    def _run_of(self, raw: RawStream, call: Call) -> Run:
         return Run(
+            idempotency_key=call.idempotency_key,
             request_id=raw.request_id,
             invocation_id=raw.headers.get(h.INVOCATION_ID),
             session_id=raw.headers.get(h.SESSION_ID, self.session_id),
@@ -298,61 +464,3 @@ class AgentPort:
             auth=self.auth,
             **rest,
         )
-
-
-def _is_stream(raw: RawStream) -> bool:
-    return _media_type(raw.headers) == _EVENT_STREAM
-
-
-def _media_type(headers: Headers) -> str:
-    return (headers.get("content-type") or "").partition(";")[0].strip().lower()
-
-
-def _value(response: Response) -> Json:
-    if not response.body:
-        return None
-    kind = _media_type(response.headers)
-    if kind == "application/json" or kind.endswith("+json"):
-        return response.json()
-    return response.body.decode("utf-8", "replace")
-
-
-def _response(
-    value: Mapping[str, Json],
-    run: Run,
-    headers: Headers,
-    chunks: tuple[Json, ...] | None = None,
-) -> InvocationResponse:
-    members = dict(value)
-    metadata = members.pop("metadata", None)
-    notes: Mapping[str, Json] = metadata if isinstance(metadata, dict) else {}
-    duration = members.pop("duration", None)
-    error = members.pop("error", None)
-    return InvocationResponse(
-        result=members.pop("result", None),
-        status=members.pop("status", "success"),
-        duration=duration if isinstance(duration, (int, float)) else None,
-        metadata=notes,
-        error=error if isinstance(error, str) else None,
-        request_id=run.request_id,
-        invocation_id=run.invocation_id or notes.get("invocation_id"),
-        session_id=run.session_id,
-        sandbox_id=run.sandbox_id,
-        replayed=headers.get(h.IDEMPOTENCY_REPLAYED) == "true",
-        chunks=chunks,
-        extra=members,
-    )
-
-
-def _read_ping(response: Response) -> PingResponse:
-    try:
-        return structure(PingResponse, decode_json(response.body))
-    except WireError:
-        if response.status == 503:
-            raise ServiceUnavailableError(
-                "the agent cannot be reached at the moment",
-                request_id=response.request_id,
-            ) from None
-        # An agent of the field may say it in words of its own; that it answers is
-        # what counts.
-        return PingResponse(status=PingStatus.HEALTHY)

@@ -13,16 +13,18 @@ from ppio_agent.exceptions import (
     PPIOAgentError,
     SessionClosedError,
     SessionNotFoundError,
+    ValidationError,
 )
+from ppio_agent.wire.headers import valid_id
 from ppio_agent.wire.models import InvocationResponse
 
-from .agent_port import Call
+from .agent_port import Call, Line
 from .config import UNSET, Unset
 from .hold import SandboxHold
 from .invocation import AgentRequest, encode_request
 from .limits import seconds
 from .state import SessionState, paused_error
-from .stream import StreamingResponse
+from .stream import StreamHost, StreamingResponse
 
 __all__ = ["SandboxSession"]
 
@@ -123,7 +125,44 @@ class SandboxSession(SandboxHold):
         """Do as `invoke_stream`; with `owned` the session ends with the stream."""
         limit = seconds("deadline", deadline)
         call = self._make_call(request, limit, idempotency_key, headers)
-        handle, calls = call.handle, self._pulse.calls
+        host = self._host(call, owned=owned)
+        return self._hosting(call, lambda: self._port.open_stream(call, host))
+
+    def resume_stream(
+        self,
+        invocation_id: str,
+        last_event_id: str | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> StreamingResponse:
+        """Return the rest of a stream that was begun elsewhere, or before.
+
+        Args:
+            invocation_id: The run, as `StreamInterruptedError` and the stream name it.
+            last_event_id: Id of the last chunk that is there; None begins with the
+                first.
+            deadline: Total seconds until the end of the stream; None means no limit.
+
+        Raises:
+            ValidationError: An id cannot be sent, or the run has no such event yet.
+            InvocationNotFoundError: The agent does not know the run, or no longer.
+            ReplayGoneError: It does not keep the events after that one any more.
+            NotFoundError: It keeps no runs.
+        """
+        if not valid_id(invocation_id):
+            raise ValidationError(
+                "an invocation id has to be 1 to 128 of A-Z a-z 0-9 . _ : -"
+            )
+        line = Line(deadline=Deadline.after(seconds("deadline", deadline)))
+        host = self._host(line)
+        return self._hosting(
+            line,
+            lambda: self._port.resume_stream(line, host, invocation_id, last_event_id),
+        )
+
+    def _host(self, line: Line, *, owned: bool = False) -> StreamHost:
+        """Return what is done here about a stream; `owned` is the session by it."""
+        handle, calls = line.handle, self._pulse.calls
 
         def ended() -> None:
             calls.discard(handle)
@@ -135,15 +174,22 @@ class SandboxSession(SandboxHold):
             if owned:
                 self._caretaker.abandon(self)
 
+        return StreamHost(begin=lambda: self._begin(line), end=ended, abandon=abandoned)
+
+    def _hosting(
+        self, line: Line, start: Callable[[], StreamingResponse]
+    ) -> StreamingResponse:
+        """Return the stream that `start` gives, counted in until its end."""
+
         def run() -> StreamingResponse:
-            self._begin(call)
+            self._begin(line)
             try:
-                return self._port.open_stream(call, on_end=ended, on_abandon=abandoned)
+                return start()
             except BaseException:
-                calls.discard(handle)
+                self._pulse.calls.discard(line.handle)
                 raise
 
-        return self._reaching_agent(run, call.deadline)
+        return self._reaching_agent(run, line.deadline)
 
     def _make_call(
         self,
@@ -161,14 +207,14 @@ class SandboxSession(SandboxHold):
         )
 
     @contextmanager
-    def _counted(self, call: Call) -> Iterator[None]:
+    def _counted(self, call: Line) -> Iterator[None]:
         self._begin(call)
         try:
             yield
         finally:
             self._pulse.calls.discard(call.handle)
 
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: Line) -> None:
         """Count a call in, and see to it that the sandbox outlives it."""
         if self.state is SessionState.PAUSED and self.auto_resume:
             self._resume(self._ttl, call.deadline)

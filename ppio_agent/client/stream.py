@@ -6,37 +6,28 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import (
+    ConflictError,
     InvocationError,
-    NetworkError,
-    RequestTimeoutError,
     StreamClosedError,
     StreamInterruptedError,
 )
+from ppio_agent.transport import shielded
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.sse import SSEEvent
 
-from .invocation import EventReader, decode_chunk
+from .events import decode_chunk
+from .feed import EventFeed
 
 if TYPE_CHECKING:
-    pass
+    from typing_extensions import Self
 
-__all__ = ["ByteSource", "CancelResult", "Run", "StreamingResponse"]
-
-
-class ByteSource(Protocol):
-    """What a stream reads: the transport's raw stream, or what a test puts there."""
-
-    def read(self) -> bytes:
-        """Return the next bytes, or none at a clean end."""
-
-    def close(self) -> None:
-        """Give the connection up, from any thread; wakes a reader."""
+__all__ = ["CancelResult", "Run", "StreamHost", "StreamingResponse"]
 
 
 @frozen(kw_only=True)
@@ -48,12 +39,14 @@ class Run:
         invocation_id: Id of the run; None with an agent that does not give any.
         session_id: The conversation.
         sandbox_id: The sandbox.
+        idempotency_key: Key that the run was asked for with, if it was asked for here.
     """
 
     request_id: str | None = None
     invocation_id: str | None = None
     session_id: str | None = None
     sandbox_id: str | None = None
+    idempotency_key: str | None = None
 
 
 @frozen(kw_only=True)
@@ -70,6 +63,21 @@ class CancelResult:
     state: str
 
 
+@frozen(eq=False, kw_only=True)
+class StreamHost:
+    """Who has to know of a stream: the session that it is in.
+
+    Attributes:
+        begin: The stream goes on after an end; may refuse it.
+        end: The stream is over.
+        abandon: Nobody holds the stream any more. Takes no lock: it may run anywhere.
+    """
+
+    begin: Callable[[], None]
+    end: Callable[[], None]
+    abandon: Callable[[], None]
+
+
 class StreamingResponse(Closing):
     """The chunks of one invocation, in order, as the agent gives them.
 
@@ -79,7 +87,10 @@ class StreamingResponse(Closing):
             for chunk in stream:
                 print(chunk, end="", flush=True)
 
-    Each chunk is the decoded JSON of an event, or its text if it is no JSON.
+    Each chunk is the decoded JSON of an event, or its text if it is no JSON. When the
+    connection is cut or silent, the stream goes on over a new one by itself if the
+    agent can be asked for its events again, as those made with this package can: at
+    most `ClientConfig.max_retries` times in a row without a new chunk.
 
     Attributes:
         run: Ids of what is being read.
@@ -91,7 +102,8 @@ class StreamingResponse(Closing):
     Raises:
         InvocationError: While iterating: the agent failed, after the chunks that it
             gave before.
-        StreamInterruptedError: While iterating: the connection was cut.
+        StreamInterruptedError: While iterating: the connection was cut, and the stream
+            could not go on by itself; see `resume`.
         StreamClosedError: While iterating: another thread closed the stream.
 
     Thread safety: one thread reads; `close` and `cancel` may come from any other.
@@ -102,37 +114,44 @@ class StreamingResponse(Closing):
 
     def __init__(
         self,
-        source: ByteSource,
-        reader: EventReader,
+        feed: EventFeed,
         *,
         run: Run,
-        on_end: Callable[[], None] = lambda: None,
-        on_abandon: Callable[[], None] | None = None,
+        host: StreamHost | None = None,
         cancel: Callable[[], CancelResult] | None = None,
         ready: Iterable[SSEEvent] = (),
     ) -> None:
         self.run = run
-        self.last_event_id: str | None = None
-        self._source = source
-        self._reader = reader
+        self._feed = feed
+        # What was read and not handed out; without a lock, for its one reader.
         self._ready = deque(ready)
+        self._last = SSEEvent("", id=feed.reader.last_event_id)
         self._count = 0
-        self._on_end = on_end
+        self._host = host
         self._cancel = cancel
-        # Guards _ended and _closer.
-        self._lock = threading.Lock()
+        # Guards _ended, _closer and _interrupted. Re-entrant, as in EventFeed.
+        self._lock = threading.RLock()
         self._ended = False
+        self._interrupted = False
         self._closer: int | None = None
-        # Runs if nobody ends the stream. It must take no lock: it may run anywhere.
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have the host told if nobody ends the stream."""
         self._abandoned: weakref.finalize[..., Any] | None = None
-        if on_abandon is not None:
-            self._abandoned = weakref.finalize(self, on_abandon)
+        if self._host is not None:
+            self._abandoned = weakref.finalize(self, self._host.abandon)
             self._abandoned.atexit = False
 
     @property
     def final(self) -> Mapping[str, Json] | None:
         """The agent's closing record, once it has come."""
-        return self._reader.final
+        return self._feed.reader.final
+
+    @property
+    def last_event_id(self) -> str | None:
+        """Id of the last chunk that was handed out."""
+        return self._last.id
 
     @property
     def invocation_id(self) -> str | None:
@@ -143,6 +162,10 @@ class StreamingResponse(Closing):
         return self
 
     def __next__(self) -> Json:
+        if self._ready and self._closer is None:
+            self._last = event = self._ready.popleft()
+            self._count += 1
+            return decode_chunk(event.data)
         return decode_chunk(self._next_event().data)
 
     def events(self) -> Iterator[SSEEvent]:
@@ -168,8 +191,7 @@ class StreamingResponse(Closing):
             if self._closer is not None:
                 self._stop_closed()
             if self._ready:
-                event = self._ready.popleft()
-                self.last_event_id = event.id
+                self._last = event = self._ready.popleft()
                 self._count += 1
                 return event
             if self._ended:
@@ -179,45 +201,37 @@ class StreamingResponse(Closing):
     def _fill(self) -> None:
         """Read until there are events to hand out, or the end of the stream."""
         try:
-            data = b"" if self._reader.done else self._source.read()
-            if data:
-                self._ready = self._reader.feed(data)
+            self._ready = self._feed.read()
+            if self._ready:
                 return
-            failure = self._reader.finish()
-            if failure is not None:
-                raise self._located(failure)
         except StreamClosedError:
             if self._closer is None:
                 self._end()
                 raise
             self._stop_closed()
-        except NetworkError as error:
-            self._end()
-            raise self._cut(error) from error
+        except InvocationError as failure:
+            self._locate(failure)
+            can_go_on = self._feed.can_resume
+            self._end(
+                interrupted=can_go_on and isinstance(failure, StreamInterruptedError)
+            )
+            raise
         except BaseException:
             self._end()
             raise
         self._end()
 
-    def _cut(self, error: NetworkError) -> Exception:
-        if self._reader.failure is not None:
-            return self._located(self._reader.failure)
-        if isinstance(error, RequestTimeoutError) and error.phase != "idle":
-            return error
-        return self._located(
-            StreamInterruptedError(f"the stream was cut: {error.message}")
-        )
-
-    def _located(self, failure: InvocationError) -> InvocationError:
-        """Return the failure with what this stream knows of the run."""
+    def _locate(self, failure: InvocationError) -> None:
+        """Write into a failure what this stream knows of the run."""
         if isinstance(failure, StreamInterruptedError):
             failure.chunk_count = self._count
             failure.last_event_id = self.last_event_id
             failure.message += f" after {self._count} chunks"
             failure.args = (failure.message,)
-        failure.invocation_id = failure.invocation_id or self.run.invocation_id
-        failure.request_id = failure.request_id or self.run.request_id
-        return failure
+        run = self.run
+        failure.invocation_id = failure.invocation_id or run.invocation_id
+        failure.request_id = failure.request_id or run.request_id
+        failure.idempotency_key = failure.idempotency_key or run.idempotency_key
 
     def _stop_closed(self) -> None:
         """End the iteration: quietly in the thread that closed the stream."""
@@ -229,41 +243,81 @@ class StreamingResponse(Closing):
             request_id=self.run.request_id,
         )
 
-    def _end(self) -> bool:
-        """Give everything back, once; tell whether this call did it."""
+    def _end(self, *, interrupted: bool = False) -> None:
+        """Give everything back, once."""
         with self._lock:
             if self._ended:
-                return False
+                return
             self._ended = True
+            self._interrupted = interrupted
         if self._abandoned is not None:
             self._abandoned.detach()
         try:
-            self._source.close()
+            self._feed.release()
         finally:
-            self._on_end()
-        return True
+            if self._host is not None:
+                self._host.end()
+
+    def resume(self) -> Self:
+        """Go on after a `StreamInterruptedError`: iterate the stream again.
+
+        It gives what followed the last chunk, each chunk once. Other processes do the
+        same with `SandboxSession.resume_stream`.
+
+        Returns:
+            The stream itself.
+
+        Raises:
+            ConflictError: It was not interrupted, or the agent keeps no events.
+            SessionClosedError: Its sandbox is gone, as that of a stream that had one
+                for itself.
+        """
+        with self._lock:
+            interrupted = self._interrupted
+        if not interrupted:
+            raise ConflictError(
+                "only a stream that was interrupted can be resumed, if its agent gives"
+                " its runs ids",
+                request_id=self.run.request_id,
+            )
+        if self._host is not None:
+            self._host.begin()
+        self._feed.begin_again()
+        with self._lock:
+            self._ended = self._interrupted = False
+        self._watch()
+        return self
 
     def close(self) -> None:
         """Stop reading and give the connection up; a waiting reader wakes at once.
 
+        What becomes of the run is the agent's decision: one made with this package
+        goes on for its `detach_grace`, and is cancelled if nobody resumes it by then.
         Idempotent, and without effect on a stream that has ended.
         """
         with self._lock:
             if self._ended or self._closer is not None:
                 return
             self._closer = threading.get_ident()
+        self._feed.close()
         self._end()
 
     def cancel(self) -> CancelResult:
         """Ask the agent to stop the run, then close the stream.
 
+        Asks also inside a `CallScope` that was aborted.
+
         Returns:
             What the agent said; `confirmed` is False where it cannot be asked.
+
+        Raises:
+            NetworkError, SessionNotFoundError: It could not be reached.
         """
         try:
             if self._cancel is None or self.run.invocation_id is None:
                 return CancelResult(confirmed=False, state="unknown")
-            return self._cancel()
+            with shielded():
+                return self._cancel()
         finally:
             self.close()
 

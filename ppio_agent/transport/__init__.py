@@ -9,7 +9,7 @@ from __future__ import annotations
 from .calls import CallHandle, CallScope, pause, shielded, waiting
 from .http1 import Headers
 from .messages import Auth, Kind, Request, Response, TransportConfig
-from .retry import NO_RETRY, RetryPolicy
+from .retry import NO_RETRY, Failure, Outcome, RetryPolicy, decide
 from .streams import RawStream
 from .transport import Transport
 
@@ -18,14 +18,17 @@ __all__ = [
     "Auth",
     "CallHandle",
     "CallScope",
+    "Failure",
     "Headers",
     "Kind",
+    "Outcome",
     "RawStream",
     "Request",
     "Response",
     "RetryPolicy",
     "Transport",
     "TransportConfig",
+    "decide",
     "pause",
     "shielded",
     "waiting",

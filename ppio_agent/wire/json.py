@@ -24,7 +24,14 @@ from ppio_agent.exceptions import SerializationError, WireError
 
 from .times import format_time
 
-__all__ = ["MAX_DEPTH", "Json", "decode_json", "encode_json", "well_formed"]
+__all__ = [
+    "MAX_DEPTH",
+    "Json",
+    "decode_json",
+    "decode_json_text",
+    "encode_json",
+    "well_formed",
+]
 
 Json: TypeAlias = Any
 """A JSON value: None, bool, int, float, str, list or dict with str keys."""
@@ -263,6 +270,15 @@ def decode_json(data: bytes) -> Json:
         text = data.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError:
         raise WireError("", "Invalid encoding: the body is not UTF-8") from None
+    return decode_json_text(text)
+
+
+def decode_json_text(text: str) -> Json:
+    """Return the value of a JSON text that is decoded already.
+
+    Raises:
+        WireError: As `decode_json`.
+    """
     try:
         value = _loads(text)
     except RecursionError:
@@ -271,7 +287,7 @@ def decode_json(data: bytes) -> Json:
         why = "the body is empty" if not text.strip() else str(error)
         raise WireError("", f"Invalid JSON: {why}") from None
     # Cheaper than a walk: without that many brackets it cannot be that deep.
-    deep = data.count(b"[") + data.count(b"{") > MAX_DEPTH
+    deep = text.count("[") + text.count("{") > MAX_DEPTH
     if deep and _depth_over(value):
         raise _too_deep()
     return value

@@ -1,47 +1,21 @@
-"""What an agent is sent, and how its event streams are read."""
+"""What an agent is sent, and what its envelopes mean."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ppio_agent.client import InvocationRequest
 from ppio_agent.client.invocation import (
-    EventReader,
-    decode_chunk,
     encode_request,
     envelope_error,
     is_envelope,
-    join_chunks,
 )
 from ppio_agent.exceptions import (
-    EventTooLargeError,
     InvocationCancelledError,
-    InvocationError,
-    StreamInterruptedError,
     ValidationError,
 )
-
-LIMIT = 1 << 20
-
-AWKWARD = (
-    b"\xef\xbb\xbf: open\n\nretry: 1000\r\n\r\n"
-    b'id: 1\rdata: "caf\xc3\xa9"\r\r'
-    b"id: 2\r\ndata: two\r\ndata:lines\n\r\n"
-    b"data: \xe2\x80\xa8 bad byte \xff\n\n"
-    b'id: 3\ndata: {"n":3}\n\n'
-)
-
-
-def read(data: bytes, *, full: bool, size: int) -> tuple[list[Any], EventReader]:
-    reader = EventReader(full=full, max_event_bytes=LIMIT)
-    found = []
-    for start in range(0, len(data), size):
-        found += reader.feed(data[start : start + size])
-    return found, reader
 
 
 class TestRequest:
@@ -107,84 +81,3 @@ class TestEnvelope:
         assert (error.message, error.agent_error) == ("stopped", "Stop")
         assert (error.invocation_id, error.request_id) == ("inv_1", "req_1")
         assert (error.duration, error.status, error.retryable) == (2.0, 499, True)
-
-
-class TestEvents:
-    @pytest.mark.parametrize("full", [True, False])
-    @given(size=st.integers(1, len(AWKWARD)))
-    @settings(max_examples=60)
-    def test_cuts_make_no_difference(self, full: bool, size: int) -> None:
-        """A byte at a time gives what one piece gives."""
-        whole, _ = read(AWKWARD, full=full, size=len(AWKWARD))
-        cut, _ = read(AWKWARD, full=full, size=size)
-
-        assert cut == whole
-        assert [decode_chunk(e.data) for e in whole] == [
-            "café",
-            "two\nlines",
-            "\u2028 bad byte \ufffd",
-            {"n": 3},
-        ]
-
-    @given(data=st.binary(max_size=300), full=st.booleans())
-    @settings(max_examples=100)
-    def test_no_bytes_make_it_fail_otherwise(self, data: bytes, *, full: bool) -> None:
-        """Whatever comes: events, then an end or one typed error."""
-        _, reader = read(data, full=full, size=7)
-        failure = reader.finish()
-
-        assert failure is None or isinstance(failure, InvocationError)
-
-    def test_an_unfinished_event_is_dropped_and_told(self) -> None:
-        """Half an event is no event."""
-        events, reader = read(b'data: "a"\n\ndata: {"x": tru', full=False, size=5)
-        failure = reader.finish()
-
-        assert [e.data for e in events] == ['"a"']
-        assert isinstance(failure, StreamInterruptedError)
-        assert "15 bytes" in failure.message
-
-    def test_too_large_an_event_is_refused_while_it_grows(self) -> None:
-        """Long before its end."""
-        reader = EventReader(full=True, max_event_bytes=1000)
-        for _ in range(10):
-            reader.feed(b"x" * 100)
-        with pytest.raises(EventTooLargeError, match="max_event_bytes"):
-            reader.feed(b"x" * 100)
-
-    def test_nothing_follows_the_end(self) -> None:
-        """The full dialect's last event is the last."""
-        events, reader = read(
-            b'event: end\ndata: {"status":"succeeded"}\n\ndata: more\n\n',
-            full=True,
-            size=100,
-        )
-
-        assert events == []
-        assert reader.done is True
-        assert reader.final == {"status": "succeeded"}
-
-    @pytest.mark.parametrize(
-        ("data", "failed"),
-        [
-            ('{"error":"boom"}', True),
-            ('{"error":"boom","error_type":"X","message":"m"}', True),
-            ('{"error":"boom","code":3}', False),
-            ('{"error":null}', False),
-            ('{"error":{"message":"m"}}', False),
-            ('"error"', False),
-        ],
-    )
-    def test_bare_failures(self, data: str, *, failed: bool) -> None:
-        """Only an object that is nothing but an error message."""
-        events, reader = read(b"data: %b\n\n" % data.encode(), full=False, size=3)
-
-        assert (reader.finish() is not None) is failed
-        assert len(events) == (0 if failed else 1)
-
-
-def test_join() -> None:
-    """Texts make a text, anything else a list."""
-    assert join_chunks(["a", "b"]) == "ab"
-    assert join_chunks(["a", 1]) == ["a", 1]
-    assert join_chunks([]) == []

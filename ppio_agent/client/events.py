@@ -1,0 +1,168 @@
+"""An agent's event stream: which events are content, and how it ended. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from ppio_agent.exceptions import InvocationError, StreamInterruptedError, WireError
+from ppio_agent.wire.json import Json, decode_json_text
+from ppio_agent.wire.sse import Heartbeat, SSEEvent, SSEFramer
+
+from .invocation import record_error
+
+__all__ = ["EventReader", "decode_chunk", "join_chunks"]
+
+_ERROR_KEYS = frozenset({"error", "error_type", "message"})
+
+
+def decode_chunk(data: str) -> Json:
+    """Return the value of an event's data: JSON, or the text as it is."""
+    try:
+        return decode_json_text(data)
+    except WireError:
+        return data
+
+
+def join_chunks(chunks: Sequence[Json]) -> Json:
+    """Return what a stream amounts to: one text if all its chunks are, else a list."""
+    if chunks and all(isinstance(chunk, str) for chunk in chunks):
+        return "".join(chunks)
+    return list(chunks)
+
+
+class EventReader:
+    """Reads an agent's event stream, over one connection or several.
+
+    In the full dialect a stream is whole only with its ``end`` event, and an ``error``
+    event says what went wrong. In the bare one the end of the body is the end, and a
+    last event that is nothing but an error message is the failure.
+
+    Args:
+        full: Whether the agent speaks the full dialect.
+        max_event_bytes: Largest event.
+        last_event_id: Id of the event after which to begin; None is the first.
+
+    Attributes:
+        last_event_id: Id of the last event that came whole.
+        final: The record of the ``end`` event, once it has come.
+        failure: What an ``error`` event told, once it has come.
+        done: Whether nothing of interest can follow.
+
+    Thread safety: one thread at a time.
+    """
+
+    def __init__(
+        self, *, full: bool, max_event_bytes: int, last_event_id: str | None = None
+    ) -> None:
+        self._full = full
+        self._limit = max_event_bytes
+        self._framer = SSEFramer(max_event_bytes)
+        self._held: SSEEvent | None = None
+        # Number of the last event before this connection, until the next one is in.
+        self._after = _number(last_event_id)
+        self.last_event_id = last_event_id
+        self.failure: InvocationError | None = None
+        self.final: Mapping[str, Json] | None = None
+        self.done = False
+
+    def restart(self) -> None:
+        """Say that a new connection goes on after `last_event_id`.
+
+        Half an event of the one before is dropped: it comes again.
+        """
+        self._framer = SSEFramer(self._limit)
+        self._after = _number(self.last_event_id)
+
+    def feed(self, data: bytes) -> deque[SSEEvent]:
+        """Take the next bytes; return the content events that they completed.
+
+        Raises:
+            EventTooLargeError: An event outgrew the limit.
+            StreamInterruptedError: The new connection leaves events out.
+        """
+        events = self._framer.feed(data)
+        found: deque[SSEEvent] = deque()
+        if not self._full:
+            for event in events:
+                if isinstance(event, SSEEvent):
+                    self._take_bare(event, found)
+            return found
+        for event in events:
+            if isinstance(event, Heartbeat) or self.done:
+                continue
+            if self._after is not None and self._came_before(event):
+                continue
+            if event.event == "end" or event.event == "error":  # noqa: PLR1714 - fast
+                self._take_last(event)
+            else:
+                found.append(event)
+        # Not while the events that come are those from before.
+        if self._after is None and self._framer.last_event_id is not None:
+            self.last_event_id = self._framer.last_event_id
+        return found
+
+    def _came_before(self, event: SSEEvent) -> bool:
+        """Whether the first events of a new connection are ones that were there."""
+        after, number = self._after, _number(event.id)
+        if after is not None and number is not None and number <= after:
+            return True
+        self._after = None
+        if after is not None and number is not None and number > after + 1:
+            raise StreamInterruptedError(
+                f"the agent went on with event {number} after event {after}"
+            )
+        return False
+
+    def _take_last(self, event: SSEEvent) -> None:
+        record = decode_chunk(event.data)
+        if event.event == "error":
+            self.failure = record_error(record)
+        else:
+            self.final = record if isinstance(record, dict) else {}
+            self.done = True
+
+    def _take_bare(self, event: SSEEvent, found: deque[SSEEvent]) -> None:
+        if self._held is not None:
+            found.append(self._held)
+            self._held = None
+        if _looks_failed(event.data):
+            self._held = event
+        else:
+            found.append(event)
+
+    def finish(self) -> InvocationError | None:
+        """Say that no more bytes come; return what is wrong with that, if anything."""
+        if self.failure is not None:
+            return self.failure
+        if self._held is not None:
+            return record_error(decode_chunk(self._held.data))
+        if self.done:
+            return None
+        lost = self._framer.finish()
+        if lost is not None:
+            return StreamInterruptedError(
+                f"the stream ended inside an event, of which {lost.bytes_dropped}"
+                " bytes had come"
+            )
+        if self._full:
+            return StreamInterruptedError("the stream ended without its end event")
+        return None
+
+
+def _number(event_id: str | None) -> int | None:
+    """Return an event's number; None if its id is none, which is not ours then."""
+    if event_id is None or not (event_id.isascii() and event_id.isdigit()):
+        return None
+    return int(event_id[:18])
+
+
+def _looks_failed(data: str) -> bool:
+    if '"error"' not in data:
+        return False
+    value = decode_chunk(data)
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("error"), str)
+        and value.keys() <= _ERROR_KEYS
+    )
