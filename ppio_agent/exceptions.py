@@ -309,11 +309,16 @@ class SerializationError(_SharedError, TypeError):
 
 
 class NetworkError(_SharedError, ConnectionError):
-    """The peer could not be reached, or the connection broke."""
+    """The peer could not be reached, or the connection broke.
+
+    Attributes:
+        idempotency_key: Key of an invocation, under which it may be joined again.
+    """
 
     code = "network_error"
     http_status = 503
     retryable = True
+    idempotency_key: str | None = None
 
 
 class RequestTimeoutError(NetworkError, TimeoutError):
@@ -321,13 +326,11 @@ class RequestTimeoutError(NetworkError, TimeoutError):
 
     Attributes:
         phase: `connect`, `pool`, `response`, `body` or `idle`.
-        idempotency_key: Key of an invocation, under which it may be joined again.
     """
 
     code = "request_timeout"
     http_status = 504
     phase: str | None = None
-    idempotency_key: str | None = None
 
 
 class PoolTimeoutError(RequestTimeoutError):
