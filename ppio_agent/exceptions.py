@@ -36,6 +36,7 @@ PPIOAgentError                          code, http_status, retryable, request_id
 │  │  └─ StreamClosedError
 │  ├─ SandboxCreationError
 │  ├─ BatchError
+│  │  └─ BatchJournalError
 │  ├─ ConfigurationError*  (ValueError)
 │  └─ ClientClosedError*  (RuntimeError)
 ├─ AgentClientError                     base of the orchestrator's client
@@ -65,6 +66,7 @@ __all__ = [
     "AuthenticationError",
     "BatchError",
     "ClientClosedError",
+    "BatchJournalError",
     "ConfigurationError",
     "ConflictError",
     "EventTooLargeError",
@@ -487,6 +489,12 @@ class ConfigurationError(_SharedError, ValueError):
 
 class ClientClosedError(_SharedError, RuntimeError):
     """The client was closed; make a new one."""
+class BatchJournalError(BatchError):
+    """The journal of a batch is another's, in use, damaged, or cannot be written."""
+
+    code = "batch_journal"
+
+
 
     code = "client_closed"
 
