@@ -55,6 +55,7 @@ from .exceptions import StreamClosedError as StreamClosedError
 from .exceptions import StreamInterruptedError as StreamInterruptedError
 from .exceptions import TemplateManifestError as TemplateManifestError
 from .exceptions import TemplateNotFoundError as TemplateNotFoundError
+from .exceptions import UnrecordedRequestError as UnrecordedRequestError
 from .exceptions import ValidationError as ValidationError
 from .exceptions import WireError as WireError
 from .hooks import hookimpl as hookimpl

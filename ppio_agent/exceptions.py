@@ -40,6 +40,7 @@ PPIOAgentError                          code, http_status, retryable, request_id
 │  ├─ ConfigurationError*  (ValueError)
 │  └─ ClientClosedError*  (RuntimeError)
 ├─ AgentClientError                     base of the orchestrator's client
+├─ UnrecordedRequestError  (LookupError)  a replay's alone, see ppio_agent.testing
 └─ SandboxPlatformError                 the local platform's alone
    ├─ SandboxUnavailableError
    ├─ SandboxStartError
@@ -106,6 +107,7 @@ __all__ = [
     "StreamInterruptedError",
     "TemplateManifestError",
     "TemplateNotFoundError",
+    "UnrecordedRequestError",
     "ValidationError",
     "WireError",
     "by_code",
@@ -456,6 +458,12 @@ class StreamClosedError(InvocationError):
 
     code = "stream_closed"
     http_status = 499
+
+
+class UnrecordedRequestError(PPIOAgentError, LookupError):
+    """A replayed client asked for what its recording does not hold."""
+
+    code = "unrecorded_request"
 
 
 class SandboxCreationError(PPIOAgentRuntimeError):

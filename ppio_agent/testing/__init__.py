@@ -1,7 +1,7 @@
 """What tests of agents, and of programs that call them, need.
 
 `ServedAgent` is an agent under test; `FaultServer` does to its clients what networks
-do, by a script. The fixtures of `ppio_agent.testing.plugin` are there for every run of
+do, by a script; `Recorder` records what a client exchanges, and replays it. The fixtures of `ppio_agent.testing.plugin` are there for every run of
 pytest. The names below are imported when they are first used.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .agents import ServedAgent
     from .faults import FaultServer, Peer, Received, Script
+    from .recorder import Recorder
     from .scripts import (
         answer,
         busy,
@@ -32,6 +33,7 @@ __all__ = [
     "FaultServer",
     "Peer",
     "Received",
+    "Recorder",
     "Script",
     "ServedAgent",
     "answer",
@@ -51,6 +53,7 @@ __all__ = [
 _HOMES = {
     "agents": ("ServedAgent",),
     "faults": ("FaultServer", "Peer", "Received", "Script"),
+    "recorder": ("Recorder",),
 }
 
 
