@@ -20,7 +20,7 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
     WireError,
 )
-from ppio_agent.transport import Request, Response, Transport
+from ppio_agent.transport import Request, Response, RetryPolicy, Transport
 from ppio_agent.wire.headers import IDEMPOTENCY_KEY
 from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.model import structure
@@ -71,9 +71,21 @@ class ControlPlane:
         return found
 
     def create_sandbox(
-        self, new: NewSandbox, *, idempotency_key: str, deadline: Deadline
+        self,
+        new: NewSandbox,
+        *,
+        idempotency_key: str,
+        deadline: Deadline,
+        retry: RetryPolicy | None = None,
     ) -> Sandbox:
-        """Create a sandbox; the same key gives the same sandbox."""
+        """Create a sandbox; the same key gives the same sandbox.
+
+        Args:
+            new: What is asked for.
+            idempotency_key: Made for this sandbox.
+            deadline: Bounds all of it.
+            retry: None follows the transport's policy.
+        """
         body = new.to_dict()
         if self.endpoint.composite and "allow_internet_access" in body:
             body["allowInternetAccess"] = body.pop("allow_internet_access")
@@ -83,6 +95,7 @@ class ControlPlane:
             body=body,
             headers={IDEMPOTENCY_KEY: idempotency_key},
             deadline=deadline,
+            retry=retry,
             kind="template",
             subject=new.template_id,
         )

@@ -21,7 +21,7 @@ from ppio_agent.exceptions import (
     ValidationError,
     WireError,
 )
-from ppio_agent.transport import shielded
+from ppio_agent.transport import RetryPolicy, Transport, shielded
 from ppio_agent.wire.headers import TRAFFIC_TOKEN, valid_session_id
 from ppio_agent.wire.models import (
     AgentMetadata,
@@ -134,6 +134,7 @@ class Launcher:
 
     Attributes:
         on_leftover: Is told the id of a sandbox that could not be killed.
+        retry: What creations and invocations follow; None the transport's policy.
 
     Thread safety: immutable.
     """
@@ -141,6 +142,7 @@ class Launcher:
     control: ControlPlane
     config: ClientConfig
     on_leftover: Callable[[str], None]
+    retry: RetryPolicy | None = None
 
     def launch(
         self,
@@ -227,7 +229,7 @@ class Launcher:
 
         def create() -> Sandbox:
             return self.control.create_sandbox(
-                new, idempotency_key=create_id, deadline=deadline
+                new, idempotency_key=create_id, deadline=deadline, retry=self.retry
             )
 
         try:
@@ -312,7 +314,7 @@ class Launcher:
         traffic = ref.traffic_token
         tokens = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
         return AgentPort(
-            transport=control.transport,
+            transport=self._agent_transport(),
             route=control.endpoint.route(
                 ref.sandbox_id,
                 AGENT_PORT,
@@ -326,6 +328,10 @@ class Launcher:
             max_event_bytes=config.max_event_bytes,
             max_response_bytes=config.max_response_bytes,
         )
+
+    def _agent_transport(self) -> Transport:
+        transport = self.control.transport
+        return transport if self.retry is None else transport.variant(retry=self.retry)
 
     def _start_timeout(self, template: AgentTemplate, options: SandboxOptions) -> float:
         of_template = template.agent and template.agent.start_timeout

@@ -57,9 +57,9 @@ class Runner:
         launcher = self.core.backend().launcher
         if self.config is launcher.config:
             return launcher
-        transport = launcher.control.transport.variant(
-            max_retries=self.config.max_retries, headers=self.config.headers
-        )
+        transport = launcher.control.transport
+        retry = evolve(transport.config.retry, max_retries=self.config.max_retries)
+        transport = transport.variant(retry=retry, headers=self.config.headers)
         control = evolve(launcher.control, transport=transport)
         return evolve(launcher, control=control, config=self.config)
 

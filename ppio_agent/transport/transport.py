@@ -23,6 +23,7 @@ from .errors import answer_error
 from .messages import Request, Response, TransportConfig
 from .middleware import Chain
 from .pool import ConnectionPool
+from .retry import RetryPolicy
 from .route import parse_proxy
 from .streams import RawStream
 
@@ -73,7 +74,9 @@ class Transport(Closing):
         # Set by `close`; shared by variants, like the pools.
         self._closed = threading.Event()
 
-    def variant(self, *, max_retries: int, headers: Mapping[str, str]) -> Self:
+    def variant(
+        self, *, retry: RetryPolicy, headers: Mapping[str, str] | None = None
+    ) -> Self:
         """Return a transport with the same connections, closed with this one.
 
         Args:
