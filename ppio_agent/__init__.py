@@ -19,6 +19,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "AuthManager",
         "ClientConfig",
         "SandboxSession",
+        "SessionRef",
         "SessionState",
         "StreamingResponse",
         "TemplateManager",

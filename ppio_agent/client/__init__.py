@@ -21,6 +21,7 @@ from .auth import AuthManager
 from .batch import Batch, BatchItem, BatchProgress, Pool, pool
 from .client import AgentRuntimeClient
 from .config import ClientConfig
+from .reference import SessionRef
 from .session import SandboxSession
 from .state import SessionState, SessionStatus
 from .stream import CancelResult, StreamingResponse
@@ -47,6 +48,7 @@ __all__ = [
     "SandboxCreationError",
     "SandboxSession",
     "SessionNotFoundError",
+    "SessionRef",
     "SessionState",
     "SessionStatus",
     "StreamingResponse",

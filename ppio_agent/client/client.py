@@ -17,6 +17,7 @@ from .config import UNSET, ClientConfig, Unset
 from .core import ClientCore
 from .invocation import AgentRequest
 from .limits import seconds
+from .reference import SessionRef
 from .runner import Runner
 from .session import SandboxSession
 from .state import SessionStatus
@@ -198,6 +199,33 @@ class AgentRuntimeClient(Closing):
             "auto_pause": auto_pause,
             "start_timeout": start_timeout,
         })  # fmt: skip
+
+    def attach_session(
+        self,
+        ref: SessionRef | str,
+        *,
+        own: bool = False,
+        session_id: str | None = None,
+    ) -> SandboxSession:
+        """Return a session on a sandbox that exists, whoever created it.
+
+        Its state is `PAUSED` if the sandbox is paused. Its own `close` ends the
+        sandbox; closing the client does so only with `own`.
+
+        Args:
+            ref: What `SandboxSession.detach` gave, here or in another process, or the
+                id of a sandbox.
+            own: Whether closing the client ends the sandbox.
+            session_id: Id of the conversation, for the agent; None keeps the one that
+                the sandbox has.
+
+        Raises:
+            SessionNotFoundError: There is no such sandbox, or no longer.
+            ValidationError: `ref` or `session_id` cannot be used.
+        """
+        return self._run.core.book.attach(
+            self._run.launcher(), ref, own=own, session_id=session_id
+        )
 
     def list_sessions(self) -> tuple[SessionStatus, ...]:
         """Return what is known of this client's live sessions, without asking."""

@@ -24,13 +24,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
-from ppio_agent.exceptions import ConflictError, SessionNotFoundError
+from ppio_agent.exceptions import (
+    ConflictError,
+    SessionNotFoundError,
+    ValidationError,
+)
 from ppio_agent.transport import shielded
 from ppio_agent.wire.headers import valid_session_id
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import ListedSandbox
 
-__all__ = ["conversation_metadata", "in_order", "session_id_of", "settle"]
+__all__ = [
+    "check_session_id",
+    "conversation_metadata",
+    "in_order",
+    "session_id_of",
+    "settle",
+]
 
 _SESSION, _TEMPLATE = "ppio_session", "ppio_template"
 
@@ -46,6 +56,14 @@ class _Held(Protocol):
 
 
 _T = TypeVar("_T", bound=_Held)
+
+
+def check_session_id(session_id: str) -> None:
+    """Raise `ValidationError` if this cannot be a conversation's id."""
+    if not isinstance(session_id, str) or not valid_session_id(session_id):
+        raise ValidationError(
+            "a session id has to be 1 to 256 letters, digits or any of . _ : -"
+        )
 
 
 def conversation_metadata(template_id: str, session_id: str | None) -> dict[str, str]:

@@ -9,14 +9,23 @@ from contextlib import contextmanager
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import WorkerPool
-from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
+from ppio_agent.exceptions import (
+    PPIOAgentError,
+    RequestTimeoutError,
+    ValidationError,
+)
 from ppio_agent.hooks import SessionEvent
 from ppio_agent.transport import CallScope
 from ppio_agent.wire.models import AgentTemplate
 
 from .caretaker import Caretaker
 from .control import ControlPlane
-from .conversation import conversation_metadata, in_order, settle
+from .conversation import (
+    check_session_id,
+    conversation_metadata,
+    in_order,
+    settle,
+)
 from .flight import SingleFlight
 from .launch import Launched, Launcher, SandboxOptions
 from .reference import SessionRef
@@ -110,7 +119,18 @@ class SessionBook:
             target: The sandbox, by its reference or its id.
             session_id: The conversation, if it is to be another one.
             own: Whether `close` ends the sandbox.
+
+        Raises:
+            ValidationError: `target` or `session_id` cannot be used.
+            SessionNotFoundError: There is no such sandbox.
         """
+        if not isinstance(target, (SessionRef, str)) or not target:
+            raise ValidationError(
+                "a session is attached by its SessionRef or its sandbox's id, not by"
+                f" {target!r}"
+            )
+        if session_id is not None:
+            check_session_id(session_id)
         with self._launch():
             launched, state = launcher.attach(
                 target,

@@ -221,9 +221,8 @@ def find_template(ref: str, templates: Iterable[AgentTemplate]) -> AgentTemplate
     found = _by_name(ref, templates)
     if found is None and ":" in ref:
         base, _, tag = ref.rpartition(":")
-        tagged = _by_name(base, templates) if base else None
-        if tagged is not None and tag in {"latest", tagged.version}:
-            found = tagged
+        tagged = tuple(t for t in templates if tag in {"latest", t.version})
+        found = _by_name(base, tagged) if base else None
     if found is None and "-" in ref:
         template_id = ref.rpartition("-")[2]
         found = next((t for t in templates if t.template_id == template_id), None)
