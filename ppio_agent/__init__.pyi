@@ -14,8 +14,8 @@ from .exceptions import AgentClientError as AgentClientError
 from .exceptions import AgentUnreachableError as AgentUnreachableError
 from .exceptions import AuthenticationError as AuthenticationError
 from .exceptions import BatchError as BatchError
-from .exceptions import ClientClosedError as ClientClosedError
 from .exceptions import BatchJournalError as BatchJournalError
+from .exceptions import ClientClosedError as ClientClosedError
 from .exceptions import ConfigurationError as ConfigurationError
 from .exceptions import ConflictError as ConflictError
 from .exceptions import EventTooLargeError as EventTooLargeError

@@ -66,8 +66,8 @@ __all__ = [
     "AgentUnreachableError",
     "AuthenticationError",
     "BatchError",
-    "ClientClosedError",
     "BatchJournalError",
+    "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
     "EventTooLargeError",
@@ -489,6 +489,12 @@ class BatchError(PPIOAgentRuntimeError):
     code = "batch_failed"
 
 
+class BatchJournalError(BatchError):
+    """The journal of a batch is another's, in use, damaged, or cannot be written."""
+
+    code = "batch_journal"
+
+
 class ConfigurationError(_SharedError, ValueError):
     """A setting has a value that cannot be used."""
 
@@ -497,12 +503,6 @@ class ConfigurationError(_SharedError, ValueError):
 
 class ClientClosedError(_SharedError, RuntimeError):
     """The client was closed; make a new one."""
-class BatchJournalError(BatchError):
-    """The journal of a batch is another's, in use, damaged, or cannot be written."""
-
-    code = "batch_journal"
-
-
 
     code = "client_closed"
 

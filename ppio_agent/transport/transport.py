@@ -80,11 +80,11 @@ class Transport(Closing):
         """Return a transport with the same connections, closed with this one.
 
         Args:
-            max_retries: Further attempts of its requests.
-            headers: Headers of its requests, instead of this one's.
+            retry: What its requests follow, instead of this one's policy.
+            headers: Headers of its requests, instead of this one's; None keeps those.
         """
-        retry = evolve(self.config.retry, max_retries=max_retries)
-        config = evolve(self.config, retry=retry, headers=headers)
+        kept = self.config.headers if headers is None else headers
+        config = evolve(self.config, retry=retry, headers=kept)
         other = copy.copy(self)
         other._setup = evolve(self._setup, config=config)  # noqa: SLF001 - our own
         return other
