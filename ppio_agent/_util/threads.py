@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 from .fork import renew_in_child
 
-__all__ = ["NoThreadError", "PoolSaturatedError", "WorkerPool", "start_thread"]
+__all__ = [
+    "NoThreadError",
+    "PoolClosedError",
+    "PoolSaturatedError",
+    "WorkerPool",
+    "start_thread",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +24,10 @@ _Job = Callable[[], object]
 
 class NoThreadError(RuntimeError):
     """The system starts no more threads."""
+
+
+class PoolClosedError(RuntimeError):
+    """A pool takes no work any more."""
 
 
 class PoolSaturatedError(RuntimeError):
@@ -111,11 +121,11 @@ class WorkerPool:
         Raises:
             PoolSaturatedError: All threads are busy and the waiting room is full.
             NoThreadError: One more thread is needed and cannot be started.
-            RuntimeError: The pool is closed.
+            PoolClosedError: The pool is closed.
         """
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"the thread pool {self._name} is closed")
+                raise PoolClosedError(f"the thread pool {self._name} is closed")
             if self.busy >= self._max_threads:
                 if len(self._waiting) >= self._max_waiting:
                     raise PoolSaturatedError(
@@ -126,6 +136,15 @@ class WorkerPool:
                 return
             worker = self._hand_over_locked(fn)
         self._start(worker)
+
+    def withdraw(self, fn: _Job) -> bool:
+        """Take a submitted job back; return whether it still waited for a thread."""
+        with self._lock:
+            try:
+                self._waiting.remove(fn)
+            except ValueError:
+                return False
+        return True
 
     def run_here(self, fn: _Job) -> bool:
         """Run `fn()` on the calling thread, in the place of one of the pool's.
@@ -222,11 +241,12 @@ class WorkerPool:
         worker.ready.acquire()  # parked: submit() or close() lets it go on
         return worker.job
 
-    def close(self, timeout: float | None = 5.0) -> bool:
+    def close(self, timeout: float | None = 5.0, *, drop: bool = True) -> bool:
         """Refuse new work, drop what waits, and wait for the threads to end.
 
         Args:
             timeout: Seconds to wait; None waits for as long as it takes.
+            drop: Whether jobs that wait for a thread are dropped; else they are run.
 
         Returns:
             Whether every thread has ended. Idempotent.
@@ -234,7 +254,8 @@ class WorkerPool:
         me = threading.current_thread()
         with self._lock:
             self._closed = True
-            self._waiting.clear()
+            if drop:
+                self._waiting.clear()
             idle, self._idle = self._idle, []
             for worker in idle:
                 worker.ready.release()

@@ -539,3 +539,33 @@ def test_a_waiting_job_is_not_lost_for_want_of_a_thread(
     pool.submit(lambda: done.append("next"))
     assert ended.wait(5 * SLOW)
     assert done == ["next"]
+
+
+def test_a_job_that_waits_can_be_withdrawn(make_pool: MakePool, gate: Gate) -> None:
+    """It is not run then; one that has begun stays."""
+    pool = make_pool(max_threads=1, max_waiting=2)
+    done: list[str] = []
+    pool.submit(gate)
+    gate.wait_running()
+    withdrawn, kept = lambda: done.append("withdrawn"), lambda: done.append("kept")
+    pool.submit(withdrawn)
+    pool.submit(kept)
+    assert pool.withdraw(withdrawn)
+    assert not pool.withdraw(withdrawn)
+    assert not pool.withdraw(gate)
+    gate.open.set()
+    wait_until(lambda: done == ["kept"])
+
+
+def test_close_may_run_what_waits(gate: Gate) -> None:
+    """With drop=False every job is run before its thread ends."""
+    pool = WorkerPool("ppio-closing", max_threads=1, max_waiting=5)
+    done: list[int] = []
+    pool.submit(gate)
+    gate.wait_running()
+    for number in range(5):
+        pool.submit(lambda number=number: done.append(number))
+    assert not pool.close(0.0, drop=False)
+    gate.open.set()
+    assert pool.close(drop=False)
+    assert done == [0, 1, 2, 3, 4]
