@@ -155,11 +155,10 @@ class EventFeed:
                 raise error
         delay = self._delay(error)
         if delay is None:
-            self._give_up(error, connecting=connecting)
-        else:
-            self._resumes += 1
-            self._drop()
-            self._call.pause(Deadline.after(delay))
+            self._give_up(error)
+        self._resumes += 1
+        self._drop()
+        self._call.pause(Deadline.after(delay))
 
     def _delay(self, error: PPIOAgentError) -> float | None:
         if self._way_back is None:
@@ -172,13 +171,16 @@ class EventFeed:
             random=self._random,
         )
 
-    def _give_up(self, error: PPIOAgentError, *, connecting: bool) -> NoReturn:
-        if isinstance(error, StreamInterruptedError) and not self._resumes:
+    def _give_up(self, error: PPIOAgentError) -> NoReturn:
+        if self._resumes:
+            how = f", and {self._resumes} attempts to go on with it failed"
+        elif isinstance(error, StreamInterruptedError):
             raise error
-        how = "the stream was cut"
-        if connecting or self._resumes:
-            how += f" and could not be gone on with in {self._resumes} attempts"
-        raise StreamInterruptedError(f"{how}: {error.message}") from error
+        else:
+            how = ""
+        raise StreamInterruptedError(f"the stream was cut{how}: {error.message}") from (
+            error
+        )
 
     def _drop(self) -> None:
         source, self._source = self._source, None

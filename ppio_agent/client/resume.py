@@ -13,6 +13,7 @@ from ppio_agent.exceptions import (
     NetworkError,
     NotFoundError,
     PPIOAgentError,
+    ProtocolError,
     StreamInterruptedError,
 )
 from ppio_agent.transport import Failure, Outcome, RetryPolicy, decide
@@ -42,8 +43,9 @@ def next_resume(
         left: Seconds until the deadline; None means no limit.
         random: Gives a float in [0, 1).
     """
-    # The run, its events or its sandbox are gone, whatever the status says.
-    if isinstance(error, NotFoundError):
+    # The run, its events or its sandbox are gone, or it is no run that answers there,
+    # whatever the status says.
+    if isinstance(error, (NotFoundError, ProtocolError)):
         return None
     outcome = Outcome(
         number=resumes + 1,
