@@ -48,6 +48,7 @@ from .feed import EventFeed, WayBack
 from .invocation import envelope_error, is_envelope
 from .resume import next_resume
 from .stream import CancelResult, Run, StreamHost, StreamingResponse
+from .watch import watch_events
 
 __all__ = ["AgentPort", "Call", "Line"]
 
@@ -177,6 +178,18 @@ class AgentPort:
         """
         return self._insist(call, lambda: self._stream(call, host))
 
+    def open(
+        self, call: Call, host: StreamHost
+    ) -> InvocationResponse | StreamingResponse:
+        """Run the agent and return its answer as it comes: whole, or piece by piece.
+
+        Args:
+            call: What is asked.
+            host: Who has to know what becomes of it, if it is a stream.
+        """
+        started = time.monotonic()
+        return self._insist(call, lambda: self._either(call, host, started))
+
     def resume_stream(
         self, line: Line, host: StreamHost, invocation_id: str, after: str | None
     ) -> StreamingResponse:
@@ -278,6 +291,18 @@ class AgentPort:
         if is_event_stream(raw.headers):
             with self._streaming(raw, run, call) as stream:
                 return self._collect(stream, raw, started)
+        return self._response(raw, run, started)
+
+    def _either(
+        self, call: Call, host: StreamHost, started: float
+    ) -> InvocationResponse | StreamingResponse:
+        raw = self._open(call, accept=_ANY_ANSWER)
+        run = self._run_of(raw, call)
+        if is_event_stream(raw.headers):
+            return self._streaming(raw, run, call, host=host)
+        return self._response(raw, run, started)
+
+    def _response(self, raw: RawStream, run: Run, started: float) -> InvocationResponse:
         value = self._whole(raw)
         if not is_envelope(value):
             value = {"result": value, "duration": time.monotonic() - started}
@@ -387,7 +412,10 @@ class AgentPort:
     ) -> StreamingResponse:
         full = run.invocation_id is not None
         reader = EventReader(
-            full=full, max_event_bytes=self.max_event_bytes, last_event_id=after
+            full=full,
+            max_event_bytes=self.max_event_bytes,
+            last_event_id=after,
+            watch=watch_events(self.transport, run),
         )
         reader.done = not is_event_stream(raw.headers)
         # Without a host it is collected, and silence is as good as waiting for one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ppio_agent.exceptions import InvocationError, StreamInterruptedError, WireError
 from ppio_agent.wire.json import Json, decode_json_text
@@ -42,6 +42,7 @@ class EventReader:
         full: Whether the agent speaks the full dialect.
         max_event_bytes: Largest event.
         last_event_id: Id of the event after which to begin; None is the first.
+        watch: Is told of each event, once, however often connections bring it.
 
     Attributes:
         last_event_id: Id of the last event that came whole.
@@ -53,9 +54,15 @@ class EventReader:
     """
 
     def __init__(
-        self, *, full: bool, max_event_bytes: int, last_event_id: str | None = None
+        self,
+        *,
+        full: bool,
+        max_event_bytes: int,
+        last_event_id: str | None = None,
+        watch: Callable[[SSEEvent], None] | None = None,
     ) -> None:
         self._full = full
+        self._watch = watch
         self._limit = max_event_bytes
         self._framer = SSEFramer(max_event_bytes)
         self._held: SSEEvent | None = None
@@ -93,6 +100,8 @@ class EventReader:
                 continue
             if self._after is not None and self._came_before(event):
                 continue
+            if self._watch is not None:
+                self._watch(event)
             if event.event == "end" or event.event == "error":  # noqa: PLR1714 - fast
                 self._take_last(event)
             else:
@@ -123,6 +132,8 @@ class EventReader:
             self.done = True
 
     def _take_bare(self, event: SSEEvent, found: deque[SSEEvent]) -> None:
+        if self._watch is not None:
+            self._watch(event)
         if self._held is not None:
             found.append(self._held)
             self._held = None
