@@ -6,6 +6,7 @@ A test says what the agent does, or answers single routes itself.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -18,7 +19,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import define, field, frozen
 
-__all__ = ["Exchange", "FakePlatform", "FakeSandbox", "template_record"]
+from ppio_agent.wire.connect import STREAM_CONTENT_TYPE, encode_frame
+
+__all__ = ["Exchange", "FakePlatform", "FakeSandbox", "envd_event", "template_record"]
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -79,10 +82,15 @@ class Exchange:
         self._handler.end_headers()
         self._handler.wfile.write(data)
 
-    def start_stream(self, *, invocation_id: str | None = None) -> None:
+    def start_stream(
+        self,
+        *,
+        invocation_id: str | None = None,
+        content_type: str = "text/event-stream",
+    ) -> None:
         self.answered = True
         self._handler.send_response(200)
-        self._handler.send_header("Content-Type", "text/event-stream")
+        self._handler.send_header("Content-Type", content_type)
         if invocation_id is not None:
             self._handler.send_header("X-Invocation-Id", invocation_id)
         self._handler.send_header("Transfer-Encoding", "chunked")
@@ -95,6 +103,12 @@ class Exchange:
 
     def end_stream(self) -> None:
         self._handler.wfile.write(b"0\r\n\r\n")
+
+    def await_client_gone(self) -> None:
+        """Return when the client has closed the connection."""
+        with contextlib.suppress(OSError):
+            self._handler.rfile.read(1)
+        self._handler.close_connection = True
 
     def cut(self) -> None:
         """Drop the connection as it is."""
@@ -143,6 +157,18 @@ def echo_agent(exchange: Exchange) -> None:
     exchange.reply(200, envelope, headers)
 
 
+def patient_envd(exchange: Exchange) -> None:
+    """Say that the agent was started, and nothing more."""
+    exchange.start_stream(content_type=STREAM_CONTENT_TYPE)
+    exchange.send(envd_event({"start": {"pid": 42}}))
+    exchange.await_client_gone()
+
+
+def envd_event(event: Any) -> bytes:
+    """Return the frame of an event of a controller's stream."""
+    return encode_frame(encode({"event": event}))
+
+
 _Answer = Callable[[Exchange], None]
 
 
@@ -151,6 +177,7 @@ class FakePlatform:
 
     def __init__(self, agent: _Answer = echo_agent) -> None:
         self.agent = agent
+        self.envd: _Answer = patient_envd
         self.templates: list[Any] = [template_record()]
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.killed: list[str] = []
@@ -215,6 +242,8 @@ class FakePlatform:
             exchange.reply(502, {
                 "sandboxId": "?", "message": "The sandbox was not found", "code": 502,
             })  # fmt: skip
+        elif exchange.request.headers.get("ppio-sandbox-port") == "49983":
+            self.envd(exchange)
         elif not sandbox.port_open:
             body: dict[str, Any] = {
                 "sandboxId": sandbox.sandbox_id,

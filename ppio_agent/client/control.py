@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
@@ -139,9 +139,11 @@ class ControlPlane:
         )
 
     def kill_sandbox(self, ref: str, deadline: Deadline) -> None:
-        """End a sandbox; one that is gone already is no error."""
+        """End a sandbox, with two tries at least; one that is gone is no error."""
+        policy = self.transport.config.retry
+        twice = evolve(policy, max_retries=max(1, policy.max_retries))
         try:
-            self._sandbox_call("DELETE", ref, "", deadline=deadline)
+            self._sandbox_call("DELETE", ref, "", deadline=deadline, retry=twice)
         except SessionNotFoundError:
             return
 
@@ -186,6 +188,7 @@ class ControlPlane:
         *,
         deadline: Deadline,
         body: Mapping[str, Json] | None = None,
+        retry: RetryPolicy | None = None,
     ) -> Response:
         return self._call(
             method,
@@ -194,6 +197,7 @@ class ControlPlane:
             deadline=deadline,
             kind="sandbox",
             subject=ref,
+            retry=retry,
         )
 
     def _call(

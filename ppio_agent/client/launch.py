@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from attrs import field, frozen
@@ -35,7 +36,8 @@ from .auth import attempt_auth
 from .config import ClientConfig
 from .control import ControlPlane
 from .conversation import conversation_metadata, session_id_of
-from .endpoint import AGENT_PORT
+from .endpoint import AGENT_PORT, ENVD_PORT
+from .envd import Envd, envd_tokens
 from .limits import seconds
 from .readiness import Readiness
 from .reference import SessionRef
@@ -193,7 +195,10 @@ class Launcher:
                 timeout=self.config.timeout,
                 expires=asked_at + options.time_to_live,
             )
-            self._await_ready(template, launched, deadline)
+            envd = self._envd(ref, sandbox.envd_version)
+            self._await_ready(
+                template, launched, options=options, envd=envd, deadline=deadline
+            )
             return adopt(launched)
         except BaseException as error:
             # Without an id the answer was lost, or the interrupt came before it: the
@@ -337,10 +342,25 @@ class Launcher:
         of_template = template.agent and template.agent.start_timeout
         return options.start_timeout or of_template or self.config.start_timeout
 
+    def _envd(self, ref: SessionRef, version: str) -> Envd:
+        control = self.control
+        return Envd(
+            transport=control.transport,
+            route=control.endpoint.route(
+                ref.sandbox_id, ENVD_PORT, domain=ref.domain, edge_url=ref.edge_url
+            ),
+            auth=control.auth,
+            tokens=envd_tokens(access_token=ref.envd_token, version=version),
+            sandbox_id=ref.sandbox_id,
+        )
+
     def _await_ready(
         self,
         template: AgentTemplate,
         launched: Launched,
+        *,
+        options: SandboxOptions,
+        envd: Envd,
         deadline: Deadline,
     ) -> None:
         readiness = Readiness(
@@ -352,8 +372,14 @@ class Launcher:
         limit = deadline.earlier(launched.start_timeout)
         if readiness.is_ready(limit):
             return
-        _check_document(template, launched.ref.sandbox_id)
-        readiness.wait(limit)
+        agent = _agent_of(template, launched.ref.sandbox_id)
+        if agent is None or agent.entrypoint is None:
+            readiness.wait(limit)
+            return
+        given = options.env_vars or {}  # of all that runs in the sandbox
+        env = {k: v for k, v in agent.env_vars.items() if k not in given}
+        start = partial(envd.start, agent.entrypoint, env)
+        readiness.start_and_wait(start, limit)
 
     def _kill(self, sandbox_ids: list[str]) -> None:
         for sandbox_id in sandbox_ids:
@@ -368,13 +394,13 @@ class Launcher:
                 raise
 
 
-def _check_document(template: AgentTemplate, sandbox_id: str) -> None:
-    """Raise if the template says something of its agent that cannot be read."""
+def _agent_of(template: AgentTemplate, sandbox_id: str) -> AgentMetadata | None:
+    """Return what the template says of its agent; raise if that cannot be read."""
     document = template.metadata.get("agent_runtime")
     if document is None:
-        return
+        return None
     try:
-        AgentMetadata.parse(document)
+        return AgentMetadata.parse(document)
     except WireError as error:
         raise SandboxCreationError(
             f"the agent_runtime metadata of template {template.template_id} cannot be"
