@@ -17,6 +17,7 @@ from ppio_agent.wire.models import (
     PingStatus,
 )
 
+from .agent_runtime import RuntimeStream
 from .auth import AuthManager
 from .batch import Batch, BatchItem, BatchProgress, Pool, pool
 from .client import AgentRuntimeClient
@@ -45,6 +46,7 @@ __all__ = [
     "PingResponse",
     "PingStatus",
     "Pool",
+    "RuntimeStream",
     "SandboxCreationError",
     "SandboxSession",
     "SessionNotFoundError",

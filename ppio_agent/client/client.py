@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import AgentTemplate, InvocationResponse
 
+from .agent_runtime import RuntimeStream, invoke_agent_runtime
 from .auth import AuthManager
 from .batch import Batch, BatchPlan, BatchProgress, Pool
 from .config import UNSET, ClientConfig, Unset
@@ -342,6 +344,48 @@ class AgentRuntimeClient(Closing):
 
     invoke_stream = invoke_agent_stream
 
+    def invoke_agent_runtime(
+        self,
+        agentId: str,  # noqa: N803 - the names are those of Amazon's client
+        payload: bytes | str,
+        runtimeSessionId: str | None = None,  # noqa: N803 - as above
+        timeout: float | None = None,
+        endpoint: str | None = None,
+    ) -> Mapping[str, Json] | RuntimeStream:
+        """Run an agent once, spelled as in Amazon's AgentCore runtime.
+
+        The sandbox is kept for the conversation: until `close_session`, `close_all`,
+        or the end of its time to live.
+
+        Args:
+            agentId: Id, alias or name of the template, or an agent id or ARN that ends
+                in ``-<template id>``.
+            payload: Text or UTF-8: a JSON object, or else the prompt.
+            runtimeSessionId: The conversation; None begins a new one.
+            timeout: Total seconds, a stream's too. None takes `ClientConfig.timeout`,
+                if that is None, too, there is no limit.
+            endpoint: Version of the template, as in ``name:version``; None and
+                ``DEFAULT`` take it as `agentId` names it.
+
+        Returns:
+            ``{"response": envelope, "runtimeSessionId": str, "status": str, "agentId":
+            str}``. If the agent streams, an iterator with `close` of ``{"chunk": str,
+            "runtimeSessionId": str, "agentId": str}``; its ``["runtimeSessionId"]``
+            is known at once.
+
+        Raises:
+            ValidationError: The payload or the session id cannot be sent; nothing was.
+            As `invoke_agent`.
+        """
+        return invoke_agent_runtime(
+            self._run,
+            agentId,
+            payload,
+            session_id=runtimeSessionId,
+            timeout=timeout,
+            endpoint=endpoint,
+        )
+
     def invoke_many(
         self,
         template_id: str,
@@ -355,6 +399,7 @@ class AgentRuntimeClient(Closing):
         progress: bool = False,
         deadline: float | None = None,
         timeout: float | Unset | None = UNSET,
+        journal: str | os.PathLike[str] | None = None,
         **sandbox: Unpack[SandboxArguments],
     ) -> Batch:
         """Run an agent for many requests, several at a time; work begins at once.
@@ -377,6 +422,8 @@ class AgentRuntimeClient(Closing):
                 `RequestTimeoutError`.
             timeout: Total seconds of one invocation, the creation of its sandbox not
                 included.
+            journal: A file that notes what was done, so that the same call in a later
+                process runs only what is missing. None keeps none.
             sandbox: How sandboxes are made, as for `create_session`.
 
         Returns:
@@ -385,6 +432,8 @@ class AgentRuntimeClient(Closing):
 
         Raises:
             TemplateNotFoundError: There is no such template.
+            BatchJournalError: The journal is of other requests or another template, in
+                use, damaged, or cannot be written; nothing has run.
         """
         plan = BatchPlan(
             max_workers=max_workers,
@@ -395,6 +444,7 @@ class AgentRuntimeClient(Closing):
             timeout=self._run.total(timeout),
             on_progress=on_progress,
             bar=progress,
+            journal=journal,
         )
         return self._run.batch(template_id, requests, plan, sandbox)
 

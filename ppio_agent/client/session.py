@@ -128,6 +128,27 @@ class SandboxSession(SandboxHold):
         host = self._host(call, owned=owned)
         return self._hosting(call, lambda: self._port.open_stream(call, host))
 
+    def open_either(
+        self,
+        request: AgentRequest,
+        *,
+        timeout: float | None,
+        headers: Mapping[str, str],
+    ) -> InvocationResponse | StreamingResponse:
+        """Do as `invoke`, but give the answer of a streaming agent as a stream.
+
+        Args:
+            request: As for `invoke`.
+            timeout: Total seconds, until the end of a stream; None means no limit.
+            headers: As for `invoke`.
+        """
+        call = self._make_call(request, timeout, None, headers)
+        host = self._host(call)
+        answer = self._hosting(call, lambda: self._port.open(call, host))
+        if isinstance(answer, InvocationResponse):
+            host.end()
+        return answer
+
     def resume_stream(
         self,
         invocation_id: str,
@@ -176,12 +197,10 @@ class SandboxSession(SandboxHold):
 
         return StreamHost(begin=lambda: self._begin(line), end=ended, abandon=abandoned)
 
-    def _hosting(
-        self, line: Line, start: Callable[[], StreamingResponse]
-    ) -> StreamingResponse:
+    def _hosting(self, line: Line, start: Callable[[], _T]) -> _T:
         """Return the stream that `start` gives, counted in until its end."""
 
-        def run() -> StreamingResponse:
+        def run() -> _T:
             self._begin(line)
             try:
                 return start()

@@ -113,7 +113,7 @@ class TemplateManager:
 
         Args:
             ref: Its id, an alias, its name, ``name:version``, or an agent id that ends
-                in ``-<template id>``; tried in this order.
+                in ``-<template id>``; tried in this order. ``:latest`` is any version.
             deadline: Bounds the waiting.
 
         Raises:
@@ -219,14 +219,20 @@ def find_template(ref: str, templates: Iterable[AgentTemplate]) -> AgentTemplate
     """
     templates = tuple(templates)
     found = _by_name(ref, templates)
-    if found is None and ":" in ref:
-        base, _, tag = ref.rpartition(":")
+    base, _, tag = ref.rpartition(":")
+    if found is None and base:
         tagged = tuple(t for t in templates if tag in {"latest", t.version})
-        found = _by_name(base, tagged) if base else None
-    if found is None and "-" in ref:
-        template_id = ref.rpartition("-")[2]
-        found = next((t for t in templates if t.template_id == template_id), None)
-    return found
+        found = _by_name(base, tagged) or _by_agent_id(base, tagged)
+    return found or _by_agent_id(ref, templates)
+
+
+def _by_agent_id(
+    ref: str, templates: tuple[AgentTemplate, ...]
+) -> AgentTemplate | None:
+    name, _, template_id = ref.rpartition("-")
+    if not name:
+        return None
+    return next((t for t in templates if t.template_id == template_id), None)
 
 
 def _by_name(ref: str, templates: tuple[AgentTemplate, ...]) -> AgentTemplate | None:
