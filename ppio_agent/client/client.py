@@ -399,7 +399,6 @@ class AgentRuntimeClient(Closing):
         progress: bool = False,
         deadline: float | None = None,
         timeout: float | Unset | None = UNSET,
-        journal: str | os.PathLike[str] | None = None,
         **sandbox: Unpack[SandboxArguments],
     ) -> Batch:
         """Run an agent for many requests, several at a time; work begins at once.
@@ -422,8 +421,6 @@ class AgentRuntimeClient(Closing):
                 `RequestTimeoutError`.
             timeout: Total seconds of one invocation, the creation of its sandbox not
                 included.
-            journal: A file that notes what was done, so that the same call in a later
-                process runs only what is missing. None keeps none.
             sandbox: How sandboxes are made, as for `create_session`.
 
         Returns:
@@ -432,8 +429,6 @@ class AgentRuntimeClient(Closing):
 
         Raises:
             TemplateNotFoundError: There is no such template.
-            BatchJournalError: The journal is of other requests or another template, in
-                use, damaged, or cannot be written; nothing has run.
         """
         plan = BatchPlan(
             max_workers=max_workers,
@@ -444,7 +439,6 @@ class AgentRuntimeClient(Closing):
             timeout=self._run.total(timeout),
             on_progress=on_progress,
             bar=progress,
-            journal=journal,
         )
         return self._run.batch(template_id, requests, plan, sandbox)
 
