@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -399,6 +400,7 @@ class AgentRuntimeClient(Closing):
         progress: bool = False,
         deadline: float | None = None,
         timeout: float | Unset | None = UNSET,
+        journal: str | os.PathLike[str] | None = None,
         **sandbox: Unpack[SandboxArguments],
     ) -> Batch:
         """Run an agent for many requests, several at a time; work begins at once.
@@ -421,6 +423,8 @@ class AgentRuntimeClient(Closing):
                 `RequestTimeoutError`.
             timeout: Total seconds of one invocation, the creation of its sandbox not
                 included.
+            journal: A file that notes what was done, so that the same call in a later
+                process runs only what is missing. None keeps none.
             sandbox: How sandboxes are made, as for `create_session`.
 
         Returns:
@@ -429,6 +433,8 @@ class AgentRuntimeClient(Closing):
 
         Raises:
             TemplateNotFoundError: There is no such template.
+            BatchJournalError: The journal is of other requests or another template, in
+                use, damaged, or cannot be written; nothing has run.
         """
         plan = BatchPlan(
             max_workers=max_workers,
@@ -439,6 +445,7 @@ class AgentRuntimeClient(Closing):
             timeout=self._run.total(timeout),
             on_progress=on_progress,
             bar=progress,
+            journal=journal,
         )
         return self._run.batch(template_id, requests, plan, sandbox)
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.ids import new_id
-from ppio_agent.exceptions import BatchJournalError
+from ppio_agent.exceptions import BatchJournalError, ValidationError
 
+from .invocation import AgentRequest, encode_request
 from .journal import (
     JournalEntry,
     JournalState,
     Outcome,
+    digest,
     format_done,
     format_failed,
     format_header,
@@ -123,6 +125,26 @@ class BatchJournal:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def recall(self, index: int, request: AgentRequest) -> JournalEntry | None:
+        """Return what an earlier run left of an item; None if it did not begin it.
+
+        Raises:
+            BatchJournalError: It was another request then.
+        """
+        entry = self.entries.get(index)
+        if entry is None:
+            return None
+        try:
+            known = digest(encode_request(request)) == entry.digest
+        except ValidationError:
+            known = False  # such a request was never begun
+        if not known:
+            raise self._error(
+                f"item {index} is another request than in the earlier run; go on with"
+                " the same requests, or begin a new journal"
+            )
+        return entry
 
     def start(self, index: int, entry: JournalEntry) -> None:
         """Note that an item is about to be sent; survives the end of this process.
