@@ -280,14 +280,15 @@ def decode_json_text(text: str) -> Json:
         WireError: As `decode_json`.
     """
     try:
-        value = _loads(text)
+        value = _value_of(text)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
         why = "the body is empty" if not text.strip() else str(error)
         raise WireError("", f"Invalid JSON: {why}") from None
     # Cheaper than a walk: without that many brackets it cannot be that deep.
-    deep = text.count("[") + text.count("{") > MAX_DEPTH
+    boxed = type(value) is dict or type(value) is list
+    deep = boxed and text.count("[") + text.count("{") > MAX_DEPTH
     if deep and _depth_over(value):
         raise _too_deep()
     return value
@@ -304,7 +305,16 @@ def _finite(text: str) -> float:
     return value
 
 
-_loads = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _value_of(text: str) -> Json:
+    if not text[:1].isspace():
+        # Without a search for the blanks around the value: mostly there are none.
+        value, end = _decoder.raw_decode(text)
+        if end == len(text):
+            return value
+    return _decoder.decode(text)
 
 
 def _too_deep() -> WireError:
