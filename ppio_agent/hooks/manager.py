@@ -167,7 +167,9 @@ class Hooks:
         return ClientHooks(
             headers=self.client_headers if takes_part else None,
             middleware=tuple(
-                ClientMiddleware(part.plugin_name, functools.partial(_middleware, part))
+                ClientMiddleware(
+                    _name(part.plugin), functools.partial(_middleware, part)
+                )
                 for part in self._parts("ppio_client_middleware")
             ),
             request=self._notifier("ppio_client_request"),
@@ -197,7 +199,7 @@ class Hooks:
             logging.DEBUG if known else logging.ERROR,
             "%s of the plug-in %s failed, which is ignored%s",
             name,
-            part.plugin_name,
+            _name(part.plugin),
             "" if known else "; further failures are logged at level DEBUG",
             exc_info=True,
         )
@@ -246,6 +248,11 @@ class Hooks:
             config=config
         )
         return found
+
+
+def _name(plugin: object) -> str:
+    """Return what messages call a plug-in: a module's name, else a class's."""
+    return getattr(plugin, "__name__", None) or type(plugin).__qualname__
 
 
 def _call(part: pluggy.HookImpl, arguments: Mapping[str, object]) -> Any:

@@ -243,6 +243,101 @@ def test_a_built_in_plugin_is_imported_when_its_hook_is_asked(
     assert found == [Path("/lazy")] * 8
 
 
+def test_a_client_finds_out_once_who_takes_part() -> None:
+    """In the order of registration; what nobody takes part in is None."""
+    hooks = Hooks.load([Named("a"), Named("b")], entry_points=False).for_client()
+    assert [m.run(lambda r: r, "r") for m in hooks.middleware] == ["a(r)", "b(r)"]
+    assert [m.name for m in hooks.middleware] == ["Named", "Named"]
+    record: Any = []
+    for name in ("request", "response", "retry", "stream_event", "session_changed"):
+        tell = getattr(hooks, name)
+        assert tell is not None
+        tell(record)
+        assert record == [f"a {name}", f"b {name}"]
+        record.clear()
+    assert hooks.headers is not None
+    assert hooks.headers("r")["X-Last"] == "b"
+    assert hooks.observed
+    assert Hooks().for_client() == ClientHooks()
+    assert not ClientHooks().observed
+
+
+def test_plugins_may_say_that_they_come_first_or_last() -> None:
+    """Wherever they were registered; first is outermost."""
+
+    class First(Named):
+        @hookimpl(tryfirst=True)
+        def ppio_client_middleware(self) -> str:
+            return "first"
+
+    class Last(Named):
+        @hookimpl(trylast=True)
+        def ppio_client_middleware(self) -> str:
+            return "last"
+
+    plugins = [Last("l"), Named("n"), First("f")]
+    hooks = Hooks.load(plugins, entry_points=False).for_client()
+    ran = [m.run(lambda r: r, "r") for m in hooks.middleware]
+    assert ran == ["first", "n(r)", "last"]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_hooks_that_are_called_one_by_one_take_no_wrapper(*, old: bool) -> None:
+    """It would never be called; middleware is what wraps a call."""
+    how = {"hookwrapper": True} if old else {"wrapper": True}
+
+    class Wrapping(Named):
+        @hookimpl(**how)
+        def ppio_client_request(self) -> Iterator[None]:
+            yield
+
+    hooks = Hooks()
+    with pytest.raises(
+        ConfigurationError, match="ppio_client_request takes no wrapper"
+    ):
+        hooks.register(Wrapping("w"))
+    assert hooks.for_client() == ClientHooks()
+
+
+def test_a_plugin_that_authenticates_gives_headers() -> None:
+    """The latest is asked first, and what it gives is looked at."""
+    hooks = Hooks.load([Named("a"), Named("b")], entry_points=False)
+    auth = hooks.client_auth("a")
+    assert auth is not None
+    assert auth.headers("r", refresh=True) == {"X-Auth": "a", "X-Refresh": "True"}
+    assert hooks.client_auth("neither") is None
+
+    class Wrong:
+        @hookimpl
+        def ppio_client_auth(self) -> dict[str, str]:
+            return {"Authorization": "x"}
+
+    hooks.register(Wrong())
+    with pytest.raises(ConfigurationError, match=r"method headers.*not dict"):
+        hooks.client_auth("a")
+
+
+def test_failures_of_notifications_are_told_apart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each hook of each plug-in is logged once, with its traceback, and then at DEBUG."""
+
+    class Broken(Named):
+        @hookimpl
+        def ppio_client_retry(self) -> None:
+            raise ValueError(f"broken {self.name}")
+
+    hooks = Hooks.load([Broken("a"), Broken("b")], entry_points=False).for_client()
+    assert hooks.retry is not None
+    with caplog.at_level("DEBUG"):
+        for _ in range(2):
+            hooks.retry(None)  # type: ignore[arg-type]
+    assert [r.levelname for r in caplog.records] == ["ERROR"] * 2 + ["DEBUG"] * 2
+    assert "broken b" in caplog.text
+    assert "ppio_client_retry of the plug-in test_failures" in caplog.text
+    assert all(r.exc_info for r in caplog.records)
+
+
 def test_a_plugin_counts_once() -> None:
     """Whoever registers it twice does not double its work."""
     plugin = Named("a")
