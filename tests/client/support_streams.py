@@ -84,11 +84,15 @@ class CuttingRelay(Closing):
         port: Of the server, on this machine.
         cuts: One after another: after which bytes of what the server sends the
             connection is cut.
+
+    Attributes:
+        sent: All that the client sent.
     """
 
     def __init__(self, port: int, *cuts: bytes) -> None:
         self._target = port
         self._cuts = list(cuts)
+        self.sent = bytearray()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -108,6 +112,7 @@ class CuttingRelay(Closing):
     def _up(self, near: socket.socket, far: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
+                self.sent += data
                 far.sendall(data)
         _end(near, far)
 
@@ -123,6 +128,10 @@ class CuttingRelay(Closing):
                     break
                 near.sendall(data)
         _end(near, far)
+
+    def cut_next(self, after: bytes) -> None:
+        """Cut once more: the next answer that has these bytes, behind them."""
+        self._cuts.append(after)
 
     def close(self) -> None:
         _end(self._listener, *self._sockets)
