@@ -13,6 +13,7 @@ from ppio_agent.transport import shielded
 from ppio_agent.wire.models import InvocationResponse
 
 from .batch import Batch, BatchPlan
+from .batch_supply import BatchSupply
 from .config import ClientConfig, Unset
 from .core import ClientCore
 from .invocation import AgentRequest, encode_request
@@ -181,7 +182,5 @@ class Runner:
         launcher.control.transport.allow_connections(plan.workers)
         template = self.core.templates.get_template(template_id, deadline=plan.deadline)
 
-        def open_session(until: Deadline) -> SandboxSession:
-            return self.core.book.open(launcher, template, options, deadline=until)
-
-        return Batch(open_session, requests, plan)
+        supply = BatchSupply.of(launcher, self.core.book, template, options)
+        return Batch(supply, requests, plan)
