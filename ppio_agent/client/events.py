@@ -13,6 +13,8 @@ from .invocation import record_error
 
 __all__ = ["EventReader", "decode_chunk", "join_chunks"]
 
+_Block = SSEEvent | Heartbeat
+
 _ERROR_KEYS = frozenset({"error", "error_type", "message"})
 
 
@@ -66,12 +68,18 @@ class EventReader:
         self._limit = max_event_bytes
         self._framer = SSEFramer(max_event_bytes)
         self._held: SSEEvent | None = None
+        self._unnamed = False  # an event without an id was content
         # Number of the last event before this connection, until the next one is in.
         self._after = _number(last_event_id)
         self.last_event_id = last_event_id
         self.failure: InvocationError | None = None
         self.final: Mapping[str, Json] | None = None
         self.done = False
+
+    @property
+    def knows_place(self) -> bool:
+        """Whether an agent can be told after which event to go on."""
+        return self._full and not self._unnamed
 
     def restart(self) -> None:
         """Say that a new connection goes on after `last_event_id`.
@@ -88,28 +96,26 @@ class EventReader:
             EventTooLargeError: An event outgrew the limit.
             StreamInterruptedError: The new connection leaves events out.
         """
-        events = self._framer.feed(data)
         found: deque[SSEEvent] = deque()
-        if not self._full:
-            for event in events:
-                if isinstance(event, SSEEvent):
-                    self._take_bare(event, found)
-            return found
+        take = self._take_full if self._full else self._take_bare
+        take(self._framer.feed(data), found)
+        # Not while the events that come are those from before.
+        if self._after is None and self._framer.last_event_id is not None:
+            self.last_event_id = self._framer.last_event_id
+        if found and found[0].id is None:
+            self._unnamed = True
+        return found
+
+    def _take_full(self, events: Iterable[_Block], found: deque[SSEEvent]) -> None:
         for event in events:
             if isinstance(event, Heartbeat) or self.done:
                 continue
             if self._after is not None and self._came_before(event):
                 continue
-            if self._watch is not None:
-                self._watch(event)
             if event.event == "end" or event.event == "error":  # noqa: PLR1714 - fast
                 self._take_last(event)
             else:
                 found.append(event)
-        # Not while the events that come are those from before.
-        if self._after is None and self._framer.last_event_id is not None:
-            self.last_event_id = self._framer.last_event_id
-        return found
 
     def _came_before(self, event: SSEEvent) -> bool:
         """Whether the first events of a new connection are ones that were there."""
@@ -131,16 +137,17 @@ class EventReader:
             self.final = record if isinstance(record, dict) else {}
             self.done = True
 
-    def _take_bare(self, event: SSEEvent, found: deque[SSEEvent]) -> None:
-        if self._watch is not None:
-            self._watch(event)
-        if self._held is not None:
-            found.append(self._held)
-            self._held = None
-        if _looks_failed(event.data):
-            self._held = event
-        else:
-            found.append(event)
+    def _take_bare(self, events: Iterable[_Block], found: deque[SSEEvent]) -> None:
+        for event in events:
+            if isinstance(event, Heartbeat):
+                continue
+            if self._held is not None:
+                found.append(self._held)
+                self._held = None
+            if _looks_failed(event.data):
+                self._held = event
+            else:
+                found.append(event)
 
     def finish(self) -> InvocationError | None:
         """Say that no more bytes come; return what is wrong with that, if anything."""

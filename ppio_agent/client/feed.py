@@ -88,8 +88,8 @@ class EventFeed:
 
     @property
     def can_resume(self) -> bool:
-        """Whether the agent can be asked for its events again."""
-        return self._way_back is not None
+        """Whether the agent can be asked for the events that are missing."""
+        return self._way_back is not None and self.reader.knows_place
 
     def read(self) -> deque[SSEEvent]:
         """Return the next events; none at the end of the run.
@@ -161,7 +161,7 @@ class EventFeed:
         self._call.pause(Deadline.after(delay))
 
     def _delay(self, error: PPIOAgentError) -> float | None:
-        if self._way_back is None:
+        if self._way_back is None or not self.reader.knows_place:
             return None
         return next_resume(
             self._way_back.policy,

@@ -107,6 +107,43 @@ class TestEvents:
         assert (reader.finish() is not None) is failed
         assert len(events) == (0 if failed else 1)
 
+    def test_place_is_known_by_ids(self) -> None:
+        """Chunks without ids would come again; before the first none can."""
+        _, fresh = read(b": open\n\n", full=True, size=9)
+        _, named = read(b"id: 1\ndata: 1\n\n", full=True, size=9)
+        _, unnamed = read(b"data: 1\n\nid: 2\ndata: 2\n\n", full=True, size=9)
+        _, bare = read(b"id: 1\ndata: 1\n\n", full=False, size=9)
+
+        known = [reader.knows_place for reader in (fresh, named, unnamed, bare)]
+        assert known == [True, True, False, False]
+
+    @given(
+        count=st.integers(1, 8),
+        cuts=st.lists(st.integers(0, 120), max_size=4),
+        size=st.integers(1, 50),
+        repeats=st.booleans(),
+    )
+    @settings(max_examples=100)
+    def test_cut_anywhere_and_gone_on_with(
+        self, count: int, cuts: list[int], size: int, *, repeats: bool
+    ) -> None:
+        """Each event once and in order, though the peer may begin from the first."""
+        blocks = [b"id: %d\ndata: %d\n\n" % (n, n) for n in range(1, count + 1)]
+        blocks.append(b"id: %d\nevent: end\ndata: {}\n\n" % (count + 1))
+        reader = EventReader(full=True, max_event_bytes=LIMIT)
+        seen: list[str] = []
+        for cut in [*cuts, 10_000]:
+            after = 0 if repeats else int(reader.last_event_id or 0)
+            sent = b"".join(blocks[after:])[:cut]
+            for start in range(0, len(sent), size):
+                seen += [e.data for e in reader.feed(sent[start : start + size])]
+            if reader.done:
+                break
+            reader.restart()
+
+        assert seen == [str(n) for n in range(1, count + 1)]
+        assert reader.final == {}
+
 
 def test_join() -> None:
     """Texts make a text, anything else a list."""

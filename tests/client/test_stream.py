@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,7 +41,8 @@ from ppio_agent.testing import (
 )
 from ppio_agent.transport import CallScope
 from ppio_agent.wire.json import encode_json
-from tests.support import SLOW, wait_until
+from tests.support import SLOW, needs_program, wait_until
+from tests.support_net import certificate
 
 from .support_streams import CuttingRelay, Host, call_of, open_port, stream_of
 
@@ -249,6 +251,16 @@ class TestResume:
         assert seen == [0, 1, 2]
         assert len(server.requests) == 1
 
+    def test_events_without_ids_are_cut_for_good(self) -> None:
+        """Nobody could say which of them come again."""
+        script = told(b"data: 1\n\n", then=cut())
+        with FaultServer(script) as server, open_port(server.url) as port:
+            stream = stream_of(port)
+            assert next(stream) == 1
+            with pytest.raises(StreamInterruptedError):
+                next(stream)
+        assert len(server.requests) == 1
+
     def test_failure_that_was_told_is_believed(self) -> None:
         """After the error event nothing is missing but the end."""
         failed = b'id: 2\nevent: error\ndata: {"error":"boom"}\n\n'
@@ -285,7 +297,7 @@ WAITS: dict[str, Script] = {
 
 @frozen
 class Waiting:
-    """A thread that waits for the next chunk of a stream that is being resumed."""
+    """A thread that waits for the second chunk of a stream."""
 
     stream: StreamingResponse
     scope: CallScope
@@ -293,7 +305,7 @@ class Waiting:
     seen: list[tuple[str, float]]
 
     @classmethod
-    def of(cls, server: FaultServer, port: AgentPort) -> Waiting:
+    def of(cls, server: FaultServer, port: AgentPort, *, requests: int) -> Waiting:
         scope = CallScope()
         with scope.running():
             stream = stream_of(port, deadline=None)
@@ -308,7 +320,7 @@ class Waiting:
         assert next(stream) == "x"
         thread = threading.Thread(target=read)
         thread.start()
-        wait_until(lambda: len(server.requests) == 2)
+        wait_until(lambda: len(server.requests) == requests)
         threading.Event().wait(0.05)  # until it blocks
         return cls(stream, scope, thread, seen)
 
@@ -322,7 +334,7 @@ class Waiting:
 def waiting(request: pytest.FixtureRequest) -> Iterator[Waiting]:
     script = in_turn(told(piece(1), then=cut()), WAITS[request.param])
     with FaultServer(script) as server, open_port(server.url) as port:
-        waiting = Waiting.of(server, port)
+        waiting = Waiting.of(server, port, requests=2)
         yield waiting
         waiting.stream.close()
         waiting.thread.join(5)
@@ -356,6 +368,35 @@ class TestCloseDuringResume:
         name, _ = waiting.end()
 
         assert name == "SessionClosedError"
+
+
+class TestCloseInSilence:
+    @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until-close"])
+    @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+    def test_both_threads_go_on_at_once(
+        self, tmp_path_factory: pytest.TempPathFactory, *, chunked: bool, secure: bool
+    ) -> None:
+        """The reader learns that it was closed, by whatever body it reads."""
+        tls, ca = None, None
+        if secure:
+            needs_program("openssl")
+            made = certificate(tmp_path_factory.mktemp("tls"))
+            assert made is not None
+            tls, ca = made[0], str(made[1])
+        script = chunks(piece(1), chunked=chunked, then=silence, headers=FULL)
+        with (
+            FaultServer(script, tls=tls) as server,
+            open_port(server.url, ca_bundle=ca) as port,
+        ):
+            waiting = Waiting.of(server, port, requests=1)
+            started = time.monotonic()
+            waiting.stream.close()
+            closed = time.monotonic()
+            name, woken = waiting.end()
+
+        assert name == "StreamClosedError"
+        assert closed - started < AT_ONCE * SLOW
+        assert woken - started < AT_ONCE * SLOW
 
 
 class TestByHand:
@@ -405,10 +446,10 @@ class TestByHand:
         self, counting: Counting, after: str | None, expected: int
     ) -> None:
         """Any process can read the rest, or all of it again."""
-        with open_port(counting.agent.url) as port:
-            first = stream_of(port)
+        url = counting.agent.url
+        with open_port(url) as port, stream_of(port) as first:
             assert next(first) == 1
-            first.close()
+        with open_port(url) as port:
             line = Line(deadline=Deadline.after(20))
             stream = port.resume_stream(
                 line, Host().watch(), str(first.invocation_id), after
@@ -426,13 +467,14 @@ class TestByHand:
 
 class TestEnds:
     def test_too_large_an_event_is_refused_before_it_is_sent(self) -> None:
-        """The peer has not finished it, and is not asked again."""
-        limit = 1 << 20
+        """The peer has not finished it; memory stays below three times the limit."""
+        limit = 4 << 20
+        part = b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n"
 
         def endless(peer: Any, _request: Any) -> None:
-            while peer.open and not peer.stop.is_set():
+            while not peer.stop.is_set():
                 try:
-                    peer.sock.sendall(b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n")
+                    peer.sock.sendall(part)
                 except OSError:
                     return
 
@@ -443,8 +485,15 @@ class TestEnds:
         ):
             stream = stream_of(port)
             assert next(stream) == "x"
-            with pytest.raises(EventTooLargeError, match="max_event_bytes"):
-                next(stream)
+            tracemalloc.start()
+            try:
+                with pytest.raises(EventTooLargeError, match="max_event_bytes"):
+                    next(stream)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+
+        assert peak < 3 * limit
         assert len(server.requests) == 1
 
     def test_an_abandoned_stream_warns_and_is_told(self) -> None:
