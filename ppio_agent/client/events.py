@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ppio_agent.exceptions import InvocationError, StreamInterruptedError, WireError
 from ppio_agent.wire.json import Json, decode_json_text
@@ -112,6 +112,8 @@ class EventReader:
                 continue
             if self._after is not None and self._came_before(event):
                 continue
+            if self._watch is not None:
+                self._watch(event)
             if event.event == "end" or event.event == "error":  # noqa: PLR1714 - fast
                 self._take_last(event)
             else:
@@ -141,6 +143,8 @@ class EventReader:
         for event in events:
             if isinstance(event, Heartbeat):
                 continue
+            if self._watch is not None:
+                self._watch(event)
             if self._held is not None:
                 found.append(self._held)
                 self._held = None
