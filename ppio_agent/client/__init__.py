@@ -22,6 +22,7 @@ from .auth import AuthManager
 from .batch import Batch, BatchItem, BatchProgress, Pool, pool
 from .client import AgentRuntimeClient
 from .config import ClientConfig
+from .futures import InvocationFuture
 from .reference import SessionRef
 from .session import SandboxSession
 from .state import SessionState, SessionStatus
@@ -40,6 +41,7 @@ __all__ = [
     "CancelResult",
     "ClientConfig",
     "InvocationError",
+    "InvocationFuture",
     "InvocationRequest",
     "InvocationResponse",
     "NetworkError",

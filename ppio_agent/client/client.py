@@ -18,6 +18,7 @@ from .auth import AuthManager
 from .batch import Batch, BatchPlan, BatchProgress, Pool
 from .config import UNSET, ClientConfig, Unset
 from .core import ClientCore
+from .futures import InvocationFuture
 from .invocation import AgentRequest
 from .limits import seconds
 from .reference import SessionRef
@@ -301,6 +302,50 @@ class AgentRuntimeClient(Closing):
             idempotency_key=idempotency_key,
             headers=headers,
             sandbox=sandbox,
+        )
+
+    def submit(
+        self,
+        template_id: str,
+        request: AgentRequest,
+        *,
+        session_id: str | None = None,
+        timeout: float | Unset | None = UNSET,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **sandbox: Unpack[SandboxArguments],
+    ) -> InvocationFuture:
+        """Run an agent once, on one of 32 threads of the client's; do not wait for it.
+
+        Args:
+            template_id: As for `invoke_agent`.
+            request: As for `invoke_agent`.
+            session_id: As for `invoke_agent`.
+            timeout: As for `invoke_agent`; counted from when the call gets a thread.
+            idempotency_key: As for `invoke_agent`.
+            headers: As for `invoke_agent`.
+            sandbox: As for `invoke_agent`.
+
+        Returns:
+            A `concurrent.futures.Future` of the answer; its `cancel` also ends a call
+            that runs. What `invoke_agent` raises is its error.
+
+        Raises:
+            ClientClosedError: The client was closed.
+
+        Blocking: while 1,000 calls wait for a thread.
+        """
+        return self._run.core.submissions.submit(
+            partial(
+                self._run.invoke,
+                template_id,
+                request,
+                session_id=session_id,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+                headers=headers,
+                sandbox=sandbox,
+            )
         )
 
     def invoke_agent_stream(

@@ -14,6 +14,7 @@ from ppio_agent.hooks import Hooks
 from .config import ClientConfig
 from .connection import Backend, connect, named_platform
 from .flight import SingleFlight
+from .futures import Submissions
 from .sessions import SessionBook
 from .template import TemplateManager
 
@@ -65,6 +66,7 @@ class ClientCore:
         self._backend: Backend | None = None
         self._connecting: SingleFlight[None, Backend] = SingleFlight()
         self._book = SessionBook(self._hooks.for_client().session_changed)
+        self._submissions = Submissions()
         self._templates = TemplateManager(
             lambda: self.backend().control,
             enable_cache=self._config.enable_cache,
@@ -88,6 +90,17 @@ class ClientCore:
         return self._templates
 
     @property
+    def submissions(self) -> Submissions:
+        """The calls that run on threads of this process.
+
+        Raises:
+            ClientClosedError: The client was closed.
+        """
+        self._after_fork()
+        self._check_open()
+        return self._submissions
+
+    @property
     def where(self) -> str:
         """What messages call the platform."""
         return self._named[0].url if self._named else "the local platform"
@@ -100,12 +113,15 @@ class ClientCore:
             AuthenticationError: None was named and there is no embedded one.
         """
         self._after_fork()
-        if self._closed:
-            raise ClientClosedError("the client was closed; make a new one")
+        self._check_open()
         backend = self._backend
         if backend is None:
             backend = self._connecting.run(None, self._connect, Deadline.after(None))
         return backend
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("the client was closed; make a new one")
 
     def _connect(self) -> Backend:
         if self._backend is None:
@@ -127,6 +143,7 @@ class ClientCore:
             self._closed = True
         deadline = Deadline.after(_CLOSE_LIMIT)
         error = ClientClosedError("the client was closed while this went on")
+        self._submissions.close(error, deadline.bound(_SUBMISSIONS_LIMIT))
         control = self._backend.control if self._backend else None
         failures = self._book.close(error, control, deadline)
         for sandbox_id, failure in failures.items():
