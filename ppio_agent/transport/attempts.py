@@ -312,6 +312,8 @@ class Attempts(Generic[_T]):
             target = f"http://{origin.authority}{target}"
             if proxy.authorization is not None:
                 pairs.append(("Proxy-Authorization", proxy.authorization))
+                # Whoever is behind the proxy may tell it in an answer.
+                self._setup.redactor.add(proxy.password, proxy.authorization)
         try:
             head = encode_head(request.method, target, pairs)
         except FramingError as error:

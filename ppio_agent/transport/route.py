@@ -38,6 +38,7 @@ class Proxy:
 
     origin: Origin
     authorization: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
 
 
 @lru_cache(maxsize=1024)
@@ -77,14 +78,13 @@ def parse_proxy(url: str) -> Proxy:
         raise ConfigurationError(
             "the URL of the proxy has to start with http:// or https://"
         )
-    authorization = None
+    authorization = password = None
     if parts.username is not None:
         user, password = unquote(parts.username), unquote(parts.password or "")
         pair = base64.b64encode(f"{user}:{password}".encode()).decode()
         authorization = f"Basic {pair}"
-    return Proxy(
-        Origin(parts.scheme, host, port or _PORTS[parts.scheme]), authorization
-    )
+    origin = Origin(parts.scheme, host, port or _PORTS[parts.scheme])
+    return Proxy(origin, authorization, password)
 
 
 def proxy_for(origin: Origin, configured: str | None) -> Proxy | None:

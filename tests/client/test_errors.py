@@ -3,32 +3,98 @@
 from __future__ import annotations
 
 import copy
+import gzip
+import itertools
+import json
 import logging
 import pickle
 import socket
-import threading
+import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from ppio_agent.client import AgentRuntimeClient, ClientConfig
+from ppio_agent import exceptions
+from ppio_agent.client import AgentRuntimeClient, ClientConfig, SandboxSession
 from ppio_agent.exceptions import (
     AuthenticationError,
     InternalServerError,
     InvocationError,
     NetworkError,
+    PermissionDeniedError,
     PPIOAgentError,
+    PPIOAgentRuntimeError,
     ProtocolError,
+    QuotaExceededError,
+    RateLimitError,
     RequestTimeoutError,
     ServiceUnavailableError,
+    TemplateNotFoundError,
     ValidationError,
 )
-from tests.support import SLOW
-from tests.support_platform import Exchange, FakePlatform, echo_agent
+from ppio_agent.hooks import hookimpl
+from ppio_agent.testing import (
+    FaultServer,
+    Peer,
+    Received,
+    Script,
+    answer,
+    busy,
+    cut,
+    drip,
+    in_turn,
+    reply,
+    reset,
+    retry_after_kinds,
+    silence,
+)
+from ppio_agent.transport.errors import PastFailure
+from tests.support import SLOW, needs_program
+from tests.support_net import certificate
+from tests.support_platform import (
+    Exchange,
+    FakePlatform,
+    FakeSandbox,
+    template_record,
+)
 
 Make = Callable[..., AgentRuntimeClient]
+Tls = tuple[ssl.SSLContext, Path]
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A server's TLS context and the file of its certificate."""
+    needs_program("openssl")
+    made = certificate(tmp_path_factory.mktemp("tls"))
+    assert made is not None
+    return made
+
+
+def _agent(script: Script) -> Script:
+    """Answer pings; the rest goes by the script."""
+
+    def agent(peer: Peer, request: Received) -> None:
+        well = reply(200, b'{"status": "Healthy"}')
+        (well if request.target.endswith("/ping") else script)(peer, request)
+
+    return agent
+
+
+def _edge_at(platform: FakePlatform, url: str) -> AbstractContextManager[None]:
+    """Let sandboxes be reached at another address than the platform's."""
+
+    def create(exchange: Exchange) -> None:
+        port = url.rpartition(":")[2]
+        body = platform.sandbox_body(FakeSandbox(f"at{port}", "tpl1", {}))
+        exchange.reply(201, {**body, "edgeURL": url})
+
+    return platform.overriding("POST", "/sandboxes$", create)
 
 
 class TestTime:
@@ -45,15 +111,78 @@ class TestTime:
         assert time.monotonic() - started < 1.1 * SLOW
         assert caught.value.attempts > 1
 
-    def test_a_server_that_drips_its_head(self, make_client: Make) -> None:
-        """A byte of a header now and then does not stretch the deadline."""
-        with _dripping() as url:
-            client = make_client(base_url=url, request_timeout=0.5)
-            started = time.monotonic()
-            with pytest.raises(RequestTimeoutError):
-                client.list_templates()
+    def test_no_server_stretches_the_deadline(
+        self, make_client: Make, platform: FakePlatform, tls: Tls
+    ) -> None:
+        """`timeout=2` is over after 2.1 s, over TLS, too; all six at a time."""
+        scripts: dict[str, Script] = {
+            "drips": drip(answer(200, b"{}"), every=1.0),
+            "is silent": silence,
+            "is busy": reply(503, b'{"message": "busy"}'),
+        }
 
-        assert time.monotonic() - started < 0.7 * SLOW
+        client = make_client(max_retries=1000, ca_bundle=str(tls[1]))
+
+        def over(session: SandboxSession) -> tuple[float, PPIOAgentError]:
+            started = time.monotonic()
+            with pytest.raises(PPIOAgentError) as caught:
+                session.invoke("Hi", timeout=2)
+            return time.monotonic() - started, caught.value
+
+        with ExitStack() as servers, ThreadPoolExecutor(6) as pool:
+            turns = []
+            for name, context in itertools.product(scripts, (None, tls[0])):
+                server = FaultServer(_agent(scripts[name]), tls=context)
+                servers.enter_context(server)
+                with _edge_at(platform, server.url):
+                    session = client.create_session("tpl1")
+                turns.append((name, pool.submit(over, session)))
+            for name, turn in turns:
+                elapsed, error = turn.result()
+                assert elapsed < 2.1 * SLOW, name
+                if name == "is busy":  # until no further pause fits in
+                    assert type(error) is ServiceUnavailableError
+                else:
+                    assert type(error) is RequestTimeoutError
+                    assert elapsed >= 2.0
+
+    def test_each_kind_of_retry_after(self, make_client: Make) -> None:
+        """As long as it says; what says nothing of use counts as absent; all at once."""
+        expected = {
+            "seconds": (1.0, 1.2),
+            "fraction": (0.5, 0.65),
+            "date": (0.0, 2.3),
+            "negative": (0.0, 0.6),
+            "past": (0.0, 0.6),
+            "unreadable": (0.0, 0.6),
+        }
+
+        def waited(value: str) -> tuple[float, int]:
+            script = in_turn(busy(value), reply(200, b"[]"))
+            with FaultServer(script) as server:
+                client = make_client(base_url=server.url, max_retries=1)
+                started = time.monotonic()
+                assert client.list_templates() == []
+                return time.monotonic() - started, len(server.requests)
+
+        kinds = retry_after_kinds()
+        with ThreadPoolExecutor(len(expected)) as pool:
+            turns = {kind: pool.submit(waited, kinds[kind]) for kind in expected}
+        for kind, turn in turns.items():
+            least, most = expected[kind]
+            elapsed, requests = turn.result()
+            assert least <= elapsed < most * SLOW, kind
+            assert requests == 2, kind
+
+    def test_a_retry_after_too_long_to_wait_for(self, make_client: Make) -> None:
+        """Is on the error, at once."""
+        with FaultServer(busy("9999")) as server:
+            started = time.monotonic()
+            with pytest.raises(ServiceUnavailableError) as caught:
+                make_client(base_url=server.url, max_retries=3).list_templates()
+            assert time.monotonic() - started < 0.3 * SLOW
+            assert caught.value.retry_after == 9999
+            assert len(server.requests) == 1
 
 
 class TestRetries:
@@ -135,42 +264,136 @@ class TestRetries:
         assert len(platform.seen("POST", "/inv")) == 1
 
 
-class TestClasses:
-    @pytest.mark.parametrize(
-        ("answer", "expected"),
-        [
-            (lambda e: e.reply(401), AuthenticationError),
-            (lambda e: e.reply(400, {"message": "no code"}), ValidationError),
-            (lambda e: e.reply(500, raw=b"oops"), InternalServerError),
-            (
-                lambda e: e.reply(
-                    502, raw=b"<html>bad gateway", content_type="text/html"
-                ),
-                ServiceUnavailableError,
-            ),
-            (lambda e: e.reply(200, raw=b"<html>"), ProtocolError),
-            (lambda e: e.reply(200, {"no": "templates"}), ProtocolError),
-            (lambda e: e.cut(), NetworkError),
-        ],
-    )
-    def test_each_fault_is_one_class(
-        self,
-        client: AgentRuntimeClient,
-        platform: FakePlatform,
-        answer: Callable[[Exchange], None],
-        expected: type[PPIOAgentError],
-    ) -> None:
-        """Typed, located, and the same after pickle and copy."""
-        platform.on("GET", "/templates", answer)
-        with pytest.raises(PPIOAgentError) as caught:
-            client.list_templates()
+def _twins(error: PPIOAgentError) -> list[PPIOAgentError]:
+    return [pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)]
 
+
+_HTML = {"Content-Type": "text/html"}
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_GZIPPED = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+FAULTS: dict[str, tuple[Script, type[PPIOAgentError]]] = {
+    "reset": (reset(), NetworkError),
+    "reset in the head": (reset(b"HTTP/1.1 200"), NetworkError),
+    "closed": (cut(), NetworkError),
+    "cut in the body": (cut(answer(200, b"[]" * 50)[:-9]), NetworkError),
+    "no http": (cut(b"220 ready\r\n\r\n"), ProtocolError),
+    "bad chunks": (cut(_CHUNKED + b"zz\r\n[]\r\n"), ProtocolError),
+    "cut chunks": (cut(_CHUNKED + b"9\r\n[]"), NetworkError),
+    "bad gzip": (reply(200, b"no gzip", _GZIPPED), ProtocolError),
+    "cut gzip": (reply(200, gzip.compress(b"[]" * 99)[:-9], _GZIPPED), ProtocolError),
+    "html": (reply(200, b"<html>", _HTML), ProtocolError),
+    "another shape": (reply(200, b'{"no": "templates"}'), ProtocolError),
+    "empty 401": (reply(401), AuthenticationError),
+    "403": (reply(403), PermissionDeniedError),
+    "404": (reply(404), TemplateNotFoundError),
+    "json without code": (reply(400, b'{"message": "no"}'), ValidationError),
+    "429": (reply(429), RateLimitError),
+    "402": (reply(402), QuotaExceededError),
+    "500": (reply(500, b"oops"), InternalServerError),
+    "html 502": (reply(502, b"<html>bad gateway", _HTML), ServiceUnavailableError),
+}
+
+
+ERRORS = [
+    cls
+    for name in exceptions.__all__
+    if isinstance(cls := getattr(exceptions, name), type)
+    and issubclass(cls, PPIOAgentError)
+]
+
+
+class TestClasses:
+    def _fails(self, client: AgentRuntimeClient) -> PPIOAgentError:
+        """Return the error of a call, once it is known to be one of ours and whole."""
+        with pytest.raises(PPIOAgentRuntimeError) as caught:
+            client.list_templates()
         error = caught.value
-        assert type(error) is expected
         assert error.request_id
-        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        for twin in _twins(error):
+            assert type(twin) is type(error)
             assert str(twin) == str(error)
             assert twin.__dict__ == error.__dict__
+        return error
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_each_fault_is_one_class(self, make_client: Make, fault: str) -> None:
+        """Typed, located, with its cause, and the same after pickle and copy."""
+        script, expected = FAULTS[fault]
+        with FaultServer(script) as server:
+            error = self._fails(make_client(base_url=server.url))
+        assert type(error) is expected
+        if fault != "another shape":  # nothing foreign failed
+            assert error.__cause__ is not None
+        assert error.attempts <= 1
+
+    def test_earlier_failures_travel_with_an_error(self, make_client: Make) -> None:
+        """What was tried, how it failed and what was waited."""
+        with FaultServer(in_turn(reset(), busy("0.01"), reply(503))) as server:
+            error = self._fails(make_client(base_url=server.url, max_retries=2))
+        assert error.attempts == 3
+        assert [(past.error, past.status) for past in error.history] == [
+            (NetworkError, None),
+            (ServiceUnavailableError, 503),
+        ]
+        assert all(past.delay >= 0 for past in error.history)
+
+    def test_a_certificate_that_is_not_trusted(
+        self, make_client: Make, tls: Tls
+    ) -> None:
+        """And one of another name: nothing is sent, nothing tried again."""
+        with FaultServer(reply(), tls=tls[0]) as server:
+            for url, bundle in (
+                (server.url, None),
+                (server.url.replace("localhost", "127.0.0.1"), str(tls[1])),
+            ):
+                client = make_client(base_url=url, ca_bundle=bundle, max_retries=3)
+                error = self._fails(client)
+                assert type(error) is NetworkError
+                assert isinstance(error.__cause__, ssl.SSLError)
+                assert error.attempts == 1
+            assert server.requests == []
+
+    def test_a_peer_that_speaks_no_tls(self, make_client: Make) -> None:
+        """As where http was meant."""
+        with FaultServer(reply()) as server:
+            error = self._fails(
+                make_client(base_url=server.url.replace("http", "https"))
+            )
+        assert isinstance(error, NetworkError)
+        assert error.__cause__ is not None
+
+    @pytest.mark.parametrize("kind", ["refused", "refuses", "garbles"])
+    def test_a_proxy_that_is_of_no_use(self, make_client: Make, kind: str) -> None:
+        """It does not listen, does not let through, or is none."""
+        scripts = {"refuses": reply(403), "garbles": cut(b"220 ready\r\n\r\n")}
+        with FaultServer(scripts.get(kind, silence)) as server:
+            if kind == "refused":
+                server.close()
+            proxy = server.url
+            client = make_client(base_url="https://api.sandbox.test", proxy=proxy)
+            error = self._fails(client)
+        assert isinstance(error, NetworkError)
+        assert error.__cause__ is not None
+
+    @pytest.mark.parametrize("cls", ERRORS)
+    def test_every_attribute_survives_a_journey(
+        self, cls: type[PPIOAgentError]
+    ) -> None:
+        """Those that a class declares, and the failures before."""
+        declared = {
+            name: f"{name} of it"
+            for base in cls.__mro__
+            if issubclass(base, PPIOAgentError)
+            for name in vars(base).get("__annotations__", {})
+        }
+        error = cls("what failed")
+        vars(error).update(declared)
+        error.attempts = 2
+        error.history = (PastFailure(NetworkError, None, 0.5),)
+        for twin in _twins(error):
+            assert type(twin) is cls
+            assert (twin.args, twin.__dict__) == (error.args, error.__dict__)
+            assert str(twin) == str(error)
 
     def test_a_created_sandbox_without_an_id(
         self, client: AgentRuntimeClient, platform: FakePlatform
@@ -192,35 +415,86 @@ class TestClasses:
                 assert caught.value.__cause__ is not None
 
 
+class Witness:
+    """A plug-in that keeps all it is told of the client's calls."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    @hookimpl
+    def ppio_client_request(self, record: object) -> None:
+        self.told.append(record)
+
+    @hookimpl
+    def ppio_client_response(self, record: object) -> None:
+        self.told.append(record)
+
+    @hookimpl
+    def ppio_client_retry(self, record: object) -> None:
+        self.told.append(record)
+
+    @hookimpl
+    def ppio_client_session_changed(self, record: object) -> None:
+        self.told.append(record)
+
+
+def _tell_all(platform: FakePlatform, secrets: Iterable[str]) -> Script:
+    """Be proxy, platform and agent in one; the agent tells what it was sent."""
+
+    def script(peer: Peer, request: Received) -> None:
+        path = urlsplit(request.target).path
+        sandbox = platform.sandbox_body(FakeSandbox("sb1", "tpl1", {}))
+        if path == "/invocations":
+            told = f"{' '.join(secrets)} {request.headers.get('authorization')}"
+            answers = 503, {"code": "word", "message": told, "retryable": True}
+        elif path == "/sandboxes":
+            answers = 201, {**sandbox, "edgeURL": "http://127.0.0.1:1"}
+        elif path == "/ping":
+            answers = 200, {"status": "Healthy"}
+        else:
+            answers = 200, [template_record()]
+        status, body = answers
+        headers = {"Content-Type": "application/json", "X-Echo": " ".join(secrets)}
+        reply(status, json.dumps(body).encode(), headers)(peer, request)
+
+    return script
+
+
 def test_secrets_stay_secret(
     platform: FakePlatform, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Key and proxy password are in no log, repr, error or pickle of one."""
-    secrets = ("sk-SECRET123456789", "hunter2-of-the-proxy")
-
-    def tell_all(exchange: Exchange) -> None:
-        if exchange.request.path == "/ping":
-            echo_agent(exchange)
-        else:
-            exchange.reply(500, {"message": f"{exchange.request.headers} {secrets[0]}"})
-
-    platform.agent = tell_all
-    config = ClientConfig(base_url=platform.url, max_retries=1, forward_api_key=True)
-    client = AgentRuntimeClient(secrets[0], config=config)
-    shown = [repr(client), repr(client.auth), repr(config)]
-    with caplog.at_level(logging.DEBUG), client:
-        session = client.create_session("tpl1")
-        shown.append(repr(session))
-        with pytest.raises(InternalServerError) as caught:
-            session.invoke("Hi")
-        shown += [str(caught.value), repr(caught.value.__dict__)]
-        shown.append(repr(pickle.dumps(caught.value)))
-    proxied = ClientConfig(base_url=platform.url, proxy=f"http://me:{secrets[1]}@h:1")
-    shown.append(repr(proxied) + repr(proxied.explain()))
-
-    shown.append(caplog.text)
-    for secret in secrets:
-        assert secret not in "\n".join(shown)
+    """Key and proxy password are in no log, repr, error, its pickle or hook record."""
+    secrets = ("sk-SECRET123", "hunter2-of-the-proxy")
+    witness = Witness()
+    with FaultServer(_tell_all(platform, secrets)) as server:
+        config = ClientConfig(
+            base_url="http://127.0.0.1:1",
+            proxy=f"http://me:{secrets[1]}@127.0.0.1:{server.port}",
+            max_retries=1,
+            forward_api_key=True,
+        )
+        client = AgentRuntimeClient(secrets[0], config=config, plugins=[witness])
+        with caplog.at_level(logging.DEBUG), client:
+            shown = [repr(client), repr(client.auth), repr(config)]
+            shown.append(repr(config.explain()))
+            session = client.create_session("tpl1")
+            shown.append(repr(session))
+            with pytest.raises(ServiceUnavailableError) as caught:
+                session.invoke("Hi", idempotency_key="k-1")
+    sent = server.requests[-2].headers
+    assert sent["proxy-authorization"].startswith("Basic ")
+    assert any(
+        secrets[0] in r.headers.get("authorization", "") for r in server.requests
+    )
+    error = caught.value
+    assert "*** *** Bearer ***" in str(error)  # what the agent told
+    for twin in (error, *_twins(error)):
+        shown += [str(twin), repr(twin), repr(twin.__dict__), repr(twin.__cause__)]
+    shown += [pickle.dumps(error).decode("latin-1"), caplog.text]
+    assert len(witness.told) > 8
+    shown += map(repr, witness.told)
+    for text, secret in itertools.product(shown, secrets):
+        assert secret not in text
 
 
 def _closing(platform: FakePlatform) -> Callable[[Exchange], None]:
@@ -231,28 +505,3 @@ def _closing(platform: FakePlatform) -> Callable[[Exchange], None]:
         exchange.cut()
 
     return answer
-
-
-@contextmanager
-def _dripping() -> Iterator[str]:
-    server = socket.create_server(("127.0.0.1", 0))
-    stop = threading.Event()
-
-    def serve() -> None:
-        peer, _ = server.accept()
-        with peer:
-            peer.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-            while not stop.wait(0.05):
-                try:
-                    peer.sendall(b"x")
-                except OSError:
-                    return
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        stop.set()
-        thread.join()
-        server.close()
