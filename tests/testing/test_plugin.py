@@ -142,8 +142,11 @@ def _run(folder: Path, source: str, *options: str) -> str:
 
 def test_the_fixtures_do_what_they_say(tmp_path: Path) -> None:
     """Platform, client, agents in process and on a port; each ends when it should."""
-    printed = _run(tmp_path, TESTS)
-    assert " 7 passed in " in printed, printed
+    page = (Path(__file__).parents[2] / "docs/testing.md").read_text()
+    first = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "test_of_the_page.py").write_text(first)
+    printed = _run(tmp_path, TESTS, "test_of_the_page.py")
+    assert " 9 passed in " in printed, printed
 
 
 def test_a_platform_that_does_not_start_is_one_line(tmp_path: Path) -> None:
