@@ -8,28 +8,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import (
-    ClientClosedError,
     InvocationError,
     NetworkError,
     NotFoundError,
     PPIOAgentError,
     ProtocolError,
     ResponseTooLargeError,
-    SessionClosedError,
     SessionNotFoundError,
-    ValidationError,
     WireError,
 )
 from ppio_agent.transport import (
     NO_RETRY,
     Auth,
-    CallHandle,
-    Headers,
     RawStream,
     Request,
     RetryPolicy,
@@ -42,6 +36,7 @@ from ppio_agent.wire.models import InvocationResponse, PingResponse, PingStatus
 from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent
 
 from .answers import is_event_stream, make_response, read_ping, read_value
+from .call import Call, Line
 from .endpoint import Route
 from .events import EventReader, decode_chunk, join_chunks
 from .feed import EventFeed, WayBack
@@ -50,7 +45,7 @@ from .resume import next_resume
 from .stream import CancelResult, Run, StreamHost, StreamingResponse
 from .watch import watch_events
 
-__all__ = ["AgentPort", "Call", "Line"]
+__all__ = ["AgentPort"]
 
 _T = TypeVar("_T")
 
@@ -58,74 +53,6 @@ _ANY_ANSWER = f"application/json, {CONTENT_TYPE};q=0.9"
 _PING_LIMIT = 2.0
 # Whoever has given up a call waits that long for the agent to hear of it.
 _STOP_LIMIT = 1.0
-
-
-@frozen(kw_only=True)
-class Line:
-    """What an invocation has for itself, over as many connections as it takes.
-
-    Attributes:
-        deadline: Bounds all of it.
-        handle: By which other threads end it.
-    """
-
-    deadline: Deadline
-    handle: CallHandle = field(factory=CallHandle, repr=False)
-
-
-@frozen(kw_only=True)
-class Call(Line):
-    """One invocation on its way.
-
-    Attributes:
-        body: What the agent is sent.
-        idempotency_key: Under which it runs once, however often it is sent.
-        invocation_id: Id that the run is to have, so that it is known before the
-            answer; that of an earlier run with the same key wins.
-        headers: Of the caller's own.
-    """
-
-    body: bytes
-    idempotency_key: str
-    invocation_id: str
-    headers: Mapping[str, str] = field(repr=False)
-
-    @classmethod
-    def make(
-        cls,
-        body: bytes,
-        *,
-        deadline: Deadline,
-        idempotency_key: str | None,
-        headers: Mapping[str, str] | None,
-    ) -> Call:
-        """Return the call; a key is made up if there is none.
-
-        Raises:
-            ValidationError: The key cannot stand in a header.
-        """
-        fresh_id = new_id()
-        chosen_id = Headers(headers.items()).get(h.INVOCATION_ID) if headers else None
-        if idempotency_key is None:
-            idempotency_key = fresh_id
-        elif not h.valid_idempotency_key(idempotency_key):
-            raise ValidationError(
-                "an idempotency key has to be 1 to 255 visible ASCII characters"
-            )
-        return cls(
-            body=body,
-            deadline=deadline,
-            idempotency_key=idempotency_key,
-            invocation_id=chosen_id or f"inv_{fresh_id}",
-            headers=dict(headers or {}),
-        )
-
-    def was_given_up(self, error: BaseException) -> bool:
-        """Whether `error` is that the caller, and nobody else, wants no answer."""
-        if not isinstance(error, Exception):
-            return True  # Ctrl-C, and the like
-        lost = isinstance(error, (ClientClosedError, SessionClosedError))
-        return error is self.handle.error and not lost
 
 
 @frozen(eq=False, kw_only=True)

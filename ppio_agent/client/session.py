@@ -18,7 +18,7 @@ from ppio_agent.exceptions import (
 from ppio_agent.wire.headers import valid_id
 from ppio_agent.wire.models import InvocationResponse
 
-from .agent_port import Call, Line
+from .call import Call, Line
 from .config import UNSET, Unset
 from .hold import SandboxHold
 from .invocation import AgentRequest, encode_request

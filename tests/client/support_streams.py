@@ -12,7 +12,8 @@ from ppio_agent._util.backoff import Backoff
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent._util.threads import start_thread
-from ppio_agent.client.agent_port import AgentPort, Call
+from ppio_agent.client.agent_port import AgentPort
+from ppio_agent.client.call import Call
 from ppio_agent.client.endpoint import Route
 from ppio_agent.client.stream import StreamHost, StreamingResponse
 from ppio_agent.transport import RetryPolicy, Transport, TransportConfig

@@ -12,7 +12,8 @@ import pytest
 from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.client.agent_port import AgentPort, Line
+from ppio_agent.client.agent_port import AgentPort
+from ppio_agent.client.call import Line
 from ppio_agent.client.stream import StreamingResponse
 from ppio_agent.exceptions import (
     ConflictError,

@@ -1,0 +1,91 @@
+"""One invocation on its way, before and while it has connections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import (
+    ClientClosedError,
+    SessionClosedError,
+    ValidationError,
+)
+from ppio_agent.transport import CallHandle, Headers
+from ppio_agent.wire import headers as h
+
+__all__ = ["Call", "Line"]
+
+
+@frozen(kw_only=True)
+class Line:
+    """What an invocation has for itself, over as many connections as it takes.
+
+    Attributes:
+        deadline: Bounds all of it.
+        handle: By which other threads end it.
+    """
+
+    deadline: Deadline
+    handle: CallHandle = field(factory=CallHandle, repr=False)
+
+
+@frozen(kw_only=True)
+class Call(Line):
+    """One invocation on its way.
+
+    Attributes:
+        body: What the agent is sent.
+        idempotency_key: Under which it runs once, however often it is sent.
+        invocation_id: Id that the run is to have, so that it is known before the
+            answer; that of an earlier run with the same key wins.
+        headers: Of the caller's own.
+    """
+
+    body: bytes
+    idempotency_key: str
+    invocation_id: str
+    headers: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def make(
+        cls,
+        body: bytes,
+        *,
+        deadline: Deadline,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> Call:
+        """Return the call; a key is made up if there is none.
+
+        Raises:
+            ValidationError: The key, or an invocation id among the headers, is none.
+        """
+        fresh_id = new_id()
+        chosen_id = Headers(headers.items()).get(h.INVOCATION_ID) if headers else None
+        if idempotency_key is None:
+            idempotency_key = fresh_id
+        elif not h.valid_idempotency_key(idempotency_key):
+            raise ValidationError(
+                "an idempotency key has to be 1 to 255 visible ASCII characters"
+            )
+        if chosen_id is not None and not h.valid_id(chosen_id):
+            raise ValidationError(
+                f"{h.INVOCATION_ID} has to be 1 to 128 of A-Z a-z 0-9 . _ : -"
+            )
+        return cls(
+            body=body,
+            deadline=deadline,
+            idempotency_key=idempotency_key,
+            invocation_id=chosen_id or f"inv_{fresh_id}",
+            headers=dict(headers or {}),
+        )
+
+    def was_given_up(self, error: BaseException) -> bool:
+        """Whether `error` is that the caller, and nobody else, wants no answer."""
+        if not isinstance(error, Exception):
+            return True  # Ctrl-C, and the like
+        lost = isinstance(error, (ClientClosedError, SessionClosedError))
+        return error is self.handle.error and not lost
