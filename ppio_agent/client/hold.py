@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -376,8 +377,8 @@ class SandboxHold:
         if self._pulse.mark_gone():
             self._on_closed(self)
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        return self._reference().__reduce_ex__(protocol)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self._reference(),)
 
     def __enter__(self) -> Self:
         return self
