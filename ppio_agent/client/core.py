@@ -23,6 +23,8 @@ __all__ = ["ClientCore"]
 _log = logging.getLogger(__name__)
 
 _CLOSE_LIMIT = 30.0
+# Of it, for calls on the client's threads to clean up; the rest is done for them.
+_SUBMISSIONS_LIMIT = 10.0
 
 
 class ClientCore:
