@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,46 +22,10 @@ from ppio_agent.storage import open_nonces
 from ppio_agent.storage.redis_nonces import RedisNonceStore
 from ppio_agent.storage.sqlite_nonces import SqliteNonceStore
 from ppio_agent.wire.signing import MemoryNonceStore, NonceStore
-from tests.support import SLOW, needs_program, wait_until
+from tests.support import SLOW, wait_until
+from tests.support_redis import RedisServer
 
 N1, N2, N3 = "0123456789abcdef", "1123456789abcdef", "2123456789abcdef"
-
-
-class RedisServer:
-    """A Redis server of these tests, on a socket in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._program = needs_program("redis-server")
-        self._folder = folder
-        self.path = folder / "s"
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                self._program, "--port", "0", "--unixsocket", str(self.path),
-                "--save", "", "--dir", str(self._folder), "--daemonize", "no",
-            ],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(self._answers, what="redis-server listens")
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self.path)) == 0
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def url(self, db: int = 0) -> str:
-        return f"unix://{self.path}?db={db}"
 
 
 @pytest.fixture(scope="module")
