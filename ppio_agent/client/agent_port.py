@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from attrs import evolve, frozen
 
@@ -147,7 +148,7 @@ class AgentPort:
         """Ask the agent to stop a run."""
         request = self._request(
             "POST",
-            f"/invocations/{invocation_id}/cancel",
+            _place(invocation_id, "cancel"),
             deadline=deadline,
             retry=retry,
         )
@@ -287,7 +288,7 @@ class AgentPort:
             headers[h.LAST_EVENT_ID] = after
         request = self._request(
             "GET",
-            f"/invocations/{run.invocation_id}/events",
+            _place(str(run.invocation_id), "events"),
             headers=headers,
             deadline=line.deadline,
             idle_timeout=idle_timeout,
@@ -419,3 +420,8 @@ class AgentPort:
             auth=self.auth,
             **rest,
         )
+
+
+def _place(invocation_id: str, what: str) -> str:
+    # Quoted, since the agent may have chosen it.
+    return f"/invocations/{quote(invocation_id, safe=':')}/{what}"
