@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,22 +23,15 @@ Deploy = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatform]:
+def platform(ppio_platform: SandboxPlatform) -> SandboxPlatform:
     """One real platform for all tests that need just any."""
-    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-
-    data_dir = tmp_path_factory.mktemp("platform")
-    with SandboxPlatform(PlatformConfig(data_dir=data_dir)) as running:
-        yield running
+    return ppio_platform
 
 
 @pytest.fixture
-def client(platform: SandboxPlatform) -> Iterator[AgentRuntimeClient]:
+def client(ppio_client: AgentRuntimeClient) -> AgentRuntimeClient:
     """A client of the platform; its sandboxes end with the test."""
-    from ppio_agent.client import AgentRuntimeClient
-
-    with AgentRuntimeClient(base_url=platform.url, api_key=platform.api_key) as client:
-        yield client
+    return ppio_client
 
 
 @pytest.fixture

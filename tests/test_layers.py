@@ -35,6 +35,7 @@ HOMES = {
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
     "opentelemetry": {"serving"},
+    "pytest": {"testing"},
 }
 """Libraries that only these packages may import."""
 

@@ -8,6 +8,7 @@ would never send what a broken peer sends.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -169,6 +170,7 @@ class FaultServer(Closing):
         self.connections = 0
         self.stop = threading.Event()
         self._tls = tls
+        self._pid = os.getpid()
         self._lock = threading.Lock()  # guards _peers, and requests as it grows
         self._peers: set[Peer] = set()
         self._pool = WorkerPool("ppio-faults", max_threads=max_connections)
@@ -245,7 +247,12 @@ class FaultServer(Closing):
             peer.close(reset=reset)
 
     def close(self) -> None:
-        """End every connection and wait for the threads; idempotent."""
+        """End every connection and wait for the threads; idempotent.
+
+        Does nothing in a forked child, whose parent goes on serving.
+        """
+        if self._pid != os.getpid():
+            return
         self.stop.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

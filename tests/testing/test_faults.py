@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 import threading
@@ -157,6 +158,18 @@ def test_a_connection_that_never_agrees_on_tls_is_let_go() -> None:
         assert server.url.startswith("https://localhost:")
         wait_until(lambda: len(names()) == 2)
     assert names() == []
+
+
+def test_a_forked_child_leaves_it_alone(server: FaultServer) -> None:
+    """Closing there ends nothing here."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            server.close()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert _get(server).status == 200
 
 
 class TestScripts:
