@@ -54,21 +54,34 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        # Guards changes of the two below; `text` reads the pattern as it is.
+        # Guards changes of the three below; `text` reads the pattern as it is.
         self._lock = threading.Lock()
-        self._secrets: tuple[str, ...] = ()
+        self._kept: frozenset[str] = frozenset()
+        self._passing: frozenset[str] = frozenset()
         self._pattern: re.Pattern[str] | None = None
         self.add(*secrets)
 
     def add(self, *secrets: str | None) -> None:
         """Hide these values from now on; None and short ones are passed over."""
-        found = {s for s in secrets if s and len(s) >= _SHORTEST}
+        found = _long_enough(secrets)
         with self._lock:
-            if found <= set(self._secrets):
-                return
-            known = found.union(self._secrets)
-            self._secrets = tuple(sorted(known, key=lambda s: (-len(s), s)))
-            self._pattern = re.compile("|".join(map(_spellings, self._secrets)))
+            if not found <= self._kept:
+                self._kept |= found
+                self._renew_locked()
+
+    def replace(self, *secrets: str) -> None:
+        """Hide these values in the place of those that it was given before.
+
+        For secrets that change again and again, of which `add` would keep all.
+        """
+        with self._lock:
+            self._passing = _long_enough(secrets)
+            self._renew_locked()
+
+    def _renew_locked(self) -> None:
+        known = sorted(self._kept | self._passing, key=lambda s: (-len(s), s))
+        spellings = "|".join(map(_spellings, known))
+        self._pattern = re.compile(spellings) if spellings else None
 
     def text(self, text: str) -> str:
         """Return `text` with every known secret replaced."""
@@ -98,7 +111,11 @@ class Redactor:
         return text
 
     def __repr__(self) -> str:
-        return f"Redactor({len(self._secrets)} values)"
+        return f"Redactor({len(self._kept | self._passing)} values)"
+
+
+def _long_enough(secrets: Iterable[str | None]) -> frozenset[str]:
+    return frozenset(s for s in secrets if s and len(s) >= _SHORTEST)
 
 
 def _is_secret_header(name: str) -> bool:

@@ -7,6 +7,7 @@ the agent sees the signature alone: the platform's key is none of its business.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import secrets
 import threading
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from attrs import field, frozen
 
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.redact import Redactor, mask
+from ppio_agent._util.redact import SECRET_HEADERS, Redactor, mask
 from ppio_agent.exceptions import AuthenticationError, ConfigurationError
 from ppio_agent.transport import Auth, Request
-from ppio_agent.wire.signing import sign, valid_key_id
+from ppio_agent.wire.signing import SIGNATURE_HEADERS, sign, valid_key_id
 
 if TYPE_CHECKING:
     from ppio_agent.hooks.specs import ClientAuth
@@ -38,6 +39,8 @@ __all__ = [
 KEY_VARIABLE = "PPIO_API_KEY"
 SECRET_VARIABLE = "PPIO_API_SECRET"  # noqa: S105 - a variable's name
 
+# A signature is good for one request, and another one each time.
+_TOKENS = SECRET_HEADERS - {name.lower() for name in SIGNATURE_HEADERS}
 _NO_BODY = hashlib.sha256(b"").hexdigest()
 
 
@@ -214,6 +217,8 @@ class AuthManager:
 class PluginAuth:
     """What a plug-in of the hook `ppio_client_auth` says of each attempt.
 
+    Its tokens are hidden from logs and errors as keys are: the last and the one before.
+
     Args:
         plugin: Asked for headers; replaces the keys at the control plane and at the
             agent.
@@ -224,6 +229,14 @@ class PluginAuth:
     def __init__(self, plugin: ClientAuth) -> None:
         self.redactor = Redactor()
         self._plugin = plugin
+        self._renew()
+        renew_in_child(self, PluginAuth._renew)
+        # By header: the token in use, and the one before it, which calls may still use.
+        self._tokens: dict[str, tuple[str, str]] = {}
+
+    def _renew(self) -> None:
+        # Guards changes of _tokens; readers take a pair as it is.
+        self._lock = threading.Lock()
 
     @property
     def account(self) -> Hashable:
@@ -244,7 +257,22 @@ class PluginAuth:
                 f"the headers of the plug-in {type(self._plugin).__qualname__} are no"
                 " mapping of texts to texts; see the hook ppio_client_auth"
             )
+        for name, value in found.items():
+            if name.lower() in _TOKENS:
+                self._hide(name.lower(), value)
         return found
+
+    def _hide(self, name: str, value: str) -> None:
+        # "Bearer" and the like say nothing.
+        token = value.rpartition(" ")[2] if name == "authorization" else value
+        if token in self._tokens.get(name, ()):
+            return
+        with self._lock:
+            last, _ = self._tokens.get(name, ("", ""))
+            if token != last:
+                self._tokens[name] = token, last
+                known = itertools.chain.from_iterable(self._tokens.values())
+                self.redactor.replace(*known)
 
     def __repr__(self) -> str:
         return f"PluginAuth({type(self._plugin).__qualname__})"

@@ -219,7 +219,8 @@ class Attempts(Generic[_T]):
 
     def describe(self, error: PPIOAgentError) -> PPIOAgentError:
         """Write into an error what was asked, and how often."""
-        error.request_id = error.request_id or self._request_id
+        request_id = error.request_id or self._request_id
+        error.request_id = self._setup.redactor.text(request_id)
         error.method = self._request.method
         error.url = self._setup.redactor.url(self._request.url)
         error.attempts = self._number
@@ -328,11 +329,17 @@ class Attempts(Generic[_T]):
             status=found.status,
             headers=found.headers,
             body=b"",
-            request_id=found.headers.get(REQUEST_ID) or self._request_id,
+            request_id=self._named_by(found.headers.get(REQUEST_ID)),
             attempts=self._number,
             url=request.url,
             redactor=self._setup.redactor,
         )
+
+    def _named_by(self, peer: str | None) -> str:
+        """Return the request's id as the peer says it, who may say anything."""
+        if not peer or peer == self._request_id:
+            return self._request_id
+        return self._setup.redactor.text(peer)
 
     def _log_answer(self, status: int) -> None:
         request = self._request

@@ -81,6 +81,20 @@ def test_a_secret_may_be_added_later() -> None:
     assert repr(redactor) == "Redactor(2 values)"
 
 
+def test_secrets_that_change_do_not_pile_up() -> None:
+    """New ones take the place of the old ones; what was added stays."""
+    redactor = Redactor(["kept-secret"])
+    redactor.replace("first-secret", "short")
+    assert redactor.text("kept-secret first-secret short") == "*** *** short"
+    redactor.replace("second-secret")
+    redactor.add("kept-too")
+    hidden = redactor.text("kept-secret kept-too first-secret second-secret")
+    assert hidden == "*** *** first-secret ***"
+    assert repr(redactor) == "Redactor(3 values)"
+    redactor.replace()
+    assert redactor.text("second-secret kept-secret") == "second-secret ***"
+
+
 def test_no_secret_is_lost_when_threads_add_at_once() -> None:
     """Two rotations at one time hide both keys."""
     for _ in range(50):

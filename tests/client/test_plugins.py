@@ -13,7 +13,12 @@ import pytest
 from attrs import evolve
 
 from ppio_agent.client import AgentRuntimeClient, ClientConfig
-from ppio_agent.exceptions import ConfigurationError, InvocationError, PPIOAgentError
+from ppio_agent.exceptions import (
+    AuthenticationError,
+    ConfigurationError,
+    InvocationError,
+    PPIOAgentError,
+)
 from ppio_agent.hooks import SessionEvent, StreamEvent, hookimpl
 from ppio_agent.transport import RawStream, Request, Response
 from tests.support_platform import KEY, Exchange, FakePlatform
@@ -298,3 +303,38 @@ def test_no_record_holds_a_secret(
         if not isinstance(record, StreamEvent):  # only the agent said it there
             assert password not in shown
     assert key not in caplog.text
+
+
+def test_tokens_of_plug_ins_are_secrets_too(
+    platform: FakePlatform, plugged: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last one and the one before it, wherever the peer says them again."""
+
+    class Tokens:
+        last = 0
+
+        @hookimpl
+        def ppio_client_auth(self) -> Tokens:
+            return self
+
+        def headers(self, request: Request, *, refresh: bool = False) -> dict[str, str]:
+            self.last += refresh
+            return {"Authorization": f"Bearer tkn-{self.last}-ABCDEF", "X-Nonce": "n"}
+
+    def echo(exchange: Exchange) -> None:
+        said = exchange.request.headers["authorization"]
+        before = said.replace("-1-", "-0-")
+        refused = {"code": 401, "message": f"{said} {before} X-Nonce n"}
+        exchange.reply(401, refused, {"X-Request-Id": said.split()[1]})
+
+    platform.on("GET", "/templates", echo)
+    listener = Listener()
+    client = plugged(listener, Tokens())
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(AuthenticationError, match=r"\*\*\* Bearer \*\*\* X-N") as caught,
+    ):
+        client.list_templates()
+    shown = f"{caught.value!r} {pickle.dumps(caught.value)!r} {listener.records}"
+    assert "ABCDEF" not in shown
+    assert "ABCDEF" not in caplog.text
