@@ -446,7 +446,10 @@ def _tell_all(platform: FakePlatform, secrets: Iterable[str]) -> Script:
         sandbox = platform.sandbox_body(FakeSandbox("sb1", "tpl1", {}))
         if path == "/invocations":
             told = f"{' '.join(secrets)} {request.headers.get('authorization')}"
-            answers = 503, {"code": "word", "message": told, "retryable": True}
+            if request.json()["prompt"] == "well":
+                answers = 200, {"result": told}
+            else:
+                answers = 503, {"code": "word", "message": told, "retryable": True}
         elif path == "/sandboxes":
             answers = 201, {**sandbox, "edgeURL": "http://127.0.0.1:1"}
         elif path == "/ping":
@@ -461,9 +464,9 @@ def _tell_all(platform: FakePlatform, secrets: Iterable[str]) -> Script:
 
 
 def test_secrets_stay_secret(
-    platform: FakePlatform, caplog: pytest.LogCaptureFixture
+    platform: FakePlatform, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Key and proxy password are in no log, repr, error, its pickle or hook record."""
+    """They are in no log, repr, error, its pickle, hook record or journal."""
     secrets = ("sk-SECRET123", "hunter2-of-the-proxy")
     witness = Witness()
     with FaultServer(_tell_all(platform, secrets)) as server:
@@ -481,6 +484,13 @@ def test_secrets_stay_secret(
             shown.append(repr(session))
             with pytest.raises(ServiceUnavailableError) as caught:
                 session.invoke("Hi", idempotency_key="k-1")
+            journal = tmp_path / "journal"
+            with client.invoke_many(
+                "tpl1", ["Hi", "well"], journal=journal, return_exceptions=True
+            ) as batch:
+                failed, well = batch
+    assert secrets[0] in str(well.response)  # it is the caller's own
+    shown += [repr(failed), str(failed.error), journal.read_text()]
     sent = server.requests[-2].headers
     assert sent["proxy-authorization"].startswith("Basic ")
     assert any(
