@@ -18,6 +18,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "AgentRuntimeClient",
         "AuthManager",
         "ClientConfig",
+        "InvocationFuture",
         "SandboxSession",
         "SessionRef",
         "SessionState",

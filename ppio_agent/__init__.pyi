@@ -6,7 +6,9 @@ from .agent import current_context as current_context
 from .client import AgentRuntimeClient as AgentRuntimeClient
 from .client import AuthManager as AuthManager
 from .client import ClientConfig as ClientConfig
+from .client import InvocationFuture as InvocationFuture
 from .client import SandboxSession as SandboxSession
+from .client import SessionRef as SessionRef
 from .client import SessionState as SessionState
 from .client import StreamingResponse as StreamingResponse
 from .client import TemplateManager as TemplateManager

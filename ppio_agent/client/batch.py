@@ -54,10 +54,14 @@ class Batch(Closing):
             if journal is not None and isinstance(requests, Sequence):
                 _check(journal, requests)
             self._crew = BatchCrew(supply, requests, plan, journal)
-            self._crew.start()
         except BaseException:
             if journal is not None:
                 journal.close()
+            raise
+        try:
+            self._crew.start()
+        except BaseException:
+            self.close()
             raise
 
     def __iter__(self) -> Iterator[BatchItem]:

@@ -151,7 +151,8 @@ class BatchCrew:
         if stuck is not None:
             stuck.end()
         threads = [w.thread for w in self._hired if w is not stuck]
-        if self._teller is not None and stuck is None:
+        if self._teller is not None:
+            self._teller.change()
             threads.append(self._teller.thread)
         for thread in threads:
             if thread is not None and thread is not threading.current_thread():
@@ -421,6 +422,7 @@ class BatchCrew:
 
     def _progress(self) -> BatchProgress:
         with self._lock:
+            stuck = {self._puller} if self._stopped else set()
             eta = None
             worked = self._done - self._replayed
             if self._total is not None and worked:
@@ -432,5 +434,5 @@ class BatchCrew:
                 failed=self._failed,
                 running=self._taken - self._done,
                 eta=eta,
-                ended=not self._running,
+                ended=self._running <= stuck,
             )

@@ -31,10 +31,11 @@ from ppio_agent.exceptions import (
     ValidationError,
     by_code,
 )
+from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.problem import Problem
 
 from .messages import Request, Response
-from .retry import parse_date
+from .retry import parse_date, parse_retry_after
 
 __all__ = ["FailedAnswer", "PastFailure", "answer_error"]
 
@@ -101,9 +102,10 @@ def answer_error(
     quoted = redactor.text(" ".join(problem.message.split())[:_MOST_TEXT])
     own = _own_data(cls, response.status, problem)
     ended = own.get("exit_code") is not None
+    now = now or utc_now()
     told = _ended(own) if ended else _message(request, response.status, cls, quoted)
     if response.status == 401:
-        told += _skew(response, now or utc_now())
+        told += _skew(response, now)
     error = cls(
         told,
         # The word of the class is part of the API; that of a peer is only a hint.
@@ -112,6 +114,9 @@ def answer_error(
         retryable=False if ended else problem.retryable,
         request_id=response.request_id,
         **own,
+    )
+    error.retry_after = parse_retry_after(
+        response.headers.get(RETRY_AFTER), date=response.headers.get("Date"), now=now
     )
     kind = response.headers.get("content-type", "no content type")
     error.__cause__ = FailedAnswer(f"HTTP {response.status}, {kind}: {quoted!r}")

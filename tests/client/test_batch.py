@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 import time
@@ -12,12 +13,17 @@ import pytest
 
 from ppio_agent.client import AgentRuntimeClient, BatchProgress, Pool, pool
 from ppio_agent.exceptions import (
+    BatchError,
+    ClientClosedError,
     InvocationError,
+    QuotaExceededError,
+    RateLimitError,
     RequestTimeoutError,
     TemplateNotFoundError,
     ValidationError,
 )
-from tests.support import SLOW, wait_until
+from ppio_agent.transport import CallScope
+from tests.support import SLOW, new_threads, wait_until
 from tests.support_platform import Exchange, FakePlatform, echo_agent
 
 PROMPTS = [str(n) for n in range(20)]
@@ -128,6 +134,98 @@ class TestItems:
 
         assert before == 8
 
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_never_more_is_taken_ahead(
+        self, client: AgentRuntimeClient, ordered: bool
+    ) -> None:
+        """In either mode, at every moment."""
+        taken, given, most = 0, 0, 0
+
+        def endless() -> Iterator[str]:
+            nonlocal taken, most
+            while True:
+                taken += 1
+                most = max(most, taken - given)
+                yield "Hi"
+
+        with client.invoke_many(
+            "tpl1", endless(), max_workers=3, ordered=ordered
+        ) as batch:
+            for _ in range(60):
+                given += 1  # before it is given, so never too late
+                next(batch)
+
+        assert most <= 12
+
+    def test_no_more_threads_than_items(self, client: AgentRuntimeClient) -> None:
+        """However many are allowed."""
+        names = new_threads("ppio-client-batch")
+        most = 0
+        with client.invoke_many("tpl1", ["1", "2", "3"], max_workers=200) as batch:
+            for _ in batch:
+                most = max(most, len(names()))
+
+        assert most <= 3
+        assert names() == []
+
+    def test_input_that_hangs_holds_up_nothing_else(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Items come as they end, and leaving does not wait for it."""
+        release = threading.Event()
+
+        def hanging() -> Iterator[str]:
+            yield "1"
+            yield "2"
+            release.wait(30)
+
+        started = time.monotonic()
+        with client.invoke_many("tpl1", hanging(), sessions=pool(2)) as batch:
+            assert [next(batch).index, next(batch).index] == [0, 1]
+        took = time.monotonic() - started
+        release.set()
+
+        assert took < 3 * SLOW
+        assert platform.alive == []
+
+    def test_hanging_input_ends_at_the_deadline(
+        self, client: AgentRuntimeClient
+    ) -> None:
+        """What it has not given by then does not exist."""
+        release = threading.Event()
+
+        def hanging() -> Iterator[str]:
+            yield "1"
+            release.wait(30)
+
+        batch = client.invoke_many("tpl1", hanging(), deadline=0.5)
+        items = list(batch)
+        release.set()
+
+        assert [i.error for i in items] == [None]
+
+    def test_waiting_for_one_ends_with_the_scope_of_the_caller(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """As every wait of the client."""
+        release = threading.Event()
+        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+        scope = CallScope()
+        batch = client.invoke_many("tpl1", PROMPTS, max_workers=2)
+
+        def end() -> None:
+            wait_until(lambda: len(platform.seen("POST", "/invocations$")) == 2)
+            scope.abort(ClientClosedError("enough"))
+
+        ender = threading.Thread(target=end)
+        ender.start()
+        with scope.running(), pytest.raises(ClientClosedError, match="enough"):
+            next(batch)
+        release.set()
+        ender.join()
+
+        assert platform.alive == []
+
 
 class TestErrors:
     def test_the_first_one_is_raised_and_ends_all(
@@ -234,6 +332,48 @@ class TestErrors:
         assert took < 10 * SLOW
         assert platform.alive == []
 
+    def test_closing_it_elsewhere_is_told(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Whoever iterates must not take it for the end; later there is nothing."""
+        release = threading.Event()
+        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+        batch = client.invoke_many("tpl1", PROMPTS, max_workers=2)
+
+        def close() -> None:
+            wait_until(lambda: len(platform.seen("POST", "/invocations$")) == 2)
+            batch.close()
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        with pytest.raises(BatchError, match="closed before its end"):
+            next(batch)
+        closer.join()
+        release.set()
+
+        assert list(batch) == []
+        assert platform.alive == []
+
+    def test_a_forked_child_cannot_go_on_with_it(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """It is told so, and ends nothing of its parent's."""
+        with client.invoke_many("tpl1", PROMPTS[:2]) as batch:
+            next(batch)
+            child = os.fork()
+            if child == 0:
+                try:
+                    batch.close()
+                    next(batch)
+                except BatchError:
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            status = os.waitpid(child, 0)[1]
+
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert next(batch).index == 1
+
     def test_leaving_it_stops_it(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
@@ -327,6 +467,100 @@ class TestProgress:
             batch.results()
 
         assert "100%" in capsys.readouterr().err
+
+
+class TestLimits:
+    """What a 429 does: all wait, nobody fails."""
+
+    def test_pauses_all_workers_until_the_time_that_is_named(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Nothing is begun meanwhile; the refused item is run afterwards."""
+        refused_at: list[float] = []
+        begun_at: list[float] = []
+
+        def answer(exchange: Exchange) -> None:
+            begun_at.append(time.monotonic())
+            if _number(exchange) == 4 and not refused_at:
+                refused_at.append(time.monotonic())
+                exchange.reply(429, {"error": "slow down"}, {"Retry-After": "0.6"})
+
+        platform.on("POST", "/invocations$", answer)
+        items = list(client.invoke_many("tpl1", PROMPTS, sessions=pool(3)))
+
+        assert [i.error for i in items] == [None] * 20
+        assert [i.index for i in items if i.attempts > 1] == [4]
+        quiet = [t - refused_at[0] for t in begun_at]
+        # Two others may have been on their way.
+        assert sum(0 < t < 0.55 for t in quiet) <= 2
+        assert max(quiet) > 0.6
+
+    def test_of_sandboxes_is_what_is_alive(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """More are tried after ten successes each."""
+        most = 3
+        seen: list[int] = []
+
+        def create(exchange: Exchange) -> None:
+            seen.append(len(platform.alive))
+            if len(platform.alive) >= most:
+                exchange.reply(429, {"code": 429, "message": "too many sandboxes"})
+
+        platform.on("POST", "/sandboxes$", create)
+        items = list(client.invoke_many("tpl1", [*PROMPTS, *PROMPTS], max_workers=8))
+
+        assert [i.error for i in items] == [None] * 40
+        assert max(seen) <= most + 8
+        refused = sum(alive >= most for alive in seen)
+        assert 1 <= refused <= 7 + 40 // 10 + 5
+        assert platform.alive == []
+
+    def test_leaves_items_to_workers_that_have_a_sandbox(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """A pool that does not come to its size does all the work nevertheless."""
+
+        def create(exchange: Exchange) -> None:
+            if platform.alive:
+                exchange.reply(429, {"code": 429, "message": "one is enough"})
+
+        platform.on("POST", "/sandboxes$", create)
+        items = list(client.invoke_many("tpl1", PROMPTS, sessions=pool(4)))
+
+        assert [i.error for i in items] == [None] * 20
+        assert {i.response.sandbox_id for i in items if i.response} == {"sb1"}
+
+    def test_that_no_waiting_helps_fails_the_item(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """A time beyond reason, and an account without means."""
+        answers = iter([(429, {"Retry-After": "9999"}), (402, {})])
+
+        def create(exchange: Exchange) -> None:
+            status, headers = next(answers)
+            exchange.reply(status, {"code": status, "message": "no"}, headers)
+
+        platform.on("POST", "/sandboxes$", create)
+        results = client.invoke_many(
+            "tpl1", PROMPTS[:2], max_workers=1, return_exceptions=True
+        ).results()
+
+        assert [type(r) for r in results] == [RateLimitError, QuotaExceededError]
+
+    def test_gives_way_to_the_deadline(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Who still waits then fails for it."""
+        platform.on("POST", "/sandboxes$", lambda e: e.reply(
+            429, {"code": 429, "message": "later"}, {"Retry-After": "60"}))  # fmt: skip
+        started = time.monotonic()
+        results = client.invoke_many(
+            "tpl1", PROMPTS[:6], max_workers=3, deadline=0.5, return_exceptions=True
+        ).results()
+
+        assert {type(r) for r in results} == {RequestTimeoutError}
+        assert time.monotonic() - started < 3 * SLOW
 
 
 def test_a_batch_is_as_wide_as_its_pool(
