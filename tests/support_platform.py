@@ -221,7 +221,7 @@ class FakePlatform:
 
     @property
     def alive(self) -> list[str]:
-        return [i for i, s in self.sandboxes.items() if i not in self.killed]
+        return [i for i in list(self.sandboxes) if i not in self.killed]
 
     def answer(self, exchange: Exchange) -> None:
         request = exchange.request
@@ -275,7 +275,7 @@ class FakePlatform:
         body = exchange.request.json()
         key = exchange.request.headers.get("idempotency-key")
         with self._lock:
-            for sandbox in self.sandboxes.values():
+            for sandbox in list(self.sandboxes.values()):
                 if key and sandbox.body.get("key") == key:
                     break
             else:
@@ -317,8 +317,8 @@ class FakePlatform:
         }
         found = [
             self._detail(s)
-            for i, s in self.sandboxes.items()
-            if i in self.alive
+            for i, s in list(self.sandboxes.items())
+            if i not in self.killed
             and wanted.items() <= (s.body.get("metadata") or {}).items()
         ]
         exchange.reply(200, found)

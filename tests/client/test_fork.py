@@ -46,3 +46,65 @@ def test_child_and_parent_keep_apart(platform: FakePlatform) -> None:
     assert (run.returncode, run.stderr) == (0, "")
     assert platform.alive == []
     assert len(platform.sandboxes) == 22
+
+
+USED_BY_BOTH = """
+import os, sys, threading
+from ppio_agent.client import AgentRuntimeClient, ClientConfig, SessionState
+
+client = AgentRuntimeClient(sys.argv[2], config=ClientConfig(base_url=sys.argv[1]))
+session = client.create_session("tpl1")
+stop = threading.Event()
+
+
+def work():
+    while not stop.is_set():
+        with client.create_session("tpl1") as own:
+            own.invoke("work")
+            own.get_status()
+        session.invoke("work")
+        client.list_sessions()
+
+
+workers = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+for worker in workers:
+    worker.start()
+children = []
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        stop.set()
+        assert session.invoke("child").result["echo"] == {"prompt": "child"}
+        assert session.get_status().in_flight == 0
+        assert client.invoke_agent("tpl1", "child", session_id=f"s{os.getpid()}")
+        with session:
+            pass
+        assert session.state is SessionState.CLOSED
+        client.close()
+        os._exit(0)
+    children.append(child)
+for child in children:
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+stop.set()
+for worker in workers:
+    worker.join()
+assert session.state is SessionState.ACTIVE
+assert session.invoke("parent").status == "success"
+client.close()
+"""
+
+
+def test_a_session_of_the_parent_in_the_child(platform: FakePlatform) -> None:
+    """Forks amid busy threads: the child may use it, and ends nothing."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", USED_BY_BOTH, platform.url, KEY],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert platform.alive == []
+    assert "sb1" in platform.killed
