@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import ConfigurationError
 
 from . import specs
@@ -66,10 +67,14 @@ class Hooks:
         self._manager = pluggy.PluginManager(specs.PROJECT)
         self._manager.add_hookspecs(specs)
         self._closed = False
-        # Guards the import of built-in plug-ins.
-        self._lock = threading.Lock()
+        self._renew()
+        renew_in_child(self, Hooks._renew)
         # (hook, plug-in) of the notifications that failed: each is logged once.
         self._failed: set[tuple[str, str]] = set()
+
+    def _renew(self) -> None:
+        # Guards the import of built-in plug-ins.
+        self._lock = threading.Lock()
 
     @classmethod
     def load(

@@ -19,7 +19,7 @@ from ppio_agent.exceptions import (
     InvocationError,
     PPIOAgentError,
 )
-from ppio_agent.hooks import SessionEvent, StreamEvent, hookimpl
+from ppio_agent.hooks import RequestEvent, SessionEvent, StreamEvent, hookimpl
 from ppio_agent.transport import RawStream, Request, Response
 from tests.support_platform import KEY, Exchange, FakePlatform
 
@@ -67,7 +67,8 @@ def plugged(platform: FakePlatform) -> Iterator[Make]:
     made: list[AgentRuntimeClient] = []
 
     def make(*plugins: object, key: str = KEY, **settings: Any) -> AgentRuntimeClient:
-        config = ClientConfig(base_url=platform.url, max_retries=0, **settings)
+        settings = {"base_url": platform.url, "max_retries": 0, **settings}
+        config = ClientConfig(**settings)
         made.append(AgentRuntimeClient(key, config=config, plugins=plugins))
         return made[-1]
 
@@ -109,6 +110,31 @@ def test_every_event_of_a_stream_is_told(platform: FakePlatform, plugged: Make) 
     for e in events:
         assert (e.request_id, e.invocation_id, e.sandbox_id, e.session_id) == about
     assert listener.threads == {threading.get_ident()}
+
+
+def test_an_event_is_told_once(platform: FakePlatform, plugged: Make) -> None:
+    """Also if the stream was cut, and the new connection brings it again."""
+    again = b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\nid: 3\nevent: end\ndata: {}\n\n"
+
+    def agent(exchange: Exchange) -> None:
+        if exchange.request.path == "/ping":
+            exchange.reply(200, {"status": "Healthy"}, {"X-PPIO-Agent": "1"})
+            return
+        exchange.start_stream(invocation_id="inv_1")
+        if exchange.request.method == "POST":
+            exchange.send(b"id: 1\ndata: 1\n\n")
+            exchange.cut()
+        else:
+            exchange.send(again)
+            exchange.end_stream()
+
+    platform.agent = agent
+    listener = Listener()
+    with plugged(listener, max_retries=1).create_session("tpl1") as session:
+        assert list(session.invoke_stream("hi")) == [1, 2]
+    assert [e.event_id for e in listener.of(StreamEvent)] == ["1", "2", "3"]
+    asked = [e.method for e in listener.of(RequestEvent) if e.kind == "agent"]
+    assert asked == ["GET", "POST", "GET"]  # the ping first
 
 
 def test_events_of_the_bare_dialect_are_told(
