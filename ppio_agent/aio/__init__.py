@@ -33,7 +33,7 @@ from ppio_agent.client import (
 
 from .client import AgentRuntimeClient, Batch, TemplateManager
 from .session import SandboxSession
-from .stream import StreamingResponse
+from .stream import RuntimeStream, StreamingResponse
 
 __all__ = [
     "AgentMetadata",
@@ -53,6 +53,7 @@ __all__ = [
     "PingResponse",
     "PingStatus",
     "Pool",
+    "RuntimeStream",
     "SandboxCreationError",
     "SandboxSession",
     "SessionNotFoundError",

@@ -58,7 +58,6 @@ class Bridge:
         *,
         discard: Callable[[_T], object] | None = None,
         scope: CallScope | None = None,
-        stop: Callable[[], object] | None = None,
     ) -> _T:
         """Run `fn` in a thread and return what it gives; wait for a thread if need be.
 
@@ -69,7 +68,6 @@ class Bridge:
             fn: What blocks. It sees the caller's context variables.
             discard: Gets what `fn` gives to a caller that is gone; may block.
             scope: By which `fn` is aborted; None makes one.
-            stop: What else makes `fn` end; may block.
         """
         job = _Job(fn, discard=discard, scope=scope)
         self.start(job)
@@ -78,8 +76,6 @@ class Bridge:
         except asyncio.CancelledError:
             if self.withdraw(job):
                 raise
-            if stop is not None:
-                _submit(self._closings, stop)
             if not await job.let_go(abort=True):
                 _submit(self._closings, job.put_away)
             raise

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ppio_agent import client as blocking
 from ppio_agent.client.config import UNSET, Unset
+from ppio_agent.transport import CallScope
+from ppio_agent.wire.json import Json
 
 from .bridge import Bridge
 from .mirror import ClosingMirror, Mirror, awaited, ending, opening
 from .session import SandboxSession
-from .stream import streaming
+from .stream import RuntimeStream, streaming
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,7 +59,7 @@ class Batch(ClosingMirror[blocking.Batch]):
         return self
 
     async def __anext__(self) -> blocking.BatchItem:
-        item = await self._bridge.call(self._next, stop=self._blocking.close)
+        item = await self._bridge.call(self._next, discard=self._close)
         if item is None:
             raise StopAsyncIteration
         return item
@@ -65,16 +67,36 @@ class Batch(ClosingMirror[blocking.Batch]):
     def _next(self) -> blocking.BatchItem | None:
         return next(self._blocking, None)
 
-    async def results(self) -> list[blocking.InvocationResponse | Exception]:
-        """Wait for all that is left and return answers and errors in input order.
+    def _close(self, _: blocking.BatchItem | None) -> None:
+        self._blocking.close()  # an item that was taken for nobody is lost
 
-        Raises:
-            Exception: The first error, unless the batch returns exceptions.
-        """
-        fn, stop = self._blocking.results, self._blocking.close
-        return await self._bridge.call(fn, stop=stop)
-
+    results = awaited(blocking.Batch.results)
     close = ending(blocking.Batch.close)
+
+
+def _session(
+    bridge: Bridge, session: blocking.SandboxSession, _: CallScope
+) -> SandboxSession:
+    return SandboxSession(bridge, session)
+
+
+def _batch(bridge: Bridge, batch: blocking.Batch, _: CallScope) -> Batch:
+    return Batch(bridge, batch)
+
+
+def _answer(
+    bridge: Bridge,
+    answer: Mapping[str, Json] | blocking.RuntimeStream,
+    scope: CallScope,
+) -> Mapping[str, Json] | RuntimeStream:
+    if isinstance(answer, blocking.RuntimeStream):
+        return RuntimeStream(bridge, answer, scope)
+    return answer
+
+
+def _drop(answer: Mapping[str, Json] | blocking.RuntimeStream) -> None:
+    if isinstance(answer, blocking.RuntimeStream):
+        answer.close()
 
 
 def _give_back(session: blocking.SandboxSession) -> None:
@@ -166,17 +188,20 @@ class AgentRuntimeClient(ClosingMirror[blocking.AgentRuntimeClient]):
     template_exists = awaited(blocking.AgentRuntimeClient.template_exists)
     create_session = opening(
         blocking.AgentRuntimeClient.create_session,
-        SandboxSession,
+        _session,
         discard=_give_back,
     )
     attach_session = opening(
-        blocking.AgentRuntimeClient.attach_session, SandboxSession, discard=_give_back
+        blocking.AgentRuntimeClient.attach_session, _session, discard=_give_back
     )
     invoke_agent = awaited(blocking.AgentRuntimeClient.invoke_agent)
     invoke_agent_stream = streaming(blocking.AgentRuntimeClient.invoke_agent_stream)
     invoke_stream = invoke_agent_stream
     invoke_many = opening(
-        blocking.AgentRuntimeClient.invoke_many, Batch, discard=blocking.Batch.close
+        blocking.AgentRuntimeClient.invoke_many, _batch, discard=blocking.Batch.close
+    )
+    invoke_agent_runtime = opening(
+        blocking.AgentRuntimeClient.invoke_agent_runtime, _answer, discard=_drop
     )
     close_session = ending(blocking.AgentRuntimeClient.close_session)
     close_all = ending(blocking.AgentRuntimeClient.close_all)

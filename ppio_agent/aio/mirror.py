@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+)
+
+from ppio_agent.transport import CallScope
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
 
     from .bridge import Bridge
 
-__all__ = ["ClosingMirror", "Mirror", "awaited", "ending", "like", "opening"]
+__all__ = ["Async", "ClosingMirror", "Mirror", "awaited", "ending", "like", "opening"]
 
 _B = TypeVar("_B")
 _B_co = TypeVar("_B_co", covariant=True)
@@ -58,7 +68,8 @@ class ClosingMirror(Mirror[_B_co]):
         await self._bridge.finish(partial(leave.__exit__, kind, error, trace))
 
 
-_Async = Callable[Concatenate[Mirror[_B], _P], Coroutine[Any, Any, _T]]
+Async: TypeAlias = Callable[Concatenate[Mirror[_B], _P], Coroutine[Any, Any, _T]]
+"""A method that is awaited."""
 
 
 def like(method: Callable[..., object]) -> Callable[[_T], _T]:
@@ -66,7 +77,7 @@ def like(method: Callable[..., object]) -> Callable[[_T], _T]:
     return wraps(method, assigned=("__name__", "__qualname__", "__doc__"))  # type: ignore[return-value] # it returns what it decorates
 
 
-def awaited(method: Callable[Concatenate[_B, _P], _T]) -> _Async[_B, _P, _T]:
+def awaited(method: Callable[Concatenate[_B, _P], _T]) -> Async[_B, _P, _T]:
     """Return the method that awaits `method`; a cancelled task aborts it."""
 
     @like(method)
@@ -76,7 +87,7 @@ def awaited(method: Callable[Concatenate[_B, _P], _T]) -> _Async[_B, _P, _T]:
     return call
 
 
-def ending(method: Callable[Concatenate[_B, _P], _T]) -> _Async[_B, _P, _T]:
+def ending(method: Callable[Concatenate[_B, _P], _T]) -> Async[_B, _P, _T]:
     """Return the method that awaits `method`, which goes on if the task is cancelled."""
 
     @like(method)
@@ -89,21 +100,22 @@ def ending(method: Callable[Concatenate[_B, _P], _T]) -> _Async[_B, _P, _T]:
 
 def opening(
     method: Callable[Concatenate[_B, _P], _T],
-    mirror: Callable[[Bridge, _T], _M],
+    mirror: Callable[[Bridge, _T, CallScope], _M],
     *,
     discard: Callable[[_T], object],
-) -> _Async[_B, _P, _M]:
+) -> Async[_B, _P, _M]:
     """Return the method that awaits `method` and gives the mirror of what that opened.
 
     Args:
         method: What opens something.
-        mirror: Makes the mirror.
+        mirror: Makes the mirror; gets the scope of what was opened, too.
         discard: Gives up what was opened for a task that is gone.
     """
 
     @like(method)
     async def call(self: Mirror[_B], /, *args: _P.args, **kwargs: _P.kwargs) -> _M:
-        fn = partial(method, self._blocking, *args, **kwargs)
-        return mirror(self._bridge, await self._bridge.call(fn, discard=discard))
+        fn, scope = partial(method, self._blocking, *args, **kwargs), CallScope()
+        opened = await self._bridge.call(fn, discard=discard, scope=scope)
+        return mirror(self._bridge, opened, scope)
 
     return call

@@ -1,43 +1,38 @@
-"""An agent's answer piece by piece, read ahead by a thread and awaited."""
+"""Answers piece by piece, awaited."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-import weakref
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextvars import copy_context
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ppio_agent import client as blocking
 from ppio_agent.client.events import decode_chunk
 from ppio_agent.exceptions import StreamClosedError
-from ppio_agent.transport import CallScope
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.sse import SSEEvent
 
-from .mirror import ClosingMirror, Mirror, like
+from .ahead import ReadingMirror
+from .mirror import opening
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Self
 
     from ppio_agent.client.stream import Run
+    from ppio_agent.transport import CallScope
 
     from .bridge import Bridge
+    from .mirror import Async
 
-__all__ = ["StreamingResponse", "streaming"]
+__all__ = ["RuntimeStream", "StreamingResponse", "streaming"]
 
 _B = TypeVar("_B")
 _P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-_AHEAD = 16
 
 
-class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
+class StreamingResponse(ReadingMirror[blocking.StreamingResponse, SSEEvent]):
     """The chunks of one invocation, in order, as the agent gives them.
 
     Iterate it once, or use it as a context manager to leave early:
@@ -68,14 +63,8 @@ class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
         stream: blocking.StreamingResponse,
         scope: CallScope,
     ) -> None:
-        super().__init__(bridge, stream)
+        super().__init__(bridge, stream, stream.events(), scope)
         self._last_event_id = stream.last_event_id
-        self._ahead = _ReadAhead(bridge, stream)
-        self._closer: weakref.ref[asyncio.Task[Any]] | None = None
-        # A thread that reads keeps the stream, not this. It may run anywhere, and so
-        # only wakes that thread, which closes what it reads.
-        error = StreamClosedError("the stream was let go of")
-        weakref.finalize(self, scope.abort, error).atexit = False
 
     @property
     def run(self) -> Run:
@@ -101,22 +90,11 @@ class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
         return self._iterate(_decoded)
 
     async def __anext__(self) -> Json:
-        return _decoded(await self._next_event())
+        return _decoded(await self._next_piece())
 
     def events(self) -> AsyncIterator[SSEEvent]:
         """Yield the chunks as the events that carried them, not decoded."""
         return self._iterate(lambda event: event)
-
-    async def _iterate(self, show: Callable[[SSEEvent], _T]) -> AsyncIterator[_T]:
-        try:
-            while True:
-                try:
-                    event = await self._next_event()
-                except StopAsyncIteration:
-                    return
-                yield show(event)
-        finally:
-            await self.close()
 
     async def text(self) -> str:
         """Return the whole text: the chunks that are str or ``{"chunk": str}``."""
@@ -127,28 +105,16 @@ class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
                 parts.append(piece)
         return "".join(parts)
 
-    async def _next_event(self) -> SSEEvent:
-        try:
-            event = await self._ahead.take()
-        except StopAsyncIteration:
-            if self._closer is None or self._closer() is asyncio.current_task():
-                raise
-            raise StreamClosedError(
-                "the stream was closed by another task",
-                invocation_id=self.run.invocation_id,
-                request_id=self.run.request_id,
-            ) from None
-        except asyncio.CancelledError:
-            self._note_closer()
-            await self._bridge.leave(self._ahead.close)
-            raise
+    async def _next_piece(self) -> SSEEvent:
+        event = await super()._next_piece()
         self._last_event_id = event.id
         return event
 
-    def _note_closer(self) -> None:
-        task = asyncio.current_task()
-        if self._closer is None and task is not None:
-            self._closer = weakref.ref(task)
+    def _closed_error(self) -> StreamClosedError:
+        error = super()._closed_error()
+        error.invocation_id = self.run.invocation_id
+        error.request_id = self.run.request_id
+        return error
 
     async def resume(self) -> Self:
         """Go on after a `StreamInterruptedError`: iterate the stream again.
@@ -167,20 +133,8 @@ class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
         await self._bridge.call(
             self._blocking.resume, discard=blocking.StreamingResponse.close
         )
-        self._ahead = _ReadAhead(self._bridge, self._blocking)
+        self._read_on(self._blocking.events())
         return self
-
-    async def close(self) -> None:
-        """Stop reading and give the connection up; a waiting reader wakes at once.
-
-        Idempotent, and without effect on a stream that has ended.
-        """
-        if self._ahead.exhausted or self._closer is not None:
-            return
-        self._note_closer()
-        await self._bridge.finish(self._ahead.close)
-
-    aclose = close
 
     async def cancel(self) -> blocking.CancelResult:
         """Ask the agent to stop the run, then close the stream.
@@ -189,133 +143,41 @@ class StreamingResponse(ClosingMirror[blocking.StreamingResponse]):
             What the agent said; `confirmed` is False where it cannot be asked.
         """
         self._note_closer()
-        return await self._bridge.finish(self._ahead.cancel)
+        return await self._bridge.finish(partial(self._stop, self._blocking.cancel))
 
 
-class _ReadAhead:
-    """Reads a stream in a thread, until enough chunks wait to be taken.
+class RuntimeStream(ReadingMirror[blocking.RuntimeStream, dict[str, str]]):
+    """The answer of a streaming agent, piece by piece.
 
-    The thread is given back while they wait, so that streams whose readers are slow
-    or wait for something else keep no other call from its turn.
+    Each piece is ``{"chunk": str, "runtimeSessionId": str, "agentId": str}``; the chunk
+    is the text of the agent's event as it came. The ids are known at once, by
+    subscript, as in an answer that is no stream: ``stream["runtimeSessionId"]``.
+
+    Leaving ``async for`` early closes it, as it does a `StreamingResponse`.
     """
 
-    def __init__(self, bridge: Bridge, stream: blocking.StreamingResponse) -> None:
-        self._bridge = bridge
-        self._stream = stream
-        self._source = stream.events()
-        # Guards all below.
-        self._lock = threading.Lock()
-        self._events: deque[SSEEvent] = deque()
-        self._job: Callable[[], object] | None = None
-        self._is_over = False
-        self._error: BaseException | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+    def __init__(
+        self, bridge: Bridge, stream: blocking.RuntimeStream, scope: CallScope
+    ) -> None:
+        super().__init__(bridge, stream, stream, scope)
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the stream has ended and all of it was taken."""
-        return self._is_over and not self._events
+    def __aiter__(self) -> AsyncIterator[dict[str, str]]:
+        return self._iterate(lambda piece: piece)
 
-    async def take(self) -> SSEEvent:
-        """Return the next event; raise what the stream ended with, once.
+    async def __anext__(self) -> dict[str, str]:
+        return await self._next_piece()
 
-        Raises:
-            StopAsyncIteration: There is no more.
-        """
-        while True:
-            with self._lock:
-                if self._events:
-                    return self._events.popleft()
-                if self._is_over:
-                    break
-                ready = asyncio.get_running_loop().create_future()
-                self._waiting.append(ready)
-                job = None
-                if self._job is None:
-                    job = self._job = partial(copy_context().run, self._read)
-            if job is not None:
-                self._bridge.start(job)
-            await ready
-        error, self._error = self._error, None
-        try:
-            raise error or StopAsyncIteration
-        finally:
-            del error  # its traceback holds this frame: no circle, no garbage
-
-    def _read(self) -> None:
-        while True:
-            event: SSEEvent | None = None
-            error: BaseException | None = None
-            try:
-                event = next(self._source, None)
-            except BaseException as failure:  # noqa: BLE001 - raised by `take`
-                error = failure
-            with self._lock:
-                if self._is_over:
-                    return
-                if event is None:
-                    self._is_over, self._error = True, error
-                else:
-                    self._events.append(event)
-                full = len(self._events) >= _AHEAD
-                if full:
-                    self._job = None
-                waiting, self._waiting = self._waiting, []
-            _wake(waiting)
-            if full or event is None:
-                return
-
-    def close(self) -> None:
-        """Close the stream and drop what was read ahead. Blocks."""
-        self._drop()
-        self._stream.close()
-
-    def cancel(self) -> blocking.CancelResult:
-        """Ask the agent to stop, and close the stream. Blocks."""
-        self._drop()
-        return self._stream.cancel()
-
-    def _drop(self) -> None:
-        with self._lock:
-            self._is_over = True
-            self._events.clear()
-            job = self._job
-            waiting, self._waiting = self._waiting, []
-        _wake(waiting)
-        if job is not None:
-            self._bridge.withdraw(job)
+    def __getitem__(self, key: str) -> Self | str:
+        found = self._blocking[key]
+        return found if isinstance(found, str) else self
 
 
 def streaming(
     method: Callable[Concatenate[_B, _P], blocking.StreamingResponse],
-) -> Callable[Concatenate[Mirror[_B], _P], Coroutine[Any, Any, StreamingResponse]]:
+) -> Async[_B, _P, StreamingResponse]:
     """Return the method that awaits `method` and gives the stream that it opened."""
-
-    @like(method)
-    async def call(
-        self: Mirror[_B], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> StreamingResponse:
-        scope = CallScope()
-        stream = await self._bridge.call(
-            partial(method, self._blocking, *args, **kwargs),
-            discard=blocking.StreamingResponse.close,
-            scope=scope,
-        )
-        return StreamingResponse(self._bridge, stream, scope)
-
-    return call
+    return opening(method, StreamingResponse, discard=blocking.StreamingResponse.close)
 
 
 def _decoded(event: SSEEvent) -> Json:
     return decode_chunk(event.data)
-
-
-def _wake(waiting: list[asyncio.Future[None]]) -> None:
-    for ready in waiting:
-        with contextlib.suppress(RuntimeError):  # its loop is closed
-            ready.get_loop().call_soon_threadsafe(_set, ready)
-
-
-def _set(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

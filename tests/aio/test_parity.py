@@ -17,6 +17,7 @@ import pytest
 from ppio_agent import aio
 from ppio_agent import client as blocking
 from ppio_agent.aio.mirror import Mirror
+from ppio_agent.transport import CallScope
 from tests.support_platform import FakePlatform
 
 _TASK = "asyncio.create_task(client.invoke_agent(…)) is the same, and can be cancelled"
@@ -31,6 +32,7 @@ LEFT_OUT = {
     "SandboxSession.extend": _OWN,
     "SandboxSession.extend_at": _OWN,
     "SandboxSession.gone": _OWN,
+    "SandboxSession.open_either": _OWN,
     "SandboxSession.open_stream": _OWN,
     "SandboxSession.owned": _OWN,
     "SandboxSession.release": _OWN,
@@ -40,6 +42,7 @@ LEFT_OUT = {
 """Names of the blocking client that the awaitable one does without."""
 
 ADDED = {
+    "RuntimeStream.aclose": "contextlib.aclosing() asks for this name",
     "StreamingResponse.aclose": "contextlib.aclosing() asks for this name",
 }
 """Names of the awaitable client alone."""
@@ -81,6 +84,7 @@ def test_the_modules_have_the_same_names() -> None:
     assert sorted(mirrors) == [
         "AgentRuntimeClient",
         "Batch",
+        "RuntimeStream",
         "SandboxSession",
         "StreamingResponse",
         "TemplateManager",
@@ -97,11 +101,16 @@ def objects(
     async def make() -> dict[str, Any]:
         client = make_client()
         session = await client.create_session("tpl1")
+        stream = await session.invoke_stream("x")
+        runtime = blocking.RuntimeStream(
+            stream._blocking, session_id="s", agent_id="tpl1"
+        )
         return {
             "AgentRuntimeClient": client,
             "Batch": await client.invoke_many("tpl1", ["x"]),
+            "RuntimeStream": aio.RuntimeStream(client._bridge, runtime, CallScope()),
             "SandboxSession": session,
-            "StreamingResponse": await session.invoke_stream("x"),
+            "StreamingResponse": stream,
             "TemplateManager": client.templates,
         }
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from ppio_agent.aio import AgentRuntimeClient, StreamingResponse
+from ppio_agent.aio import AgentRuntimeClient, RuntimeStream, StreamingResponse
 from ppio_agent.exceptions import (
     ClientClosedError,
+    ConflictError,
     InvocationError,
     StreamClosedError,
+    StreamInterruptedError,
 )
 from tests.aio.support import until
 from tests.support import SLOW, new_threads, wait_until
@@ -111,7 +113,7 @@ def test_reads_a_bounded_number_ahead_and_keeps_no_thread(
         streams = [await session.invoke_stream("x") for _ in range(70)]
         for stream in streams:
             assert await anext(stream) == {"chunk": "0 "}
-        waiting = [len(stream._ahead._events) for stream in streams]
+        waiting = [len(stream._ahead._pieces) for stream in streams]
         assert max(waiting) <= 16
         assert (await session.ping()).status is not None
         for stream in streams:
@@ -144,6 +146,70 @@ def test_a_failed_agent_raises_after_its_chunks(
             await anext(stream)
         assert stream.invocation_id == "inv_1"
         assert [chunk async for chunk in stream] == []
+
+    run(story)
+
+
+def test_goes_on_after_an_interruption(
+    platform: FakePlatform, run: Callable[[Story], None]
+) -> None:
+    """By hand, each chunk once; also by another session, from the id that was seen."""
+
+    def cutting(exchange: Exchange) -> None:
+        path = exchange.request.path
+        if path == "/invocations":
+            exchange.start_stream(invocation_id="inv_1")
+            exchange.send(b"id: 1\ndata: 1\n\nid: 2\ndata: 2\n\n")
+            exchange.cut()
+        elif path == "/invocations/inv_1/events":
+            exchange.start_stream(invocation_id="inv_1")
+            assert exchange.request.headers["last-event-id"] == "2"
+            exchange.send(b"id: 3\ndata: 3\n\nevent: end\ndata: {}\n\n")
+            exchange.end_stream()
+        else:
+            echo_agent(exchange)
+
+    platform.agent = cutting
+
+    async def story(client: AgentRuntimeClient) -> None:
+        session = await client.create_session("tpl1")
+        stream = await session.invoke_stream("x")
+        assert [await anext(stream), await anext(stream)] == [1, 2]
+        with pytest.raises(StreamInterruptedError):
+            await anext(stream)
+        assert await (await stream.resume()).text() == ""
+        with pytest.raises(ConflictError):
+            await stream.resume()
+        again = await session.resume_stream("inv_1", stream_id := "2")
+        assert [chunk async for chunk in again] == [3]
+        assert (stream.last_event_id, stream_id) == ("3", "2")
+        assert stream.final == {}
+
+    run(story)
+
+
+def test_streams_of_a_runtime_carry_their_ids(
+    platform: FakePlatform, run: Callable[[Story], None]
+) -> None:
+    """Each piece, and the stream by subscript; an answer in one piece is a mapping."""
+
+    async def story(client: AgentRuntimeClient) -> None:
+        answer = await client.invoke_agent_runtime("tpl1", '{"prompt": "x"}')
+        assert answer["status"] == "success"
+        platform.agent = Teller(2, ends=True)
+        stream = await client.invoke_agent_runtime("tpl1", b"x", "s-1")
+        assert isinstance(stream, RuntimeStream)
+        assert stream["runtimeSessionId"] == "s-1"
+        assert stream["response"] is stream
+        ids = {"runtimeSessionId": "s-1", "agentId": "tpl1"}
+        first = await anext(stream)
+        assert first == {"chunk": '{"chunk": "0 "}', **ids}
+        assert [piece async for piece in stream] == [
+            {**first, "chunk": '{"chunk": "1 "}'}
+        ]
+        await stream.close()
+        async with await client.invoke_agent_runtime("tpl1", "x", "s-1") as stream:
+            assert await anext(stream) == first
 
     run(story)
 
