@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
+from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import start_thread
+from ppio_agent.wire.headers import INVOCATION_ID
 from ppio_agent.wire.json import encode_json
 
 from .faults import Peer, Received, Script
@@ -200,12 +202,13 @@ def events(
 ) -> Script:
     """Return a script that streams as an agent does: each value is an event.
 
-    The events are numbered from 1, and without `then` the last one is ``end``.
+    The events are numbered from 1, the invocation has an id, and without `then` the
+    last event is ``end``. (Agents that know nothing of that are made by `chunks`.)
 
     Args:
         values: What the agent yields; JSON values.
         then: What to do after them instead: `cut()` is a stream that breaks.
-        headers: Further headers, as ``X-Invocation-Id``.
+        headers: Further headers.
     """
     pieces = [
         b"id: %d\ndata: %b\n\n" % (number, encode_json(value))
@@ -215,7 +218,8 @@ def events(
         pieces.append(
             b'id: %d\nevent: end\ndata: {"status":"succeeded"}\n\n' % (len(values) + 1)
         )
-    return chunks(*pieces, then=then, headers=headers)
+    named = {INVOCATION_ID: new_id(), **(headers or {})}
+    return chunks(*pieces, then=then, headers=named)
 
 
 def tunnel(peer: Peer, request: Received) -> None:

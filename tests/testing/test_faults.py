@@ -210,9 +210,9 @@ class TestScripts:
         """Numbered, with an end; what follows instead cuts them off."""
         framer = SSEFramer()
         with FaultServer(events("a", {"b": 1})) as server:
-            found = [
-                e for e in framer.feed(_get(server).body) if isinstance(e, SSEEvent)
-            ]
+            told = _get(server)
+            assert told.headers["X-Invocation-Id"]
+            found = [e for e in framer.feed(told.body) if isinstance(e, SSEEvent)]
         assert [(e.id, e.event, e.data) for e in found] == [
             ("1", "message", '"a"'),
             ("2", "message", '{"b":1}'),

@@ -46,10 +46,17 @@ def cassette(tmp_path: Path) -> Path:
     return tmp_path / "cassettes" / "it.jsonl"
 
 
-def _record(platform: FakePlatform, cassette: Path, run: Run, **options: Any) -> Any:
+def _record(
+    platform: FakePlatform,
+    cassette: Path,
+    run: Run,
+    *,
+    max_retries: int = 0,
+    **options: Any,
+) -> Any:
     recorder = Recorder(cassette, **options)
     assert not recorder.replays
-    config = ClientConfig(base_url=platform.url, max_retries=0)
+    config = ClientConfig(base_url=platform.url, max_retries=max_retries)
     with AgentRuntimeClient(KEY, config=config, plugins=[recorder]) as client:
         return run(client)
 
@@ -215,6 +222,35 @@ def test_a_stream_that_was_left_ends_there(
     go_on = True
     with pytest.raises(UnrecordedRequestError, match="left the answer to POST /inv"):
         _replay(cassette, run)
+
+
+def test_a_stream_that_went_on_goes_on_again(
+    platform: FakePlatform, cassette: Path
+) -> None:
+    """The cut is replayed, and so is what followed it on another connection."""
+
+    def agent(exchange: Exchange) -> None:
+        if exchange.request.path == "/ping":
+            echo_agent(exchange)
+            return
+        sent = exchange.request.headers.get("x-invocation-id", "inv_1")
+        exchange.start_stream(invocation_id=sent)
+        if exchange.request.method == "POST":
+            exchange.send(b"id: 1\ndata: 1\n\n")
+            exchange.cut()
+        else:
+            exchange.send(b"id: 2\ndata: 2\n\nid: 3\nevent: end\ndata: {}\n\n")
+            exchange.end_stream()
+
+    platform.agent = agent
+
+    def run(client: AgentRuntimeClient) -> list[Any]:
+        with client.invoke_agent_stream("tpl1", "hi") as stream:
+            return list(stream)
+
+    assert _record(platform, cassette, run, max_retries=1) == [1, 2]
+    assert len([r for r in platform.requests if r.path.endswith("/events")]) == 1
+    assert _replay(cassette, run) == [1, 2]
 
 
 def test_a_start_that_took_its_time_is_not_waited_for(
