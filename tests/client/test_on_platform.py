@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
 
 import pytest
 
@@ -17,10 +22,11 @@ from ppio_agent.exceptions import (
     InvocationError,
     PPIOAgentError,
     SandboxCreationError,
+    SessionNotFoundError,
     ValidationError,
 )
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-from tests.support import SLOW, processes_marked, wait_until
+from tests.support import SLOW, processes_marked, wait_until, write_agent
 
 AGENT = """
 import threading
@@ -76,7 +82,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatfo
     folder = tmp_path_factory.mktemp("platform")
     config = PlatformConfig(data_dir=folder / "data", port=0)
     with SandboxPlatform(config) as platform:
-        scripts = {"counter": AGENT, "broken": BROKEN, "never-ready": NEVER_READY}
+        scripts = {
+            "counter": AGENT,
+            "counter-too": AGENT,
+            "broken": BROKEN,
+            "never-ready": NEVER_READY,
+        }
         for name, script in scripts.items():
             _deploy(platform, folder / name, name, script)
         yield platform
@@ -277,7 +288,7 @@ def test_templates(client: AgentRuntimeClient) -> None:
     names = {t.name for t in client.list_templates(tags=["test"])}
     template = client.get_template("counter")
 
-    assert names == {"counter", "broken", "never-ready"}
+    assert names == {"counter", "counter-too", "broken", "never-ready"}
     assert template.agent is not None
     assert template.agent.entrypoint == "app.py"
     assert client.get_template(f"counter-{template.template_id}") == template
@@ -292,4 +303,149 @@ def test_bad_requests_make_no_sandbox(
     with pytest.raises(ValidationError):
         client.invoke_agent("counter", [1])
 
+    assert _alive(platform) == []
+
+
+CALLERS = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from ppio_agent.client import AgentRuntimeClient, ClientConfig
+
+url, key = sys.argv[1:]
+client = AgentRuntimeClient(key, config=ClientConfig(base_url=url))
+client.list_templates()
+print("ready", flush=True)
+sys.stdin.readline()
+
+
+def call(_):
+    response = client.invoke_agent("counter", "Hi", session_id="s")
+    return response.sandbox_id, response.result["count"]
+
+
+with ThreadPoolExecutor(20) as threads:
+    print(json.dumps(list(threads.map(call, range(20)))), flush=True)
+"""
+
+TAKER = """
+import pickle, sys
+from ppio_agent.client import AgentRuntimeClient, ClientConfig
+
+url, key, ref = sys.argv[1:]
+with AgentRuntimeClient(key, config=ClientConfig(base_url=url)) as client:
+    session = client.attach_session(pickle.loads(bytes.fromhex(ref)))
+    print(session.invoke("Hi").result)
+"""
+
+
+def _python(script: str, platform: SandboxPlatform, *arguments: str) -> Popen[str]:
+    command = [sys.executable, "-c", script, platform.url, platform.api_key]
+    return Popen([*command, *arguments], stdin=PIPE, stdout=PIPE, text=True)
+
+
+def _said(process: Popen[str], line: str = "") -> str:
+    said, _ = process.communicate(line, timeout=60)
+    assert process.returncode == 0
+    return said
+
+
+def test_conversation_of_many_processes(
+    client: AgentRuntimeClient, platform: SandboxPlatform
+) -> None:
+    """Forty first calls from two processes: one sandbox answers all, and it remains."""
+    processes = [_python(CALLERS, platform) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [tuple(a) for p in processes for a in json.loads(_said(p))]
+    alive = _alive(platform)
+    here = client.invoke_agent("counter", "Hi", session_id="s")
+    other = client.invoke_agent("counter-too", "Hi", session_id="s")
+    client.close_session(str(here.sandbox_id))
+
+    assert len(alive) == 1
+    assert sorted(answers) == [(alive[0], n) for n in range(1, 41)]
+    assert (here.sandbox_id, here.result["count"]) == (alive[0], 41)
+    assert other.sandbox_id != here.sandbox_id
+
+
+def test_attached_in_another_process(
+    client: AgentRuntimeClient, platform: SandboxPlatform
+) -> None:
+    """The agent's memory is still there; the other process leaves the sandbox alone."""
+    session = client.create_session("counter", session_id="s")
+    session.invoke("Hi")
+    pickled = pickle.dumps(session.detach()).hex()
+    said = _said(_python(TAKER, platform, pickled))
+    with client.attach_session(session.sandbox_id) as taken:
+        again = taken.invoke("Hi").result
+
+    assert "'count': 2" in said
+    assert "'session': 's'" in said
+    assert (again["count"], again["session"]) == (3, "s")
+    with pytest.raises(SessionNotFoundError):
+        client.attach_session(session.sandbox_id)
+
+
+def test_attached_while_paused(client: AgentRuntimeClient) -> None:
+    """It says so, and can be resumed."""
+    session = client.create_session("counter")
+    session.invoke("Hi")
+    session.pause()
+    taken = client.attach_session(session.detach(), own=True)
+    state = taken.state
+    taken.resume()
+
+    assert state is SessionState.PAUSED
+    assert taken.invoke("Hi").result["count"] == 2
+
+
+def test_a_time_to_live_beyond_the_platforms(client: AgentRuntimeClient) -> None:
+    """It is refused with the limit; a session that has one goes on."""
+    with pytest.raises(ValidationError, match="86400"):
+        client.create_session("counter", 1e6)
+    with client.create_session("counter") as session:
+        with pytest.raises(ValidationError, match="86400"):
+            session.refresh(1e6)
+        assert session.invoke("Hi").status == "success"
+
+
+def test_an_idle_session_expires(
+    client: AgentRuntimeClient, platform: SandboxPlatform
+) -> None:
+    """Nobody extends it; the next use says that it is gone."""
+    session = client.create_session("counter", 1)
+    wait_until(lambda: not _alive(platform))
+
+    with pytest.raises(SessionNotFoundError):
+        session.invoke("Hi")
+    assert session.get_status().state is SessionState.CLOSED
+
+
+def test_a_fresh_deployment_is_found(
+    client: AgentRuntimeClient, platform: SandboxPlatform, tmp_path: Path
+) -> None:
+    """Although the list of templates is cached."""
+    client.list_templates()
+    platform.deploy(write_agent(tmp_path / "fresh", AGENT, name="fresh"))
+
+    assert client.get_template("fresh").name == "fresh"
+
+
+def test_runtime_style(client: AgentRuntimeClient, platform: SandboxPlatform) -> None:
+    """A plain answer, a stream, the version as endpoint, and the end."""
+    plain: Any = client.invoke_agent_runtime("counter", b'{"prompt": "Hi"}', "s")
+    stream: Any = client.invoke_agent_runtime(
+        "counter", b'{"words": ["a", "b"]}', "s", endpoint="1.0.0"
+    )
+    chunks = [piece["chunk"] for piece in stream]
+
+    assert plain["response"]["result"]["prompt"] == "Hi"
+    assert chunks == ['"a"', '"b"']
+    assert len(_alive(platform)) == 1
+    assert client.close_session("s")
     assert _alive(platform) == []
