@@ -81,10 +81,9 @@ def run(installed: Path, platform: FakePlatform, tmp_path: Path) -> Run:
 
     def run(**environ: str) -> list[Any]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PPIO_")}
-        path = os.pathsep.join([str(installed), str(PLUGIN.parents[1])])
         done = subprocess.run(
             [sys.executable, "-W", "error", script, platform.url],
-            env={**kept, "PYTHONPATH": path, "PPIO_API_KEY": KEY, **environ},
+            env={**kept, "PYTHONPATH": str(installed), "PPIO_API_KEY": KEY, **environ},
             capture_output=True,
             text=True,
             timeout=60,
