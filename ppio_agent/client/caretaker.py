@@ -13,6 +13,7 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -88,7 +89,7 @@ class Caretaker:
         with self._lock:
             self._watched.add(session)
             if self._thread is None:
-                self._thread = start_thread("ppio-client-keepalive", self._run)
+                self._start_locked()
             sooner = session.extend_at < self._next_at
             if sooner:
                 self._next_at = session.extend_at
@@ -109,18 +110,25 @@ class Caretaker:
             if thread is not threading.current_thread():
                 thread.join(timeout)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                mail = self._mail.get(timeout=self._wait())
-            except queue.Empty:
-                mail = _Word.LOOK
-            if mail is _Word.END:
-                return
-            if not isinstance(mail, _Word):
-                self._guarded(mail, mail.close)
-            for session in self._due():
-                self._guarded(session, session.extend)
+    def _start_locked(self) -> None:
+        # The thread does not keep the caretaker: that of a client which nobody closed
+        # would stay for ever, with its connections.
+        weakref.finalize(self, self._mail.put, _Word.END).atexit = False
+        self._thread = start_thread(
+            "ppio-client-keepalive", _serve, weakref.ref(self), self._mail
+        )
+
+    def take(self, mail: Tended | _Word) -> float | None:
+        """See to a session that was abandoned, and to all that are due.
+
+        Returns:
+            Seconds until the next is due; None if none is watched.
+        """
+        if not isinstance(mail, _Word):
+            self._guarded(mail, mail.close)
+        for session in self._due():
+            self._guarded(session, session.extend)
+        return self._wait()
 
     def _wait(self) -> float | None:
         with self._lock:
@@ -158,3 +166,20 @@ class Caretaker:
             with self._lock:
                 if session in self._watched:
                     self._next_at = min(self._next_at, session.extend_at)
+
+
+def _serve(
+    owner: weakref.ref[Caretaker], letters: queue.SimpleQueue[Tended | _Word]
+) -> None:
+    """Hand each letter to the caretaker, and wake it when something is due."""
+    mail: Tended | _Word = _Word.LOOK
+    while mail is not _Word.END:
+        caretaker = owner()
+        if caretaker is None:
+            return
+        wait = caretaker.take(mail)
+        del caretaker, mail
+        try:
+            mail = letters.get(timeout=wait)
+        except queue.Empty:
+            mail = _Word.LOOK

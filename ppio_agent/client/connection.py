@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from attrs import frozen
 
@@ -88,19 +88,21 @@ def connect(
         endpoint, auth = _local_platform(config, hooks, api_secret)
     else:
         endpoint, auth = named[0], _authenticator(config, hooks, named[1])
+    settings = TransportConfig(
+        max_connections=config.max_connections,
+        max_keepalive_connections=config.max_keepalive_connections,
+        connect_timeout=config.connect_timeout,
+        max_response_bytes=config.max_response_bytes,
+        proxy=config.proxy,
+        ca_bundle=config.ca_bundle,
+        headers=config.headers,
+        retry=RetryPolicy(max_retries=config.max_retries),
+    )
     transport = Transport(
-        TransportConfig(
-            max_connections=config.max_connections,
-            max_keepalive_connections=config.max_keepalive_connections,
-            connect_timeout=config.connect_timeout,
-            max_response_bytes=config.max_response_bytes,
-            proxy=config.proxy,
-            ca_bundle=config.ca_bundle,
-            headers=config.headers,
-            retry=RetryPolicy(max_retries=config.max_retries),
-        ),
+        settings,
         hooks=hooks.for_client(),
         redactor=auth.redactor,
+        shared_as=_common(settings, endpoint, auth),
     )
     control = ControlPlane(
         transport=transport,
@@ -109,6 +111,27 @@ def connect(
         request_timeout=config.request_timeout,
     )
     return Backend(control, Launcher(control, config, on_leftover))
+
+
+def _common(
+    settings: TransportConfig, endpoint: Endpoint, auth: Authenticator
+) -> Hashable:
+    """Return what is equal for clients that use the same connections.
+
+    None for those of a plug-in, which may prove at any time to be somebody else.
+    """
+    if not isinstance(auth, AuthManager):
+        return None
+    return (
+        endpoint.url,
+        auth.api_key,
+        auth.signs,
+        settings.max_connections,
+        settings.max_keepalive_connections,
+        settings.connect_timeout,
+        settings.proxy,
+        settings.ca_bundle,
+    )
 
 
 def _authenticator(

@@ -39,9 +39,9 @@ from .exchange import BrokenError, Exchange, connect_error
 from .http1 import FramingError, encode_head
 from .messages import Request, Response, TransportConfig
 from .observe import Observer
-from .pool import ConnectionPool
 from .retry import Outcome, decide, parse_retry_after
 from .route import split_url
+from .sharing import PoolShare
 
 __all__ = ["Attempts", "Body", "Setup"]
 
@@ -178,7 +178,7 @@ class Attempts(Generic[_T]):
     def __init__(
         self,
         setup: Setup,
-        pool: ConnectionPool,
+        pool: PoolShare,
         call: CallHandle,
         request: Request,
         deliver: Callable[[Body, Response], _T],

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import ClientClosedError, PoolTimeoutError, PPIOAgentError
+from ppio_agent.exceptions import PoolTimeoutError
 
 from .calls import CallHandle
 from .connect import Connection, Connector
@@ -34,7 +34,7 @@ class _Waiter:
 
 
 class ConnectionPool:
-    """All connections of a transport in one process.
+    """All connections of a transport, or of several, in one process.
 
     Thread safety: thread-safe. A forked child makes a new one and `forget`s the old.
 
@@ -42,7 +42,7 @@ class ConnectionPool:
     """
 
     def __init__(self, config: TransportConfig) -> None:
-        # Guards all below but _returned, _calls and the connector. Never waited for
+        # Guards all below but _returned and the connector. Never waited for
         # by what a signal handler or a finalizer may do, since either may run on top
         # of a thread that holds it: see `release`.
         self._lock = threading.Lock()
@@ -56,26 +56,7 @@ class ConnectionPool:
         self._closed = False
         # Given back and not yet seen to: (connection, whether it may be kept).
         self._returned: deque[tuple[Connection | None, bool]] = deque()
-        self._calls: set[CallHandle] = set()
         self._connector = Connector(config)
-
-    def enter(self, call: CallHandle) -> None:
-        """Count a call among those that `abort_all` ends.
-
-        Raises:
-            ClientClosedError: The pool is closed.
-        """
-        call.begin()
-        self._calls.add(call)
-        # In this order, so that `close` ends every call that it does not refuse.
-        if self._closed:
-            self.leave(call)
-            raise ClientClosedError("the transport is closed; make a new one")
-
-    def leave(self, call: CallHandle) -> None:
-        """Say that a call is over."""
-        self._calls.discard(call)
-        call.end()
 
     def acquire(
         self,
@@ -169,13 +150,8 @@ class ConnectionPool:
         """How many connections are idle."""
         return len(self._idle)
 
-    def abort_all(self, error: type[PPIOAgentError], message: str) -> None:
-        """End all calls with an error of their own."""
-        for call in list(self._calls):
-            call.abort(error(message))
-
     def close(self) -> None:
-        """Refuse new calls, end those under way, close what is idle. Idempotent."""
+        """Close what is idle now, and the rest when it comes back. Idempotent."""
         with self._lock:
             self._closed = True
             idle = list(self._idle)
@@ -183,7 +159,6 @@ class ConnectionPool:
             self._idle.clear()
             self._idle_of.clear()
         self._see_to_returned()
-        self.abort_all(ClientClosedError, "the transport was closed during the call")
         for connection in idle:
             connection.close()
         self._connector.close()

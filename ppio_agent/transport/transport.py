@@ -6,7 +6,7 @@ import copy
 import os
 import random as _random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -22,9 +22,9 @@ from .calls import CallHandle
 from .errors import answer_error
 from .messages import Request, Response, TransportConfig
 from .middleware import Chain
-from .pool import ConnectionPool
 from .retry import RetryPolicy
 from .route import parse_proxy
+from .sharing import PoolShare, shared_pools
 from .streams import RawStream
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Transport(Closing):
         hooks: What plug-ins take part in; None for none.
         redactor: Hides secrets in errors and logs; None knows only those that their
             names give away.
+        shared_as: Transports for which this is equal, and not None, use the same
+            connections; each ends its own calls only.
         random: Gives a float in [0, 1), for the jitter of delays.
 
     Raises:
@@ -58,6 +60,7 @@ class Transport(Closing):
         *,
         hooks: ClientHooks | None = None,
         redactor: Redactor | None = None,
+        shared_as: Hashable = None,
         random: Callable[[], float] = _random.random,
     ) -> None:
         self._setup = Setup(
@@ -70,7 +73,8 @@ class Transport(Closing):
             parse_proxy(self.config.proxy)
         # By process, so that a forked child never shares its parent's: the first
         # thread to ask makes one, in one atomic step.
-        self._pools: dict[int, ConnectionPool] = {}
+        self._pools: dict[int, PoolShare] = {}
+        self._shared_as = shared_as
         # Set by `close`; shared by variants, like the pools.
         self._closed = threading.Event()
 
@@ -104,17 +108,18 @@ class Transport(Closing):
         """What hides secrets from logs, errors and plug-ins."""
         return self._setup.redactor
 
-    def _pool(self) -> ConnectionPool:
+    def _pool(self) -> PoolShare:
         pid = os.getpid()
         pool = self._pools.get(pid)
         if pool is None:
             if self._closed.is_set():
                 raise ClientClosedError("the transport is closed; make a new one")
-            pool = self._pools.setdefault(pid, ConnectionPool(self.config))
+            share = shared_pools.join(self._shared_as, self.config)
+            pool = self._pools.setdefault(pid, share)
             for other in [p for p in self._pools if p != pid]:
                 inherited = self._pools.pop(other, None)
                 if inherited is not None:
-                    inherited.forget()
+                    inherited.pool.forget()
         return pool
 
     def send(self, request: Request, *, call: CallHandle | None = None) -> Response:
@@ -138,9 +143,7 @@ class Transport(Closing):
         finally:
             pool.leave(call)
 
-    def _fetch(
-        self, pool: ConnectionPool, call: CallHandle, request: Request
-    ) -> Response:
+    def _fetch(self, pool: PoolShare, call: CallHandle, request: Request) -> Response:
         limit = self.config.max_response_bytes
 
         def deliver(body: Body, answer: Response) -> Response:
@@ -149,7 +152,7 @@ class Transport(Closing):
         return Attempts(self._setup, pool, call, request, deliver).result()
 
     def _send_through(
-        self, pool: ConnectionPool, call: CallHandle, request: Request
+        self, pool: PoolShare, call: CallHandle, request: Request
     ) -> Response:
         """Send by way of the plug-ins' middleware."""
         chain = Chain(
@@ -193,7 +196,7 @@ class Transport(Closing):
 
     def _open(
         self,
-        pool: ConnectionPool,
+        pool: PoolShare,
         call: CallHandle,
         request: Request,
         leave: Callable[[CallHandle], None],
@@ -212,7 +215,7 @@ class Transport(Closing):
         return attempts.result()
 
     def _stream_through(
-        self, pool: ConnectionPool, call: CallHandle, request: Request
+        self, pool: PoolShare, call: CallHandle, request: Request
     ) -> RawStream:
         """Open a stream by way of the plug-ins' middleware."""
         chain = Chain(
@@ -267,7 +270,7 @@ class Transport(Closing):
 
     def allow_connections(self, count: int) -> None:
         """Raise the limit of connections to at least `count`."""
-        self._pool().allow(count)
+        self._pool().pool.allow(count)
 
     def abort_all(self) -> None:
         """End all calls and streams under way with `ClientClosedError`."""
@@ -276,7 +279,8 @@ class Transport(Closing):
     def close(self) -> None:
         """Refuse new calls, end those under way, close all connections. Idempotent.
 
-        Calls end with `ClientClosedError`, in their own threads.
+        Calls end with `ClientClosedError`, in their own threads. Connections that
+        another transport uses, too, are left to it.
         """
         self._closed.set()
         pool = self._pools.get(os.getpid())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import ClientClosedError, PoolTimeoutError
+from ppio_agent.exceptions import PoolTimeoutError
 from ppio_agent.testing import FaultServer, reply
 from ppio_agent.transport.calls import CallHandle
 from ppio_agent.transport.connect import Connection
@@ -162,31 +162,17 @@ def test_a_connection_that_went_stale_is_replaced(
     pool.release(other, keep=False)
 
 
-def test_closing_ends_the_waiting(serve: Serve, pool: ConnectionPool) -> None:
-    """And what is given back later is closed."""
+def test_what_is_given_back_to_a_closed_pool_is_closed(
+    serve: Serve, pool: ConnectionPool
+) -> None:
+    """Nothing is kept any more."""
     server = serve(reply())
     held = [_get(pool, server), _get(pool, server)]
-    found: list[object] = []
-    call = CallHandle()
-    pool.enter(call)
-
-    def run() -> None:
-        try:
-            pool.acquire(_origin(server), call, SOON)
-        except ClientClosedError as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: pool._waiting)
+    pool.release(held.pop(), keep=True)
     pool.close()
-    thread.join(5.0)
-    assert len(found) == 1
-    for connection in held:
-        pool.release(connection, keep=True)
+    assert (pool.size, pool.idle) == (1, 0)
+    pool.release(held.pop(), keep=True)
     assert (pool.size, pool.idle) == (0, 0)
-    with pytest.raises(ClientClosedError):
-        pool.enter(CallHandle())
 
 
 def test_giving_back_never_blocks(serve: Serve, pool: ConnectionPool) -> None:

@@ -645,7 +645,7 @@ def test_a_call_can_be_ended_from_another_thread(serve: Serve, where: str) -> No
         call = CallHandle()
         caller, found = _start(lambda: transport.send(request, call=call))
         if where == "pool":
-            wait_until(lambda: transport._pool()._waiting)
+            wait_until(lambda: transport._pool().pool._waiting)
         elif where != "connect":
             wait_until(lambda: server.requests)
         threading.Event().wait(0.05)
