@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -141,28 +140,17 @@ def test_a_sandbox_of_its_own_ends_with_the_stream(
         stream.resume()
 
 
-@pytest.mark.parametrize(
-    ("end", "expected"),
-    [
-        (lambda client, session: session.close(), SessionClosedError),
-        (
-            lambda client, session: client.close(),
-            (SessionClosedError, ClientClosedError),
-        ),
-    ],
-    ids=["session", "client"],
-)
+@pytest.mark.parametrize("what", ["session", "client", "client-of-attached"])
 def test_the_end_of_all_reaches_a_stream_that_is_resumed(
-    make_client: Make,
-    platform: FakePlatform,
-    end: Callable[[AgentRuntimeClient, SandboxSession], None],
-    expected: Any,
+    make_client: Make, platform: FakePlatform, what: str
 ) -> None:
     """Its pause included."""
     platform.on("POST", "/invocations$", serve(ONE, whole=False))
     platform.on("GET", EVENTS, lambda e: e.reply(503, None, {"Retry-After": "60"}))
     client = make_client(max_retries=3)
     session = client.create_session("tpl1")
+    if what == "client-of-attached":
+        session = client.attach_session(session.detach())
     stream = session.invoke_stream("Hi")
     outcome: list[BaseException] = []
 
@@ -176,11 +164,11 @@ def test_the_end_of_all_reaches_a_stream_that_is_resumed(
     reader.start()
     wait_until(lambda: platform.seen("GET", EVENTS))
     started = time.monotonic()
-    end(client, session)
+    (session if what == "session" else client).close()
     reader.join(5)
 
     assert time.monotonic() - started < 2 * SLOW
-    assert isinstance(outcome[0], expected)
+    assert isinstance(outcome[0], (SessionClosedError, ClientClosedError))
 
 
 class TestAgentsOfTheField:
