@@ -315,23 +315,13 @@ class AgentRuntimeClient(Closing):
         headers: Mapping[str, str] | None = None,
         **sandbox: Unpack[SandboxArguments],
     ) -> InvocationFuture:
-        """Run an agent once, on one of 32 threads of the client's; do not wait for it.
+        """Do as `invoke_agent`, on one of 32 threads of the client's, without waiting.
 
-        Args:
-            template_id: As for `invoke_agent`.
-            request: As for `invoke_agent`.
-            session_id: As for `invoke_agent`.
-            timeout: As for `invoke_agent`; counted from when the call gets a thread.
-            idempotency_key: As for `invoke_agent`.
-            headers: As for `invoke_agent`.
-            sandbox: As for `invoke_agent`.
+        `timeout` counts from when the call gets its thread.
 
         Returns:
             A `concurrent.futures.Future` of the answer; its `cancel` also ends a call
             that runs. What `invoke_agent` raises is its error.
-
-        Raises:
-            ClientClosedError: The client was closed.
 
         Blocking: while 1,000 calls wait for a thread.
         """
@@ -468,8 +458,7 @@ class AgentRuntimeClient(Closing):
                 `RequestTimeoutError`.
             timeout: Total seconds of one invocation, the creation of its sandbox not
                 included.
-            journal: A file that notes what was done, so that the same call in a later
-                process runs only what is missing. None keeps none.
+            journal: A file by which the same call later runs only what is missing.
             sandbox: How sandboxes are made, as for `create_session`.
 
         Returns:
@@ -478,8 +467,7 @@ class AgentRuntimeClient(Closing):
 
         Raises:
             TemplateNotFoundError: There is no such template.
-            BatchJournalError: The journal is of other requests or another template, in
-                use, damaged, or cannot be written; nothing has run.
+            BatchJournalError: The journal cannot be used; nothing has run.
         """
         plan = BatchPlan(
             max_workers=max_workers,
