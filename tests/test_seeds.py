@@ -1,11 +1,14 @@
 """The code of the documents the project was created from, minus async and await.
 
 Each test is one block of them, with the import root renamed and nothing else changed
-but what a document leaves out (a request, an agent to call).
+but what a document leaves out (a request, an agent to call). With `ppio_agent.aio` the
+blocks that await run as they are: `TestAsTheyAre`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from ppio_agent import AgentRuntimeClient, NetworkError, SandboxPlatform
+from ppio_agent import (
+    AgentRuntimeClient,
+    AuthManager,
+    NetworkError,
+    PlatformConfig,
+    SandboxPlatform,
+    aio,
+)
 from tests.support import write_agent
 
 ECHO = """
@@ -42,7 +52,7 @@ WRITER = """
 """
 NAMES = (
     "your-agent-template-id", "template-id", "your-template-id", "chat-agent-v1",
-    "data-processor", "batch-agent", "customer-service",
+    "data-processor", "batch-agent", "customer-service", "default-agent",
 )  # fmt: skip
 
 
@@ -405,6 +415,28 @@ def test_session_with_timeout() -> None:
             session.close()
 
 
+def test_hmac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDK, custom authentication: with a secret the agent's requests are signed."""
+    keys = {"your-access-key": "team"}
+    config = PlatformConfig(data_dir=tmp_path / "platform", keys=keys)
+    with SandboxPlatform(config) as platform:
+        key_id = AuthManager("your-access-key", "your-secret-key").key_id
+        checks = ECHO.replace("import PPIO", "import HmacAuth, PPIO").replace(
+            "App()", f"App(auth=HmacAuth({{'{key_id}': 'your-secret-key'}}))"
+        )
+        platform.deploy(write_agent(tmp_path / "agent", checks, name="template-id"))
+        monkeypatch.setenv("PPIO_API_URL", platform.url)
+
+        # Using HMAC authentication
+        client = AgentRuntimeClient(
+            api_key="your-access-key",
+            api_secret="your-secret-key",
+        )
+        with client:
+            answer = client.invoke_agent("template-id", "hi").result
+        assert answer == "answer to hi"
+
+
 def test_bearer_token() -> None:
     """SDK, custom authentication: a bearer token is an API key."""
     # Using Bearer token
@@ -476,3 +508,156 @@ def test_client_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
         config=config,
     )
     client.close()
+
+
+class TestAsTheyAre:
+    """The client's blocks, word for word, with the client of `ppio_agent.aio`."""
+
+    @pytest.fixture(autouse=True)
+    def _names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(globals(), "AgentRuntimeClient", aio.AgentRuntimeClient)
+
+    def test_streaming(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Client, streaming response."""
+
+        async def streaming_example():
+            async with AgentRuntimeClient() as client:
+                # Streaming invocation
+                stream = await client.invoke_agent_stream(
+                    template_id="writing-agent",
+                    request="Write a science fiction story",
+                )
+
+                async for chunk in stream:
+                    print(chunk, end="", flush=True)
+
+        asyncio.run(streaming_example())
+        assert capsys.readouterr().out == "Once upon a time"
+
+    def test_batch(self) -> None:
+        """Client, batch processing."""
+
+        async def batch_process(requests):
+            async with AgentRuntimeClient() as client:
+                # Create sessions concurrently
+                sessions = await asyncio.gather(*[
+                    client.create_session("batch-agent")
+                    for _ in range(len(requests))
+                ])  # fmt: skip
+
+                try:
+                    # Concurrent invocation
+                    results = await asyncio.gather(*[
+                        session.invoke(req)
+                        for session, req in zip(sessions, requests)  # noqa: B905 - as there
+                    ])  # fmt: skip
+                    return results  # noqa: RET504 - as there
+                finally:
+                    # Concurrent close
+                    await asyncio.gather(*[
+                        session.close() for session in sessions
+                    ])  # fmt: skip
+
+        results = asyncio.run(batch_process(["a", "b", "c"]))
+        assert [str(r) for r in results] == [f"answer to {r}" for r in "abc"]
+
+    def test_error_retry(self) -> None:
+        """Client, error retry."""
+
+        async def robust_call(template_id, request, max_retries=3):  # noqa: RET503 - as there
+            for attempt in range(max_retries):
+                try:
+                    async with AgentRuntimeClient() as client:
+                        return await client.invoke_agent(template_id, request)
+                except NetworkError:
+                    if attempt < max_retries - 1:
+                        await asyncio.sleep(2**attempt)  # Exponential backoff
+                        continue
+                    raise
+
+        assert str(asyncio.run(robust_call("chat-agent-v1", "hi"))) == "answer to hi"
+
+    def test_django(self) -> None:
+        """Client, Django integration: an asynchronous view."""
+        import django
+        from django.conf import settings
+        from django.http import JsonResponse
+        from django.test import RequestFactory
+        from django.views import View
+
+        if not settings.configured:
+            settings.configure(DEBUG=True)
+            django.setup()
+
+        class AgentView(View):
+            def __init__(self):
+                self.client = AgentRuntimeClient()
+
+            async def post(self, request):
+                try:
+                    response = await self.client.invoke_agent(
+                        template_id="customer-service",
+                        request=request.POST.get("query"),
+                    )
+                    return JsonResponse({"result": response.result})
+                except Exception as e:
+                    return JsonResponse({"error": str(e)}, status=500)
+
+        request = RequestFactory().post("/", {"query": "where is my order?"})
+        answer = asyncio.run(AgentView.as_view()(request))
+        assert answer.content == b'{"result": "answer to where is my order?"}'
+
+    def test_fastapi(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Client, FastAPI integration: the app answers over ASGI."""
+        from fastapi import FastAPI, HTTPException
+        from pydantic import BaseModel
+
+        app = FastAPI()
+        client = AgentRuntimeClient()
+
+        class ChatRequest(BaseModel):
+            message: str
+            template_id: str = "default-agent"
+
+        # What the annotation names is looked up in the module.
+        monkeypatch.setitem(globals(), "ChatRequest", ChatRequest)
+
+        @app.post("/chat")
+        async def chat(request: ChatRequest):
+            try:
+                response = await client.invoke_agent(
+                    template_id=request.template_id,
+                    request=request.message,
+                )
+                return {"response": response.result}  # noqa: TRY300 - as there
+            except Exception as e:
+                raise HTTPException(status_code=500, detail=str(e))  # noqa: B904 - as there
+
+        async def story() -> list[Any]:
+            bodies = {"message": "hi"}, {"message": "hi", "template_id": "none"}
+            answers = [await _asgi_post(app, "/chat", body) for body in bodies]
+            await client.close()
+            return answers
+
+        good, bad = asyncio.run(story())
+        assert good == (200, {"response": "answer to hi"})
+        assert bad[0] == 500
+        assert "no template 'none'" in bad[1]["detail"]
+
+
+async def _asgi_post(app: Any, path: str, body: object) -> tuple[int, Any]:
+    """Ask an ASGI app as a server does; return status and JSON."""
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body).encode()}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    await app(scope, receive, send)
+    return said[0]["status"], json.loads(b"".join(m["body"] for m in said[1:]))
