@@ -28,6 +28,8 @@ from ppio_agent.exceptions import (
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from tests.support import SLOW, processes_marked, wait_until, write_agent
 
+from .support_streams import CuttingRelay
+
 AGENT = """
 import threading
 from ppio_agent import PPIOAgentRuntimeApp
@@ -449,3 +451,34 @@ def test_runtime_style(client: AgentRuntimeClient, platform: SandboxPlatform) ->
     assert len(_alive(platform)) == 1
     assert client.close_session("s")
     assert _alive(platform) == []
+
+
+READER = """
+import sys
+from ppio_agent.client import AgentRuntimeClient, ClientConfig
+
+url, key, sandbox_id, invocation_id, last_event_id = sys.argv[1:]
+with AgentRuntimeClient(key, config=ClientConfig(base_url=url)) as client:
+    session = client.attach_session(sandbox_id)
+    print(list(session.resume_stream(invocation_id, last_event_id)))
+"""
+
+
+def test_a_stream_that_is_cut_on_its_way(platform: SandboxPlatform) -> None:
+    """It goes on through the edge by itself; and in another process, by its ids."""
+    words = ["one", "two", "three", "four"]
+    with CuttingRelay(int(platform.url.rpartition(":")[2]), b"id: 3\nda") as relay:
+        config = ClientConfig(base_url=platform.url, sandbox_url=relay.url)
+        with (
+            AgentRuntimeClient(platform.api_key, config=config) as cut_client,
+            cut_client.create_session("counter") as session,
+        ):
+            stream = session.invoke_stream({"words": words})
+            seen = list(stream)
+            counted = session.invoke("Hi").result["count"]
+            invocation_id, sandbox_id = str(stream.invocation_id), session.sandbox_id
+            said = _said(_python(READER, platform, sandbox_id, invocation_id, "2"))
+
+    assert seen == words
+    assert counted == 2
+    assert said == "['three', 'four']\n"
