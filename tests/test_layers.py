@@ -27,6 +27,7 @@ LAYER = {
 }  # fmt: skip
 
 HOMES = {
+    "django": {"client"},
     "requests": {"transport"},
     "urllib3": {"transport"},
     "waitress": {"web"},
