@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import ClientClosedError
 from ppio_agent.hooks import Hooks
 
@@ -59,10 +59,10 @@ class ClientCore:
         self._named = named_platform(config, self._hooks, api_key, api_secret)
         self._closed = False
         self._start_afresh()
+        renew_in_child(self, ClientCore._start_afresh)
 
     def _start_afresh(self) -> None:
         """Begin without sessions and connections: at first, and in a forked child."""
-        self._pid = os.getpid()
         # Guards _closed.
         self._lock = threading.Lock()
         self._backend: Backend | None = None
@@ -75,20 +75,14 @@ class ClientCore:
             cache_ttl=self._config.cache_ttl,
         )
 
-    def _after_fork(self) -> None:
-        if self._pid != os.getpid():
-            self._start_afresh()
-
     @property
     def book(self) -> SessionBook:
         """The sessions of this process."""
-        self._after_fork()
         return self._book
 
     @property
     def templates(self) -> TemplateManager:
         """The templates of the platform."""
-        self._after_fork()
         return self._templates
 
     @property
@@ -98,7 +92,6 @@ class ClientCore:
         Raises:
             ClientClosedError: The client was closed.
         """
-        self._after_fork()
         self._check_open()
         return self._submissions
 
@@ -114,7 +107,6 @@ class ClientCore:
             ClientClosedError: The client was closed.
             AuthenticationError: None was named and there is no embedded one.
         """
-        self._after_fork()
         self._check_open()
         backend = self._backend
         if backend is None:
@@ -138,7 +130,6 @@ class ClientCore:
 
     def close(self) -> None:
         """End everything, once; see `AgentRuntimeClient.close`."""
-        self._after_fork()
         with self._lock:
             if self._closed:
                 return
