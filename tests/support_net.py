@@ -29,8 +29,12 @@ def deaf_address() -> Iterator[tuple[str, int]]:
         yield address
 
 
-def certificate(folder: Path) -> tuple[ssl.SSLContext, Path] | None:
-    """Make a throw-away certificate for the name localhost, not for its address.
+def certificate(folder: Path, *names: str) -> tuple[ssl.SSLContext, Path] | None:
+    """Make a throw-away certificate.
+
+    Args:
+        folder: Where its files are put.
+        names: Of the hosts it is for; none means localhost, not its address.
 
     Returns:
         A server's context and the certificate's file; None without `openssl`.
@@ -39,10 +43,11 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, Path] | None:
     if openssl is None:
         return None
     key, cert = folder / "key.pem", folder / "cert.pem"
+    names = names or ("localhost",)
     command = [
         openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
         "-keyout", key, "-out", cert, "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost",
+        "-addext", "subjectAltName=" + ",".join(f"DNS:{n}" for n in names),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

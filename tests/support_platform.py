@@ -1,6 +1,7 @@
 """A small platform for tests of the client: real HTTP, scripted, every request kept.
 
-It is control plane, edge and agent in one server, routed by header as the real one.
+It is control plane, edge and agent in one server, routed by header as the local one
+or by host name as the cloud, which it plays as the proxy on the way there.
 A test says what the agent does, or answers single routes itself.
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import itertools
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +36,12 @@ class Recorded:
     path: str
     headers: Mapping[str, str]
     body: bytes
-    to_agent: bool
+    port: int | None
+
+    @property
+    def to_agent(self) -> bool:
+        """Whether it is for a port of a sandbox."""
+        return self.port is not None
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -116,6 +123,16 @@ class Exchange:
         self._handler.close_connection = True
 
 
+class _Deaf:
+    """An exchange whose answer is never sent."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.request = exchange.request
+
+    def reply(self, *_: object) -> None:
+        """Drop it."""
+
+
 def encode(body: Any) -> bytes:
     return json.dumps(body).encode()
 
@@ -173,15 +190,31 @@ _Answer = Callable[[Exchange], None]
 
 
 class FakePlatform:
-    """Serves on 127.0.0.1 while it is entered."""
+    """Serves on 127.0.0.1 while it is entered.
 
-    def __init__(self, agent: _Answer = echo_agent) -> None:
+    Args:
+        agent: Answers for every agent.
+        domain: Of the sandboxes' host names, if it does not route by header.
+        tls: What it serves those with, as a proxy that tunnels to itself.
+    """
+
+    def __init__(
+        self,
+        agent: _Answer = echo_agent,
+        *,
+        domain: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.agent = agent
+        self.domain = domain
+        self.tls = tls
+        self.traffic_token: str | None = None
         self.envd: _Answer = patient_envd
         self.templates: list[Any] = [template_record()]
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.killed: list[str] = []
         self.requests: list[Recorded] = []
+        self.tunnels: list[Mapping[str, str]] = []
         self.fixed: list[tuple[str, re.Pattern[str], _Answer]] = []
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -242,7 +275,7 @@ class FakePlatform:
             exchange.reply(502, {
                 "sandboxId": "?", "message": "The sandbox was not found", "code": 502,
             })  # fmt: skip
-        elif exchange.request.headers.get("ppio-sandbox-port") == "49983":
+        elif exchange.request.port == 49983:
             self.envd(exchange)
         elif not sandbox.port_open:
             body: dict[str, Any] = {
@@ -271,7 +304,12 @@ class FakePlatform:
         else:
             self._sandbox_call(exchange, parts[1], *parts[2:])
 
-    def _create(self, exchange: Exchange) -> None:
+    def create_unanswered(self, exchange: Exchange) -> None:
+        """Create the sandbox that is asked for, but lose the answer."""
+        self._create(_Deaf(exchange))
+        exchange.cut()
+
+    def _create(self, exchange: Exchange | _Deaf) -> None:
         body = exchange.request.json()
         key = exchange.request.headers.get("idempotency-key")
         with self._lock:
@@ -286,14 +324,18 @@ class FakePlatform:
         exchange.reply(201, self.sandbox_body(sandbox))
 
     def sandbox_body(self, sandbox: FakeSandbox) -> dict[str, Any]:
+        where: dict[str, Any] = {"domain": "sandbox.test", "edgeURL": self.url}
+        if self.domain is not None:
+            where = {"domain": self.domain}
+        if self.traffic_token is not None:
+            where["trafficAccessToken"] = self.traffic_token
         return {
             "sandboxID": sandbox.sandbox_id,
             "templateID": sandbox.template_id,
             "clientID": "local",
             "envdVersion": "0.5.7",
-            "domain": "sandbox.test",
             "envdAccessToken": "envd-token-of-this-sandbox",
-            "edgeURL": self.url,
+            **where,
         }
 
     def _detail(self, sandbox: FakeSandbox) -> dict[str, Any]:
@@ -350,6 +392,14 @@ class FakePlatform:
             exchange.reply(404, {"code": 404, "message": "no such route"})
 
 
+def _target(headers: Mapping[str, str]) -> tuple[int | None, str]:
+    """Return the port and the sandbox that a request is for; None: control plane."""
+    if "ppio-sandbox-id" in headers:
+        return int(headers["ppio-sandbox-port"]), headers["ppio-sandbox-id"]
+    named = re.match(r"([0-9]+)-([^.]+)\.", headers.get("host", ""))
+    return (int(named[1]), named[2]) if named else (None, "")
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -368,19 +418,34 @@ def _handler_class(platform: FakePlatform) -> type[BaseHTTPRequestHandler]:
         def _serve(self) -> None:
             headers = {k.lower(): v for k, v in self.headers.items()}
             body = self.rfile.read(int(headers.get("content-length", 0)))
-            sandbox_id = headers.get("ppio-sandbox-id")
+            port, sandbox_id = _target(headers)
             request = Recorded(
                 method=self.command,
                 path=self.path,
                 headers=headers,
                 body=body,
-                to_agent=sandbox_id is not None,
+                port=port,
             )
-            sandbox = platform.sandboxes.get((sandbox_id or "").partition("-")[0])
+            sandbox = platform.sandboxes.get(sandbox_id.partition("-")[0])
             platform.answer(Exchange(request, sandbox, self))
             self.wfile.flush()
 
         do_GET = do_POST = do_DELETE = _serve
+
+        def do_CONNECT(self) -> None:
+            assert platform.tls is not None
+            platform.tunnels.append(dict(self.headers.items()))
+            self.send_response_only(200)
+            self.end_headers()
+            self.wfile.flush()
+            self.request = platform.tls.wrap_socket(self.connection, server_side=True)
+            self.setup()
+            self.close_connection = False
+
+        def finish(self) -> None:
+            super().finish()
+            if isinstance(self.request, ssl.SSLSocket):
+                self.request.close()  # the server knows of the socket below alone
 
         def log_message(self, *_: object) -> None:
             """Keep the output of the tests clean."""

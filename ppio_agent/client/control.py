@@ -15,9 +15,11 @@ from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
+    ConflictError,
     NotFoundError,
     ProtocolError,
     SessionNotFoundError,
+    ValidationError,
     WireError,
 )
 from ppio_agent.transport import Request, Response, RetryPolicy, Transport
@@ -153,27 +155,35 @@ class ControlPlane:
         self._sandbox_call("POST", ref, "/pause", body=body, deadline=deadline)
 
     def connect_sandbox(
-        self, ref: str, timeout: float, deadline: Deadline
-    ) -> Sandbox | None:
+        self, ref: str, timeout: float, *, auto_pause: bool, deadline: Deadline
+    ) -> None:
         """Thaw a sandbox if it is frozen, and extend its time to live.
 
-        Returns:
-            The sandbox, or None where the platform only knows the older call, which
-            says nothing.
+        Args:
+            ref: The sandbox.
+            timeout: Its time to live from now on, unless it is longer already.
+            auto_pause: Whether it is paused when that is over, for platforms that want
+                to be told again.
+            deadline: Bounds the call.
         """
-        body: dict[str, Json] = {"timeout": math.ceil(timeout)}
-        if self.endpoint.composite:
-            body["autoPause"] = False
+        asked: dict[str, Json] = {"timeout": math.ceil(timeout)}
+        older = {**asked, "autoPause": auto_pause}
+        body = older if self.endpoint.composite else asked
         try:
-            response = self._sandbox_call(
-                "POST", ref, "/connect", body=body, deadline=deadline
-            )
-        except NotFoundError:
+            self._sandbox_call("POST", ref, "/connect", body=body, deadline=deadline)
+        except (NotFoundError, ValidationError) as error:
+            if error.http_status not in {404, 405}:
+                raise
             # Either the sandbox or the route is unknown; the older call tells which.
-            body["autoPause"] = False
+            self._resume_sandbox(ref, older, deadline)
+
+    def _resume_sandbox(
+        self, ref: str, body: Mapping[str, Json], deadline: Deadline
+    ) -> None:
+        try:
             self._sandbox_call("POST", ref, "/resume", body=body, deadline=deadline)
-            return None
-        return _read(Sandbox, response)
+        except ConflictError:
+            return  # it runs already
 
     def set_timeout(self, ref: str, timeout: float, deadline: Deadline) -> None:
         """Let a sandbox live for `timeout` seconds from now."""

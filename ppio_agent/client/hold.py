@@ -251,7 +251,12 @@ class SandboxHold:
                 return
             asked_at = time.monotonic()
             with self._noting_loss():
-                self._control.connect_sandbox(self._sandbox_id, ttl, deadline)
+                self._control.connect_sandbox(
+                    self._sandbox_id,
+                    ttl,
+                    auto_pause=self._ref.auto_pause,
+                    deadline=deadline,
+                )
             self._ttl, self._expires = ttl, asked_at + ttl
             try:
                 self.wait_ready(deadline)

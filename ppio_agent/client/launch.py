@@ -41,7 +41,7 @@ from .envd import Envd, envd_tokens
 from .limits import seconds
 from .readiness import Readiness
 from .reference import SessionRef
-from .state import SessionState, seconds_left, state_of
+from .state import SessionState, pauses_at_end, seconds_left, state_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -187,6 +187,7 @@ class Launcher:
                 sandbox_id=sandbox_id,
                 session_id=options.session_id,
                 time_to_live=options.time_to_live,
+                auto_pause=options.auto_pause,
             )
             launched = Launched(
                 ref=ref,
@@ -301,6 +302,8 @@ class Launcher:
             time_to_live=time_to_live
             or (known and known.time_to_live)
             or self.config.sandbox_timeout,
+            auto_pause=pauses_at_end(detail)
+            or (known is not None and known.auto_pause),
         )
         left = seconds_left(detail, utc_now(), at_most=ref.time_to_live)
         ref = ref if known is None else ref.completed_by(known)

@@ -34,6 +34,7 @@ class SessionRef(WireModel):
         edge_url: Where requests to it are routed by header, if the platform said so.
         envd_token: Opens the sandbox's own API.
         traffic_token: Opens its ports, if they are closed without.
+        auto_pause: Whether it is paused, not ended, when its time to live is over.
 
     Thread safety: immutable.
     """
@@ -46,6 +47,7 @@ class SessionRef(WireModel):
     edge_url: str | None = None
     envd_token: str | None = field(default=None, repr=False)
     traffic_token: str | None = field(default=None, repr=False)
+    auto_pause: bool = False
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class SessionRef(WireModel):
         sandbox_id: str,
         session_id: str | None,
         time_to_live: float,
+        auto_pause: bool,
     ) -> Self:
         """Return the reference of a sandbox that the platform described.
 
@@ -63,6 +66,7 @@ class SessionRef(WireModel):
             sandbox_id: The id that it goes by.
             session_id: The conversation; None is called by the sandbox's id.
             time_to_live: Seconds that each extension gives it.
+            auto_pause: Whether it is paused when that is over.
         """
         return cls(
             sandbox_id=sandbox_id,
@@ -73,6 +77,7 @@ class SessionRef(WireModel):
             edge_url=sandbox.edge_url,
             envd_token=sandbox.envd_access_token,
             traffic_token=sandbox.traffic_access_token,
+            auto_pause=auto_pause,
         )
 
     def completed_by(self, known: SessionRef) -> Self:

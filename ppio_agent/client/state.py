@@ -25,6 +25,7 @@ __all__ = [
     "SessionStatus",
     "closed_error",
     "paused_error",
+    "pauses_at_end",
     "refusal",
     "seconds_left",
     "state_of",
@@ -91,6 +92,12 @@ def seconds_left(detail: SandboxDetail, now: datetime, *, at_most: float) -> flo
     the next call extends it once too often; longer than `at_most` is not believed.
     """
     return min(max(0.0, (detail.end_at - now).total_seconds()), at_most)
+
+
+def pauses_at_end(detail: SandboxDetail) -> bool:
+    """Return whether a sandbox is paused, not ended, when its time to live is over."""
+    rule = detail.lifecycle
+    return isinstance(rule, dict) and rule.get("onTimeout") == "pause"
 
 
 class Action(enum.Enum):

@@ -105,9 +105,8 @@ class TestCreate:
 
         def lose(exchange: Exchange) -> None:
             if not lost:
-                platform._create(_Deaf(exchange))
+                platform.create_unanswered(exchange)
                 lost.append(True)
-                exchange.cut()
 
         platform.on("POST", "/sandboxes$", lose)
         session = client.create_session("tpl1")
@@ -248,7 +247,7 @@ class TestFailure:
 
         def interrupt(exchange: Exchange) -> None:
             if moment == "creating":
-                platform._create(_Deaf(exchange))
+                platform.create_unanswered(exchange)
             if not interrupted:
                 interrupted.append(True)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -344,13 +343,3 @@ class TestFailure:
         with pytest.raises(RequestTimeoutError):
             make_client(request_timeout=0.2).create_session("tpl1")
         release.set()
-
-
-class _Deaf:
-    """An exchange whose answer is never sent."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self.request = exchange.request
-
-    def reply(self, *_: object) -> None:
-        """Drop it."""
