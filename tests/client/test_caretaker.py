@@ -1,0 +1,86 @@
+"""The thread that keeps busy sandboxes alive."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+from attrs import define, field
+
+from ppio_agent.client.caretaker import Caretaker
+from ppio_agent.exceptions import NetworkError
+from tests.support import new_threads, wait_until
+
+NUMBERS = itertools.count()
+
+
+@define(eq=False)
+class Session:
+    """Due at once, and after each extension only much later."""
+
+    busy: bool = True
+    fails: int = 0
+    extended: int = 0
+    closed: threading.Event = field(factory=threading.Event)
+    sandbox_id: str = field(factory=lambda: f"sb{next(NUMBERS)}")
+    extend_at: float = field(factory=time.monotonic)
+
+    def extend(self) -> None:
+        self.extended += 1
+        if self.extended <= self.fails:
+            raise NetworkError("the platform does not answer")
+        self.extend_at = time.monotonic() + 1000
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_a_thousand_sessions() -> None:
+    """One thread extends each that is due and busy, once; none that is idle."""
+    names = new_threads("ppio-client-keepalive")
+    caretaker = Caretaker()
+    sessions = [Session() for _ in range(1000)]
+    idle = [Session(busy=False) for _ in range(10)]
+    for session in sessions + idle:
+        caretaker.watch(session)
+    wait_until(lambda: all(s.extended for s in sessions))
+    running = names()
+    caretaker.close()
+
+    assert [s.extended for s in sessions] == [1] * 1000
+    assert [s.extended for s in idle] == [0] * 10
+    assert len(running) == 1
+    assert names() == []
+
+
+def test_one_that_fails_is_tried_again_and_holds_up_nobody() -> None:
+    """After a pause; the others are extended meanwhile."""
+    now = [time.monotonic() + 1]  # later than what the sessions are due at
+    caretaker = Caretaker(clock=lambda: now[0])
+    failing, well = Session(fails=1), Session()
+    caretaker.watch(failing)
+    caretaker.watch(well)
+    wait_until(lambda: failing.extended and well.extended)
+    caretaker.watch(well)
+    tried_at_once = failing.extended
+    now[0] += 6
+    caretaker.abandon(other := Session())  # wakes the thread
+    assert other.closed.wait(5)
+    wait_until(lambda: failing.extended == 2)
+    caretaker.close()
+
+    assert tried_at_once == 1
+    assert well.extended == 1
+
+
+def test_close_is_idempotent_and_ends_what_is_in_hand() -> None:
+    """What was abandoned before is closed; the thread is joined."""
+    caretaker = Caretaker()
+    session = Session(busy=False)
+    caretaker.watch(session)
+    caretaker.abandon(session)
+    caretaker.close()
+    caretaker.close()
+
+    assert session.closed.is_set()
