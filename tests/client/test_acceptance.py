@@ -11,8 +11,7 @@ from pathlib import Path
 
 HELD_BY = {
     1: [
-        "client/test_launch.py::test_body_says_what_was_asked_for",
-        "client/test_endpoint.py::test_id_styles",
+        "client/test_wire_table.py::test_every_request_is_as_it_is_written",
         "client/test_envd.py::test_is_one_frame_with_exactly_this",
         "client/test_envd.py::test_an_agent_is_started_and_waited_for",
         "client/test_client.py::test_the_key_never_reaches_the_agent",
