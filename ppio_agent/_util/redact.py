@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-__all__ = ["SECRET_HEADERS", "Redactor", "mask"]
+__all__ = ["SECRET_HEADERS", "Redactor", "is_secret_header", "mask"]
 
 SECRET_HEADERS = frozenset({
     "authorization",
@@ -90,7 +90,7 @@ class Redactor:
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return a copy whose secret headers are hidden, the rest checked as text."""
         return {
-            name: _HIDDEN if _is_secret_header(name) else self.text(str(value))
+            name: _HIDDEN if is_secret_header(name) else self.text(str(value))
             for name, value in headers.items()
         }
 
@@ -118,7 +118,8 @@ def _long_enough(secrets: Iterable[str | None]) -> frozenset[str]:
     return frozenset(s for s in secrets if s and len(s) >= _SHORTEST)
 
 
-def _is_secret_header(name: str) -> bool:
+def is_secret_header(name: str) -> bool:
+    """Return whether a header of this name, in any case, holds a secret."""
     name = name.lower()
     return name in SECRET_HEADERS or bool(_SECRET_NAME.search(name))
 

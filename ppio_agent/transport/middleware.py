@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from attrs import evolve, field, frozen
 
-from ppio_agent._util.redact import SECRET_HEADERS
+from ppio_agent._util.redact import SECRET_HEADERS, is_secret_header
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.hooks import ClientMiddleware
 
@@ -86,8 +86,12 @@ def _checked(plugin: str, received: Request, changed: object) -> Request:
             f"the middleware of the plug-in {plugin} passed on"
             f" {type(changed).__name__} instead of a request"
         )
-    had, has = _secrets(received.headers), _secrets(changed.headers)
-    added = sorted(name for name in has if has[name] != had.get(name))
+    was = _by_name(received.headers)
+    added = sorted(
+        name
+        for name, value in _by_name(changed.headers).items()
+        if name in SECRET_HEADERS and was.get(name) != value
+    )
     if added:
         raise ConfigurationError(
             f"the middleware of the plug-in {plugin} must not add the headers {added};"
@@ -95,12 +99,14 @@ def _checked(plugin: str, received: Request, changed: object) -> Request:
         )
     if split_url(changed.url)[0] == split_url(received.url)[0]:
         return changed
-    headers = changed.headers
-    kept = {name: headers[name] for name in headers if name.lower() not in has}
+    headers = {
+        name: value
+        for name, value in changed.headers.items()
+        if not (is_secret_header(name) and was.get(name.lower()) == value)
+    }
     foreign = changed.auth is not received.auth
-    return evolve(changed, headers=kept, auth=changed.auth if foreign else None)
+    return evolve(changed, headers=headers, auth=changed.auth if foreign else None)
 
 
-def _secrets(headers: Mapping[str, str]) -> dict[str, str]:
-    lower = {name.lower(): value for name, value in headers.items()}
-    return {name: lower[name] for name in SECRET_HEADERS & lower.keys()}
+def _by_name(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
