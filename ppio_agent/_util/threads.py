@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -271,3 +272,13 @@ class WorkerPool:
             if worker.thread is not None:
                 worker.thread.join()  # it has nothing left to do
         return ended
+
+    def abandon(self) -> None:
+        """Refuse new work and let the threads end by themselves; wait for nothing.
+
+        For finalisers, which run anywhere: it takes no lock. What waits is still run.
+        """
+        self._closed = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().ready.release()

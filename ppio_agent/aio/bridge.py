@@ -11,6 +11,7 @@ import contextlib
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
@@ -51,6 +52,9 @@ class Bridge:
         self._closings = WorkerPool(
             "ppio-aio-close", max_threads=_CLOSINGS, max_waiting=_EVERY_COROUTINE
         )
+        # A client made for one request and forgotten leaves no threads.
+        for pool in (self._calls, self._closings):
+            weakref.finalize(self, pool.abandon).atexit = False
 
     async def call(
         self,

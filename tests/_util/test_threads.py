@@ -16,6 +16,7 @@ import pytest
 from ppio_agent._util import threads
 from ppio_agent._util.threads import (
     NoThreadError,
+    PoolClosedError,
     PoolSaturatedError,
     WorkerPool,
     start_thread,
@@ -569,3 +570,22 @@ def test_close_may_run_what_waits(gate: Gate) -> None:
     gate.open.set()
     assert pool.close(drop=False)
     assert done == [0, 1, 2, 3, 4]
+
+
+def test_the_threads_of_an_abandoned_pool_end(gate: Gate) -> None:
+    """Those that are parked at once, the others after their job and what waits."""
+    pool = WorkerPool("ppio-abandoned", max_threads=2, max_waiting=1)
+    done: list[str] = []
+    gates = [gate, Gate()]
+    for each in gates:
+        pool.submit(each)
+        each.wait_running()
+    pool.submit(lambda: done.append("waited"))
+    gates[1].open.set()
+    wait_until(lambda: pool.busy == 1 and done)
+    pool.abandon()
+    wait_until(lambda: pool.threads == 1)
+    with pytest.raises(PoolClosedError):
+        pool.submit(gate)
+    gate.open.set()
+    wait_until(lambda: pool.threads == 0)

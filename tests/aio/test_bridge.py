@@ -287,3 +287,18 @@ def test_closing_ends_the_threads_and_what_comes_later_is_answered() -> None:
 
     asyncio.run(main())
     wait_until(lambda: named() == [])
+
+
+def test_one_that_is_forgotten_leaves_no_thread() -> None:
+    """As with a client that is made for one request and never closed."""
+    named = new_threads("ppio-aio")
+
+    async def main() -> None:
+        bridge = Bridge()
+        await asyncio.gather(*(bridge.call(lambda: None) for _ in range(5)))
+        await bridge.finish(lambda: None)
+        assert named()
+
+    asyncio.run(main())
+    gc.collect()
+    wait_until(lambda: named() == [])
