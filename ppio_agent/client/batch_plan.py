@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
-from attrs import field, frozen
-from attrs.validators import gt
+from attrs import Attribute, field, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ValidationError
@@ -22,11 +21,16 @@ __all__ = ["BatchItem", "BatchPlan", "Pool", "pool"]
 _AHEAD = 4
 
 
+def _positive(_: object, attribute: Attribute[int], value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValidationError(f"{attribute.name} has to be a whole number above 0")
+
+
 @frozen
 class Pool:
     """As many sandboxes, used again and again, one item each at a time."""
 
-    size: int = field(validator=gt(0))
+    size: int = field(validator=_positive)
 
 
 def pool(size: int) -> Pool:
@@ -63,7 +67,7 @@ class BatchPlan:
     """How a batch is run; see `AgentRuntimeClient.invoke_many`."""
 
     deadline: Deadline
-    max_workers: int = field(default=8)
+    max_workers: int = field(default=8, validator=_positive)
     sessions: Literal["per-request"] | Pool | int = field(default="per-request")
     ordered: bool = True
     return_exceptions: bool = False
@@ -71,11 +75,6 @@ class BatchPlan:
     on_progress: Callable[[BatchProgress], object] | None = None
     bar: bool = False
     journal: str | os.PathLike[str] | None = None
-
-    @max_workers.validator
-    def _positive(self, _: object, value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValidationError("max_workers has to be a whole number above 0")
 
     @sessions.validator
     def _known(self, _: object, value: object) -> None:

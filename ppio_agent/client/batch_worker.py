@@ -11,7 +11,6 @@ from ppio_agent.exceptions import (
     AgentUnreachableError,
     BatchJournalError,
     InvocationCancelledError,
-    QuotaExceededError,
     RateLimitError,
     RequestTimeoutError,
     SessionNotFoundError,
@@ -165,7 +164,7 @@ class BatchWorker:
         except BatchJournalError:
             raise
         except RateLimitError as error:
-            if isinstance(error, QuotaExceededError):
+            if not error.retryable:
                 return self.failed(job, error)
             return Refused(error, creating=not self.has_sandbox)
         except Exception as error:  # noqa: BLE001 - it belongs to the item

@@ -209,7 +209,7 @@ class TestItems:
     ) -> None:
         """As every wait of the client."""
         release = threading.Event()
-        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+        platform.on("POST", "/invocations$", lambda _: release.wait(10) and None)
         scope = CallScope()
         batch = client.invoke_many("tpl1", PROMPTS, max_workers=2)
 
@@ -337,7 +337,7 @@ class TestErrors:
     ) -> None:
         """Whoever iterates must not take it for the end; later there is nothing."""
         release = threading.Event()
-        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+        platform.on("POST", "/invocations$", lambda _: release.wait(10) and None)
         batch = client.invoke_many("tpl1", PROMPTS, max_workers=2)
 
         def close() -> None:
@@ -397,8 +397,11 @@ class TestErrors:
             client.invoke_many("tpl1", PROMPTS, sessions="all")
         with pytest.raises(TemplateNotFoundError):
             client.invoke_many("nope", PROMPTS)
-        with pytest.raises(ValueError, match="0"):
-            client.invoke_many("tpl1", PROMPTS, max_workers=0)
+        for bad in (0, True, 1.5, "2"):
+            with pytest.raises(ValidationError, match="max_workers has to be"):
+                client.invoke_many("tpl1", PROMPTS, max_workers=bad)
+            with pytest.raises(ValidationError, match="size has to be"):
+                pool(bad)
 
 
 class TestProgress:

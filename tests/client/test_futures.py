@@ -11,20 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, as_completed, wait
+from pathlib import Path
 
 import pytest
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.client import AgentRuntimeClient, InvocationFuture
+from ppio_agent.client import AgentRuntimeClient, ClientConfig, InvocationFuture
 from ppio_agent.client.futures import Submissions
 from ppio_agent.exceptions import (
     ClientClosedError,
     InvocationError,
     ValidationError,
 )
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from ppio_agent.transport import pause
 from ppio_agent.wire.models import InvocationResponse
-from tests.support import SLOW, new_threads, wait_until
+from tests.support import SLOW, new_threads, wait_until, write_agent
 from tests.support_platform import Exchange, FakePlatform
 
 
@@ -181,6 +183,47 @@ class TestCancel:
 
         assert future.cancel()
         assert ended.wait(5)
+
+
+AGENT = """
+import threading
+from pathlib import Path
+from ppio_agent import PPIOAgentRuntimeApp
+
+app = PPIOAgentRuntimeApp()
+
+
+@app.entrypoint
+def agent(request, context):
+    Path(request["folder"], "begun").touch()
+    for _ in range(1000):
+        if context.cancelled:
+            Path(request["folder"], "cancelled").touch()
+            break
+        threading.Event().wait(0.01)
+
+
+if __name__ == "__main__":
+    app.run()
+"""
+
+
+def test_cancel_reaches_the_agent_and_its_sandbox(tmp_path: Path) -> None:
+    """On the real platform: it returns at once, the agent sees it, the sandbox goes."""
+    config = PlatformConfig(data_dir=tmp_path / "data", port=0)
+    with SandboxPlatform(config) as platform:
+        platform.deploy(write_agent(tmp_path / "slow", AGENT, name="slow"))
+        config = ClientConfig(base_url=platform.url)
+        with AgentRuntimeClient(platform.api_key, config=config) as client:
+            future = client.submit("slow", {"folder": str(tmp_path)})
+            wait_until((tmp_path / "begun").exists, timeout=20)
+            started = time.monotonic()
+            assert future.cancel()
+            took = time.monotonic() - started
+
+            assert took < 0.05 * SLOW
+            wait_until((tmp_path / "cancelled").exists, timeout=2)
+            wait_until(lambda: not platform.sandboxes.list_sandboxes(), timeout=2)
 
 
 class TestPool:
