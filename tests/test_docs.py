@@ -98,11 +98,13 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_hook_is_documented() -> None:
-    """Each hook has a heading."""
-    page = (ROOT / "docs/reference/hooks.md").read_text()
+    """Each hook has a heading in the reference and a row in the page on plug-ins."""
+    reference = (ROOT / "docs/reference/hooks.md").read_text()
+    page = (ROOT / "docs/plugins.md").read_text()
     hooks = [name for name in specs.__all__ if name.startswith("ppio_")]
     assert hooks
-    assert [name for name in hooks if f"## `{name}" not in page] == []
+    assert [name for name in hooks if f"## `{name}" not in reference] == []
+    assert [name for name in hooks if f"\n| [`{name}(" not in page] == []
 
 
 def test_every_setting_is_documented() -> None:
