@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import ConfigurationError
-from ppio_agent.wire.headers import sandbox_key
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import AgentTemplate, InvocationResponse
 
@@ -242,13 +241,7 @@ class AgentRuntimeClient(Closing):
         Returns:
             Whether there was one.
         """
-        sandbox = sandbox_key(session_id)  # its id may be given in either style
-        found = [
-            session
-            for session in self._run.core.book.sessions()
-            if session_id == session.session_id
-            or sandbox == sandbox_key(session.sandbox_id)
-        ]
+        found = self._run.core.book.named(session_id)
         for session in found:
             session.close()
         return bool(found)

@@ -16,6 +16,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.hooks import SessionEvent
 from ppio_agent.transport import CallScope
+from ppio_agent.wire.headers import sandbox_key
 from ppio_agent.wire.models import AgentTemplate
 
 from .caretaker import Caretaker
@@ -265,6 +266,15 @@ class SessionBook:
             self._sessions.pop(session, None)
             if self._conversations.get(key) is session:
                 del self._conversations[key]
+
+    def named(self, name: str) -> tuple[SandboxSession, ...]:
+        """Return those of a session id, or of a sandbox id in either style."""
+        sandbox = sandbox_key(name)
+        return tuple(
+            session
+            for session in self.sessions()
+            if name == session.session_id or sandbox == sandbox_key(session.sandbox_id)
+        )
 
     def sessions(self) -> tuple[SandboxSession, ...]:
         """Return the sessions whose sandboxes are not known to be gone."""
