@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -251,6 +252,36 @@ def test_a_stream_that_went_on_goes_on_again(
     assert _record(platform, cassette, run, max_retries=1) == [1, 2]
     assert len([r for r in platform.requests if r.path.endswith("/events")]) == 1
     assert _replay(cassette, run) == [1, 2]
+
+
+def test_calls_of_many_threads_find_their_own(
+    platform: FakePlatform, cassette: Path
+) -> None:
+    """Whichever comes first this time."""
+    words = [f"word {n}" for n in range(20)]
+
+    def run(client: AgentRuntimeClient) -> list[Any]:
+        with client.invoke_many("tpl1", words, max_workers=8) as batch:
+            return [item.response.result["echo"]["prompt"] for item in batch]
+
+    assert _record(platform, cassette, run) == words
+    assert _replay(cassette, run) == words
+
+
+def test_one_that_awaits_is_replayed(platform: FakePlatform, cassette: Path) -> None:
+    """The client for coroutines is the same one underneath."""
+
+    def run(client: AgentRuntimeClient) -> Any:
+        return client.invoke_agent("tpl1", "hi").result
+
+    async def again() -> Any:
+        from ppio_agent import aio
+
+        plugins = [Recorder(cassette, mode="replay")]
+        async with aio.AgentRuntimeClient(plugins=plugins) as client:
+            return (await client.invoke_agent("tpl1", "hi")).result
+
+    assert _record(platform, cassette, run) == asyncio.run(again())
 
 
 def test_a_start_that_took_its_time_is_not_waited_for(
