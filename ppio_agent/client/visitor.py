@@ -165,8 +165,8 @@ class VisitorStream:
         """Read the stream until it ends, in a thread of its own."""
         end = None
         try:
-            for chunk in self._stream:
-                self._pieces.put(self._form.chunk(chunk))
+            for event in self._stream.events():
+                self._pieces.put(self._form.chunk(event))
                 if self._left.is_set():
                     return
         except Exception as error:  # noqa: BLE001 - the server's thread answers with it

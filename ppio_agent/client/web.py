@@ -34,9 +34,10 @@ from ppio_agent.exceptions import (
 from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json, decode_json, encode_json
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
-from ppio_agent.wire.sse import CONTENT_TYPE, format_comment, format_event
+from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, format_comment, format_event
 
 from .config import ClientConfig
+from .events import decode_chunk
 
 __all__ = [
     "Form",
@@ -242,7 +243,7 @@ class StreamFormat:
     content_type: str
     opening: bytes
     heartbeat: bytes | None
-    chunk: Callable[[Json], bytes]
+    chunk: Callable[[SSEEvent], bytes]
     error: Callable[[BaseException], bytes] | None
     end: bytes
 
@@ -276,19 +277,22 @@ def stream_headers(form: StreamFormat) -> dict[str, str]:
     }
 
 
-def _event(chunk: Json) -> bytes:
-    return format_event(encode_json(chunk))
+def _event(event: SSEEvent) -> bytes:
+    # The other names are the stream's own.
+    name = None if event.event in {"message", "error", "end"} else event.event
+    return format_event(encode_json(decode_chunk(event.data)), event=name)
 
 
-def _line(chunk: Json) -> bytes:
-    return encode_json(chunk) + b"\n"
+def _line(event: SSEEvent) -> bytes:
+    return encode_json(decode_chunk(event.data)) + b"\n"
 
 
 def _error_line(error: BaseException) -> bytes:
     return b'{"error":%b}\n' % _problem_body(visitor_error(error))
 
 
-def _text(chunk: Json) -> bytes:
+def _text(event: SSEEvent) -> bytes:
+    chunk = decode_chunk(event.data)
     piece = chunk.get("chunk") if isinstance(chunk, dict) else chunk
     if isinstance(piece, str):
         return piece.encode("utf-8", "replace")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from flask import Flask, request
 from flask.testing import FlaskClient
+from werkzeug.serving import make_server
 
+from ppio_agent._util.threads import start_thread
 from ppio_agent.client.flask import (
     PPIOAgents,
     agent_view,
@@ -81,6 +84,24 @@ def test_a_visitor_who_leaves_ends_the_run_and_its_sandbox(
     assert [next(pieces), next(pieces), next(pieces)][2] == b": hb\n\n"
     response.close()
     wait_until(lambda: agent.cancelled.is_set() and not platform.alive)
+
+
+def test_a_visitor_who_hangs_up_in_silence_is_noticed(
+    app: Flask, agent: TalkingAgent, platform: FakePlatform
+) -> None:
+    """By a heartbeat that cannot be written, on real sockets."""
+    with make_server("127.0.0.1", 0, app, threaded=True) as server:
+        thread = start_thread("site", server.serve_forever)
+        address = ("127.0.0.1", server.server_port)
+        with socket.create_connection(address, timeout=10) as visitor:
+            visitor.sendall(b"GET /chat/sse?prompt=quiet HTTP/1.0\r\n\r\n")
+            seen = b""
+            while b'data: "a"' not in seen:
+                seen += visitor.recv(4096)
+            assert not agent.cancelled.is_set()
+        wait_until(lambda: agent.cancelled.is_set() and not platform.alive)
+        server.shutdown()
+        thread.join(10)
 
 
 def test_an_error_is_a_problem(site: FlaskClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ppio_agent.exceptions import (
     InvocationError,
     ValidationError,
 )
+from ppio_agent.wire.sse import SSEEvent
 from tests.support import new_threads, wait_until
 
 NAME = contextvars.ContextVar("NAME", default="nobody")
@@ -34,7 +36,7 @@ class Stream:
         self.go_on = threading.Event()
         self.names: list[str] = []
 
-    def __iter__(self) -> Iterator[Any]:
+    def events(self) -> Iterator[SSEEvent]:
         for chunk in self.chunks:
             self.names.append(NAME.get())
             if chunk is Ellipsis:
@@ -43,7 +45,7 @@ class Stream:
             self.taken += 1
             if isinstance(chunk, Exception):
                 raise chunk
-            yield chunk
+            yield SSEEvent(json.dumps(chunk))
 
     def cancel(self) -> CancelResult:
         self.cancelled += 1

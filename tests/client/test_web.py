@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ppio_agent import exceptions as x
 from ppio_agent.client import web
-from ppio_agent.wire.json import decode_json
-from ppio_agent.wire.sse import SSEFramer
+from ppio_agent.wire.json import decode_json, encode_json
+from ppio_agent.wire.sse import SSEEvent, SSEFramer
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -155,20 +155,31 @@ def test_only_post_asks() -> None:
 def test_chunks_are_read_back_as_they_were(chunks: list[Any]) -> None:
     """From events, and from lines of which the empty ones are passed over."""
     sse, ndjson = web.stream_format("sse"), web.stream_format("ndjson")
-    body = sse.opening + b"".join(map(sse.chunk, chunks))
+    carried = [SSEEvent(encode_json(chunk).decode()) for chunk in chunks]
+    body = sse.opening + b"".join(map(sse.chunk, carried))
     body += (sse.heartbeat or b"") + sse.end
     events = [e for e in SSEFramer().feed(body) if hasattr(e, "data")]
     assert [decode_json(e.data.encode()) for e in events[:-1]] == chunks
     assert events[-1].event == "end"
-    lines = (ndjson.heartbeat or b"").join(map(ndjson.chunk, chunks)).split(b"\n")
+    lines = (ndjson.heartbeat or b"").join(map(ndjson.chunk, carried)).split(b"\n")
     assert [decode_json(line) for line in lines if line] == chunks
 
 
 def test_text_is_what_the_chunks_say() -> None:
     """Texts as they are, with a lone surrogate replaced; all else as JSON."""
     write = web.stream_format("text").chunk
-    chunks = ["a\n", {"chunk": "b"}, {"n": 1}, None, "\ud800"]
-    assert b"".join(map(write, chunks)) == b'a\nb{"n":1}null?'
+    chunks = ['"a\\n"', '{"chunk": "b"}', '{"n": 1}', "null", '"\\ud800"', "no JSON"]
+    said = b"".join(write(SSEEvent(chunk)) for chunk in chunks)
+    assert said == b'a\nb{"n":1}null?no JSON'
+
+
+def test_an_event_keeps_its_name() -> None:
+    """Unless it is one by which a stream ends."""
+    write = web.stream_format("sse").chunk
+    names = ["progress", "message", "error", "end"]
+    events = SSEFramer().feed(b"".join(write(SSEEvent("1", name)) for name in names))
+    found = [e.event for e in events if isinstance(e, SSEEvent)]
+    assert found == ["progress", "message", "message", "message"]
 
 
 def test_an_error_ends_each_format_as_it_can() -> None:
