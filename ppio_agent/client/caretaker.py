@@ -25,9 +25,6 @@ __all__ = ["Caretaker", "Tended"]
 
 _log = logging.getLogger(__name__)
 
-# After a failed extension: soon enough to save the sandbox, not a storm of requests.
-_AGAIN_AFTER = 5.0
-
 
 class _Word(enum.Enum):
     """What the thread is told, besides which session to close."""
@@ -52,7 +49,7 @@ class Tended(Protocol):
         """Its sandbox."""
 
     def extend(self) -> None:
-        """Extend its time to live."""
+        """Extend its time to live; `extend_at` is later then, also after a failure."""
 
     def close(self) -> None:
         """End its sandbox."""
@@ -147,8 +144,8 @@ class Caretaker:
                 at = session.extend_at
                 if at <= now:
                     due.append(session)
-                    at = now + _AGAIN_AFTER
-                self._next_at = min(self._next_at, at)
+                else:
+                    self._next_at = min(self._next_at, at)
         return due
 
     def _guarded(self, session: Tended, action: Callable[[], None]) -> None:
@@ -162,7 +159,7 @@ class Caretaker:
             )
         except Exception:  # noqa: BLE001 - one session must not end the care of others
             _log.exception("looking after the sandbox %s failed", session.sandbox_id)
-        else:
+        finally:
             with self._lock:
                 if session in self._watched:
                     self._next_at = min(self._next_at, session.extend_at)

@@ -46,6 +46,7 @@ __all__ = ["SandboxHold"]
 _log = logging.getLogger(__name__)
 _KILL_LIMIT = 10.0
 _EXTEND_LIMIT = 10.0
+_EXTEND_AGAIN_AFTER = 5.0
 
 
 class SandboxHold:
@@ -91,6 +92,7 @@ class SandboxHold:
         tell = None if on_change is None else _teller(ref, on_change)
         self._pulse = SessionPulse(ref.sandbox_id, state, on_change=tell)
         self._expires = launched.expires
+        self._not_before = 0.0
         self._ttl = ref.time_to_live
 
     @property
@@ -139,8 +141,11 @@ class SandboxHold:
 
     @property
     def extend_at(self) -> float:
-        """Monotonic instant at which a third of the time to live is left."""
-        return self._expires - self._ttl / 3
+        """Monotonic instant from which the time to live should be extended.
+
+        That is when a third of it is left; not at once again after a failure.
+        """
+        return max(self._expires - self._ttl / 3, self._not_before)
 
     def snapshot(self) -> SessionStatus:
         """Return what is known of the session, without asking anybody."""
@@ -298,9 +303,16 @@ class SandboxHold:
         Args:
             deadline: When to give up; in any case soon, since others wait for it.
         """
-        if self.state is SessionState.ACTIVE:
-            deadline = deadline or Deadline.after(None)
-            self._refresh(self._ttl, deadline.earlier(_EXTEND_LIMIT))
+        again = time.monotonic() + min(_EXTEND_AGAIN_AFTER, self._ttl / 10)
+        if self.state not in {SessionState.ACTIVE, SessionState.ERROR}:
+            self._not_before = again
+            return
+        deadline = (deadline or Deadline.after(None)).earlier(_EXTEND_LIMIT)
+        try:
+            self._refresh(self._ttl, deadline)
+        except PPIOAgentError:
+            self._not_before = again
+            raise
 
     @contextmanager
     def _noting_loss(self) -> Iterator[None]:

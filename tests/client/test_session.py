@@ -728,6 +728,45 @@ class TestTimeToLive:
         assert session.invoke("Hi").result == 1
         assert _threads("ppio-client-keepalive") == 1
 
+    def test_a_failed_extension_is_tried_again_later(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """The calls go on; not every one of them asks again."""
+        platform.on("POST", ".*/timeout", lambda e: e.reply(500, {"message": "no"}))
+        session = client.create_session("tpl1", timeout_seconds=60)
+        session.get_status()  # the platform says that its time is nearly over
+        counts = [session.invoke("Hi").result["count"] for _ in range(20)]
+
+        assert counts == list(range(1, 21))
+        assert len(platform.seen("POST", ".*/timeout")) == 1
+
+    def test_a_frozen_one_is_not_extended(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Its call waits inside it, and nobody asks for more time, nor spins."""
+        reached, release = threading.Event(), threading.Event()
+
+        def hang(exchange: Exchange) -> None:
+            reached.set()
+            release.wait(10)
+            exchange.reply(200, {"result": 1, "status": "success"})
+
+        platform.on("POST", "/inv", hang)
+        session = client.create_session("tpl1", timeout_seconds=0.3)
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(session.invoke, "Hi")
+            assert reached.wait(5)
+            session.pause(force=True)
+            extended = len(platform.seen("POST", ".*/timeout"))
+            before = time.process_time()
+            threading.Event().wait(0.4)
+            spent = time.process_time() - before
+            release.set()
+            running.result(5)
+
+        assert len(platform.seen("POST", ".*/timeout")) == extended
+        assert spent < 0.3
+
     def test_an_idle_session_is_left_alone(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
