@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -81,14 +82,24 @@ def _parrot(message: str) -> str:
     return f"{message} "
 
 
+@pytest.fixture(scope="module")
+def deployed(
+    platform: SandboxPlatform, tmp_path_factory: pytest.TempPathFactory
+) -> SandboxPlatform:
+    """A platform with the agents of the sites, deployed from copies of their folders."""
+    for name in ("django_site", "flask_site"):
+        copy = tmp_path_factory.mktemp("agents") / name
+        platform.deploy(shutil.copytree(ROOT / "examples" / name / "agent", copy))
+    return platform
+
+
 @pytest.fixture(scope="module", params=["django_site", "flask_site"])
 def site(
-    request: Any, platform: SandboxPlatform, tmp_path_factory: pytest.TempPathFactory
+    request: Any, deployed: SandboxPlatform, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """One gunicorn a site, as its own configuration says, with a platform of ours."""
-    name = request.param
+    name, platform = request.param, deployed
     place, folder = ROOT / "examples" / name, tmp_path_factory.mktemp(name)
-    platform.deploy(place / "agent")
     (folder / "preloaded.py").write_text(PRELOADED)
     variable = name.replace("_site", "_secret_key").upper()
     environ = {
@@ -242,10 +253,9 @@ def test_forked_workers_answer_each_visitor_and_share_no_socket(site: Site) -> N
     assert len(set.union(*sockets)) == sum(map(len, sockets))
 
 
-def test_a_sync_worker_streams_too(platform: SandboxPlatform, tmp_path: Path) -> None:
+def test_a_sync_worker_streams_too(deployed: SandboxPlatform, tmp_path: Path) -> None:
     """One visitor at a time; one who hangs up makes way for the next."""
-    place = ROOT / "examples/flask_site"
-    platform.deploy(place / "agent")
+    place, platform = ROOT / "examples/flask_site", deployed
     environ = {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, place))),
         "PPIO_API_URL": platform.url,
