@@ -19,11 +19,10 @@ from ppio_agent.exceptions import (
     PPIOAgentError,
     RequestTimeoutError,
     SandboxCreationError,
-    ValidationError,
     WireError,
 )
 from ppio_agent.transport import RetryPolicy, Transport, shielded
-from ppio_agent.wire.headers import TRAFFIC_TOKEN, valid_session_id
+from ppio_agent.wire.headers import TRAFFIC_TOKEN
 from ppio_agent.wire.models import (
     AgentMetadata,
     AgentTemplate,
@@ -35,7 +34,7 @@ from .agent_port import AgentPort
 from .auth import attempt_auth
 from .config import ClientConfig
 from .control import ControlPlane
-from .conversation import conversation_metadata, session_id_of
+from .conversation import check_session_id, conversation_metadata, session_id_of
 from .endpoint import AGENT_PORT, ENVD_PORT
 from .envd import Envd, envd_tokens
 from .limits import seconds
@@ -97,10 +96,8 @@ class SandboxOptions:
         Raises:
             ValidationError: The session id or a time cannot be used.
         """
-        if session_id is not None and not valid_session_id(session_id):
-            raise ValidationError(
-                "a session id has to be 1 to 256 letters, digits or any of . _ : -"
-            )
+        if session_id is not None:
+            check_session_id(session_id)
         own = "takes that of the settings"
         ttl = seconds("timeout_seconds", timeout_seconds, none=own)
         seconds("start_timeout", arguments.get("start_timeout"), none=own)
@@ -306,7 +303,7 @@ class Launcher:
             or (known is not None and known.auto_pause),
         )
         left = seconds_left(detail, utc_now(), at_most=ref.time_to_live)
-        ref = ref if known is None else ref.completed_by(known)
+        ref = ref if known is None else ref.with_tokens_of(known)
         launched = Launched(
             ref=ref,
             port=self.port(ref),

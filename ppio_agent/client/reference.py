@@ -80,12 +80,14 @@ class SessionRef(WireModel):
             auto_pause=auto_pause,
         )
 
-    def completed_by(self, known: SessionRef) -> Self:
-        """Return it with what only an older reference of the sandbox says."""
+    def with_tokens_of(self, known: SessionRef) -> Self:
+        """Return it with the tokens that only another reference has.
+
+        Nothing else is taken from there: where requests go is for the platform to say,
+        not for a text that may have been in other hands.
+        """
         return attrs.evolve(
             self,
-            domain=self.domain or known.domain,
-            edge_url=self.edge_url or known.edge_url,
             envd_token=self.envd_token or known.envd_token,
             traffic_token=self.traffic_token or known.traffic_token,
         )

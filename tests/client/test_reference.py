@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import attrs
 import pytest
 
 from ppio_agent.client import SessionRef
@@ -36,8 +37,15 @@ def test_json_there_and_back() -> None:
 
     assert whole == REF
     assert public.traffic_token is None
-    assert public.completed_by(REF) == REF
+    assert public.with_tokens_of(REF) == REF
     assert json.loads(REF.to_json())["session_id"] == "s"
+
+
+def test_only_tokens_are_taken_from_another() -> None:
+    """A changed text cannot send requests to another host."""
+    forged = attrs.evolve(REF, domain="evil.test", edge_url="https://evil.test")
+
+    assert REF.with_tokens_of(forged) == REF
 
 
 def test_pickles_whole() -> None:
