@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.threads import WorkerPool
+from ppio_agent._util.threads import NoThreadError, WorkerPool
 from ppio_agent.exceptions import (
     PPIOAgentError,
     RequestTimeoutError,
@@ -360,7 +360,11 @@ def run_all(
 
     pool = WorkerPool("ppio-client-close", max_threads=_THREADS, max_waiting=len(jobs))
     for name, job in jobs.items():
-        pool.submit(running(name, job))
+        run = running(name, job)
+        try:
+            pool.submit(run)
+        except NoThreadError:  # at exit Python 3.12.1 starts none
+            run()
     for _ in jobs:
         if not ended.acquire(timeout=deadline.left()):
             break

@@ -10,6 +10,7 @@ import pytest
 
 from ppio_agent.client import AgentRuntimeClient, ClientConfig
 from tests.client.support_web import TalkingAgent
+from tests.support import new_threads, wait_until
 from tests.support_platform import KEY, FakePlatform
 
 
@@ -29,12 +30,14 @@ def _connections(platform: FakePlatform) -> int:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_client_for_each_request_connects_once(platform: FakePlatform) -> None:
     """Also if nobody closes them, as in a view that makes its client anew."""
+    threads = new_threads("ppio-client")
     for number in range(10):
         client = _make(platform)
         answer = client.invoke_agent("tpl1", f"Hi {number}")
         assert answer.result["echo"] == {"prompt": f"Hi {number}"}
         del client
     gc.collect()
+    wait_until(lambda: not threads())
     assert _connections(platform) == 1
     _make(platform).close()  # used nothing, ends nothing
     assert _connections(platform) == 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextvars
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.client.stream import CancelResult
 from ppio_agent.client.visitor import SharedClient, VisitorStream
 from ppio_agent.client.web import parse_settings, stream_format
@@ -22,6 +24,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.sse import SSEEvent
 from tests.support import new_threads, wait_until
+from tests.support_platform import KEY, FakePlatform
 
 NAME = contextvars.ContextVar("NAME", default="nobody")
 
@@ -197,3 +200,36 @@ def test_a_child_forked_while_the_client_is_made_makes_its_own() -> None:
         if pid == 0:
             os._exit(0 if shared.get().config.timeout else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+EXITING = """
+import sys
+from ppio_agent.client.visitor import SharedClient
+from ppio_agent.client.web import parse_settings
+
+site = SharedClient(
+    lambda: parse_settings({"base_url": sys.argv[1], "api_key": sys.argv[2]})
+)
+assert site.get().invoke_agent("tpl1", "Hi", session_id="s").status == "success"
+"""
+
+
+def test_a_process_that_ends_closes_its_client(platform: FakePlatform) -> None:
+    """The conversations that it began have no sandboxes any more."""
+    subprocess.run([sys.executable, "-c", EXITING, platform.url, KEY], check=True)
+    assert (len(platform.sandboxes), platform.alive) == (1, [])
+
+
+def test_closing_goes_on_without_threads(
+    client: Any, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, where the system starts none, or the process ends."""
+    for name in ("a", "b"):
+        client.invoke_agent("tpl1", "Hi", session_id=name)
+
+    def refuse(name: str, *_: object) -> None:
+        raise NoThreadError(name)
+
+    monkeypatch.setattr("ppio_agent._util.threads.start_thread", refuse)
+    assert client.close_all() == {}
+    assert (len(platform.sandboxes), platform.alive) == (2, [])
