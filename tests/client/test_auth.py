@@ -213,6 +213,45 @@ def test_pickle_holds_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> No
     assert "Authorization" in loaded.headers(ask("agent"))
 
 
+class TestClient:
+    def test_agents_of_the_embedded_platform_get_signatures(
+        self, platform: FakePlatform
+    ) -> None:
+        """Its key comes with it; the secret is the caller's."""
+
+        class Embedded:
+            @hookimpl
+            def ppio_default_platform(self, config: ClientConfig) -> tuple[str, str]:
+                return platform.url, PLATFORM_KEY
+
+        config = ClientConfig(base_url="local", key_id="team-a")
+        with AgentRuntimeClient(
+            api_secret=SECRET, config=config, plugins=[Embedded()]
+        ) as client:
+            client.invoke_agent("tpl1", "Hi")
+
+        (request,) = platform.seen("POST", "/invocations")
+        assert request.headers["x-ppio-key"] == "team-a"
+        assert "authorization" not in request.headers
+
+    def test_a_refused_signature_is_made_anew_once(
+        self, platform: FakePlatform
+    ) -> None:
+        """In case something on the way had sent the request twice."""
+        platform.on("POST", "/invocations", lambda e: e.reply(401, {"detail": "used"}))
+        config = ClientConfig(base_url=platform.url, max_retries=0)
+        with (
+            AgentRuntimeClient(PLATFORM_KEY, SECRET, config=config) as client,
+            pytest.raises(AuthenticationError, match="used"),
+        ):
+            client.invoke_agent("tpl1", "Hi")
+
+        first, second = platform.seen("POST", "/invocations")
+        assert first.headers["x-ppio-nonce"] != second.headers["x-ppio-nonce"]
+        same = "idempotency-key"
+        assert first.headers[same] == second.headers[same]
+
+
 class Tickets:
     """A plug-in whose tokens are exchanged when they are refused."""
 
@@ -299,6 +338,11 @@ class TestPlugin:
             client.list_templates()
 
         assert platform.requests[0].headers["authorization"].endswith(PLATFORM_KEY)
+
+    def test_stands_for_a_key_where_no_address_is_given(self) -> None:
+        """It is meant for the cloud, then, not for the platform of this machine."""
+        with AgentRuntimeClient(plugins=[Tickets()]) as client:
+            assert "https://api.sandbox.ppio.cn" in repr(client)
 
     @pytest.mark.parametrize("given", [None, ["a"], {"a": 1}, {b"a": "b"}])
     def test_what_are_no_headers(self, given: Any) -> None:
