@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ppio_agent.exceptions import (
 )
 from tests.aio.support import until
 from tests.support import wait_until
-from tests.support_platform import Exchange, FakePlatform, echo_agent
+from tests.support_platform import KEY, Exchange, FakePlatform, echo_agent
 
 Make = Callable[..., AgentRuntimeClient]
 
@@ -227,6 +228,44 @@ def test_a_session_attached_for_nobody_lives_on(
         assert platform.alive == []
 
     asyncio.run(main())
+
+
+FORKED = """
+import asyncio, os, sys
+from ppio_agent.aio import AgentRuntimeClient, ClientConfig
+
+client = AgentRuntimeClient(sys.argv[2], config=ClientConfig(base_url=sys.argv[1]))
+
+
+async def ask():
+    answer = await client.invoke_agent("tpl1", "x")
+    return answer.result["count"]
+
+
+async def end():
+    await ask()
+    await client.close()
+
+
+assert asyncio.run(ask()) == 1
+child = os.fork()
+asyncio.run(end())
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_child_goes_on_with_it(platform: FakePlatform) -> None:
+    """As under a server that forks its workers: parent and child each get answers."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, platform.url, KEY],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert platform.alive == []
 
 
 class TestBatch:
