@@ -8,9 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.client import AgentRuntimeClient, BatchProgress, Pool, pool
 from ppio_agent.exceptions import (
     BatchError,
@@ -470,6 +473,49 @@ class TestProgress:
             batch.results()
 
         assert "100%" in capsys.readouterr().err
+
+
+class TestThreads:
+    """What a batch does when the system starts no more of them."""
+
+    def test_it_goes_on_with_those_it_has(
+        self,
+        client: AgentRuntimeClient,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """And says so, once."""
+        _allow_threads(monkeypatch, 2)
+        items = list(client.invoke_many("tpl1", PROMPTS, max_workers=8))
+
+        assert [i.error for i in items] == [None] * 20
+        assert caplog.text.count("goes on with 2 workers") == 1
+
+    def test_without_any_it_cannot_begin(
+        self,
+        client: AgentRuntimeClient,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        """Nothing is left open: the same call works later."""
+        _allow_threads(monkeypatch, 0)
+        journal = tmp_path / "batch.jsonl"
+        with pytest.raises(NoThreadError):
+            client.invoke_many("tpl1", PROMPTS, journal=journal)
+        monkeypatch.undo()
+
+        assert len(client.invoke_many("tpl1", PROMPTS, journal=journal).results()) == 20
+
+
+def _allow_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    started = itertools.count()
+
+    def start(name: str, *rest: Any) -> threading.Thread:
+        if next(started) >= most:
+            raise NoThreadError(f"the thread {name} cannot be started")
+        return start_thread(name, *rest)
+
+    monkeypatch.setattr("ppio_agent.client.batch_crew.start_thread", start)
 
 
 class TestLimits:
