@@ -7,7 +7,6 @@ one after another, and several at a time in their threads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sys
 import threading
@@ -91,7 +90,8 @@ class Bridge:
         try:
             await job.ended
         except asyncio.CancelledError:
-            await job.let_go()
+            if not await job.let_go():
+                job.put_away()
             raise
         return job.result()
 
@@ -225,7 +225,8 @@ class _Job(Generic[_T]):
         if self._error is not None and self._scope.error is None:
             _log.warning("what a cancelled task had asked for failed: %s", self._error)
         self._error = None
-        with contextlib.suppress(IndexError), shielded():
-            value = self._values.pop()
-            if self._discard is not None:
-                self._discard(value)
+        values, self._values = self._values, []
+        if self._discard is not None:
+            with shielded():
+                for value in values:
+                    self._discard(value)
