@@ -41,8 +41,13 @@ class TestFinding:
             ("chat:9", None),
             ("my_agent-t3", "t3"),
             ("arn:ppio:agent:eu:1:runtime/my_agent-t3", "t3"),
+            ("x:2", "t2"),  # the version tells namesakes apart
+            ("x:3", None),
+            ("my_agent-t2:2", "t2"),
+            ("my_agent-t2:3", None),
             ("nope", None),
             (":1.2", None),
+            ("-t1", None),
         ],
     )
     def test_order(self, ref: str, template_id: str | None) -> None:
@@ -52,7 +57,8 @@ class TestFinding:
         assert (found and found.template_id) == template_id
 
     @pytest.mark.parametrize(
-        ("ref", "ids"), [("x", "t2 and t3"), ("twin", "t3 and t4")]
+        ("ref", "ids"),
+        [("x", "t2 and t3"), ("twin", "t3 and t4"), ("twin:latest", "t3 and t4")],
     )
     def test_several_are_refused(self, ref: str, ids: str) -> None:
         """Nobody guesses; both ids are named."""
