@@ -71,8 +71,8 @@ async def _events(stream: aio.StreamingResponse) -> AsyncIterator[bytes]:
     yield SSE.opening
     try:
         async with stream:
-            async for chunk in stream:
-                yield SSE.chunk(chunk)
+            async for event in stream.events():
+                yield SSE.chunk(event)
     except PPIOAgentError as error:
         yield error_event(error)
     else:
