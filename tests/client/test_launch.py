@@ -227,9 +227,13 @@ class TestFailure:
         assert platform.alive == []
 
     def test_a_sandbox_that_vanishes_meanwhile(
-        self, client: AgentRuntimeClient, platform: FakePlatform
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """It is noticed long before the agent's time is over."""
+        monkeypatch.setattr("ppio_agent.client.readiness._EDGE_LAG", 0.3)
 
         def vanish(exchange: Exchange) -> None:
             platform.killed.append("sb1")
