@@ -18,16 +18,18 @@ _T = TypeVar("_T")
 
 
 class _Flight(Generic[_T]):
-    """One fetch under way. Written by its leader before `done` is set."""
+    """One fetch under way. Written by its leader before `done` is set.
 
-    __slots__ = ("done", "error", "followers", "late", "results")
+    Neither a result nor an error: those who wait are to fetch it themselves.
+    """
+
+    __slots__ = ("done", "error", "followers", "results")
 
     def __init__(self) -> None:
         self.done = False
         self.followers: set[CallHandle] = set()
         self.results: list[_T] = []
         self.error: Exception | None = None
-        self.late = False
 
 
 class SingleFlight(Generic[_K, _T]):
@@ -35,8 +37,8 @@ class SingleFlight(Generic[_K, _T]):
 
     The first caller of a key runs it in its own thread; the others wait for its
     result or error. Nothing is kept afterwards. A leader that is interrupted
-    (`KeyboardInterrupt`), or whose own time is up, is not followed: one of the waiting
-    takes its place.
+    (`KeyboardInterrupt`), whose own time is up or whose `CallScope` is aborted, is not
+    followed: one of the waiting takes its place.
 
     Thread safety: thread-safe.
     """
@@ -66,7 +68,7 @@ class SingleFlight(Generic[_K, _T]):
             if leads:
                 return self._lead(key, flight, fetch, deadline)
             self._follow(flight, deadline)
-            if flight.error is not None and not flight.late:
+            if flight.error is not None:
                 raise _own_copy(flight.error)
             if flight.results:
                 return flight.results[0]
@@ -100,7 +102,8 @@ class SingleFlight(Generic[_K, _T]):
             result = fetch()
             flight.results.append(result)
         except Exception as error:
-            flight.error, flight.late = error, deadline.expired
+            if not (deadline.expired or _aborted()):
+                flight.error = error
             raise
         else:
             return result
@@ -111,6 +114,12 @@ class SingleFlight(Generic[_K, _T]):
                 followers = tuple(flight.followers)
             for follower in followers:
                 follower.wake()
+
+
+def _aborted() -> bool:
+    """Tell whether this thread's scope is aborted: others have not given up."""
+    with waiting() as handle:
+        return handle.error is not None
 
 
 def _own_copy(error: Exception) -> Exception:

@@ -9,7 +9,12 @@ import pytest
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.client.flight import SingleFlight
-from ppio_agent.exceptions import NetworkError, RequestTimeoutError
+from ppio_agent.exceptions import (
+    InvocationCancelledError,
+    NetworkError,
+    RequestTimeoutError,
+)
+from ppio_agent.transport import CallScope, pause
 from tests.support import wait_until
 
 UNLIMITED = Deadline.after(None)
@@ -112,4 +117,30 @@ def test_a_leader_whose_time_is_up_is_not_followed() -> None:
         late.go_on.set()
 
         assert isinstance(leader.exception(5), RequestTimeoutError)
+        assert follower.result(5) == "found"
+
+
+def test_an_aborted_leader_is_not_followed() -> None:
+    """Those whom nobody cancelled fetch it themselves."""
+    flight: SingleFlight[str, str] = SingleFlight()
+    scope = CallScope()
+    began = threading.Event()
+
+    def lead() -> str:
+        with scope.running():
+            return flight.run("k", fetch, UNLIMITED)
+
+    def fetch() -> str:
+        began.set()
+        pause(UNLIMITED)
+        return "never"
+
+    with ThreadPoolExecutor(2) as threads:
+        leader = threads.submit(lead)
+        assert began.wait(5)
+        follower = threads.submit(flight.run, "k", lambda: "found", UNLIMITED)
+        wait_until(lambda: any(f.followers for f in flight._flights.values()))
+        scope.abort(InvocationCancelledError("not wanted any more"))
+
+        assert isinstance(leader.exception(5), InvocationCancelledError)
         assert follower.result(5) == "found"
