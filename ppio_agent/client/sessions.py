@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -239,7 +240,7 @@ class SessionBook:
         scope = CallScope()
         with self._changed:
             if self._closed_by is not None:
-                raise self._closed_by
+                raise copy.copy(self._closed_by)
             self._launching.add(scope)
         try:
             with scope.running():

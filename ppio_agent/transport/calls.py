@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import socket
 import threading
@@ -78,10 +79,11 @@ class CallHandle:
         """Raise the error the call was aborted with, if it was.
 
         To be called before any result, end or error of the network is believed: after
-        `abort` a connection looks as if the peer had closed it.
+        `abort` a connection looks as if the peer had closed it. One abort may end many
+        calls: each raises a copy, since a traceback grows where an error is raised.
         """
         if self.error is not None:
-            raise self.error
+            raise copy.copy(self.error)
 
     def attach(self, sock: socket.socket) -> None:
         """Say which socket the call uses from now on."""
@@ -175,9 +177,9 @@ class CallScope:
         return True
 
     def check(self) -> None:
-        """Raise the error the scope was aborted with, if it was."""
+        """Raise a copy of the error the scope was aborted with, if it was."""
         if self.error is not None:
-            raise self.error
+            raise copy.copy(self.error)
 
     def add(self, member: CallHandle | CallScope) -> None:
         """Let a call or an inner scope end with this one."""

@@ -651,6 +651,30 @@ class TestStates:
 
         assert session.state is SessionState.CLOSED
 
+    def test_close_gives_each_call_an_error_of_its_own(
+        self, session: SandboxSession, platform: FakePlatform
+    ) -> None:
+        """Threads that share one would write into it, and into its traceback."""
+        release = threading.Event()
+        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+
+        def call() -> BaseException | None:
+            try:
+                session.invoke("Hi")
+            except SessionClosedError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(3) as threads:
+            calls = [threads.submit(call) for _ in range(3)]
+            wait_until(lambda: len(platform.seen("POST", "/inv")) == 3)
+            session.close()
+            errors = [call.result(5) for call in calls]
+            release.set()
+
+        assert None not in errors
+        assert len({id(error) for error in errors}) == 3
+
     def test_close_ends_streams(
         self, session: SandboxSession, platform: FakePlatform
     ) -> None:
