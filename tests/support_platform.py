@@ -27,6 +27,12 @@ __all__ = ["Exchange", "FakePlatform", "FakeSandbox", "envd_event", "template_re
 
 KEY = "sk-test-0123456789abcdef"
 
+# What an agent may say, of a sandbox that it uses itself, or to mislead.
+LIKE_A_DEAD_SANDBOX = [
+    (404, {"code": "session_not_found", "message": "the inner sandbox is gone"}),
+    (502, {"sandboxId": "inner", "message": "The sandbox was not found", "code": 502}),
+]
+
 
 @frozen(kw_only=True)
 class Recorded:

@@ -14,12 +14,11 @@ from ppio_agent._util.closing import Closing
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import ValidationError, WireError
 from ppio_agent.wire.json import Json, decode_json
-from ppio_agent.wire.models import AgentTemplate, InvocationResponse
+from ppio_agent.wire.models import AgentTemplate
 
 from .config import UNSET
 from .conversation import check_session_id
-from .invocation import AgentRequest, encode_request
-from .limits import time_left
+from .invocation import AgentRequest
 from .runner import Runner
 from .session import SandboxSession
 from .stream import StreamingResponse
@@ -111,18 +110,14 @@ def invoke_agent_runtime(
 ) -> dict[str, Json] | RuntimeStream:
     """Run an agent once; see `AgentRuntimeClient.invoke_agent_runtime`."""
     request = read_payload(payload)
-    encode_request(request)
     session_id = new_id() if session_id is None else session_id
     check_session_id(session_id)
     limit = Deadline.after(run.total(UNSET if timeout is None else timeout))
+    call = run.call(request, limit)
     template = _template(run, agent_id, endpoint, limit)
-
-    def call(session: SandboxSession) -> InvocationResponse | StreamingResponse:
-        return session.open_either(
-            request, timeout=time_left(limit), headers=run.config.headers
-        )
-
-    answer = run.converse(template.template_id, session_id, limit, {}, call)
+    answer = run.converse(
+        template.template_id, session_id, call, {}, SandboxSession.open_either
+    )
     if isinstance(answer, StreamingResponse):
         return RuntimeStream(answer, session_id=session_id, agent_id=agent_id)
     return {

@@ -15,7 +15,7 @@ from ppio_agent.exceptions import (
     RequestTimeoutError,
     SessionNotFoundError,
 )
-from ppio_agent.transport import CallScope, shielded
+from ppio_agent.transport import CallScope
 from ppio_agent.wire.models import InvocationResponse
 
 from .batch_plan import BatchItem, BatchPlan
@@ -168,7 +168,7 @@ class BatchWorker:
                 return self.failed(job, error)
             return Refused(error, creating=not self.has_sandbox)
         except Exception as error:  # noqa: BLE001 - it belongs to the item
-            if _found_dead(error) and not job.died:
+            if self._found_dead(error) and not job.died:
                 job.died = True
                 return SandboxDied()
             return self.failed(job, error)
@@ -230,11 +230,23 @@ class BatchWorker:
             return None
         try:
             return self._invoke(session, job)
-        except (SessionNotFoundError, AgentUnreachableError, InvocationCancelledError):
+        except (AgentUnreachableError, InvocationCancelledError):
             return None
+        except SessionNotFoundError:
+            if session.lost:
+                return None
+            raise
         finally:
-            with shielded():
-                session.dispose()
+            session.dispose()
+
+    def _found_dead(self, error: Exception) -> bool:
+        """Tell whether nothing reached the agent, as the sandbox had died before.
+
+        The error alone may be the agent's own answer: the platform's word is needed.
+        """
+        session = self._session
+        found_none = isinstance(error, SessionNotFoundError)
+        return found_none and session is not None and session.lost
 
     def _usable(self) -> bool:
         session = self._session
@@ -245,12 +257,4 @@ class BatchWorker:
         with self._lock:
             session, self._session = self._session, None
         if session is not None:
-            with shielded():
-                session.dispose()
-
-
-def _found_dead(error: Exception) -> bool:
-    """Tell whether nothing reached the agent, as the sandbox had ended by itself."""
-    if not isinstance(error, SessionNotFoundError):
-        return False
-    return error.code == SessionNotFoundError.code
+            session.dispose()

@@ -14,6 +14,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.transport import CallHandle, Headers
+from ppio_agent.transport.http1 import FramingError, encode_head
 from ppio_agent.wire import headers as h
 
 __all__ = ["Call", "Line"]
@@ -61,19 +62,16 @@ class Call(Line):
         """Return the call; a key is made up if there is none.
 
         Raises:
-            ValidationError: The key, or an invocation id among the headers, is none.
+            ValidationError: The key, or an invocation id among the headers, is none;
+                or a header cannot be sent.
         """
         fresh_id = new_id()
-        chosen_id = Headers(headers.items()).get(h.INVOCATION_ID) if headers else None
+        chosen_id = _chosen_id(headers) if headers else None
         if idempotency_key is None:
             idempotency_key = fresh_id
         elif not h.valid_idempotency_key(idempotency_key):
             raise ValidationError(
                 "an idempotency key has to be 1 to 255 visible ASCII characters"
-            )
-        if chosen_id is not None and not h.valid_id(chosen_id):
-            raise ValidationError(
-                f"{h.INVOCATION_ID} has to be 1 to 128 of A-Z a-z 0-9 . _ : -"
             )
         return cls(
             body=body,
@@ -87,5 +85,28 @@ class Call(Line):
         """Whether `error` is that the caller, and nobody else, wants no answer."""
         if not isinstance(error, Exception):
             return True  # Ctrl-C, and the like
-        lost = isinstance(error, (ClientClosedError, SessionClosedError))
-        return error is self.handle.error and not lost
+        end = self.handle.error
+        lost = isinstance(end, (ClientClosedError, SessionClosedError))
+        return end is not None and not lost
+
+
+def _chosen_id(headers: Mapping[str, str]) -> str | None:
+    """Return the invocation id that headers choose; raise if one cannot be sent."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValidationError(f"the header {name!r} has to be a text, as its name")
+    try:
+        encode_head("POST", "/", headers.items())
+    except FramingError as error:
+        raise ValidationError(f"the request cannot be sent: {error}") from error
+    found = Headers(headers.items())
+    if h.IDEMPOTENCY_KEY in found:
+        raise ValidationError(
+            f"the header {h.IDEMPOTENCY_KEY} is not taken; pass idempotency_key=…"
+        )
+    chosen_id = found.get(h.INVOCATION_ID)
+    if chosen_id is not None and not h.valid_id(chosen_id):
+        raise ValidationError(
+            f"{h.INVOCATION_ID} has to be 1 to 128 of A-Z a-z 0-9 . _ : -"
+        )
+    return chosen_id

@@ -113,12 +113,13 @@ class AgentRuntimeClient(Closing):
         """Return a client with other settings that shares everything with this one.
 
         Connections, sessions and templates are the same; closing one of the two closes
-        both. A session keeps the settings of the client that created it.
+        both. A session keeps the settings of the client that created it. The list of
+        templates is asked for with those of the first client, since it serves all.
 
         Args:
             timeout: Total seconds of an invocation; None means no limit.
             max_retries: Further attempts of a call that may be repeated.
-            headers: Further headers of every request, besides this client's.
+            headers: Further headers of every other request, besides this client's.
 
         Raises:
             ConfigurationError: A value cannot be used.
@@ -284,7 +285,7 @@ class AgentRuntimeClient(Closing):
                 included; None means no limit. Default: `ClientConfig.timeout`. The
                 sandbox is killed after that, which is not counted.
             idempotency_key: Under which the agent runs this once.
-            headers: Further headers for the agent.
+            headers: Further headers for the agent; no ``Idempotency-Key``.
             sandbox: How its sandbox is made, as for `create_session`.
 
         Raises:

@@ -29,7 +29,6 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
     ValidationError,
 )
-from ppio_agent.transport import shielded
 from ppio_agent.wire.headers import valid_session_id
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import ListedSandbox
@@ -127,5 +126,4 @@ def settle(
         )
     finally:
         if mine is not None and mine is not settled:
-            with shielded():
-                mine.dispose()
+            mine.dispose()

@@ -21,6 +21,7 @@ from ppio_agent.exceptions import (
     SessionNotFoundError,
 )
 from ppio_agent.hooks import SessionEvent
+from ppio_agent.transport import shielded
 from ppio_agent.wire.models import PingResponse, SandboxDetail
 
 from .caretaker import Caretaker
@@ -119,6 +120,11 @@ class SandboxHold:
     def gone(self) -> bool:
         """Whether there is nothing left that closing it would end."""
         return self._pulse.gone
+
+    @property
+    def lost(self) -> bool:
+        """Whether the platform said that the sandbox is gone, before it was closed."""
+        return self._pulse.lost
 
     def began(self) -> SessionEvent:
         """Return the record that says that it is new here."""
@@ -325,14 +331,17 @@ class SandboxHold:
     def close(self) -> None:
         """End the sandbox; calls that run in it end with `SessionClosedError`.
 
-        Idempotent. A sandbox that is gone already is no error; after a failure, which
-        is raised, the next call tries again. In a forked child the sandbox stays: it
+        Idempotent, and done also inside a `CallScope` that was aborted. A sandbox that
+        is gone already is no error; after a failure, which is raised, the next call
+        tries again. In a forked child the sandbox stays: it
         is the parent's.
         """
         ours = self._pulse.begin_close()
         self.abort(self._pulse.closed_error())
         if ours:
-            self._control.kill_sandbox(self._sandbox_id, Deadline.after(_KILL_LIMIT))
+            with shielded():
+                limit = Deadline.after(_KILL_LIMIT)
+                self._control.kill_sandbox(self._sandbox_id, limit)
             self._mark_gone()
 
     def detach(self) -> SessionRef:

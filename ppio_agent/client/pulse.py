@@ -78,6 +78,11 @@ class SessionPulse:
         """Whether there is nothing left that this session would have to end."""
         return self._gone
 
+    @property
+    def lost(self) -> bool:
+        """Whether the sandbox is gone, and was not ended here."""
+        return self._gone_by_itself
+
     def check(self, action: Action) -> None:
         """Raise if the state does not allow this."""
         self._check(action, changing=False)

@@ -9,16 +9,16 @@ from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import SessionNotFoundError
-from ppio_agent.transport import shielded
 from ppio_agent.wire.models import InvocationResponse
 
 from .batch import Batch, BatchPlan
 from .batch_supply import BatchSupply
+from .call import Call
 from .config import ClientConfig, Unset
 from .core import ClientCore
 from .invocation import AgentRequest, encode_request
 from .launch import Launcher, SandboxOptions
-from .limits import seconds, time_left
+from .limits import seconds
 from .session import SandboxSession
 from .stream import StreamingResponse
 
@@ -77,6 +77,26 @@ class Runner:
         template = self.core.templates.get_template(template_id, deadline=limit)
         return self.core.book.open(launcher, template, options, deadline=limit)
 
+    def call(
+        self,
+        request: AgentRequest,
+        limit: Deadline,
+        *,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Call:
+        """Return a call that can be sent; raises before there is a sandbox.
+
+        Raises:
+            ValidationError: It cannot be sent.
+        """
+        return Call.make(
+            encode_request(request),
+            deadline=limit,
+            idempotency_key=idempotency_key,
+            headers={**self.config.headers, **(headers or {})},
+        )
+
     def invoke(
         self,
         template_id: str,
@@ -89,25 +109,19 @@ class Runner:
         sandbox: SandboxArguments,
     ) -> InvocationResponse:
         """Run an agent once; see `AgentRuntimeClient.invoke_agent`."""
-        encode_request(request)  # refused before there is a sandbox
         limit = Deadline.after(self.total(timeout))
-
-        def run(session: SandboxSession) -> InvocationResponse:
-            return session.invoke(
-                request,
-                timeout=time_left(limit),
-                idempotency_key=idempotency_key,
-                headers={**self.config.headers, **(headers or {})},
-            )
-
+        call = self.call(
+            request, limit, idempotency_key=idempotency_key, headers=headers
+        )
         if session_id is not None:
-            return self.converse(template_id, session_id, limit, sandbox, run)
+            return self.converse(
+                template_id, session_id, call, sandbox, SandboxSession.run
+            )
         session = self.create(template_id, None, limit, sandbox)
         try:
-            return run(session)
+            return session.run(call)
         finally:
-            with shielded():
-                session.dispose()
+            session.dispose()
 
     def stream(
         self,
@@ -121,38 +135,36 @@ class Runner:
         sandbox: SandboxArguments,
     ) -> StreamingResponse:
         """Run an agent once; see `AgentRuntimeClient.invoke_agent_stream`."""
-        encode_request(request)  # refused before there is a sandbox
         limit = Deadline.after(seconds("deadline", deadline))
-
-        def run(session: SandboxSession) -> StreamingResponse:
-            return session.open_stream(
-                request,
-                owned=session_id is None,
-                deadline=time_left(limit),
-                idempotency_key=idempotency_key,
-                headers={**self.config.headers, **(headers or {})},
-            )
-
+        call = self.call(
+            request, limit, idempotency_key=idempotency_key, headers=headers
+        )
         if session_id is not None:
-            return self.converse(template_id, session_id, limit, sandbox, run)
+            return self.converse(
+                template_id, session_id, call, sandbox, SandboxSession.open_stream
+            )
         session = self.create(template_id, None, limit, sandbox)
         try:
-            return run(session)
+            return session.open_stream(call, owned=True)
         except BaseException:
-            with shielded():
-                session.dispose()
+            session.dispose()
             raise
 
     def converse(
         self,
         template_id: str,
         session_id: str,
-        limit: Deadline,
+        call: Call,
         sandbox: SandboxArguments,
-        run: Callable[[SandboxSession], _T],
+        run: Callable[[SandboxSession, Call], _T],
     ) -> _T:
-        """Run a call in the session of a conversation; once more if that had died."""
+        """Run a call in the session of a conversation; once more if that had died.
+
+        What an answer says of the sandbox may be the agent's own word: the platform's
+        alone is believed.
+        """
         options = SandboxOptions.make(self.config, session_id, **sandbox)
+        limit = call.deadline
 
         def session() -> SandboxSession:
             launcher = self.launcher()
@@ -161,13 +173,14 @@ class Runner:
                 launcher, template, options, deadline=limit
             )
 
+        held = session()
         try:
-            return run(session())
-        except SessionNotFoundError as error:
-            # Not if it was closed here: the call may then have reached the agent.
-            if error.code != SessionNotFoundError.code:
+            return run(held, call)
+        except SessionNotFoundError:
+            # What was ended here may have reached the agent.
+            if call.handle.error is not None or not held.lost:
                 raise
-        return run(session())
+        return run(session(), call)
 
     def batch(
         self,

@@ -77,7 +77,10 @@ class SandboxSession(SandboxHold):
             SessionNotFoundError: The sandbox is gone; the agent was not reached.
             RequestTimeoutError: The time ran out; `idempotency_key` joins the run.
         """
-        call = self._make_call(request, timeout, idempotency_key, headers)
+        return self.run(self._make_call(request, timeout, idempotency_key, headers))
+
+    def run(self, call: Call) -> InvocationResponse:
+        """Do as `invoke`, with a call that was made before."""
 
         def run() -> InvocationResponse:
             with self._counted(call):
@@ -109,40 +112,18 @@ class SandboxSession(SandboxHold):
         Raises:
             As `invoke`.
         """
+        limit = seconds("deadline", deadline)
         return self.open_stream(
-            request, deadline=deadline, idempotency_key=idempotency_key, headers=headers
+            self._make_call(request, limit, idempotency_key, headers)
         )
 
-    def open_stream(
-        self,
-        request: AgentRequest,
-        *,
-        owned: bool = False,
-        deadline: float | None = None,
-        idempotency_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> StreamingResponse:
+    def open_stream(self, call: Call, *, owned: bool = False) -> StreamingResponse:
         """Do as `invoke_stream`; with `owned` the session ends with the stream."""
-        limit = seconds("deadline", deadline)
-        call = self._make_call(request, limit, idempotency_key, headers)
         host = self._host(call, owned=owned)
         return self._hosting(call, lambda: self._port.open_stream(call, host))
 
-    def open_either(
-        self,
-        request: AgentRequest,
-        *,
-        timeout: float | None,
-        headers: Mapping[str, str],
-    ) -> InvocationResponse | StreamingResponse:
-        """Do as `invoke`, but give the answer of a streaming agent as a stream.
-
-        Args:
-            request: As for `invoke`.
-            timeout: Total seconds, until the end of a stream; None means no limit.
-            headers: As for `invoke`.
-        """
-        call = self._make_call(request, timeout, None, headers)
+    def open_either(self, call: Call) -> InvocationResponse | StreamingResponse:
+        """Do as `invoke`, but give the answer of a streaming agent as a stream."""
         host = self._host(call)
         answer = self._hosting(call, lambda: self._port.open(call, host))
         if isinstance(answer, InvocationResponse):

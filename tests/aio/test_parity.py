@@ -32,10 +32,12 @@ LEFT_OUT = {
     "SandboxSession.extend": _OWN,
     "SandboxSession.extend_at": _OWN,
     "SandboxSession.gone": _OWN,
+    "SandboxSession.lost": _OWN,
     "SandboxSession.open_either": _OWN,
     "SandboxSession.open_stream": _OWN,
     "SandboxSession.owned": _OWN,
     "SandboxSession.release": _OWN,
+    "SandboxSession.run": _OWN,
     "SandboxSession.wait_ready": _OWN,
     "TemplateManager.reset": _OWN,
 }

@@ -22,12 +22,18 @@ from ppio_agent.exceptions import (
     QuotaExceededError,
     RateLimitError,
     RequestTimeoutError,
+    SessionNotFoundError,
     TemplateNotFoundError,
     ValidationError,
 )
 from ppio_agent.transport import CallScope
 from tests.support import SLOW, new_threads, wait_until
-from tests.support_platform import Exchange, FakePlatform, echo_agent
+from tests.support_platform import (
+    LIKE_A_DEAD_SANDBOX,
+    Exchange,
+    FakePlatform,
+    echo_agent,
+)
 
 PROMPTS = [str(n) for n in range(20)]
 
@@ -116,6 +122,25 @@ class TestItems:
         used = [i.response.sandbox_id for i in items if i.response]
         assert used == ["sb1", "sb1", "sb2", "sb2", "sb2"]
         assert platform.alive == []
+
+    @pytest.mark.parametrize(("status", "body"), LIKE_A_DEAD_SANDBOX)
+    def test_a_sandbox_whose_agent_only_says_so_is_not_dead(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        status: int,
+        body: dict[str, Any],
+    ) -> None:
+        """The item has run: it fails, and is not run again."""
+        platform.on("POST", "/inv", lambda e: e.reply(status, body))
+        items = list(
+            client.invoke_many(
+                "tpl1", PROMPTS[:2], sessions=pool(1), return_exceptions=True
+            )
+        )
+
+        assert [type(i.error) for i in items] == [SessionNotFoundError] * 2
+        assert len(platform.seen("POST", "/inv")) == 2
 
     def test_input_is_taken_as_it_is_needed(self, client: AgentRuntimeClient) -> None:
         """An endless input and a slow consumer: four a worker are taken ahead."""
@@ -220,10 +245,14 @@ class TestItems:
             wait_until(lambda: len(platform.seen("POST", "/invocations$")) == 2)
             scope.abort(ClientClosedError("enough"))
 
+        def wait() -> None:
+            with scope.running():
+                ender.start()  # not before, or it may end what has not begun
+                next(batch)
+
         ender = threading.Thread(target=end)
-        ender.start()
-        with scope.running(), pytest.raises(ClientClosedError, match="enough"):
-            next(batch)
+        with pytest.raises(ClientClosedError, match="enough"):
+            wait()
         release.set()
         ender.join()
 
@@ -568,9 +597,10 @@ class TestLimits:
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
         """A pool that does not come to its size does all the work nevertheless."""
+        creations = itertools.count()
 
         def create(exchange: Exchange) -> None:
-            if platform.alive:
+            if next(creations):  # two may come at once, before either has a sandbox
                 exchange.reply(429, {"code": 429, "message": "one is enough"})
 
         platform.on("POST", "/sandboxes$", create)

@@ -16,10 +16,20 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.client import AgentRuntimeClient, ClientConfig, pool
-from ppio_agent.exceptions import BatchJournalError, InvocationError
+from ppio_agent.exceptions import (
+    BatchJournalError,
+    InvocationError,
+    SessionNotFoundError,
+)
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from tests.support import SLOW, wait_until, write_agent
-from tests.support_platform import KEY, Exchange, FakePlatform, template_record
+from tests.support_platform import (
+    KEY,
+    LIKE_A_DEAD_SANDBOX,
+    Exchange,
+    FakePlatform,
+    template_record,
+)
 
 PROMPTS = [str(n) for n in range(6)]
 
@@ -102,6 +112,31 @@ class TestRerun:
         assert [i.error for i in items] == [None, None]
         assert items[0].response is not None
         assert items[0].response.sandbox_id != sandbox_id
+
+    def test_fails_with_what_the_agent_says_to_being_joined(
+        self,
+        make_client: Callable[..., AgentRuntimeClient],
+        platform: FakePlatform,
+        path: Path,
+    ) -> None:
+        """Also if that looks as if its sandbox had gone: nothing runs again."""
+        dead, key, _, _ = _left_behind(make_client, platform, path)
+        status, body = LIKE_A_DEAD_SANDBOX[0]
+
+        def answer(exchange: Exchange) -> None:
+            if exchange.request.headers["idempotency-key"] == key:
+                exchange.reply(status, body)
+
+        platform.on("POST", "/invocations$", answer)
+        before = len(platform.seen("POST", "/invocations$"))
+        items = list(
+            make_client().invoke_many(
+                "tpl1", PROMPTS[:2], journal=dead, return_exceptions=True
+            )
+        )
+
+        assert [type(i.error) for i in items] == [SessionNotFoundError, type(None)]
+        assert len(platform.seen("POST", "/invocations$")) == before + 2
 
     def test_with_another_request_or_template_is_refused_before_anything_runs(
         self, client: AgentRuntimeClient, platform: FakePlatform, path: Path

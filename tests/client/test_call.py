@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ppio_agent._util.clock import Deadline
@@ -34,12 +36,22 @@ def test_a_chosen_id_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"key": "two words"}, {"headers": {"X-Invocation-Id": "a/b"}}]
+    ("given", "why"),
+    [
+        ({"key": "two words"}, "an idempotency key has to be"),
+        ({"headers": {"X-Invocation-Id": "a/b"}}, "X-Invocation-Id has to be"),
+        ({"headers": {"idempotency-key": "mine"}}, "pass idempotency_key="),
+        ({"headers": {"X-N": 3}}, "'X-N' has to be a text"),
+        ({"headers": {3: "n"}}, "3 has to be a text"),
+        ({"headers": {"bad name": "x"}}, "'bad name' is no name of a header"),
+        ({"headers": {"X-N": "a\r\nb"}}, "X-N has a line break"),
+        ({"headers": {"X-N": "\u4e2d"}}, "outside Latin-1"),
+    ],
 )
-def test_bad_ids_are_refused(given: dict[str, str]) -> None:
-    """Before anything is sent."""
-    with pytest.raises(ValidationError):
-        call(**given)  # type: ignore[arg-type] - one of two forms
+def test_what_cannot_be_sent_is_refused(given: dict[str, Any], why: str) -> None:
+    """Before anything is sent, and with what to do."""
+    with pytest.raises(ValidationError, match=why):
+        call(**given)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +65,17 @@ def test_bad_ids_are_refused(given: dict[str, str]) -> None:
 def test_who_gives_up_is_told_by_what_ends_it(
     error: PPIOAgentError, *, expected: bool
 ) -> None:
-    """An abort of the caller's own, not the end of all, nor a like error of others."""
+    """An abort of the caller's own, not the end of all, nor a like error of others.
+
+    Each that an abort ends gets a copy of the error.
+    """
     aborted = call()
     aborted.handle.abort(error)
 
-    assert aborted.was_given_up(error) is expected
-    assert aborted.was_given_up(type(error)("from elsewhere")) is False
+    with pytest.raises(type(error)) as raised:
+        aborted.handle.check()
+
+    assert raised.value is not error
+    assert aborted.was_given_up(raised.value) is expected
     assert call().was_given_up(error) is False
     assert call().was_given_up(KeyboardInterrupt()) is True

@@ -14,13 +14,22 @@ from ppio_agent.client import AgentRuntimeClient, ClientConfig, InvocationReques
 from ppio_agent.exceptions import (
     AuthenticationError,
     ClientClosedError,
+    InvocationCancelledError,
     InvocationError,
+    SessionNotFoundError,
     TemplateNotFoundError,
     ValidationError,
 )
 from ppio_agent.hooks import hookimpl
+from ppio_agent.transport import CallScope
 from tests.support import wait_until
-from tests.support_platform import KEY, Exchange, FakePlatform, encode
+from tests.support_platform import (
+    KEY,
+    LIKE_A_DEAD_SANDBOX,
+    Exchange,
+    FakePlatform,
+    encode,
+)
 
 Make = Callable[..., AgentRuntimeClient]
 
@@ -128,6 +137,54 @@ class TestOneShot:
 
         assert platform.requests == []
 
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"idempotency_key": "two words"}, "idempotency key"),
+            ({"headers": {"Idempotency-Key": "mine"}}, "pass idempotency_key="),
+            ({"headers": {"X-N": 3}}, "X-N"),
+            ({"headers": {"bad name": "x"}}, "bad name"),
+        ],
+    )
+    def test_bad_headers_are_refused_before_anything_is_sent(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        given: dict[str, Any],
+        message: str,
+    ) -> None:
+        """No sandbox is created for a call that could not be sent to it."""
+        for call in (client.invoke_agent, client.invoke_agent_stream):
+            with pytest.raises(ValidationError, match=message):
+                call("tpl1", "Hi", **given)
+
+        assert platform.requests == []
+
+    @pytest.mark.parametrize("what", ["stream", "session"])
+    def test_kills_its_sandbox_in_a_scope_that_was_aborted(
+        self, client: AgentRuntimeClient, platform: FakePlatform, what: str
+    ) -> None:
+        """Who aborts a task does not stop it from cleaning up."""
+        scope = CallScope()
+
+        def use() -> None:
+            opened = (
+                client.invoke_agent_stream("tpl1", "Hi")
+                if what == "stream"
+                else client.create_session("tpl1")
+            )
+            with opened:
+                scope.abort(InvocationCancelledError("enough"))
+                client.list_templates(refresh=True)
+
+        with (
+            pytest.raises(InvocationCancelledError, match="enough"),
+            scope.running(),
+        ):
+            use()
+
+        assert platform.alive == []
+
 
 class TestConversations:
     def test_reuse_the_sandbox(
@@ -198,6 +255,23 @@ class TestConversations:
 
         assert response.sandbox_id == "sb2"
         assert [s.sandbox_id for s in client.list_sessions()] == ["sb2"]
+
+    @pytest.mark.parametrize(("status", "body"), LIKE_A_DEAD_SANDBOX)
+    def test_one_whose_agent_only_says_so_is_not(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        status: int,
+        body: dict[str, Any],
+    ) -> None:
+        """The platform says that it lives, so the agent has run, and does so once."""
+        platform.on("POST", "/inv", lambda e: e.reply(status, body))
+
+        with pytest.raises(SessionNotFoundError):
+            client.invoke_agent("tpl1", "Hi", session_id="s")
+
+        assert len(platform.seen("POST", "/inv")) == 1
+        assert platform.alive == ["sb1"]
 
     def test_one_paused_by_the_platform_is_resumed(
         self, client: AgentRuntimeClient, platform: FakePlatform
