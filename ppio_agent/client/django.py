@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppio_agent.exceptions import PPIOAgentError
 
 from .client import AgentRuntimeClient
-from .visitor import SharedClient, VisitorStream, ask, log_failure
-from .web import (
+from .visitor import (
+    SharedClient,
     SiteSettings,
-    check_method,
+    VisitorStream,
+    ask,
+    log_failure,
     parse_settings,
+)
+from .web import (
+    check_method,
     problem,
     read_request,
     stream_format,
@@ -83,7 +88,7 @@ def stream_response(
     format: Literal["sse", "ndjson", "text"] = "sse",
     heartbeat: float | None = 5.0,
 ) -> StreamingHttpResponse:
-    """Return an agent's stream as the response of a view; its head is sent at once.
+    """Return an agent's stream as the response of a view.
 
     Sent to the end, an event stream has a last event ``end`` or, if the agent failed,
     ``error``. A visitor who leaves ends the agent's run, and the stream with its
@@ -93,8 +98,9 @@ def stream_response(
     Args:
         stream: What `invoke_agent_stream` gave. The response closes it.
         format: ``sse``: an event a chunk. ``ndjson``: a line of JSON a chunk, empty
-            lines in silence. ``text``: what the chunks say, nothing in silence; after
-            an error the response is cut off.
+            lines at first and in silence. ``text``: what the chunks say, nothing in
+            silence, so that the head comes with the first chunk; after an error the
+            response is cut off.
         heartbeat: Seconds of silence after which something is written all the same;
             None: never.
 
@@ -111,7 +117,7 @@ def error_response(error: BaseException) -> HttpResponse:
     """Return the problem that an error is to a visitor, as JSON.
 
     Of its status see the page on frameworks. The words of the platform and of the
-    agent are not in it; log `error` for the site.
+    agent are not in it, whatever `error` is; log that for the site.
     """
     status, headers, body = problem(error)
     return HttpResponse(body, status=status, headers=headers)

@@ -7,6 +7,7 @@ out is read from the environment.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +18,15 @@ from werkzeug.local import LocalProxy
 from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 
 from .client import AgentRuntimeClient
-from .visitor import SharedClient, VisitorStream, ask, log_failure
+from .visitor import (
+    SharedClient,
+    VisitorStream,
+    ask,
+    log_failure,
+    parse_settings,
+)
 from .web import (
     check_method,
-    parse_settings,
     problem,
     read_request,
     stream_format,
@@ -39,6 +45,7 @@ __all__ = [
 ]
 
 _EXTENSION = "ppio_agent"
+_numbers = itertools.count(1)
 
 
 class PPIOAgents:
@@ -88,7 +95,7 @@ def stream_response(
     format: Literal["sse", "ndjson", "text"] = "sse",
     heartbeat: float | None = 5.0,
 ) -> Response:
-    """Return an agent's stream as the response of a view; its head is sent at once.
+    """Return an agent's stream as the response of a view.
 
     Sent to the end, an event stream has a last event ``end`` or, if the agent failed,
     ``error``. A visitor who leaves ends the agent's run, and the stream with its
@@ -98,8 +105,9 @@ def stream_response(
     Args:
         stream: What `invoke_agent_stream` gave. The response closes it.
         format: ``sse``: an event a chunk. ``ndjson``: a line of JSON a chunk, empty
-            lines in silence. ``text``: what the chunks say, nothing in silence; after
-            an error the response is cut off.
+            lines at first and in silence. ``text``: what the chunks say, nothing in
+            silence, so that the head comes with the first chunk; after an error the
+            response is cut off.
         heartbeat: Seconds of silence after which something is written all the same;
             None: never.
 
@@ -116,7 +124,7 @@ def error_response(error: BaseException) -> Response:
     """Return the problem that an error is to a visitor, as JSON.
 
     Of its status see the page on frameworks. The words of the platform and of the
-    agent are not in it; log `error` for the site.
+    agent are not in it, whatever `error` is; log that for the site.
     """
     status, headers, body = problem(error)
     return Response(body, status=status, headers=headers)
@@ -131,6 +139,8 @@ def agent_view(
     others ``{"result": …}``. The app's limits of sizes apply:
 
         app.add_url_rule("/ask", view_func=agent_view("my-agent"))
+
+    Give the rule an `endpoint` if you need its name.
 
     Args:
         template_id: Id, alias or name of the agent's template.
@@ -161,7 +171,9 @@ def agent_view(
             return Response(answer, content_type="application/json")
         return stream_response(answer)
 
-    # Flask names a route by its view, and takes the methods from it.
-    view.__name__ = "ask_" + re.sub(r"\W", "_", template_id)
+    # Flask names a route by its view, and takes the methods from it. Two views of one
+    # agent may differ in their conversations.
+    word = re.sub(r"\W", "_", template_id)
+    view.__name__ = f"ask_{word}_{next(_numbers)}"
     view.methods = ["POST"]  # type: ignore[attr-defined]  # Flask looks for it there
     return view

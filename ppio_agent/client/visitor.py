@@ -10,36 +10,97 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import itertools
 import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import field, frozen
 
 from ppio_agent._util.aside import run_aside
 from ppio_agent._util.fork import renew_in_child
+from ppio_agent._util.redact import mask
 from ppio_agent._util.threads import start_thread
-from ppio_agent.exceptions import PPIOAgentError
+from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 from ppio_agent.wire.headers import Accept
 from ppio_agent.wire.json import Json, encode_json
 
 from .client import AgentRuntimeClient
+from .config import ClientConfig
 from .limits import seconds
-from .web import SiteSettings, StreamFormat
+from .web import StreamFormat
 
 if TYPE_CHECKING:
     from .stream import StreamingResponse
 
-__all__ = ["SharedClient", "VisitorStream", "ask", "log_failure"]
+__all__ = [
+    "SharedClient",
+    "SiteSettings",
+    "VisitorStream",
+    "ask",
+    "log_failure",
+    "parse_settings",
+]
 
 _log = logging.getLogger(__name__)
 
 # Chunks read ahead of the visitor.
 _MOST_AHEAD = 16
 _numbers = itertools.count(1)
+_KEYS = ("api_key", "api_secret")
+
+
+def _masked(secret: str | None) -> str:
+    return "None" if secret is None else mask(secret)
+
+
+@frozen(kw_only=True)
+class SiteSettings:
+    """What the setting ``PPIO_AGENT`` of a site says."""
+
+    api_key: str | None = field(default=None, repr=_masked)
+    api_secret: str | None = field(default=None, repr=_masked)
+    config: ClientConfig = field(factory=ClientConfig)
+
+
+def parse_settings(value: object) -> SiteSettings:
+    """Return what ``PPIO_AGENT`` says: a dict of settings, the key and the secret.
+
+    Args:
+        value: The dict; None, as for a site that has no such setting, is an empty one.
+            What it leaves out is read from the environment.
+
+    Raises:
+        ConfigurationError: It is no dict, a name in it is unknown (the nearest one is
+            told), or a value cannot be used.
+    """
+    given: Any = {} if value is None else value
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            "the setting PPIO_AGENT has to be a dict of the settings of ClientConfig,"
+            f" api_key and api_secret, not {type(given).__name__}"
+        )
+    known = [*_KEYS, *(a.name for a in attrs.fields(ClientConfig) if a.init)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(f"PPIO_AGENT has no setting {name!r}{hint}")
+    for name in _KEYS:
+        if not isinstance(given.get(name), (str, type(None))):
+            raise ConfigurationError(f"the setting {name} of PPIO_AGENT is no text")
+    settings = {name: given[name] for name in given if name not in _KEYS}
+    return SiteSettings(
+        api_key=given.get("api_key"),
+        api_secret=given.get("api_secret"),
+        config=ClientConfig(**settings),
+    )
 
 
 class SharedClient:
@@ -163,14 +224,19 @@ class VisitorStream:
 
     def _read(self) -> None:
         """Read the stream until it ends, in a thread of its own."""
-        end = None
         try:
             for event in self._stream.events():
                 self._pieces.put(self._form.chunk(event))
                 if self._left.is_set():
                     return
+        except PPIOAgentError as error:
+            self._finish(error)
         except Exception as error:  # noqa: BLE001 - the server's thread answers with it
-            end = error
+            self._pieces.put(error)  # not the stream's end: `close` ends the run
+        else:
+            self._finish(None)
+
+    def _finish(self, end: Exception | None) -> None:
         self._ended.set()
         self._pieces.put(end)
 

@@ -7,15 +7,13 @@ operator finds it, not the words of the platform or of the agent.
 
 from __future__ import annotations
 
-import difflib
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import attrs
-from attrs import field, frozen
+from attrs import frozen
 
-from ppio_agent._util.redact import mask
 from ppio_agent.exceptions import (
     AuthenticationError,
     ClientClosedError,
@@ -30,22 +28,20 @@ from ppio_agent.exceptions import (
     ServiceUnavailableError,
     ValidationError,
     WireError,
+    by_code,
 )
 from ppio_agent.wire.headers import RETRY_AFTER
-from ppio_agent.wire.json import Json, decode_json, encode_json
+from ppio_agent.wire.json import Json, decode_json
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
 from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, format_comment, format_event
 
-from .config import ClientConfig
 from .events import decode_chunk
 
 __all__ = [
     "Form",
-    "SiteSettings",
     "StreamFormat",
     "check_method",
     "error_event",
-    "parse_settings",
     "problem",
     "read_request",
     "stream_format",
@@ -56,56 +52,9 @@ __all__ = [
 Form = tuple[Mapping[str, Sequence[str]], Collection[str]]
 """The fields of a form with all their values, and the names of its files."""
 
-_KEYS = ("api_key", "api_secret")
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 # What sites put into their forms for themselves.
 _CSRF_FIELDS = frozenset({"csrfmiddlewaretoken", "csrf_token"})
-
-
-def _masked(secret: str | None) -> str:
-    return "None" if secret is None else mask(secret)
-
-
-@frozen(kw_only=True)
-class SiteSettings:
-    """What the setting ``PPIO_AGENT`` of a site says."""
-
-    api_key: str | None = field(default=None, repr=_masked)
-    api_secret: str | None = field(default=None, repr=_masked)
-    config: ClientConfig = field(factory=ClientConfig)
-
-
-def parse_settings(value: object) -> SiteSettings:
-    """Return what ``PPIO_AGENT`` says: a dict of settings, the key and the secret.
-
-    Args:
-        value: The dict; None, as for a site that has no such setting, is an empty one.
-
-    Raises:
-        ConfigurationError: It is no dict, a name in it is unknown (the nearest one is
-            told), or a value cannot be used.
-    """
-    given: Any = {} if value is None else value
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(
-            "the setting PPIO_AGENT has to be a dict of the settings of ClientConfig,"
-            f" api_key and api_secret, not {type(given).__name__}"
-        )
-    known = [*_KEYS, *(a.name for a in attrs.fields(ClientConfig) if a.init)]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(f"PPIO_AGENT has no setting {name!r}{hint}")
-    for name in _KEYS:
-        if not isinstance(given.get(name), (str, type(None))):
-            raise ConfigurationError(f"the setting {name} of PPIO_AGENT is no text")
-    settings = {name: given[name] for name in given if name not in _KEYS}
-    return SiteSettings(
-        api_key=given.get("api_key"),
-        api_secret=given.get("api_secret"),
-        config=ClientConfig(**settings),
-    )
 
 
 def check_method(method: str | None) -> None:
@@ -170,18 +119,20 @@ _TEXTS = {
 def visitor_error(error: BaseException) -> PPIOAgentError:
     """Return what a visitor is told of an error.
 
-    Only of a request that cannot be used a visitor reads why. For all else the code,
-    the request id and the status say enough; what the platform or the agent said
-    stays with the site.
+    Only of a request that was refused before it was sent a visitor reads why. For all
+    else the code, the request id and the status say enough; what the platform or the
+    agent said stays with the site.
     """
-    if isinstance(error, ValidationError):
+    # The transport names the method in every error of a call that it was given.
+    if isinstance(error, ValidationError) and error.method is None:
         return error
     if not isinstance(error, PPIOAgentError):
         return InternalServerError(_TEXTS[500])
     status = _status(error)
     told = PPIOAgentError(
         _TEXTS[status],
-        code=error.code,
+        # A peer may have said any word; those of the classes are no news.
+        code=error.code if by_code(error.code) else type(error).code,
         http_status=status,
         retryable=status in {409, 503},
         request_id=error.request_id,
@@ -232,7 +183,8 @@ class StreamFormat:
 
     Attributes:
         content_type: Of the answer.
-        opening: Sent before anything is waited for; the head goes with it.
+        opening: Sent before anything is waited for, and the head with it; empty where a
+            format has no room for it, so that the head goes with the first chunk.
         heartbeat: Sent in silence; None where a format has no room for it.
         chunk: Writes a chunk.
         error: Writes the error that ends the stream; None where only cutting the
@@ -280,11 +232,17 @@ def stream_headers(form: StreamFormat) -> dict[str, str]:
 def _event(event: SSEEvent) -> bytes:
     # The other names are the stream's own.
     name = None if event.event in {"message", "error", "end"} else event.event
-    return format_event(encode_json(decode_chunk(event.data)), event=name)
+    return format_event(_encoded(decode_chunk(event.data)), event=name)
 
 
 def _line(event: SSEEvent) -> bytes:
-    return encode_json(decode_chunk(event.data)) + b"\n"
+    return _encoded(decode_chunk(event.data)) + b"\n"
+
+
+def _encoded(chunk: Json) -> bytes:
+    """Return JSON for what was JSON, with `?` for each lone surrogate in it."""
+    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
 
 
 def _error_line(error: BaseException) -> bytes:
@@ -296,7 +254,7 @@ def _text(event: SSEEvent) -> bytes:
     piece = chunk.get("chunk") if isinstance(chunk, dict) else chunk
     if isinstance(piece, str):
         return piece.encode("utf-8", "replace")
-    return encode_json(chunk)
+    return _encoded(chunk)
 
 
 _STREAM_FORMATS: Mapping[str, StreamFormat] = {
@@ -310,7 +268,7 @@ _STREAM_FORMATS: Mapping[str, StreamFormat] = {
     ),
     "ndjson": StreamFormat(
         content_type="application/x-ndjson",
-        opening=b"",
+        opening=b"\n",
         heartbeat=b"\n",
         chunk=_line,
         error=_error_line,

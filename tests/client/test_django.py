@@ -76,7 +76,7 @@ def test_a_stream_has_its_chunks_and_headers(site: Client) -> None:
     assert response["X-Accel-Buffering"] == "no"
     expected = b': open\n\ndata: "one"\n\ndata: "two"\n\nevent: end\ndata: {}\n\n'
     assert _body(response) == expected
-    assert _body(site.get("/chat/ndjson?prompt=one two")) == b'"one"\n"two"\n'
+    assert _body(site.get("/chat/ndjson?prompt=one two")) == b'\n"one"\n"two"\n'
     response = site.get("/chat/text?prompt=one two")
     assert response["Content-Type"] == "text/plain; charset=utf-8"
     assert _body(response) == b"onetwo"

@@ -54,6 +54,7 @@ def app(platform: FakePlatform, agent: TalkingAgent) -> Iterator[Flask]:
 
     app.add_url_rule("/ask", view_func=agent_view("tpl1"))
     app.add_url_rule("/talk", view_func=agent_view("tpl.1", session_id=who))
+    app.add_url_rule("/talk-too", view_func=agent_view("tpl.1", session_id=who))
     yield app
     app.extensions["ppio_agent"].close()
 
@@ -71,7 +72,7 @@ def test_a_stream_has_its_chunks_and_headers(site: FlaskClient) -> None:
     assert response.headers["X-Accel-Buffering"] == "no"
     expected = b': open\n\ndata: "one"\n\ndata: "two"\n\nevent: end\ndata: {}\n\n'
     assert response.data == expected
-    assert site.get("/chat/ndjson?prompt=one two").data == b'"one"\n"two"\n'
+    assert site.get("/chat/ndjson?prompt=one two").data == b'\n"one"\n"two"\n'
     assert site.get("/chat/text?prompt=one two").text == "onetwo"
 
 
@@ -147,6 +148,20 @@ def test_a_failed_agent_is_a_bad_gateway(site: FlaskClient, caplog: Any) -> None
     assert response.status_code == 502
     assert b"sesame" not in response.data
     assert "the password is sesame" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/sandboxes$", "/invocations$"])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_a_peer_says_stays_with_the_site(
+    site: FlaskClient, platform: FakePlatform, path: str, status: int
+) -> None:
+    """Also where it looks like a fault of the visitor's: the site had asked."""
+    said = {"code": "validation_error", "message": "the password is sesame"}
+    platform.on("POST", path, lambda exchange: exchange.reply(status, said))
+    response = site.post("/ask", json={"prompt": "hi"})
+    assert response.status_code == 502
+    assert response.get_json()["detail"] == "the agent could not answer"
+    assert b"sesame" not in response.data
 
 
 def test_a_visitor_keeps_a_session(site: FlaskClient, platform: FakePlatform) -> None:

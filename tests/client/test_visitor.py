@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.client.stream import CancelResult
-from ppio_agent.client.visitor import SharedClient, VisitorStream
-from ppio_agent.client.web import parse_settings, stream_format
+from ppio_agent.client.visitor import SharedClient, VisitorStream, parse_settings
+from ppio_agent.client.web import stream_format
 from ppio_agent.exceptions import (
     AuthenticationError,
+    ConfigurationError,
     InvocationError,
     ValidationError,
 )
@@ -113,6 +115,20 @@ def test_a_failure_of_our_own_is_an_error_event_too() -> None:
     assert b'"status":500' in events[-1]
 
 
+def test_a_chunk_that_cannot_be_written_ends_the_run() -> None:
+    """The agent's stream has not ended by that."""
+
+    def refuse(_: SSEEvent) -> bytes:
+        raise UnicodeError("no form")
+
+    stream = Stream("a", ...)
+    form = evolve(stream_format("sse"), chunk=refuse)
+    body = VisitorStream(stream, form, heartbeat=5.0)  # type: ignore[arg-type]  # stands for one
+    assert b'"status":500' in list(body)[-1]
+    body.close()
+    wait_until(lambda: stream.cancelled == 1)
+
+
 def test_leaving_during_silence_cancels_the_run() -> None:
     """On another thread, once; the thread that read goes on and ends."""
     threads = new_threads("ppio-client-visitor")
@@ -161,6 +177,35 @@ def test_a_heartbeat_that_is_no_time_is_refused() -> None:
         visit(Stream(), heartbeat=0)
 
 
+def test_settings_are_those_of_the_client_and_its_keys() -> None:
+    """All in one dict; without one, everything is the environment's or a default."""
+    found = parse_settings({"api_key": "sk-0123456789ab", "timeout": 20})
+    assert (found.api_key, found.api_secret) == ("sk-0123456789ab", None)
+    assert found.config.timeout == 20.0
+    assert found.config.origin("timeout") == "argument"
+    assert parse_settings(None).api_key is None
+    assert "sk-0123456789ab" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"timout": 3}, "PPIO_AGENT has no setting 'timout'; did you mean 'timeout'"),
+        ({"api-key": "k"}, "has no setting 'api-key'; did you mean 'api_key'"),
+        ({7: 3}, "PPIO_AGENT has no setting 7"),
+        ({"api_key": 7}, "the setting api_key of PPIO_AGENT is no text"),
+        ({"timeout": "soon"}, "the setting timeout has to be a number"),
+        ({"base_url": "http://example.com"}, "use https"),
+        ("sk-0123456789ab", "has to be a dict .* not str"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(value: Any, told: str) -> None:
+    """With the nearest name there is; never with a value."""
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        parse_settings(value)
+    assert "sk-0123456789ab" not in str(caught.value)
+
+
 def _site(**settings: Any) -> SharedClient:
     found = parse_settings({"base_url": "http://127.0.0.1:9", "api_key": "sk-1234567"})
     return SharedClient(lambda: parse_settings(settings) if settings else found)
@@ -204,8 +249,7 @@ def test_a_child_forked_while_the_client_is_made_makes_its_own() -> None:
 
 EXITING = """
 import sys
-from ppio_agent.client.visitor import SharedClient
-from ppio_agent.client.web import parse_settings
+from ppio_agent.client.visitor import SharedClient, parse_settings
 
 site = SharedClient(
     lambda: parse_settings({"base_url": sys.argv[1], "api_key": sys.argv[2]})

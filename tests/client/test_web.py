@@ -27,35 +27,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-def test_settings_are_those_of_the_client_and_its_keys() -> None:
-    """All in one dict; without one, everything is the environment's or a default."""
-    found = web.parse_settings({"api_key": "sk-0123456789ab", "timeout": 20})
-    assert (found.api_key, found.api_secret) == ("sk-0123456789ab", None)
-    assert found.config.timeout == 20.0
-    assert found.config.origin("timeout") == "argument"
-    assert web.parse_settings(None).api_key is None
-    assert "sk-0123456789ab" not in repr(found)
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        ({"timout": 3}, "PPIO_AGENT has no setting 'timout'; did you mean 'timeout'"),
-        ({"api-key": "k"}, "has no setting 'api-key'; did you mean 'api_key'"),
-        ({7: 3}, "PPIO_AGENT has no setting 7"),
-        ({"api_key": 7}, "the setting api_key of PPIO_AGENT is no text"),
-        ({"timeout": "soon"}, "the setting timeout has to be a number"),
-        ({"base_url": "http://example.com"}, "use https"),
-        ("sk-0123456789ab", "has to be a dict .* not str"),
-    ],
-)
-def test_settings_that_cannot_be_used_are_named(value: Any, told: str) -> None:
-    """With the nearest name there is; never with a value."""
-    with pytest.raises(x.ConfigurationError, match=told) as caught:
-        web.parse_settings(value)
-    assert "sk-0123456789ab" not in str(caught.value)
-
-
 def _read(content_type: str, body: bytes = b"", form: Any = ({}, ())) -> Any:
     return web.read_request(content_type, body=lambda: body, form=lambda: form)
 
@@ -134,6 +105,17 @@ def test_an_error_tells_ids_and_nothing_of_the_inside() -> None:
     assert refused["detail"] == "the prompt is missing"
 
 
+def test_what_a_peer_refused_is_none_of_the_visitors() -> None:
+    """Nor a word that it made up; the transport says what was sent."""
+    error = x.RequestTooLargeError("more than bucket s3://internal takes")
+    error.method, error.url = "POST", "https://10.0.0.7/sandboxes"
+    assert web.problem(error)[0] == 502
+    assert b"internal" not in web.problem(error)[2]
+    made_up = x.InvocationError("no", code="the-password-is-sesame")
+    body = json.loads(web.problem(made_up)[2])
+    assert body["code"] == "invocation_failed"
+
+
 def test_when_to_come_again_is_passed_on() -> None:
     """In whole seconds, rounded up."""
     error = x.RateLimitError("slower")
@@ -161,7 +143,8 @@ def test_chunks_are_read_back_as_they_were(chunks: list[Any]) -> None:
     events = [e for e in SSEFramer().feed(body) if hasattr(e, "data")]
     assert [decode_json(e.data.encode()) for e in events[:-1]] == chunks
     assert events[-1].event == "end"
-    lines = (ndjson.heartbeat or b"").join(map(ndjson.chunk, carried)).split(b"\n")
+    said = (ndjson.heartbeat or b"").join(map(ndjson.chunk, carried))
+    lines = (ndjson.opening + said).split(b"\n")
     assert [decode_json(line) for line in lines if line] == chunks
 
 
@@ -171,6 +154,16 @@ def test_text_is_what_the_chunks_say() -> None:
     chunks = ['"a\\n"', '{"chunk": "b"}', '{"n": 1}', "null", '"\\ud800"', "no JSON"]
     said = b"".join(write(SSEEvent(chunk)) for chunk in chunks)
     assert said == b'a\nb{"n":1}null?no JSON'
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [("sse", b'data: {"?":["?"]}\n\n'), ("ndjson", b'{"?":["?"]}\n')],
+)
+def test_a_lone_surrogate_is_replaced(format: Any, said: bytes) -> None:
+    """JSON has an escape for it, and UTF-8 has not."""
+    chunk = SSEEvent('{"\\ud800": ["\\udfff"]}')
+    assert web.stream_format(format).chunk(chunk) == said
 
 
 def test_an_event_keeps_its_name() -> None:
