@@ -131,6 +131,7 @@ def invoke_agent_runtime(
 def _template(
     run: Runner, agent_id: str, endpoint: str | None, limit: Deadline
 ) -> AgentTemplate:
+    run.core.backend(limit)  # the look-up would wait for that without a limit
     find = run.core.templates.get_template
     if endpoint is None or endpoint == _DEFAULT_ENDPOINT:
         return find(agent_id, deadline=limit)

@@ -245,8 +245,12 @@ class BatchWorker:
         The error alone may be the agent's own answer: the platform's word is needed.
         """
         session = self._session
-        found_none = isinstance(error, SessionNotFoundError)
-        return found_none and session is not None and session.lost
+        return (
+            isinstance(error, SessionNotFoundError)
+            and error.code == SessionNotFoundError.code
+            and session is not None
+            and session.lost
+        )
 
     def _usable(self) -> bool:
         session = self._session

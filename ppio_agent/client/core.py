@@ -63,10 +63,13 @@ class ClientCore:
 
     def _start_afresh(self) -> None:
         """Begin without sessions and connections: at first, and in a forked child."""
-        # Guards _closed.
+        # Guards _closed and _backend.
         self._lock = threading.Lock()
         self._backend: Backend | None = None
-        self._connecting: SingleFlight[None, Backend] = SingleFlight()
+        # A plug-in or the start of the embedded platform may take its time.
+        self._connecting: SingleFlight[None, Backend] = SingleFlight(
+            thread="ppio-client-connect"
+        )
         self._book = SessionBook(self._hooks.for_client().session_changed)
         self._submissions = Submissions()
         self._templates = TemplateManager(
@@ -100,33 +103,47 @@ class ClientCore:
         """What messages call the platform."""
         return self._named[0].url if self._named else "the local platform"
 
-    def backend(self) -> Backend:
+    def backend(self, deadline: Deadline | None = None) -> Backend:
         """Return what is needed to talk to the platform; connects at first.
+
+        Args:
+            deadline: Bounds the waiting for that, which goes on for later calls.
 
         Raises:
             ClientClosedError: The client was closed.
             AuthenticationError: None was named and there is no embedded one.
+            RequestTimeoutError: The deadline passed.
         """
         self._check_open()
         backend = self._backend
         if backend is None:
-            backend = self._connecting.run(None, self._connect, Deadline.after(None))
+            deadline = deadline or Deadline.after(None)
+            backend = self._connecting.run(None, self._connect, deadline)
         return backend
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClientClosedError("the client was closed; make a new one")
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClientClosedError:
+        return ClientClosedError("the client was closed; make a new one")
 
     def _connect(self) -> Backend:
-        if self._backend is None:
-            self._backend = connect(
-                self._config,
-                self._hooks,
-                named=self._named,
-                api_secret=self.given[1],
-                on_leftover=self._book.add_leftover,
-            )
-        return self._backend
+        if self._backend is not None:
+            return self._backend
+        backend = connect(
+            self._config,
+            self._hooks,
+            named=self._named,
+            api_secret=self.given[1],
+            on_leftover=self._book.add_leftover,
+        )
+        with self._lock:
+            if not self._closed:
+                self._backend = backend
+                return backend
+        backend.control.transport.close()
+        raise self._closed_error()
 
     def close(self) -> None:
         """End everything, once; see `AgentRuntimeClient.close`."""
@@ -134,10 +151,10 @@ class ClientCore:
             if self._closed:
                 return
             self._closed = True
+            control = self._backend.control if self._backend else None
         deadline = Deadline.after(_CLOSE_LIMIT)
         error = ClientClosedError("the client was closed while this went on")
         self._submissions.close(error, deadline.bound(_SUBMISSIONS_LIMIT))
-        control = self._backend.control if self._backend else None
         failures = self._book.close(error, control, deadline)
         for sandbox_id, failure in failures.items():
             _log.error(

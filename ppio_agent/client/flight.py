@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.exceptions import PPIOAgentError, RequestTimeoutError
 from ppio_agent.transport import CallHandle, waiting
 
@@ -40,10 +42,15 @@ class SingleFlight(Generic[_K, _T]):
     (`KeyboardInterrupt`), whose own time is up or whose `CallScope` is aborted, is not
     followed: one of the waiting takes its place.
 
+    Args:
+        thread: Name of a thread to run it in, for what keeps to no deadline and no
+            scope: the first caller waits as the others do then.
+
     Thread safety: thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, thread: str | None = None) -> None:
+        self._thread = thread
         # Guards _flights.
         self._lock = threading.Lock()
         self._flights: dict[_K, _Flight[_T]] = {}
@@ -65,7 +72,7 @@ class SingleFlight(Generic[_K, _T]):
                 leads = flight is None
                 if flight is None:
                     flight = self._flights[key] = _Flight()
-            if leads:
+            if leads and not self._leads_apart(key, flight, fetch):
                 return self._lead(key, flight, fetch, deadline)
             self._follow(flight, deadline)
             if flight.error is not None:
@@ -90,6 +97,23 @@ class SingleFlight(Generic[_K, _T]):
             finally:
                 with self._lock:
                     flight.followers.discard(handle)
+
+    def _leads_apart(
+        self, key: _K, flight: _Flight[_T], fetch: Callable[[], _T]
+    ) -> bool:
+        """Lead in a thread of its own; tell whether there is one."""
+
+        def lead() -> None:
+            with contextlib.suppress(Exception):  # those who wait raise it
+                self._lead(key, flight, fetch, Deadline.after(None))
+
+        if self._thread is None:
+            return False
+        try:
+            start_thread(self._thread, lead)
+        except NoThreadError:  # at exit Python 3.12.1 starts none
+            return False
+        return True
 
     def _lead(
         self,

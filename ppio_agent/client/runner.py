@@ -53,9 +53,9 @@ class Runner:
         total = self.config.timeout if isinstance(timeout, Unset) else timeout
         return seconds("timeout", total)
 
-    def launcher(self) -> Launcher:
-        """Return what makes sandboxes, with these settings."""
-        launcher = self.core.backend().launcher
+    def launcher(self, limit: Deadline | None = None) -> Launcher:
+        """Return what makes sandboxes, with these settings; waits until `limit`."""
+        launcher = self.core.backend(limit).launcher
         if self.config is launcher.config:
             return launcher
         transport = launcher.control.transport
@@ -73,7 +73,7 @@ class Runner:
     ) -> SandboxSession:
         """Create a sandbox and return the session on it; see `create_session`."""
         options = SandboxOptions.make(self.config, session_id, **sandbox)
-        launcher = self.launcher()
+        launcher = self.launcher(limit)
         template = self.core.templates.get_template(template_id, deadline=limit)
         return self.core.book.open(launcher, template, options, deadline=limit)
 
@@ -167,7 +167,7 @@ class Runner:
         limit = call.deadline
 
         def session() -> SandboxSession:
-            launcher = self.launcher()
+            launcher = self.launcher(limit)
             template = self.core.templates.get_template(template_id, deadline=limit)
             return self.core.book.conversation(
                 launcher, template, options, deadline=limit
@@ -176,9 +176,10 @@ class Runner:
         held = session()
         try:
             return run(held, call)
-        except SessionNotFoundError:
-            # What was ended here may have reached the agent.
-            if call.handle.error is not None or not held.lost:
+        except SessionNotFoundError as error:
+            died = held.lost and error.code == SessionNotFoundError.code
+            # Another code, or an abort: the call may have reached the agent.
+            if not died or call.handle.error is not None:
                 raise
         return run(session(), call)
 
@@ -191,7 +192,7 @@ class Runner:
     ) -> Batch:
         """Begin to run an agent for many requests; see `invoke_many`."""
         options = SandboxOptions.make(self.config, None, **sandbox)
-        launcher = self.launcher()
+        launcher = self.launcher(plan.deadline)
         launcher.control.transport.allow_connections(plan.workers)
         template = self.core.templates.get_template(template_id, deadline=plan.deadline)
 

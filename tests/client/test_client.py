@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent.client import AgentRuntimeClient, ClientConfig, InvocationRequest
+from ppio_agent.client.connection import Backend, connect
 from ppio_agent.exceptions import (
     AuthenticationError,
     ClientClosedError,
     InvocationCancelledError,
     InvocationError,
+    RequestTimeoutError,
     SessionNotFoundError,
     TemplateNotFoundError,
     ValidationError,
@@ -377,6 +380,28 @@ class TestEnd:
         assert platform.alive == ["sb1"]
 
 
+class SlowPlatform:
+    """A plug-in that knows the platform, once it is let go."""
+
+    def __init__(self, url: str) -> None:
+        self.go_on = threading.Event()
+        self.starts = 0
+        self._url = url
+
+    @hookimpl
+    def ppio_default_platform(self, config: object) -> tuple[str, str]:
+        self.starts += 1
+        assert self.go_on.wait(10)
+        return self._url, KEY
+
+
+@pytest.fixture
+def slow(platform: FakePlatform) -> Iterator[SlowPlatform]:
+    slow = SlowPlatform(platform.url)
+    yield slow
+    slow.go_on.set()
+
+
 class TestPlatformOfChoice:
     def test_no_key_names_the_variable(self, platform: FakePlatform) -> None:
         """Whoever gives an address and no key is told what to set."""
@@ -404,6 +429,49 @@ class TestPlatformOfChoice:
         assert len(asked) == 1
         sent = platform.seen("POST", "/sandboxes")[0].headers
         assert sent["x-api-key"] == "sk-of-the-local-platform"
+
+    def test_its_start_is_waited_for_no_longer_than_a_call_may_take(
+        self, slow: SlowPlatform
+    ) -> None:
+        """Nor after its scope was aborted; later calls find what the first began."""
+        scope = CallScope()
+        with AgentRuntimeClient(plugins=[slow]) as client:
+            with pytest.raises(RequestTimeoutError):
+                client.invoke_agent("tpl1", "Hi", timeout=0.05)
+            with pytest.raises(RequestTimeoutError):
+                client.invoke_agent_runtime("tpl1", "Hi", timeout=0.05)
+            with ThreadPoolExecutor(1) as threads, scope.running():
+                threads.submit(lambda: scope.abort(InvocationCancelledError("enough")))
+                with pytest.raises(InvocationCancelledError, match="enough"):
+                    client.list_templates()
+            slow.go_on.set()
+
+            assert client.invoke_agent("tpl1", "Hi").status == "success"
+
+        assert slow.starts == 1
+
+    def test_a_client_that_is_closed_while_it_starts_leaves_no_connection(
+        self, slow: SlowPlatform, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever waits for it is told, and what comes late is closed at once."""
+        made: list[Backend] = []
+
+        def connecting(*args: Any, **about: Any) -> Backend:
+            made.append(connect(*args, **about))
+            return made[0]
+
+        monkeypatch.setattr("ppio_agent.client.core.connect", connecting)
+        client = AgentRuntimeClient(plugins=[slow])
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(client.list_templates)
+            wait_until(lambda: slow.starts)
+            client.close()
+            slow.go_on.set()
+            with pytest.raises(ClientClosedError):
+                waiting.result(5)
+
+        with pytest.raises(ClientClosedError):
+            made[0].control.list_templates(Deadline.after(1.0))
 
     def test_configured_headers_reach_both_planes(
         self, make_client: Make, platform: FakePlatform
