@@ -246,9 +246,14 @@ class TemplateNotFoundError(NotFoundError):
 
 
 class SessionNotFoundError(NotFoundError):
-    """The sandbox behind a session does not exist, or no longer."""
+    """The sandbox behind a session does not exist, or no longer.
+
+    Its code is ``session_lost`` if it ended during an invocation, after an attempt that
+    may have reached the agent; else nothing was run.
+    """
 
     code = "session_not_found"
+    lost_code = "session_lost"
 
 
 class SessionClosedError(SessionNotFoundError):

@@ -179,6 +179,8 @@ class AgentPort:
                     asked += max(1, error.attempts)
                     self._wait_to_join(call, error, asked)
         except BaseException as error:
+            if type(error) is SessionNotFoundError and call.handle.may_have_run:
+                error.code = error.lost_code
             if call.was_given_up(error) and self._runs_once():
                 self._stop(call)
             raise
@@ -197,6 +199,7 @@ class AgentPort:
         )
         if delay is None:
             raise error
+        call.handle.may_have_run = True
         call.handle.pause(Deadline.after(delay))
 
     def _runs_once(self) -> bool:

@@ -35,6 +35,7 @@ from .state import (
     Action,
     SessionState,
     SessionStatus,
+    closed_error,
     seconds_left,
     state_of,
 )
@@ -337,7 +338,7 @@ class SandboxHold:
         is the parent's.
         """
         ours = self._pulse.begin_close()
-        self.abort(self._pulse.closed_error())
+        self.abort(closed_error(self._sandbox_id))
         if ours:
             with shielded():
                 limit = Deadline.after(_KILL_LIMIT)

@@ -8,14 +8,10 @@ from contextlib import contextmanager
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent.exceptions import (
-    ConflictError,
-    RequestTimeoutError,
-    SessionClosedError,
-)
+from ppio_agent.exceptions import ConflictError, RequestTimeoutError
 from ppio_agent.transport import CallHandle
 
-from .state import Action, SessionState, closed_error, refusal
+from .state import Action, SessionState, refusal
 
 __all__ = ["SessionPulse"]
 
@@ -98,10 +94,6 @@ class SessionPulse:
         if refused is not None:
             raise refused
 
-    def closed_error(self) -> SessionClosedError:
-        """Return the error of using this session after its end."""
-        return closed_error(self._sandbox_id, gone=self._gone_by_itself)
-
     def admit(self, call: CallHandle) -> None:
         """Count a call in; raise if the session takes none."""
         with self._changed:
@@ -159,13 +151,14 @@ class SessionPulse:
         """Note a state that was seen, unless it has changed `since` this version.
 
         Who asks the platform may hear of what was before another thread's `pause`. And
-        what was given up here stays given up.
+        what was given up or closed here stays so, also if its sandbox lives.
         """
         with self._changed:
             before = self._state
             if self._changing or since != self._version:
                 return
-            if before is SessionState.INACTIVE and self._gone:
+            given_up = before is SessionState.INACTIVE and self._gone
+            if given_up or before is SessionState.CLOSED:
                 return
             self._move_locked(state)
         self._tell(before, state)

@@ -178,11 +178,13 @@ def paused_error(sandbox_id: str) -> InvocationError:
     )
 
 
-def closed_error(sandbox_id: str, *, gone: bool) -> SessionClosedError:
+def closed_error(sandbox_id: str, *, gone: bool = False) -> SessionClosedError:
     """Return the error of using a session that has ended.
 
-    Its code is that of `SessionNotFoundError` if the sandbox was `gone` by itself: no
-    call was in it then, so whoever starts anew runs nothing twice.
+    Args:
+        sandbox_id: For the message.
+        gone: Whether a call is refused since the sandbox ended by itself. The code is
+            that of `SessionNotFoundError` then: who starts anew runs nothing twice.
     """
     why = "its sandbox is gone" if gone else "it was closed"
     return SessionClosedError(

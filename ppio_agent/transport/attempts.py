@@ -400,6 +400,8 @@ class Attempts(Generic[_T]):
         )
         if retry is None:
             return False
+        if outcome.may_have_run:
+            self._call.may_have_run = True
         if self._observer is not None:
             self._observer.retries(error, outcome.status, retry.delay)
         _log.info(

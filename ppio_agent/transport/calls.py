@@ -22,10 +22,16 @@ class CallHandle:
     Give one to `Transport.send` or `Transport.stream` and keep it. A handle belongs to
     one call.
 
+    Attributes:
+        error: What it was aborted with, or None.
+        may_have_run: Whether an attempt that another one followed may have been obeyed.
+
     Thread safety: thread-safe; `abort` may also be called by a signal handler.
     """
 
-    __slots__ = ("_event", "_lock", "_pid", "_scope", "_socket", "error")
+    __slots__ = (
+        "_event", "_lock", "_pid", "_scope", "_socket", "error", "may_have_run",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         # Guards the fields below. Re-entrant, since a signal handler that aborts runs
@@ -36,6 +42,7 @@ class CallHandle:
         self._pid = os.getpid()
         self._scope: CallScope | None = None
         self.error: PPIOAgentError | None = None
+        self.may_have_run = False
 
     def begin(self) -> None:
         """Say that the call is on its way, in the scope that its thread is in.

@@ -100,6 +100,14 @@ class Outcome:
     retryable: bool | None = None
     nothing_ran: bool = False
 
+    @property
+    def may_have_run(self) -> bool:
+        """Whether the peer may have begun to do what it was asked."""
+        if self.failure is not None:
+            return self.failure is not Failure.CONNECT
+        # The others of those that are tried again refuse before anything begins.
+        return self.status in {409, 500, 502, 504} and not self.nothing_ran
+
 
 @frozen
 class Retry:

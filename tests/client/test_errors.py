@@ -10,6 +10,7 @@ import logging
 import pickle
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ from ppio_agent.exceptions import (
     RateLimitError,
     RequestTimeoutError,
     ServiceUnavailableError,
+    SessionClosedError,
+    SessionNotFoundError,
     TemplateNotFoundError,
     ValidationError,
 )
@@ -250,6 +253,56 @@ class TestRetries:
 
         assert response.sandbox_id == "sb2"
         assert len(platform.seen("POST", "/inv")) == 3
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_a_sandbox_that_ends_under_its_call(
+        self, make_client: Make, platform: FakePlatform, begun: bool
+    ) -> None:
+        """The agent may have run, so no call goes to another sandbox by itself."""
+        client = make_client(max_retries=3)
+
+        def end(exchange: Exchange) -> None:
+            sandbox = exchange.sandbox
+            assert sandbox is not None
+            if sandbox.state == "killed":
+                return
+            sandbox.state = "killed"
+            platform.killed.append(sandbox.sandbox_id)
+            if begun:
+                exchange.start_stream(content_type="application/json")
+            exchange.cut()
+
+        with platform.overriding("POST", "/inv", end):
+            with pytest.raises(SessionNotFoundError) as caught:
+                client.invoke_agent("tpl1", "Hi", session_id="s")
+            plan = client.invoke_many("tpl1", ["Hi"], return_exceptions=True)
+            (item,) = plan.results()
+
+        assert caught.value.code == "session_lost"
+        assert isinstance(item, SessionNotFoundError)
+        assert len(platform.sandboxes) == 2
+        assert client.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id == "sb3"
+
+    def test_a_closed_session_is_no_reason_to_run_twice(
+        self, make_client: Make, platform: FakePlatform
+    ) -> None:
+        """Though its sandbox is known to be gone: the call was in it."""
+        client = make_client()
+        client.invoke_agent("tpl1", "Hi", session_id="s")
+        (session,) = client._run.core.book.sessions()
+        reached, release = threading.Event(), threading.Event()
+        hang = lambda _: (reached.set(), release.wait(5))  # noqa: E731 - it is short
+        with platform.overriding("POST", "/inv", hang):
+            future = client.submit("tpl1", "Hi", session_id="s")
+            assert reached.wait(5)
+            platform.killed.append("sb1")
+            session.get_status()
+            session.close()
+            error = future.exception(5)
+            release.set()
+
+        assert isinstance(error, SessionClosedError)
+        assert list(platform.sandboxes) == ["sb1"]
 
     def test_an_envelope_is_the_end_of_a_run(
         self, make_client: Make, platform: FakePlatform

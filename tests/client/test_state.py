@@ -137,6 +137,15 @@ class TestPulse:
         assert stale is SessionState.PAUSED
         assert pulse.state is SessionState.ACTIVE
 
+    def test_what_was_closed_stays_closed(self) -> None:
+        """Also if its sandbox could not be killed, and is seen alive."""
+        pulse = SessionPulse("sb1")
+        pulse.begin_close()
+        pulse.observe(SessionState.ACTIVE, since=pulse.version)
+
+        assert pulse.state is SessionState.CLOSED
+        assert pulse.begin_close() is True
+
     def test_nor_do_news_in_the_middle_of_a_change(self) -> None:
         """The transition knows better."""
         pulse = SessionPulse("sb1")

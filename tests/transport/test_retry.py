@@ -86,6 +86,25 @@ def test_a_closed_kept_connection_is_replaced_without_counting() -> None:
     assert _decide(stale, NO_RETRY) == Retry(0.0, counted=False)
 
 
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"failure": Failure.CONNECT}, False),
+        ({"failure": Failure.NO_ANSWER}, True),
+        ({"failure": Failure.NO_ANSWER, "reused": True}, True),
+        ({"failure": Failure.CUT}, True),
+        ({"status": 429}, False),
+        ({"status": 503}, False),
+        ({"status": 504}, True),
+        ({"status": 502}, True),
+        ({"status": 502, "nothing_ran": True}, False),
+    ],
+)
+def test_what_may_have_been_obeyed(how: dict[str, object], expected: bool) -> None:
+    """All that was sent and not refused."""
+    assert evolve(ONCE, **how).may_have_run is expected
+
+
 def test_the_number_of_attempts_is_bounded() -> None:
     """`max_retries` further attempts follow the first."""
     made = [_goes_on(evolve(GET, number=n), status=503) for n in range(1, 6)]

@@ -28,6 +28,7 @@ from ppio_agent.exceptions import (
     RequestTooLargeError,
     ResponseTooLargeError,
     ServiceUnavailableError,
+    SessionNotFoundError,
     TemplateNotFoundError,
     ValidationError,
 )
@@ -36,6 +37,7 @@ from ppio_agent.testing import (
     FaultServer,
     Peer,
     Received,
+    Script,
     chunks,
     cut,
     drip,
@@ -380,6 +382,25 @@ def test_a_run_once_peer_is_asked_again(serve: Serve, transport: Transport) -> N
     assert (response.body, response.attempts) == (b"done", 2)
     with pytest.raises(NetworkError):
         transport.send(_post(server, headers={**KEY, "PPIO-Sandbox-Id": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [(cut(), True), (reply(429, b"", {"Retry-After": "0.001"}), False)],
+)
+def test_a_sandbox_that_ends_between_two_attempts(
+    serve: Serve, first: Script, expected: bool
+) -> None:
+    """The handle tells whether the agent may have run."""
+    body = b'{"sandboxId": "s-1", "message": "not found", "code": 502}'
+    server = serve(in_turn(first, reply(502, body)))
+    handle = CallHandle()
+    with (
+        Transport(random=lambda: 0.0) as transport,
+        pytest.raises(SessionNotFoundError),
+    ):
+        transport.send(_post(server, headers=KEY, run_once=True), call=handle)
+    assert handle.may_have_run is expected
 
 
 def test_a_refused_connection_is_tried_again(serve: Serve) -> None:
