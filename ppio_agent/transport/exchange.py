@@ -261,6 +261,10 @@ class Exchange:
     def _read_some(self) -> bytes:
         inflater = self._inflater
         if inflater is not None and inflater.pending:
+            # No socket tells of the time here, and little that was sent can be much.
+            self._call.check()
+            if self._deadline.expired:
+                raise self._timed_out("body")
             return inflater.feed(b"", _PIECE_BYTES)
         if self._body.done:
             return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import ssl
 import threading
@@ -103,6 +104,32 @@ def test_a_compressed_stream_is_read_as_it_comes(
     server = serve(chunks(*pieces, headers={"Content-Encoding": "gzip"}))
     with transport.stream(_request(server)) as stream:
         assert _all(stream) == b"one" + b"two" * 100_000
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_time_and_abort_count_inside_what_is_decompressed(
+    serve: Serve, transport: Transport, aborted: bool
+) -> None:
+    """A small answer can be a lot to read, without a look at the network."""
+    import zlib
+
+    packed = zlib.compress(bytes(1 << 22), wbits=31)
+    server = serve(chunks(packed, headers={"Content-Encoding": "gzip"}))
+    call = CallHandle()
+    later = threading.Event()
+
+    def clock() -> float:
+        if later.is_set() and aborted:
+            call.abort(StreamClosedError("enough"))
+        return float(later.is_set() and not aborted)
+
+    request = _request(server, deadline=Deadline(1.0, clock=clock))
+    with transport.stream(request, call=call) as stream:
+        assert stream.read()
+        later.set()
+        with pytest.raises((RequestTimeoutError, StreamClosedError)) as caught:
+            stream.response()
+    assert isinstance(caught.value, StreamClosedError) == aborted
 
 
 # Acceptance 8
@@ -373,3 +400,53 @@ def test_tls_without_a_trusted_certificate_is_refused(
         transport.stream(_request(server))
     assert (caught.value.attempts, caught.value.retryable) == (1, False)
     assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_a_forked_child_reads_nothing_of_a_stream(
+    serve: Serve, transport: Transport, reading: bool
+) -> None:
+    """It would take away what its parent waits for, even while that reads."""
+    go = threading.Event()
+
+    def script(peer: Peer, _request: Received) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\none")
+        go.wait(5.0 * SLOW)
+        peer.send(b"two")
+
+    stream = transport.stream(_request(serve(script)))
+    assert stream.read() == b"one"
+    rest: list[bytes] = []
+    reader = threading.Thread(target=lambda: rest.append(_all(stream)))
+    if reading:
+        reader.start()
+        wait_until(lambda: stream._state._reading)
+    pid = os.fork()
+    if pid == 0:
+        failed = True
+        try:
+            with pytest.raises(StreamClosedError, match="the process that opened"):
+                stream.read()
+            stream.close()
+            failed = not stream.closed
+        finally:
+            os._exit(failed)
+    assert os.waitpid(pid, 0)[1] == 0
+    go.set()
+    if not reading:
+        reader.start()
+    reader.join(5.0 * SLOW)
+    assert rest == [b"two"]
+
+
+def test_a_forked_child_may_close_a_stream_first(
+    serve: Serve, transport: Transport
+) -> None:
+    """It only lets go of its own end of the connection."""
+    with transport.stream(_request(serve(chunks(b"one", b"two")))) as stream:
+        pid = os.fork()
+        if pid == 0:
+            stream.close()
+            os._exit(not stream.closed)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert _all(stream) == b"onetwo"
