@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
@@ -169,8 +169,8 @@ class Exchange:
         """Whether it is a ping that no healthy agent answered."""
         return self.asked.path == "/ping" and self.status != 200
 
-    def to_line(self) -> bytes:
-        """Return it as a line of JSON."""
+    def to_line(self, hide: Callable[[str], str] = str) -> bytes:
+        """Return it as a line of JSON; `hide` takes the secrets out of its texts."""
         asked = self.asked
         line: dict[str, Json] = {
             "request": {"method": asked.method, "path": asked.path, "body": asked.body}
@@ -185,7 +185,7 @@ class Exchange:
             line["left"] = True
         if self.error is not None:
             line["error"] = _to_facts(self.error)
-        return encode_json(line) + b"\n"
+        return encode_json(_changed(line, hide)) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Exchange:
@@ -207,6 +207,17 @@ class Exchange:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _changed(value: Json, change: Callable[[str], str]) -> Json:
+    """Return a value with its texts changed; the keys are the format's, and stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _changed(member, change) for key, member in value.items()}
+    return value
 
 
 def _to_facts(error: PPIOAgentError) -> dict[str, Json]:

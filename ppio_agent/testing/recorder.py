@@ -42,7 +42,7 @@ class Recorder:
     the address, headers, ids of 32 hexadecimal digits and UUIDs. Secrets are not
     recorded: of a request no header at all, and ``***`` for keys, tokens and what
     `secrets` names, wherever they occur. An answer replays with the pieces it came in,
-    at once.
+    at once, and asks no plug-in how to authenticate.
 
     Args:
         path: The file, JSON lines; its folder is made.
@@ -108,7 +108,8 @@ class Recorder:
             UnrecordedRequestError: It is not in the recording.
         """
         named = request.kind != "agent"
-        if request.auth is not None:
+        # Asking may mean to fetch a token, which a replay has no use for.
+        if request.auth is not None and not self.replays:
             headers = request.auth(request, False)  # noqa: FBT003 - the form of Auth
             self._learn(headers)
         asked = Asked.of(
@@ -161,7 +162,7 @@ class Recorder:
 
     def _write(self, exchange: Exchange) -> None:
         pieces = hide_pieces(exchange.pieces, self._redactor)
-        line = evolve(exchange, pieces=pieces).to_line()
+        line = evolve(exchange, pieces=pieces).to_line(self._redactor.text)
         with self._lock:
             with self._path.open("ab" if self._started else "wb") as file:
                 if not self._started:

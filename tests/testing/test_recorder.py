@@ -22,6 +22,7 @@ from ppio_agent.exceptions import (
     UnrecordedRequestError,
     ValidationError,
 )
+from ppio_agent.hooks import hookimpl
 from ppio_agent.testing import Recorder
 from tests.support_platform import KEY, Exchange, FakePlatform, echo_agent
 
@@ -327,6 +328,47 @@ def test_no_secret_is_recorded(platform: FakePlatform, cassette: Path) -> None:
         assert token not in text
     assert "plain" in text
     assert _replay(cassette, run, secrets=["hush-hush"]) == "word"
+
+
+def test_no_secret_is_recorded_of_an_error(
+    platform: FakePlatform, cassette: Path
+) -> None:
+    """Neither in its words nor beside them."""
+
+    def refuse(exchange: Exchange) -> None:
+        told = {"code": 400, "message": "nobody is called hush-hush"}
+        exchange.reply(400, told, {"X-Request-Id": "of-hush-hush"})
+
+    platform.on("POST", "/sandboxes$", refuse)
+    run = _caught(lambda client: client.invoke_agent("tpl1", "hi"))
+    assert (
+        "hush-hush" in _record(platform, cassette, run, secrets=["hush-hush"]).message
+    )
+    assert "hush-hush" not in cassette.read_text()
+    assert "nobody is called ***" in _replay(cassette, run).message
+
+
+def test_a_replay_asks_no_plug_in_how_to_authenticate(
+    platform: FakePlatform, cassette: Path
+) -> None:
+    """It may need a network for that, and there is nobody to be shown the answer."""
+    asked = []
+
+    class Tokens:
+        @hookimpl
+        def ppio_client_auth(self, config: object) -> Tokens:
+            del config
+            return self
+
+        def headers(self, request: object, *, refresh: bool = False) -> dict[str, str]:
+            asked.append((request, refresh))
+            return {"Authorization": "Bearer of-the-day"}
+
+    _record(platform, cassette, lambda client: client.list_templates())
+    plugins = [Recorder(cassette), Tokens()]
+    with AgentRuntimeClient(plugins=plugins) as client:
+        assert client.list_templates()
+    assert asked == []
 
 
 def test_a_secret_in_two_pieces_is_hidden(
