@@ -25,6 +25,7 @@ from ppio_agent import (
     SandboxSession,
     TemplateNotFoundError,
 )
+from ppio_agent.client import pool
 
 AGENT = Path(__file__).parent / "agent_runtime" / "sales_agent"
 QUESTIONS = [
@@ -111,9 +112,7 @@ def pause_and_resume(session: SandboxSession, pid: int) -> None:
 def batch(client: AgentRuntimeClient, template: str) -> None:
     """Fifty questions over eight threads."""
     with step(f"asked {len(QUESTIONS)} questions over 8 threads") as notes:
-        run = client.invoke_many(
-            template, QUESTIONS, max_workers=8, sessions=8, progress=True
-        )
+        run = client.invoke_many(template, QUESTIONS, sessions=pool(8), progress=True)
         with run:
             answers = [item.response for item in run]
         notes.append(f"the last: {str(answers[-1])[:60]}…")

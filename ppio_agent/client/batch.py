@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import evolve
@@ -28,7 +29,8 @@ class Batch(Closing):
     """The items of a batch, as they come; work has begun when it is made.
 
     Iterate it, or take `results`. Leaving early, by `close`, an error or an
-    interrupt, drops what has not begun, aborts what runs and kills the sandboxes.
+    interrupt, drops what has not begun, aborts what runs, kills the sandboxes and
+    closes the input if it is a generator.
 
     Thread safety: one thread iterates; `close` may come from any other, and whoever
     iterates then gets a `BatchError`. A forked child cannot go on with it.
@@ -99,8 +101,13 @@ class Batch(Closing):
 
     def __del__(self) -> None:
         crew = getattr(self, "_crew", None)
-        if crew is not None and self._pid == os.getpid():
-            crew.stop()
+        if crew is not None and self._pid == os.getpid() and crew.stop():
+            warnings.warn(
+                "a batch was let go of before its end; close it, or use `with`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
 
 def _check(journal: BatchJournal, requests: Sequence[AgentRequest]) -> None:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sized
+from collections.abc import Generator, Iterable, Sized
 from contextvars import copy_context
 
 from ppio_agent._util.clock import Deadline
@@ -80,6 +80,7 @@ class BatchCrew:
         self._wanted = plan.workers
         self._hired: list[BatchWorker] = []
         self._running: set[BatchWorker] = set()
+        self._leaving: set[BatchWorker] = set()  # those of _running without sandboxes
         self._teller: ProgressTeller | None = None
 
     def start(self) -> None:
@@ -121,11 +122,11 @@ class BatchCrew:
                 raise
             _log.warning("a batch goes on with %d workers: %s", self._wanted, error)
 
-    def stop(self) -> None:
-        """Drop what has not begun and abort what runs. Idempotent."""
+    def stop(self) -> bool:
+        """Drop what has not begun and abort what runs; return whether it was on."""
         with self._lock:
             if self._stopped:
-                return
+                return False
             self._stopped = True
             workers = tuple(self._running)
             self._wake_all_locked()
@@ -136,7 +137,8 @@ class BatchCrew:
                 )
             )
         if not workers:
-            self._close_journal()
+            self._let_go()
+        return True
 
     def wait(self, timeout: float) -> None:
         """Wait until the workers have ended their sandboxes.
@@ -385,7 +387,8 @@ class BatchCrew:
         had_sandbox = worker.has_sandbox
         worker.end()
         with self._lock:
-            last = len(self._running) == 1
+            self._leaving.add(worker)
+            last = self._running <= self._leaving
         if last:
             self._sweep()
         with self._lock:
@@ -394,10 +397,11 @@ class BatchCrew:
             if self._puller is worker:
                 self._puller = None
             self._running.discard(worker)
+            self._leaving.discard(worker)
             self._wake_all_locked()
             close = self._stopped and not self._running
         if close:
-            self._close_journal()
+            self._let_go()
         if self._teller is not None:
             self._teller.change()
 
@@ -409,6 +413,15 @@ class BatchCrew:
             self._supply.kill_leftovers(but=())
         except PPIOAgentError as error:
             _log.warning("looking for a batch's leftover sandboxes failed: %s", error)
+
+    def _let_go(self) -> None:
+        """Close what the batch has taken from; no worker is left."""
+        self._close_journal()
+        if isinstance(self._source, Generator):
+            try:
+                self._source.close()
+            except Exception:  # noqa: BLE001 - the caller's code; nobody waits for it
+                _log.exception("closing the input of a batch failed")
 
     def _close_journal(self) -> None:
         if self._journal is not None:

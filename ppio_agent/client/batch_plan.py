@@ -68,7 +68,7 @@ class BatchPlan:
 
     deadline: Deadline
     max_workers: int = field(default=8, validator=_positive)
-    sessions: Literal["per-request"] | Pool | int = field(default="per-request")
+    sessions: Literal["per-request"] | Pool = field(default="per-request")
     ordered: bool = True
     return_exceptions: bool = False
     timeout: float | None = None
@@ -78,19 +78,14 @@ class BatchPlan:
 
     @sessions.validator
     def _known(self, _: object, value: object) -> None:
-        if value == "per-request" or isinstance(value, Pool):
-            return
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValidationError(
-                'sessions has to be "per-request", pool(n) or a number greater than 0'
-            )
+        if value != "per-request" and not isinstance(value, Pool):
+            raise ValidationError('sessions has to be "per-request" or pool(n)')
 
     @property
     def workers(self) -> int:
         """How many items run at a time."""
-        if isinstance(self.sessions, Pool):
-            return self.sessions.size
-        return self.sessions if isinstance(self.sessions, int) else self.max_workers
+        pooled = self.sessions
+        return pooled.size if isinstance(pooled, Pool) else self.max_workers
 
     @property
     def ahead(self) -> int:

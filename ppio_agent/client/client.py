@@ -24,7 +24,7 @@ from .limits import seconds
 from .reference import SessionRef
 from .runner import Runner
 from .session import SandboxSession
-from .state import SessionStatus
+from .state import SessionState, SessionStatus
 from .stream import StreamingResponse
 from .template import TemplateManager
 
@@ -234,7 +234,9 @@ class AgentRuntimeClient(Closing):
 
     def list_sessions(self) -> tuple[SessionStatus, ...]:
         """Return what is known of this client's live sessions, without asking."""
-        return tuple(s.snapshot() for s in self._run.core.book.sessions())
+        found = (s.snapshot() for s in self._run.core.book.sessions())
+        # One that could not be ended is kept, to be ended with the client.
+        return tuple(s for s in found if s.state is not SessionState.CLOSED)
 
     def close_session(self, session_id: str) -> bool:
         """Close this client's session of this session id or sandbox id.
@@ -425,7 +427,7 @@ class AgentRuntimeClient(Closing):
         requests: Iterable[AgentRequest],
         *,
         max_workers: int = 8,
-        sessions: Literal["per-request"] | Pool | int = "per-request",
+        sessions: Literal["per-request"] | Pool = "per-request",
         ordered: bool = True,
         return_exceptions: bool = False,
         on_progress: Callable[[BatchProgress], object] | None = None,
@@ -442,9 +444,9 @@ class AgentRuntimeClient(Closing):
             requests: What `invoke_agent` takes, each; may be endless, since at most
                 four a worker are taken ahead of whoever iterates the batch.
             max_workers: How many run at a time.
-            sessions: ``"per-request"``: a sandbox for each request. A number, or
-                ``pool(n)``: so many sandboxes, and so as many workers, each running
-                one item after another.
+            sessions: ``"per-request"``: a sandbox for each request. ``pool(n)``: so
+                many sandboxes, and so as many workers, each running one item after
+                another.
             ordered: Give the items in input order, else as they end.
             return_exceptions: Put an error into its item; else the first one is
                 raised, after what runs was aborted and what has not begun dropped.
@@ -460,7 +462,7 @@ class AgentRuntimeClient(Closing):
 
         Returns:
             An iterator of `BatchItem`, and a context manager. Leaving it early kills
-            its sandboxes.
+            its sandboxes and closes `requests`, if that is a generator.
 
         Raises:
             TemplateNotFoundError: There is no such template.

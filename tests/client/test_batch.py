@@ -9,12 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import NoThreadError, start_thread
-from ppio_agent.client import AgentRuntimeClient, BatchProgress, Pool, pool
+from ppio_agent.client import AgentRuntimeClient, BatchProgress, pool
+from ppio_agent.client.batch import BatchPlan
+from ppio_agent.client.batch_crew import BatchCrew
+from ppio_agent.client.batch_worker import BatchWorker, Ended, Job
 from ppio_agent.exceptions import (
     BatchError,
     ClientClosedError,
@@ -27,6 +32,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.transport import CallScope
+from ppio_agent.wire.models import InvocationResponse
 from tests.support import SLOW, new_threads, wait_until
 from tests.support_platform import (
     LIKE_A_DEAD_SANDBOX,
@@ -89,12 +95,11 @@ class TestItems:
 
         assert [r.result["echo"]["prompt"] for r in results] == PROMPTS
 
-    @pytest.mark.parametrize("sessions", [3, pool(3)])
     def test_a_pool_uses_its_sandboxes_again(
-        self, client: AgentRuntimeClient, platform: FakePlatform, sessions: Pool | int
+        self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
         """n sandboxes for all items, one at a time in each, none left."""
-        batch = client.invoke_many("tpl1", PROMPTS, sessions=sessions)
+        batch = client.invoke_many("tpl1", PROMPTS, sessions=pool(3))
         used = {item.response.sandbox_id for item in batch if item.response}
         batch.close()
 
@@ -259,6 +264,52 @@ class TestItems:
         assert platform.alive == []
 
 
+class Polite:
+    """A lock whose holder lets others in before it goes on."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        threading.Event().wait(0.002)
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def test_one_of_the_workers_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one that ends its sandbox, also of two that do so together."""
+    sweeps: list[object] = []
+    together = threading.Barrier(2)
+
+    class Worker(BatchWorker):
+        def run(self, job: Job) -> Ended:
+            together.wait(10)
+            return Ended(job.item(InvocationResponse(result=1)))
+
+        def end(self) -> None:
+            together.wait(10)
+
+    monkeypatch.setattr("ppio_agent.client.batch_crew.BatchWorker", Worker)
+    supply: Any = SimpleNamespace(kill_leftovers=lambda *, but: sweeps.append(but))
+    journal: Any = SimpleNamespace(
+        resumed=True, entries={}, recall=_nothing, sync=_nothing, close=_nothing
+    )
+    plan = BatchPlan(deadline=Deadline.after(None), max_workers=2)
+    crew = BatchCrew(supply, ["1", "2"], plan, journal)
+    crew._lock = Polite(crew._lock)  # type: ignore[assignment]  # has what is needed
+    crew.start()
+    assert [crew.next_item().index, crew.next_item().index] == [0, 1]
+    crew.stop()
+    crew.wait(10)
+    assert sweeps == [set(), ()]
+
+
 class TestErrors:
     def test_the_first_one_is_raised_and_ends_all(
         self, client: AgentRuntimeClient, platform: FakePlatform
@@ -409,11 +460,33 @@ class TestErrors:
     def test_leaving_it_stops_it(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
-        """A batch that nobody holds any more works no further."""
-        for _ in client.invoke_many("tpl1", itertools.repeat("Hi"), max_workers=2):
-            break
+        """A batch that nobody holds any more works no further, and says so."""
+        with pytest.warns(ResourceWarning, match="let go of before its end"):
+            next(client.invoke_many("tpl1", itertools.repeat("Hi"), max_workers=2))
 
         wait_until(lambda: not platform.alive and not _batch_threads())
+
+    def test_leaving_it_closes_a_generator(
+        self, client: AgentRuntimeClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Which may have a file to close, and may fail at that."""
+        closed = threading.Event()
+
+        def endless() -> Iterator[str]:
+            try:
+                while True:
+                    yield "Hi"
+            finally:
+                closed.set()
+                raise OSError("the file is gone")
+
+        requests = endless()
+        with client.invoke_many("tpl1", requests, max_workers=2) as batch:
+            next(batch)
+
+        assert closed.wait(10)
+        wait_until(lambda: "the file is gone" in caplog.text)
+        assert list(requests) == []
 
     @pytest.mark.parametrize("requests", ["Hello", {"prompt": "Hello"}, b"Hello"])
     def test_one_request_is_not_a_batch(
@@ -427,6 +500,8 @@ class TestErrors:
         """They are refused before any work begins."""
         with pytest.raises(ValidationError, match=r"pool\(n\)"):
             client.invoke_many("tpl1", PROMPTS, sessions="all")
+        with pytest.raises(ValidationError, match=r"pool\(n\)"):
+            client.invoke_many("tpl1", PROMPTS, sessions=3)
         with pytest.raises(TemplateNotFoundError):
             client.invoke_many("nope", PROMPTS)
         for bad in (0, True, 1.5, "2"):
