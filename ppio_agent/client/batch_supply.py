@@ -84,13 +84,15 @@ class BatchSupply:
             options = evolve(options, metadata=metadata)
         return self.book.open(self.launcher, self.template, options, deadline=deadline)
 
-    def attach(self, sandbox_id: str) -> SandboxSession:
+    def attach(self, sandbox_id: str, deadline: Deadline) -> SandboxSession:
         """Return a session on a sandbox that an earlier run has left.
 
         Raises:
             SessionNotFoundError: It is gone.
         """
-        session = self.book.attach(self.launcher, sandbox_id, session_id=None, own=True)
+        session = self.book.attach(
+            self.launcher, sandbox_id, session_id=None, own=True, deadline=deadline
+        )
         session.auto_resume = True
         return session
 

@@ -168,7 +168,10 @@ class BatchWorker:
                 return self.failed(job, error)
             return Refused(error, creating=not self.has_sandbox)
         except Exception as error:  # noqa: BLE001 - it belongs to the item
-            if self._found_dead(error) and not job.died:
+            died = self._found_dead(error)
+            if isinstance(error, SessionNotFoundError):
+                self.end()  # of no use, also if the platform cannot be asked for it
+            if died and not job.died:
                 job.died = True
                 return SandboxDied()
             return self.failed(job, error)
@@ -225,7 +228,7 @@ class BatchWorker:
         None if its sandbox has gone: what it did is lost.
         """
         try:
-            session = self._supply.attach(str(left.sandbox_id))
+            session = self._supply.attach(str(left.sandbox_id), self._plan.deadline)
         except SessionNotFoundError:
             return None
         try:

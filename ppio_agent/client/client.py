@@ -229,7 +229,11 @@ class AgentRuntimeClient(Closing):
             ValidationError: `ref` or `session_id` cannot be used.
         """
         return self._run.core.book.attach(
-            self._run.launcher(), ref, own=own, session_id=session_id
+            self._run.launcher(),
+            ref,
+            own=own,
+            session_id=session_id,
+            deadline=Deadline.after(None),
         )
 
     def list_sessions(self) -> tuple[SessionStatus, ...]:

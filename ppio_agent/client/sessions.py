@@ -113,6 +113,7 @@ class SessionBook:
         *,
         session_id: str | None,
         own: bool,
+        deadline: Deadline,
     ) -> SandboxSession:
         """Return a session on a sandbox that exists.
 
@@ -121,6 +122,7 @@ class SessionBook:
             target: The sandbox, by its reference or its id.
             session_id: The conversation, if it is to be another one.
             own: Whether `close` ends the sandbox.
+            deadline: Bounds what the platform is asked.
 
         Raises:
             ValidationError: `target` or `session_id` cannot be used.
@@ -138,7 +140,7 @@ class SessionBook:
                 target,
                 session_id=session_id,
                 time_to_live=None,
-                deadline=Deadline.after(None),
+                deadline=deadline,
             )
             session = self._session(launcher, launched, state, owned=own)
             self._add(session)

@@ -128,6 +128,26 @@ class TestItems:
         assert used == ["sb1", "sb1", "sb2", "sb2", "sb2"]
         assert platform.alive == []
 
+    def test_a_sandbox_that_may_be_dead_is_replaced(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Where the platform cannot say, one item fails, and none of those after it."""
+
+        def answer(exchange: Exchange) -> None:
+            if _number(exchange) and exchange.sandbox is platform.sandboxes["sb1"]:
+                exchange.reply(502, {"sandboxId": "sb1", "message": "not found"})
+
+        platform.on("POST", "/inv", answer)
+        platform.on("GET", "/sandboxes/sb1", lambda e: e.reply(503, {"code": "busy"}))
+        items = list(
+            client.invoke_many(
+                "tpl1", PROMPTS[:4], sessions=pool(1), return_exceptions=True
+            )
+        )
+
+        assert [i.index for i in items if i.error] == [1]
+        assert list(platform.sandboxes) == ["sb1", "sb2"]
+
     @pytest.mark.parametrize(("status", "body"), LIKE_A_DEAD_SANDBOX)
     def test_a_sandbox_whose_agent_only_says_so_is_not_dead(
         self,

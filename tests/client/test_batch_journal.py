@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ppio_agent.client import AgentRuntimeClient, ClientConfig, pool
 from ppio_agent.exceptions import (
     BatchJournalError,
     InvocationError,
+    RequestTimeoutError,
     SessionNotFoundError,
 )
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
@@ -96,6 +98,27 @@ class TestRerun:
         assert items[0].response is not None
         assert items[0].response.sandbox_id == sandbox_id
         assert {sandbox_id, *idle} <= set(platform.killed)
+
+    def test_waits_for_a_platform_no_longer_than_its_deadline(
+        self,
+        make_client: Callable[..., AgentRuntimeClient],
+        platform: FakePlatform,
+        path: Path,
+    ) -> None:
+        """When it asks for the sandbox that it is to join."""
+        dead, _, sandbox_id, _ = _left_behind(make_client, platform, path)
+        asked = threading.Event()
+        platform.on("GET", f"/sandboxes/{sandbox_id}", lambda _: asked.wait(5) and None)
+        batch = make_client().invoke_many(
+            "tpl1", PROMPTS[:1], journal=dead, deadline=0.2, return_exceptions=True
+        )
+        started = time.monotonic()
+        (error,) = batch.results()
+        took = time.monotonic() - started
+        asked.set()
+
+        assert isinstance(error, RequestTimeoutError)
+        assert took < 3
 
     def test_runs_again_what_was_under_way_in_a_sandbox_that_is_gone(
         self,
