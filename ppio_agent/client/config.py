@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import enum
 import os
+import sys
+import unicodedata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,11 @@ UNSET = Unset.UNSET
 # Annotated Any, so that it may stand as the default of a field of any type.
 _UNSET: Any = UNSET
 _MIB = 1024 * 1024
+_MOST_SECONDS = 1e9  # as for the times that are arguments of calls
+_FLAGS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
 _redactor = Redactor()
 
 # They say who asks and which sandbox is meant, which no setting may say for all.
@@ -57,8 +64,12 @@ def _refuse(name: str, expected: str) -> ConfigurationError:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, str):
         value = _parsed(name, value, float)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise _refuse(name, "a number greater than 0")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 < value <= _MOST_SECONDS
+    ):
+        raise _refuse(name, "a number greater than 0, at most 1e9")
     return float(value)
 
 
@@ -69,8 +80,12 @@ def _optional_number(name: str, value: Any) -> float | None:
 def _count(name: str, value: Any) -> int:
     if isinstance(value, str):
         value = _parsed(name, value, int)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _refuse(name, "a whole number, 0 or more")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 0 <= value <= sys.maxsize
+    ):
+        raise _refuse(name, f"a whole number, 0 or more, at most {sys.maxsize}")
     return value
 
 
@@ -89,9 +104,9 @@ def _parsed(name: str, text: str, kind: Callable[[str], Any]) -> Any:
 
 def _flag(name: str, value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in {"1", "true", "yes", "on"}
+        value = _FLAGS.get(value.strip().lower())
     if not isinstance(value, bool):
-        raise _refuse(name, "True or False")
+        raise _refuse(name, "True or False, in the environment 1 or 0")
     return value
 
 
@@ -100,6 +115,8 @@ def _text(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise _refuse(name, "a text")
+    if any(unicodedata.category(c) in {"Cc", "Cs"} for c in value):
+        raise _refuse(name, "a text without control characters")
     return value
 
 
@@ -171,7 +188,9 @@ class ClientConfig:
             (`PPIO_SANDBOX_MAX_KEEPALIVE_CONNECTIONS`).
         domain: Domain of the sandboxes (`PPIO_DOMAIN`).
         sandbox_url: One origin for all sandboxes, routed by header
-            (`PPIO_SANDBOX_URL`); None means the platform says, or host names are used.
+            (`PPIO_SANDBOX_URL`, which does not count beside a `base_url` that is an
+            argument: it belongs to the platform of the environment); None means the
+            platform says, or host names are used.
         debug: Use the platform on 127.0.0.1:3900 if no `base_url` is set
             (`PPIO_DEBUG`).
         connect_timeout: Limit of one attempt to connect.
@@ -304,9 +323,9 @@ class ClientConfig:
         Unlike with `attrs.evolve` the rest keeps its origin: a default stays one.
         """
         values = {a.name: getattr(self, a.name) for a in _settings(type(self))}
-        config = type(self)(**{**values, **changes})
         origins = {**self._origins, **dict.fromkeys(changes, "argument")}
-        object.__setattr__(config, "_origins", origins)
+        config = type(self)(**{**values, **changes})
+        config._settle(origins)  # noqa: SLF001 - our own, half made
         return config
 
     def _resolve(self, environ: Mapping[str, str]) -> None:
@@ -324,6 +343,14 @@ class ClientConfig:
                     value, origin = meta["default"], "default"
             object.__setattr__(self, name, meta["check"](label, value))
             origins[name] = origin
+        self._settle(origins)
+
+    def _settle(self, origins: dict[str, str]) -> None:
+        """Keep the origins; one platform's sandboxes are not sought at another's."""
+        named = self.base_url is not None and origins["base_url"] == "argument"
+        if named and origins["sandbox_url"].startswith("environment"):
+            object.__setattr__(self, "sandbox_url", None)
+            origins["sandbox_url"] = "default (PPIO_SANDBOX_URL is not for base_url)"
         object.__setattr__(self, "_origins", origins)
 
     def origin(self, name: str) -> str:

@@ -56,10 +56,15 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
     [
         ({"timeout": 0}, "timeout has to be a number greater than 0"),
         ({"timeout": True}, "timeout"),
+        ({"timeout": 10**400}, "timeout has to be"),
+        ({"cache_ttl": float("inf")}, "cache_ttl has to be"),
         ({"max_retries": -1}, "max_retries"),
         ({"max_connections": 1.5}, "max_connections"),
         ({"max_event_bytes": 0}, "max_event_bytes"),
-        ({"enable_cache": "maybe"}, None),
+        ({"max_retries": 10**400}, "max_retries has to be"),
+        ({"enable_cache": "maybe"}, "enable_cache has to be True or False"),
+        ({"enable_cache": "é\0"}, "enable_cache"),
+        ({"debug": "xxxx"}, "debug"),
         ({"enable_cache": 1}, "enable_cache has to be True or False"),
         ({"domain": "a/b"}, "domain"),
         ({"base_url": "ftp://x"}, "http"),
@@ -73,13 +78,16 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         ({"headers": {"E2b-Sandbox-Port": "1"}}, "routing"),
         ({"headers": ["X"]}, "mapping"),
         ({"ca_bundle": 5}, "a text"),
+        ({"ca_bundle": "a\0"}, "ca_bundle has to be .* without control characters"),
+        ({"proxy": "http://a\r\nb"}, "proxy has to be .* without control"),
+        ({"domain": "a.example\n"}, "domain has to be .* without control"),
+        ({"key_id": "a\nb"}, "key_id has to be .* without control"),
+        ({"base_url": "https://a.example\r\n"}, "base_url has to be .* without"),
+        ({"key_id": "\ud800"}, "key_id"),
     ],
 )
-def test_bad_values_are_refused(settings: dict[str, Any], message: str | None) -> None:
+def test_bad_values_are_refused(settings: dict[str, Any], message: str) -> None:
     """The error names the setting and what it has to be."""
-    if message is None:
-        assert ClientConfig(**settings).enable_cache is False
-        return
     with pytest.raises(ConfigurationError, match=message):
         ClientConfig(**settings)
 
@@ -88,6 +96,12 @@ def test_bad_variables_are_named() -> None:
     """Whoever set it finds it."""
     with pytest.raises(ConfigurationError, match="PPIO_SANDBOX_MAX_CONNECTIONS"):
         ClientConfig.from_env({"PPIO_SANDBOX_MAX_CONNECTIONS": "many"})
+
+
+@pytest.mark.parametrize(("text", "value"), [("On", True), ("no", False), ("0", False)])
+def test_a_variable_says_yes_or_no(text: str, value: bool) -> None:
+    """In the usual words."""
+    assert ClientConfig.from_env({"PPIO_DEBUG": text}).debug is value
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "x.localhost"])
@@ -125,3 +139,25 @@ def test_replace_keeps_origins() -> None:
     assert changed.origin("timeout") == "argument"
     assert changed.origin("domain") == "environment PPIO_DOMAIN"
     assert changed.origin("idle_timeout") == "default"
+
+
+def test_sandboxes_are_sought_where_their_platform_is() -> None:
+    """The environment's origin for them is no other platform's: tokens go there."""
+    environ = {
+        "PPIO_API_URL": "https://a.example",
+        "PPIO_SANDBOX_URL": "https://boxes.a.example",
+    }
+    own = ClientConfig.from_env(environ)
+    assert own.sandbox_url == "https://boxes.a.example"
+    assert own.replace(timeout=3).sandbox_url == "https://boxes.a.example"
+
+    for other in (
+        ClientConfig.from_env(environ, base_url="https://b.example"),
+        own.replace(base_url="https://b.example"),
+        own.replace(base_url="https://b.example").replace(timeout=3),
+    ):
+        assert other.sandbox_url is None
+        assert "PPIO_SANDBOX_URL is not for" in other.origin("sandbox_url")
+
+    both = own.replace(base_url="https://b.example", sandbox_url="https://c.example")
+    assert both.sandbox_url == "https://c.example"
