@@ -284,6 +284,7 @@ class SandboxHold:
             control=self._control,
             sandbox_id=self._sandbox_id,
             template_id=self.template_id,
+            deadline=deadline,
         )
         readiness.wait(deadline.earlier(self._start_timeout))
 

@@ -240,16 +240,16 @@ class Launcher:
         except NetworkError as error:
             if deadline.expired or not _may_have_been_sent(error):
                 raise
-            found = self._find(create_id)
+            found = self._find(create_id, deadline)
             if not found:
                 return create()
             kept, *surplus = found
             self._kill(surplus)
             return self.control.adopt_sandbox(kept, deadline)
 
-    def _find(self, create_id: str) -> list[str]:
-        deadline = Deadline.after(_KILL_LIMIT)
-        found = self.control.find_sandboxes({_CREATE_ID: create_id}, deadline)
+    def _find(self, create_id: str, deadline: Deadline) -> list[str]:
+        limit = deadline.earlier(_KILL_LIMIT)
+        found = self.control.find_sandboxes({_CREATE_ID: create_id}, limit)
         ref = self.control.endpoint.sandbox_ref
         return [ref(s.sandbox_id, s.client_id) for s in found]
 
@@ -259,7 +259,7 @@ class Launcher:
         if isinstance(error, Exception) and not lost:
             return []
         try:
-            return self._find(create_id)
+            return self._find(create_id, Deadline.after(None))
         except PPIOAgentError as failure:
             _log.warning("looking for a half-created sandbox failed: %s", failure)
             return []
@@ -368,6 +368,7 @@ class Launcher:
             control=self.control,
             sandbox_id=launched.ref.sandbox_id,
             template_id=launched.ref.template_id,
+            deadline=deadline,
         )
         limit = deadline.earlier(launched.start_timeout)
         if readiness.is_ready(limit):

@@ -32,6 +32,8 @@ __all__ = ["Readiness", "ends_waiting", "poll_delays"]
 _FIRST_DELAY, _GROWTH, _LONGEST_DELAY = 0.010, 1.5, 0.5
 _LOG_TAIL_BYTES = 4096
 _DETAIL_LIMIT = 5.0
+# What a caller whose time is up waits for it all the same.
+_LATE_DETAIL_LIMIT = 0.5
 # An agent that ended may have found that its template had started one already.
 _GRACE = 1.0
 # The edge may learn of a new sandbox, or of its controller, late; it says so by these.
@@ -70,6 +72,7 @@ class Readiness:
     """Waits for one agent.
 
     Attributes:
+        deadline: Of all that the caller does.
         start: The start of the agent, if it was started here; says if it ends.
 
     Thread safety: immutable.
@@ -79,6 +82,7 @@ class Readiness:
     control: ControlPlane
     sandbox_id: str
     template_id: str
+    deadline: Deadline
     start: AgentStart | None = None
 
     def is_ready(self, deadline: Deadline) -> bool:
@@ -197,10 +201,10 @@ class Readiness:
         )
 
     def _log_tail(self) -> str:
+        left = self.deadline.bound(_DETAIL_LIMIT) or 0.0
+        limit = Deadline.after(max(left, _LATE_DETAIL_LIMIT))
         try:
-            detail = self.control.get_sandbox(
-                self.sandbox_id, Deadline.after(_DETAIL_LIMIT)
-            )
+            detail = self.control.get_sandbox(self.sandbox_id, limit)
         except PPIOAgentError:
             return ""  # the failure itself is what the caller has to know
         agent: Mapping[str, Json] = detail.agent or {}

@@ -21,7 +21,7 @@ from ppio_agent.exceptions import (
     SandboxCreationError,
     SessionNotFoundError,
 )
-from tests.support import SLOW
+from tests.support import SLOW, wait_until
 from tests.support_platform import KEY, Exchange, FakePlatform, template_record
 
 Make = Callable[..., AgentRuntimeClient]
@@ -181,6 +181,41 @@ class TestFailure:
             client.create_session("tpl1", deadline=0.3)
 
         assert platform.alive == []
+
+    def test_the_deadline_bounds_the_look_for_a_sandbox_whose_answer_was_lost(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """Only cleaning up may come after it."""
+        cleaning, held_up = threading.Event(), []
+
+        def find(_: Exchange) -> None:
+            if len(platform.seen("GET", "/v2/sandboxes")) > 1:
+                cleaning.set()
+            held_up.append(not cleaning.wait(5))
+
+        platform.on("POST", "/sandboxes$", platform.create_unanswered)
+        platform.on("GET", "/v2/sandboxes", find)
+        with pytest.raises(NetworkError):
+            client.create_session("tpl1", deadline=0.2)
+
+        wait_until(lambda: len(held_up) == 2)
+        assert held_up == [False, False]
+        assert platform.alive == []
+
+    def test_the_deadline_bounds_the_look_for_the_last_output(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """It is good to have, but nobody waits for it as long as without a deadline."""
+        told = threading.Event()
+        platform.on("GET", "/ping", lambda e: e.reply(503, {"status": "Unhealthy"}))
+        platform.on("GET", "/sandboxes/", lambda _: told.wait(10) and None)
+        started = time.monotonic()
+        with pytest.raises(SandboxCreationError):
+            client.create_session("tpl1", deadline=0.1)
+        elapsed = time.monotonic() - started
+        told.set()
+
+        assert elapsed < 4.0  # without one it is 5 s
 
     def test_an_unreadable_agent_document(
         self, client: AgentRuntimeClient, platform: FakePlatform
