@@ -6,8 +6,9 @@ modules above.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -31,8 +32,9 @@ from ppio_agent.wire.models import ListedSandbox, NewSandbox, Sandbox, SandboxDe
 from .auth import Authenticator, attempt_auth
 from .endpoint import Endpoint
 
-__all__ = ["ControlPlane"]
+__all__ = ["ControlPlane", "readable"]
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _JSON = {"Content-Type": "application/json"}
 
@@ -106,7 +108,7 @@ class ControlPlane:
     def find_sandboxes(
         self, metadata: Mapping[str, str], deadline: Deadline
     ) -> list[ListedSandbox]:
-        """Return the live sandboxes that carry all of `metadata`."""
+        """Return the live sandboxes that carry all of `metadata` and can be read."""
         # The platform decodes once as a parameter, once as a query string and once
         # more each key and value.
         pairs = {quote(key): quote(value) for key, value in metadata.items()}
@@ -118,7 +120,7 @@ class ControlPlane:
                 "the platform's list of sandboxes is no array",
                 request_id=response.request_id,
             )
-        return [_structured(ListedSandbox, item, response) for item in found]
+        return list(readable("sandbox", found, ListedSandbox.from_dict))
 
     def get_sandbox(self, ref: str, deadline: Deadline) -> SandboxDetail:
         """Return what the platform knows of a sandbox."""
@@ -230,6 +232,23 @@ class ControlPlane:
             **about,
         )
         return self.transport.send(request)
+
+
+def readable(
+    what: str, records: Iterable[Json], read: Callable[[Json], _T]
+) -> Iterator[_T]:
+    """Yield what the records of a list say; one that cannot be read is only logged.
+
+    Args:
+        what: Is listed.
+        records: The list.
+        read: Reads one of them; raises `WireError` if it cannot be.
+    """
+    for index, record in enumerate(records):
+        try:
+            yield read(record)
+        except WireError as error:
+            _log.warning("%s %d of the list cannot be read: %s", what, index, error)
 
 
 def _read(cls: type[_T], response: Response) -> _T:

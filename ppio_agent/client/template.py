@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 from attrs import frozen
 
@@ -14,12 +14,11 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
     TemplateNotFoundError,
     ValidationError,
-    WireError,
 )
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import AgentTemplate, Template
 
-from .control import ControlPlane
+from .control import ControlPlane, readable
 from .flight import SingleFlight
 
 __all__ = ["TemplateManager", "find_template", "matches"]
@@ -182,7 +181,7 @@ class TemplateManager:
         self, control: ControlPlane, account: Hashable, deadline: Deadline
     ) -> _Listing:
         records = control.list_templates(deadline)
-        templates = tuple(_readable(records))
+        templates = tuple(readable("template", records, _read))
         listing = _Listing(templates, account, self._clock())
         with self._lock:
             self._skipped = len(records) - len(templates)
@@ -190,12 +189,8 @@ class TemplateManager:
         return listing
 
 
-def _readable(records: Iterable[Json]) -> Iterator[AgentTemplate]:
-    for index, record in enumerate(records):
-        try:
-            yield AgentTemplate.from_template(Template.from_dict(record))
-        except WireError as error:
-            _log.warning("template %d of the list cannot be read: %s", index, error)
+def _read(record: Json) -> AgentTemplate:
+    return AgentTemplate.from_template(Template.from_dict(record))
 
 
 def matches(

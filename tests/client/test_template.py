@@ -130,6 +130,19 @@ class TestList:
         assert client.templates.skipped == 2
         assert "template 0" in caplog.text
 
+    def test_one_bad_sandbox_hides_no_other(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A conversation is begun whatever else the platform lists."""
+        platform.on("GET", "/v2/sandboxes", lambda e: e.reply(200, [{"sandboxID": 7}]))
+        with caplog.at_level(logging.WARNING):
+            client.invoke_agent("tpl1", "Hi", session_id="s")
+
+        assert "sandbox 0 of the list cannot be read: $.sandboxID" in caplog.text
+
     def test_key_header_is_tried_after_a_401(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
