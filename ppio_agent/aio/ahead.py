@@ -150,13 +150,23 @@ class _ReadAhead(Generic[_E]):
                 if self._job is None:
                     job = self._job = partial(copy_context().run, self._read)
             if job is not None:
-                self._bridge.start(job)
+                self._start(job)
             await ready
         error, self._error = self._error, None
         try:
             raise error or StopAsyncIteration
         finally:
             del error  # its traceback holds this frame: no circle, no garbage
+
+    def _start(self, job: Callable[[], object]) -> None:
+        try:
+            self._bridge.start(job)
+        except BaseException:  # no thread: the next `take` tries again
+            with self._lock:
+                self._job = None
+                waiting, self._waiting = self._waiting, []
+            _wake(waiting)
+            raise
 
     def _read(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ppio_agent._util.threads import NoThreadError
 from ppio_agent.aio import AgentRuntimeClient, RuntimeStream, StreamingResponse
 from ppio_agent.exceptions import (
     ClientClosedError,
@@ -98,6 +99,30 @@ def test_gives_all_chunks_and_the_text(
         assert [event.data async for event in stream.events()][1] == '{"chunk": "1 "}'
         text = await (await client.invoke_stream("tpl1", "x")).text()
         assert text.split() == [str(n) for n in range(100)]
+
+    run(story)
+
+
+def no_thread(_: Callable[[], object]) -> None:
+    raise NoThreadError("the system starts no more")
+
+
+def test_goes_on_after_no_thread_could_be_started(
+    platform: FakePlatform, run: Callable[[Story], None]
+) -> None:
+    """Whoever waits is told, or tries again; the next one reads on."""
+    platform.agent = Teller(2, ends=True)
+
+    async def story(client: AgentRuntimeClient) -> None:
+        session = await client.create_session("tpl1")
+        stream = await session.invoke_stream("x")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stream._bridge, "start", no_thread)
+            with pytest.raises(NoThreadError):
+                await anext(stream)
+        piece = await asyncio.wait_for(anext(stream), 5 * SLOW)
+        assert piece == {"chunk": "0 "}
+        await session.close()
 
     run(story)
 
