@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ppio_agent.exceptions import InvocationError, StreamInterruptedError, WireError
+from ppio_agent.exceptions import (
+    EventTooLargeError,
+    InvocationError,
+    StreamInterruptedError,
+    WireError,
+)
 from ppio_agent.wire.json import Json, decode_json_text
 from ppio_agent.wire.sse import Heartbeat, SSEEvent, SSEFramer
 
@@ -15,6 +20,7 @@ __all__ = ["EventReader", "decode_chunk", "join_chunks"]
 
 _Block = SSEEvent | Heartbeat
 
+_MOST_DIGITS = 18
 _ERROR_KEYS = frozenset({"error", "error_type", "message"})
 
 
@@ -67,6 +73,7 @@ class EventReader:
         self._watch = watch
         self._limit = max_event_bytes
         self._framer = SSEFramer(max_event_bytes)
+        self._too_large: EventTooLargeError | None = None
         self._held: SSEEvent | None = None
         self._unnamed = False  # an event without an id was content
         # Number of the last event before this connection, until the next one is in.
@@ -93,12 +100,16 @@ class EventReader:
         """Take the next bytes; return the content events that they completed.
 
         Raises:
-            EventTooLargeError: An event outgrew the limit.
+            EventTooLargeError: An event outgrew the limit. If there are others before
+                it `finish` gives it, as the end of all.
             StreamInterruptedError: The new connection leaves events out.
         """
         found: deque[SSEEvent] = deque()
         take = self._take_full if self._full else self._take_bare
         take(self._framer.feed(data), found)
+        if self._framer.error is not None and not self.done:
+            self._too_large = self._framer.error
+            self.done = True
         # Not while the events that come are those from before.
         if self._after is None and self._framer.last_event_id is not None:
             self.last_event_id = self._framer.last_event_id
@@ -153,12 +164,17 @@ class EventReader:
             else:
                 found.append(event)
 
-    def finish(self) -> InvocationError | None:
+    def last_words(self) -> InvocationError | None:
+        """Return the failure that the last event of a bare stream tells of, if any."""
+        if self._held is None:
+            return None
+        return record_error(decode_chunk(self._held.data))
+
+    def finish(self) -> InvocationError | EventTooLargeError | None:
         """Say that no more bytes come; return what is wrong with that, if anything."""
-        if self.failure is not None:
-            return self.failure
-        if self._held is not None:
-            return record_error(decode_chunk(self._held.data))
+        failure = self.failure or self._too_large or self.last_words()
+        if failure is not None:
+            return failure
         if self.done:
             return None
         lost = self._framer.finish()
@@ -176,7 +192,8 @@ def _number(event_id: str | None) -> int | None:
     """Return an event's number; None if its id is none, which is not ours then."""
     if event_id is None or not (event_id.isascii() and event_id.isdigit()):
         return None
-    return int(event_id[:18])
+    # What is longer counts no events, it is a time or the like.
+    return int(event_id) if len(event_id) <= _MOST_DIGITS else None
 
 
 def _looks_failed(data: str) -> bool:

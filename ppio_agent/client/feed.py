@@ -172,15 +172,18 @@ class EventFeed:
         )
 
     def _give_up(self, error: PPIOAgentError) -> NoReturn:
-        if self._resumes:
-            how = f", and {self._resumes} attempts to go on with it failed"
-        elif isinstance(error, StreamInterruptedError):
-            raise error
+        if isinstance(error, StreamInterruptedError) and not self._resumes:
+            lost = error
         else:
-            how = ""
-        raise StreamInterruptedError(f"the stream was cut{how}: {error.message}") from (
-            error
-        )
+            tried = f", and {self._resumes} attempts to go on with it failed"
+            how = tried if self._resumes else ""
+            lost = StreamInterruptedError(f"the stream was cut{how}: {error.message}")
+            lost.__cause__ = error
+        told = self.reader.last_words()
+        if told is not None:
+            # It may well be why: an agent that fails for good ends its connection.
+            told.__cause__, lost.__cause__ = lost.__cause__, told
+        raise lost
 
     def _drop(self) -> None:
         source, self._source = self._source, None

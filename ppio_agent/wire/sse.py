@@ -74,6 +74,10 @@ class SSEFramer:
     Args:
         max_event_bytes: Largest block, counted while it grows.
 
+    Attributes:
+        last_event_id: Id of the last complete event.
+        error: That a block has outgrown the limit; the framer is spent then.
+
     Thread safety: one thread at a time.
     """
 
@@ -90,13 +94,17 @@ class SSEFramer:
         self._retry: float | None = None
         self._pending_id: str | None = None  # takes effect when the block ends
         self.last_event_id: str | None = None
+        self.error: EventTooLargeError | None = None
 
     def feed(self, data: bytes) -> list[SSEEvent | Heartbeat]:
         """Take the next bytes; return what they completed, in order.
 
         Raises:
-            EventTooLargeError: A block outgrew the limit. The framer is then spent.
+            EventTooLargeError: A block outgrew the limit, and nothing was completed
+                before; else it is in `error`, and raised by what is called next.
         """
+        if self.error is not None:
+            raise self.error
         if self._skip_lf and data:
             self._skip_lf = False
             if data[0] == 0x0A:
@@ -106,8 +114,19 @@ class SSEFramer:
             self._skip_lf = data.endswith(b"\r")
         else:
             lines = data.split(b"\n")
-        rest = lines.pop()
         found: list[SSEEvent | Heartbeat] = []
+        try:
+            self._take_lines(lines, found)
+        except EventTooLargeError as error:
+            self.error = error
+            if not found:
+                raise
+        return found
+
+    def _take_lines(
+        self, lines: list[bytes], found: list[SSEEvent | Heartbeat]
+    ) -> None:
+        rest = lines.pop()
         if lines and (self._partial or self._first_line):
             self._take_line(self._first_of(lines), found)
         for line in lines:
@@ -115,10 +134,15 @@ class SSEFramer:
         if rest:
             self._partial += rest
             self._check(self._size + len(self._partial))
-        return found
 
     def finish(self) -> Truncation | None:
-        """Say that no more bytes come; return what is lost by that, if anything."""
+        """Say that no more bytes come; return what is lost by that, if anything.
+
+        Raises:
+            EventTooLargeError: A block outgrew the limit.
+        """
+        if self.error is not None:
+            raise self.error
         dropped = self._size + len(self._partial)
         return Truncation(dropped, self.last_event_id) if dropped else None
 

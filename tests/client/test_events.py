@@ -77,6 +77,41 @@ class TestEvents:
         with pytest.raises(EventTooLargeError, match="max_event_bytes"):
             reader.feed(b"x" * 100)
 
+    @pytest.mark.parametrize("full", [True, False])
+    def test_what_came_before_one_that_is_too_large_is_not_lost(
+        self, *, full: bool
+    ) -> None:
+        """In whatever pieces it came; nothing follows, and the end says why."""
+        reader = EventReader(full=full, max_event_bytes=100)
+        before = b"id: 1\ndata: a\n\nid: 2\ndata: b\n\n"
+        events = reader.feed(before + b"id: 3\ndata: " + b"x" * 200 + b"\n\n")
+
+        assert [event.data for event in events] == ["a", "b"]
+        assert reader.last_event_id == "2"
+        assert reader.done is True
+        assert isinstance(reader.finish(), EventTooLargeError)
+
+    def test_what_follows_the_end_may_be_too_large(self) -> None:
+        """It is nothing that anybody waits for."""
+        reader = EventReader(full=True, max_event_bytes=100)
+        reader.feed(b"event: end\ndata: {}\n\ndata: " + b"x" * 200)
+
+        assert reader.finish() is None
+
+    @pytest.mark.parametrize("first", [7, 10**15, 10**18, 17 * 10**17, 10**30])
+    def test_ids_of_any_length_are_gone_on_with(self, first: int) -> None:
+        """Those that are no count of events, as times in nanoseconds, have gaps."""
+        step = 1 if first < 10**18 else 1000
+        ids = [first + step * n for n in range(4)]
+        blocks = [b"id: %d\ndata: %d\n\n" % (i, n) for n, i in enumerate(ids)]
+        reader = EventReader(full=True, max_event_bytes=1000)
+        seen = [e.data for e in reader.feed(b"".join(blocks[:2]))]
+        reader.restart()
+        seen += [e.data for e in reader.feed(b"".join(blocks[2:]))]
+
+        assert seen == ["0", "1", "2", "3"]
+        assert reader.last_event_id == str(ids[-1])
+
     def test_nothing_follows_the_end(self) -> None:
         """The full dialect's last event is the last."""
         events, reader = read(

@@ -239,6 +239,35 @@ class TestResume:
             "inv_1",
         )
 
+    def test_what_a_bare_agent_told_before_a_cut_is_kept(self) -> None:
+        """It may be why: the error of the cut has it as its cause."""
+        script = chunks(
+            b"data: 1\n\n", b'data: {"error": "out of tokens"}\n\n', then=reset()
+        )
+        with FaultServer(script) as server, open_port(server.url) as port:
+            stream = stream_of(port)
+            with pytest.raises(StreamInterruptedError) as caught:
+                list(stream)
+
+        told = caught.value.__cause__
+        assert isinstance(told, InvocationError)
+        assert told.message == "out of tokens"
+        assert isinstance(told.__cause__, NetworkError)
+
+    def test_what_came_before_too_large_an_event_is_handed_out(self) -> None:
+        """Though it came in the same read."""
+        script = told(piece(1) + piece(2) + piece(3, "x" * 2000) + end(4))
+        with (
+            FaultServer(script) as server,
+            open_port(server.url, max_event_bytes=1000) as port,
+        ):
+            stream = stream_of(port)
+            assert [next(stream), next(stream)] == ["x", "x"]
+            with pytest.raises(EventTooLargeError, match="max_event_bytes"):
+                next(stream)
+
+        assert len(server.requests) == 1
+
     def test_bare_dialect_is_cut_for_good(self) -> None:
         """An agent of the field cannot be asked again; three chunks were there."""
         script = chunks(*[b"data: %d\n\n" % n for n in range(3)], then=cut())
@@ -596,7 +625,7 @@ class TestGivenUp:
         with pytest.raises(InvocationCancelledError) as caught, scope.running():
             run()
         ender.join()
-        assert caught.value is error
+        assert caught.value.message == error.message
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_the_agent_is_asked_to_stop(self, *, streaming: bool) -> None:

@@ -217,6 +217,17 @@ def test_the_limit_holds_for_each_block_alone() -> None:
         framer.feed(b"data: %b\n\n" % (b"x" * (LIMIT - 6)))
 
 
+def test_what_comes_before_a_block_that_is_too_large_is_given_first() -> None:
+    """Then the framer is spent: it raises, whatever is called."""
+    framer = SSEFramer(LIMIT)
+    found = framer.feed(b"data: 1\n\ndata: " + b"x" * LIMIT)
+
+    assert found == [SSEEvent("1")]
+    for call in (lambda: framer.feed(b"\n\ndata: 2\n\n"), framer.finish):
+        with pytest.raises(EventTooLargeError):
+            call()
+
+
 @pytest.mark.parametrize("line", [b"data: x\n", b"other: x\n", b"data: ", b"\xff"])
 def test_whatever_makes_a_block_grow_counts(line: bytes) -> None:
     """Lines, known or not, and unfinished ones."""
