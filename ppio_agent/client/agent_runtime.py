@@ -14,7 +14,6 @@ from ppio_agent._util.closing import Closing
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import ValidationError, WireError
 from ppio_agent.wire.json import Json, decode_json
-from ppio_agent.wire.models import AgentTemplate
 
 from .config import UNSET
 from .conversation import check_session_id
@@ -114,10 +113,9 @@ def invoke_agent_runtime(
     check_session_id(session_id)
     limit = Deadline.after(run.total(UNSET if timeout is None else timeout))
     call = run.call(request, limit)
-    template = _template(run, agent_id, endpoint, limit)
-    answer = run.converse(
-        template.template_id, session_id, call, {}, SandboxSession.open_either
-    )
+    default = endpoint is None or endpoint == _DEFAULT_ENDPOINT
+    template = agent_id if default else f"{agent_id}:{endpoint}"
+    answer = run.converse(template, session_id, call, {}, SandboxSession.open_either)
     if isinstance(answer, StreamingResponse):
         return RuntimeStream(answer, session_id=session_id, agent_id=agent_id)
     return {
@@ -126,13 +124,3 @@ def invoke_agent_runtime(
         "status": answer.status,
         "agentId": agent_id,
     }
-
-
-def _template(
-    run: Runner, agent_id: str, endpoint: str | None, limit: Deadline
-) -> AgentTemplate:
-    run.core.backend(limit)  # the look-up would wait for that without a limit
-    find = run.core.templates.get_template
-    if endpoint is None or endpoint == _DEFAULT_ENDPOINT:
-        return find(agent_id, deadline=limit)
-    return find(f"{agent_id}:{endpoint}", deadline=limit)

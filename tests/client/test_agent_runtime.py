@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -153,3 +154,12 @@ def test_endpoints_are_versions(
         client.invoke_agent_runtime("chat", b"Hi")
     with pytest.raises(TemplateNotFoundError, match="chat:3"):
         client.invoke_agent_runtime("chat", b"Hi", endpoint="3")
+
+
+def test_the_template_is_looked_up_once(
+    make_client: Callable[..., AgentRuntimeClient], platform: FakePlatform
+) -> None:
+    """Also where no list is kept."""
+    make_client(enable_cache=False).invoke_agent_runtime("tpl1", "Hi")
+
+    assert len(platform.seen("GET", "/templates")) == 1
