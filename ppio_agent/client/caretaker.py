@@ -1,4 +1,4 @@
-"""The one thread of a client: extends busy sandboxes, ends abandoned ones.
+"""The one thread of a client: extends busy sandboxes, has abandoned ones ended.
 
 A sandbox lives for its time to live; while a call runs in it that time is extended,
 an idle one is left to expire. A stream with a sandbox of its own that nobody read to
@@ -15,8 +15,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
+from ppio_agent._util.aside import run_aside
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import PPIOAgentError
@@ -94,11 +96,11 @@ class Caretaker:
             self._mail.put(_Word.LOOK)
 
     def abandon(self, session: Tended) -> None:
-        """Close the session, soon and on the thread; the session must be watched."""
+        """Have the session closed, soon; it must be watched."""
         self._mail.put(session)
 
     def close(self, timeout: float | None = 5.0) -> None:
-        """End the thread after what it has in hand. Idempotent."""
+        """End the thread. Idempotent."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._watched.clear()
@@ -116,13 +118,14 @@ class Caretaker:
         )
 
     def take(self, mail: Tended | _Word) -> float | None:
-        """See to a session that was abandoned, and to all that are due.
+        """Have a session closed that was abandoned, and extend all that are due.
 
         Returns:
             Seconds until the next is due; None if none is watched.
         """
         if not isinstance(mail, _Word):
-            self._guarded(mail, mail.close)
+            # Not here: one that takes its time would let busy ones expire.
+            run_aside(partial(self._guarded, mail, mail.close))
         for session in self._due():
             self._guarded(session, session.extend)
         return self._wait()

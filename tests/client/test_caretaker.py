@@ -67,8 +67,30 @@ def test_one_that_fails_is_tried_again_and_holds_up_nobody() -> None:
     assert well.extended == 1
 
 
-def test_close_is_idempotent_and_ends_what_is_in_hand() -> None:
+def test_an_abandoned_one_is_closed_without_holding_up_the_others() -> None:
+    """Though its end takes long."""
+    caretaker = Caretaker()
+    release = threading.Event()
+
+    class Slow(Session):
+        def close(self) -> None:
+            assert release.wait(5)
+            super().close()
+
+    slow, well = Slow(busy=False), Session()
+    caretaker.watch(slow)
+    caretaker.abandon(slow)
+    caretaker.watch(well)
+    wait_until(lambda: well.extended == 1)
+    release.set()
+
+    assert slow.closed.wait(5)
+    caretaker.close()
+
+
+def test_close_is_idempotent() -> None:
     """What was abandoned before is closed; the thread is joined."""
+    names = new_threads("ppio-client-keepalive")
     caretaker = Caretaker()
     session = Session(busy=False)
     caretaker.watch(session)
@@ -76,4 +98,5 @@ def test_close_is_idempotent_and_ends_what_is_in_hand() -> None:
     caretaker.close()
     caretaker.close()
 
-    assert session.closed.is_set()
+    assert names() == []
+    assert session.closed.wait(5)
