@@ -138,6 +138,14 @@ class AuthManager:
         return self._keys.api_key
 
     @property
+    def given(self) -> tuple[str | None, str | None]:
+        """The key and the secret as arguments gave them, those of `rotate` included.
+
+        None for what the environment gave.
+        """
+        return self._given
+
+    @property
     def key_id(self) -> str:
         """By which name agents know the secret: that of their `HmacAuth`."""
         return self._keys.key_id

@@ -36,9 +36,6 @@ class ClientCore:
         api_secret: As given to the client.
         plugins: As given to the client.
 
-    Attributes:
-        given: The key, the secret and the plug-ins, as they were given.
-
     Raises:
         AuthenticationError: There is an address but no key, or it cannot be used.
         ConfigurationError: A plug-in does not fit.
@@ -53,9 +50,10 @@ class ClientCore:
         api_secret: str | None,
         plugins: Iterable[object],
     ) -> None:
-        self.given = (api_key, api_secret, tuple(plugins))
+        self._given = (api_key, api_secret)
+        self._plugins = tuple(plugins)
         self._config = config
-        self._hooks = Hooks.load(self.given[2])
+        self._hooks = Hooks.load(self._plugins)
         self._named = named_platform(config, self._hooks, api_key, api_secret)
         self._closed = False
         self._start_afresh()
@@ -77,6 +75,12 @@ class ClientCore:
             enable_cache=self._config.enable_cache,
             cache_ttl=self._config.cache_ttl,
         )
+
+    @property
+    def given(self) -> tuple[str | None, str | None, tuple[object, ...]]:
+        """The key and the secret as given, or exchanged since, and the plug-ins."""
+        keys = self._named[1] if self._named else None
+        return (*(keys.given if keys else self._given), self._plugins)
 
     @property
     def book(self) -> SessionBook:
@@ -135,7 +139,7 @@ class ClientCore:
             self._config,
             self._hooks,
             named=self._named,
-            api_secret=self.given[1],
+            api_secret=self._given[1],
             on_leftover=self._book.add_leftover,
         )
         with self._lock:

@@ -380,6 +380,19 @@ class TestEnd:
         assert platform.alive == ["sb1"]
 
 
+def test_pickles_with_the_key_that_it_has_now(
+    client: AgentRuntimeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the one from before it was exchanged; without that of the environment."""
+    client.auth.rotate(api_key="sk-test-another-one")
+    monkeypatch.setenv("PPIO_API_KEY", "sk-test-of-the-environment")
+
+    with pickle.loads(pickle.dumps(client)) as other:
+        assert other.auth.api_key == "sk-test-another-one"
+    with AgentRuntimeClient(config=client.config) as unnamed:
+        assert b"sk-test" not in pickle.dumps(unnamed)
+
+
 class SlowPlatform:
     """A plug-in that knows the platform, once it is let go."""
 
