@@ -313,7 +313,12 @@ class AgentPort:
             body = decode_json(response.body)
         except WireError:
             body = None
-        if is_envelope(body) and raw.status >= 499:
+        # Above 500 and without a result it may be what a gateway says of itself.
+        if (
+            is_envelope(body)
+            and raw.status >= 499
+            and (raw.status <= 500 or "result" in body)
+        ):
             return self._located(
                 envelope_error(body, status=raw.status, request_id=raw.request_id), raw
             )

@@ -58,12 +58,16 @@ def encode_request(request: AgentRequest) -> bytes:
 
 
 def is_envelope(value: Json) -> bool:
-    """Tell whether a JSON value is the envelope of a run, not its bare result."""
-    return (
-        isinstance(value, dict)
-        and "result" in value
-        and value.get("status") in {"success", "error"}
-    )
+    """Tell whether a JSON value is the envelope of a run, not its bare result.
+
+    That of a failed run may leave out the result that it does not have.
+    """
+    if not isinstance(value, dict):
+        return False
+    failed = value.get("status") == "error"
+    if "result" in value:
+        return failed or value.get("status") == "success"
+    return failed and isinstance(value.get("error"), str)
 
 
 def envelope_error(

@@ -316,6 +316,30 @@ class TestRetries:
 
         assert len(platform.seen("POST", "/inv")) == 1
 
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [
+            (200, InvocationError),
+            (500, InvocationError),
+            (503, ServiceUnavailableError),
+        ],
+    )
+    def test_a_failure_without_a_result_is_no_success(
+        self,
+        make_client: Make,
+        platform: FakePlatform,
+        status: int,
+        expected: type[PPIOAgentError],
+    ) -> None:
+        """Whatever status it comes with; a gateway's own words are not the agent's."""
+        failed = {"status": "error", "error": "agent bad"}
+        platform.on("POST", "/inv", lambda e: e.reply(status, failed))
+        session = make_client(max_retries=0).create_session("tpl1")
+        with pytest.raises(expected, match="agent bad") as caught:
+            session.invoke("Hi")
+
+        assert type(caught.value) is expected
+
 
 def _twins(error: PPIOAgentError) -> list[PPIOAgentError]:
     return [pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)]

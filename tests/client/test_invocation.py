@@ -50,12 +50,16 @@ class TestEnvelope:
             ({"result": 1, "status": "success", "x": 2}, True),
             ({"result": 1}, False),
             ({"result": 1, "status": "done"}, False),
+            ({"result": 1, "status": []}, False),
+            ({"status": "error", "error": "agent bad"}, True),
+            ({"status": "error", "error": {"code": 1}}, False),
+            ({"status": "success", "error": "agent bad"}, False),
             ([], False),
             (None, False),
         ],
     )
     def test_is_told_from_a_bare_result(self, value: Any, *, expected: bool) -> None:
-        """Both members, and a status of ours."""
+        """Both members, and a status of ours; a failure may have no result."""
         assert is_envelope(value) is expected
 
     def test_error_has_what_the_envelope_says(self) -> None:
