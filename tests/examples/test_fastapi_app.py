@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,41 @@ AGENT = """
         asked.append(request["prompt"])
         if request["prompt"] == "fail":
             raise RuntimeError("a secret of the site")
+        if request["prompt"] == "who left?":
+            return asked.count("left")
         if request["prompt"] == "endless":
             return ticks()
         return f"{len(asked)}: {request['prompt']}"
 
     def ticks():
-        while True:
-            yield "tick"
-            threading.Event().wait(0.02)
+        try:
+            while True:
+                yield "tick"
+                threading.Event().wait(0.02)
+        finally:
+            asked.append("left")
 
     if __name__ == "__main__":
         app.run()
 """
 
 
-class Site:
+class Visitor:
+    """Keeps the cookie that it is given."""
+
     def __init__(self, port: int) -> None:
         self._port = port
+        self.cookie = ""
 
     def post(self, path: str, body: object) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         headers = {"Content-Type": "application/json", "Connection": "close"}
+        if self.cookie:
+            headers["Cookie"] = self.cookie.partition(";")[0]
         connection.request("POST", path, json.dumps(body), headers)
-        return connection.getresponse()
+        answer = connection.getresponse()
+        self.cookie = answer.headers.get("Set-Cookie", self.cookie)
+        return answer
 
     def ask(self, message: str, **rest: object) -> tuple[int, Any]:
         with self.post("/chat", {"message": message, **rest}) as answer:
@@ -62,7 +75,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(
     platform: SandboxPlatform, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
+) -> Iterator[Callable[[], Visitor]]:
     folder = tmp_path_factory.mktemp("fastapi")
     platform.deploy(write_agent(folder / "agent", AGENT, name="fastapi-chat"))
     process = subprocess.Popen(
@@ -73,6 +86,7 @@ def site(
             "PPIO_API_URL": platform.url,
             "PPIO_API_KEY": platform.api_key,
             "CHAT_AGENT": "fastapi-chat",
+            "SITE_SECRET_KEY": "a secret of the tests",
         },
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -84,7 +98,7 @@ def site(
         for line in process.stderr:
             said += line
             if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-                yield Site(int(found[1]))
+                yield partial(Visitor, int(found[1]))
                 break
         else:
             raise AssertionError(said)
@@ -99,41 +113,43 @@ def site(
     assert platform.sandboxes.list_sandboxes() == []
 
 
-def test_a_visitor_who_leaves_ends_the_run(
-    site: Site, platform: SandboxPlatform
-) -> None:
-    """The sandbox of the endless answer is gone soon after the visitor."""
-    before = len(platform.sandboxes.list_sandboxes())
-    answer = site.post("/chat/stream", {"message": "endless"})
+def test_a_visitor_who_leaves_ends_the_run(site: Callable[[], Visitor]) -> None:
+    """The agent's code stops; the conversation is there when the visitor is back."""
+    visitor = site()
+    answer = visitor.post("/chat/stream", {"message": "endless"})
     assert any(b"tick" in line for line in answer)
-    assert len(platform.sandboxes.list_sandboxes()) == before + 1
     answer.close()
     wait_until(
-        lambda: len(platform.sandboxes.list_sandboxes()) == before,
+        lambda: visitor.ask("who left?") == (200, {"response": 1}),
         timeout=5 * SLOW,
-        what="the sandbox to end",
+        what="the run to end",
     )
 
 
-def test_answers(site: Site) -> None:
-    """One question alone, and two of a conversation, whose sandbox remembers."""
-    assert site.ask("hello") == (200, {"response": "1: hello"})
-    assert site.ask("one", conversation="c")[1] == {"response": "1: one"}
-    assert site.ask("two", conversation="c")[1] == {"response": "2: two"}
+def test_a_visitor_has_a_conversation(site: Callable[[], Visitor]) -> None:
+    """Its id is the site's choice, in a signed cookie that no script reads."""
+    ann, bob = site(), site()
+    assert ann.ask("one") == (200, {"response": "1: one"})
+    assert ann.ask("two") == (200, {"response": "2: two"})
+    assert bob.ask("hello", conversation="c")[1] == {"response": "1: hello"}
+    assert "httponly" in ann.cookie.lower()
+    name, _, value = ann.cookie.partition(";")[0].partition("=")
+    bob.cookie = f"{name}={'A' if value[0] != 'A' else 'B'}{value[1:]}"
+    assert bob.ask("hello")[1] == {"response": "1: hello"}
 
 
-def test_tells_errors(site: Site) -> None:
+def test_tells_errors(site: Callable[[], Visitor]) -> None:
     """By status and code; what the agent said of itself stays on the server."""
-    status, problem = site.ask("fail")
+    visitor = site()
+    status, problem = visitor.ask("fail")
     assert (status, problem["code"]) == (502, "invocation_failed")
     assert "secret" not in json.dumps(problem)
-    assert site.ask("")[0] == 422
-    assert site.ask("x", conversation="no id")[0] == 400
+    assert visitor.ask("")[0] == 422
 
 
-def test_streams(site: Site) -> None:
+def test_streams(site: Callable[[], Visitor]) -> None:
     """The events of an answer, and its end."""
-    with site.post("/chat/stream", {"message": "hello"}) as answer:
+    with site().post("/chat/stream", {"message": "hello"}) as answer:
         assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         text = answer.read().decode()
     assert 'data: "1: hello"' in text
