@@ -53,9 +53,18 @@ def close_agents(**_: object) -> None:
 
 @app.task(bind=True, max_retries=10)
 def ask(self: Task, question: str, conversation: str | None = None) -> Any:
-    """Return an agent's answer; its result has to be JSON, as every task's has."""
+    """Return an agent's answer; its result has to be JSON, as every task's has.
+
+    A task that the queue gives out twice has one id, under which the agent of a
+    conversation runs once.
+    """
     try:
-        answer = agents().invoke_agent(AGENT, question, session_id=conversation)
+        answer = agents().invoke_agent(
+            AGENT,
+            question,
+            session_id=conversation,
+            idempotency_key=self.request.id,
+        )
     except (RateLimitError, ServiceUnavailableError) as error:
         if not error.retryable:
             raise

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,20 @@ def _imported() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_task_asks_under_its_id() -> None:
+    """So that one which the queue gives out twice runs the agent once."""
+    module, keys = _imported(), []
+
+    def invoke_agent(*_: object, idempotency_key: str, **__: object) -> Any:
+        keys.append(idempotency_key)
+        return SimpleNamespace(result="yes")
+
+    module.agents = lambda: SimpleNamespace(invoke_agent=invoke_agent)
+    for _ in range(2):
+        assert module.ask.apply(["q"], task_id="task-1").get() == "yes"
+    assert keys == ["task-1", "task-1"]
 
 
 def test_tasks_call_an_agent(tasks: Any) -> None:
