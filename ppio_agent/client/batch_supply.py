@@ -15,6 +15,7 @@ from ppio_agent.wire.models import AgentTemplate
 
 from .journal_file import BatchJournal
 from .launch import Launcher, SandboxOptions
+from .limits import KILL_LIMIT
 from .session import SandboxSession
 from .sessions import SessionBook, run_all
 
@@ -26,7 +27,6 @@ __all__ = ["BatchSupply"]
 _log = logging.getLogger(__name__)
 
 _MARK = "ppio_batch"
-_KILL_LIMIT = 10.0
 
 
 @frozen(kw_only=True)
@@ -105,7 +105,7 @@ class BatchSupply:
         """
         if self.batch_id is None:
             return
-        control, limit = self.launcher.control, Deadline.after(_KILL_LIMIT)
+        control, limit = self.launcher.control, Deadline.after(KILL_LIMIT)
         ref = control.endpoint.sandbox_ref
         found = control.find_sandboxes({_MARK: self.batch_id}, limit)
         ids = {ref(s.sandbox_id, s.client_id) for s in found}

@@ -18,16 +18,17 @@ from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent.exceptions import (
     ConflictError,
     PPIOAgentError,
+    SandboxCreationError,
     SessionNotFoundError,
 )
 from ppio_agent.hooks import SessionEvent
-from ppio_agent.transport import shielded
+from ppio_agent.transport import pause, shielded
 from ppio_agent.wire.models import PingResponse, SandboxDetail
 
 from .caretaker import Caretaker
 from .control import ControlPlane
 from .launch import Launched
-from .limits import seconds
+from .limits import KILL_LIMIT, seconds
 from .pulse import SessionPulse
 from .readiness import Readiness
 from .reference import SessionRef
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["SandboxHold"]
 
 _log = logging.getLogger(__name__)
-_KILL_LIMIT = 10.0
 _EXTEND_LIMIT = 10.0
 _EXTEND_AGAIN_AFTER = 5.0
 
@@ -190,7 +190,10 @@ class SandboxHold:
 
         A sandbox that is gone is an answer, too: the state is `CLOSED` then.
         """
-        deadline = self._deadline()
+        return self.ask(self._deadline())
+
+    def ask(self, deadline: Deadline) -> SessionStatus:
+        """Do as `get_status`, within a deadline."""
         since = self._pulse.version
         try:
             detail = self._control.get_sandbox(self._sandbox_id, deadline)
@@ -204,6 +207,7 @@ class SandboxHold:
             try:
                 agent, _ = self._port.ping(deadline)
             except PPIOAgentError:
+                pause(Deadline.after(0.0))  # raises if it was the caller who gave up
                 seen = SessionState.ERROR
         self._pulse.observe(seen, since=since)
         return self._status(detail, agent)
@@ -271,8 +275,11 @@ class SandboxHold:
                 )
             self._ttl, self._expires = ttl, asked_at + ttl
             try:
-                self.wait_ready(deadline)
-            except PPIOAgentError:
+                with self._noting_loss():
+                    self.wait_ready(deadline)
+            except SandboxCreationError:
+                # The agent failed. A caller who gives up leaves the session paused:
+                # the next one resumes it.
                 self._pulse.become(SessionState.ERROR)
                 raise
             self._pulse.become(SessionState.ACTIVE)
@@ -342,7 +349,7 @@ class SandboxHold:
         self.abort(closed_error(self._sandbox_id))
         if ours:
             with shielded():
-                limit = Deadline.after(_KILL_LIMIT)
+                limit = Deadline.after(KILL_LIMIT)
                 self._control.kill_sandbox(self._sandbox_id, limit)
             self._mark_gone()
 

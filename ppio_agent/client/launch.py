@@ -37,7 +37,7 @@ from .control import ControlPlane
 from .conversation import check_session_id, conversation_metadata, session_id_of
 from .endpoint import AGENT_PORT, ENVD_PORT
 from .envd import Envd, envd_tokens
-from .limits import seconds
+from .limits import KILL_LIMIT, seconds
 from .readiness import Readiness
 from .reference import SessionRef
 from .state import SessionState, pauses_at_end, seconds_left, state_of
@@ -50,7 +50,6 @@ __all__ = ["Launched", "Launcher", "SandboxArguments", "SandboxOptions"]
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_KILL_LIMIT = 10.0
 _CREATE_ID = "ppio_create_id"
 
 
@@ -248,7 +247,7 @@ class Launcher:
             return self.control.adopt_sandbox(kept, deadline)
 
     def _find(self, create_id: str, deadline: Deadline) -> list[str]:
-        limit = deadline.earlier(_KILL_LIMIT)
+        limit = deadline.earlier(KILL_LIMIT)
         found = self.control.find_sandboxes({_CREATE_ID: create_id}, limit)
         ref = self.control.endpoint.sandbox_ref
         return [ref(s.sandbox_id, s.client_id) for s in found]
@@ -385,7 +384,7 @@ class Launcher:
     def _kill(self, sandbox_ids: list[str]) -> None:
         for sandbox_id in sandbox_ids:
             try:
-                deadline = Deadline.after(_KILL_LIMIT)
+                deadline = Deadline.after(KILL_LIMIT)
                 self.control.kill_sandbox(sandbox_id, deadline)
             except PPIOAgentError as error:
                 _log.warning("killing sandbox %s failed: %s", sandbox_id, error)

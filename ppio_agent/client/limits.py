@@ -1,12 +1,14 @@
-"""Times that a caller gives: checked before anything is sent."""
+"""Times: those that a caller gives, checked before anything is sent, and our own."""
 
 from __future__ import annotations
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import RequestTimeoutError, ValidationError
 
-__all__ = ["seconds", "time_left"]
+__all__ = ["KILL_LIMIT", "seconds", "time_left"]
 
+# Seconds that are spent on ending a sandbox before its time to live has to.
+KILL_LIMIT = 10.0
 # 31 years: what waits in the standard library can be told on every system.
 _MOST = 1e9
 

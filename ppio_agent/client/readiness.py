@@ -118,7 +118,7 @@ class Readiness:
             except RequestTimeoutError as error:
                 if not deadline.expired:
                     raise
-                raise self._failed("its agent was not ready in time") from error
+                raise self._gave_up("its agent was not ready in time") from error
             except _NOT_YET:
                 if lag.expired:
                     raise
@@ -135,6 +135,7 @@ class Readiness:
         Raises:
             SandboxCreationError: It ended, or was not ready in time; with its last
                 output.
+            RequestTimeoutError: The caller's own time ran out before.
             SessionNotFoundError: The sandbox is gone.
         """
         limit = deadline
@@ -166,6 +167,12 @@ class Readiness:
             )
         if start is not None and start.failure is not None:
             return start.failure
+        if self.deadline.expired:
+            return RequestTimeoutError(
+                f"the time ran out while the agent in sandbox {self.sandbox_id} was"
+                f" waited for: {why}",
+                phase="response",
+            )
         return self._failed(why)
 
     def _ping(self, deadline: Deadline) -> Exception | str | None:

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import renew_in_child
@@ -30,9 +31,10 @@ from .conversation import (
 )
 from .flight import SingleFlight
 from .launch import Launched, Launcher, SandboxOptions
+from .limits import time_left
 from .reference import SessionRef
 from .session import SandboxSession
-from .state import SessionState
+from .state import SessionState, between_error
 
 __all__ = ["SessionBook", "run_all"]
 
@@ -157,20 +159,26 @@ class SessionBook:
         """Return the session of a conversation; the first of many callers opens it.
 
         One that another process has begun is taken, see `conversation`; one that is of
-        no use any more is ended and replaced.
+        no use any more is replaced.
+
+        Raises:
+            ConflictError: Its sandbox neither runs nor is paused.
         """
         key = (template.template_id, str(options.session_id))
 
         def begin() -> SandboxSession:
-            found = self._find(key)
+            found = self._kept(key, deadline)
             if found is None:
                 found = self._settle(launcher, template, options, deadline)
                 found.auto_resume = True
                 self._bind(key, found)
             return found
 
-        found = self._find(key)
-        return found or self._settling.run(key, begin, deadline)
+        with self._changed:
+            found = self._conversations.get(key)
+        if found is not None and found.state in _USABLE:
+            return found
+        return self._settling.run(key, begin, deadline)
 
     def _settle(
         self,
@@ -194,6 +202,8 @@ class SessionBook:
                 time_to_live=options.time_to_live,
                 deadline=deadline,
             )
+            if state not in _USABLE:
+                raise between_error(sandbox_id)
             session = self._session(launcher, launched, state, owned=False)
             if state is SessionState.ACTIVE:
                 session.wait_ready(deadline)
@@ -209,12 +219,27 @@ class SessionBook:
                 self._add(session)
             return session
 
-    def _find(self, key: _Conversation) -> SandboxSession | None:
+    def _kept(self, key: _Conversation, deadline: Deadline) -> SandboxSession | None:
+        """Return the session of a conversation; None if it has to be replaced.
+
+        What was not well when it was last seen is asked for first: a sandbox is only
+        ended if it is ours, its agent does not answer and no call runs in it.
+        """
         with self._changed:
             found = self._conversations.get(key)
-            if found is None or found.state in _USABLE:
-                return found
-            del self._conversations[key]
+        if found is None or found.state in _USABLE:
+            return found
+        if found.state is not SessionState.CLOSED:
+            found.ask(deadline)
+            time_left(deadline)  # too little of it is no fault of the agent's
+        if found.state in _USABLE:
+            return found
+        if found.gone:
+            return None
+        if found.state is SessionState.INACTIVE:
+            raise between_error(found.sandbox_id)
+        if found.state is SessionState.ERROR and (found.busy or not found.owned):
+            return found
         found.dispose()
         return None
 
@@ -259,9 +284,10 @@ class SessionBook:
             self._on_change(session.began())
 
     def _bind(self, key: _Conversation, session: SandboxSession) -> None:
+        """Let later calls of a conversation find a session, the newest of several."""
         with self._changed:
             if not session.gone:
-                self._conversations.setdefault(key, session)
+                self._conversations[key] = session
 
     def _remove(self, session: SandboxSession) -> None:
         key = (session.template_id, session.session_id)
@@ -320,18 +346,11 @@ class SessionBook:
                 session.release(error)
         with self._changed:
             leftovers = tuple(self._leftovers)
-            self._leftovers.clear()
         if control is not None:
-            jobs = {i: _killing(control, i, deadline) for i in leftovers}
+            jobs = {i: partial(control.kill_sandbox, i, deadline) for i in leftovers}
             failures.update(run_all(jobs, deadline))
         self._caretaker.close(deadline.left())
         return failures
-
-
-def _killing(
-    control: ControlPlane, sandbox_id: str, deadline: Deadline
-) -> Callable[[], None]:
-    return lambda: control.kill_sandbox(sandbox_id, deadline)
 
 
 def run_all(
@@ -362,14 +381,16 @@ def run_all(
         return run
 
     pool = WorkerPool("ppio-client-close", max_threads=_THREADS, max_waiting=len(jobs))
-    for name, job in jobs.items():
-        run = running(name, job)
-        try:
-            pool.submit(run)
-        except NoThreadError:  # at exit Python 3.12.1 starts none
-            run()
-    for _ in jobs:
-        if not ended.acquire(timeout=deadline.left()):
-            break
-    pool.close(0.0)
+    try:
+        for name, job in jobs.items():
+            run = running(name, job)
+            try:
+                pool.submit(run)
+            except NoThreadError:  # at exit Python 3.12.1 starts none
+                run()
+        for _ in jobs:
+            if not ended.acquire(timeout=deadline.left()):
+                break
+    finally:
+        pool.close(0.0)
     return dict(failures)

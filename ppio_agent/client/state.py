@@ -23,6 +23,7 @@ __all__ = [
     "Action",
     "SessionState",
     "SessionStatus",
+    "between_error",
     "closed_error",
     "paused_error",
     "pauses_at_end",
@@ -175,6 +176,16 @@ def paused_error(sandbox_id: str) -> InvocationError:
     return InvocationError(
         f"the session on sandbox {sandbox_id} is paused; call resume() first",
         code="session_paused",
+    )
+
+
+def between_error(sandbox_id: str) -> ConflictError:
+    """Return the error of a conversation whose sandbox neither runs nor is paused."""
+    return ConflictError(
+        f"the sandbox {sandbox_id} of this conversation neither runs nor is paused, by"
+        " the platform's word; try again soon, or end it by attach_session(its"
+        " id).close()",
+        retryable=True,
     )
 
 

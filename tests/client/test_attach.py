@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ppio_agent.client import AgentRuntimeClient, SessionRef, SessionState
 from ppio_agent.exceptions import (
+    AgentUnreachableError,
     ConflictError,
     InvocationError,
     SessionClosedError,
@@ -172,6 +174,115 @@ def test_a_dead_conversation_is_replaced_once(
 
     assert [a.sandbox_id for a in answers] == ["sb2", "sb2"]
     assert [s.sandbox_id for s in first.list_sessions()] == ["sb2"]
+
+
+def test_a_conversation_in_between_two_states(
+    make_client: Make, platform: FakePlatform
+) -> None:
+    """Nobody ends it for a word that is not known; all wait for a better one."""
+    first, second = make_client(), make_client()
+    first.invoke_agent("tpl1", "Hi", session_id="s")
+    (session,) = first._run.core.book.sessions()
+    platform.sandboxes["sb1"].state = "pausing"
+    session.get_status()
+    for client in (first, second):
+        with pytest.raises(ConflictError, match=r"sb1.*try again soon"):
+            client.invoke_agent("tpl1", "Hi", session_id="s")
+    platform.sandboxes["sb1"].state = "running"
+    counts = [
+        client.invoke_agent("tpl1", "Hi", session_id="s").result["count"]
+        for client in (first, second)
+    ]
+
+    assert counts == [2, 3]
+    assert platform.killed == []
+
+
+def test_a_conversation_whose_agent_did_not_answer(
+    make_client: Make, platform: FakePlatform
+) -> None:
+    """It is asked again; only its owner replaces it, and not under its calls."""
+    first, second = make_client(), make_client()
+    clients = (first, second)
+    for client in clients:
+        client.invoke_agent("tpl1", "Hi", session_id="s")
+    sandbox = platform.sandboxes["sb1"]
+
+    def see(*, answers: bool) -> None:
+        sandbox.port_open = answers
+        for client in clients:
+            for session in client._run.core.book.sessions():
+                session.get_status()
+
+    see(answers=False)
+    sandbox.port_open = True
+    again = [c.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id for c in clients]
+    platform.on("POST", "/inv", lambda e: (e.start_stream(), e.send(b"data: 1\n\n"))[1])
+    with first.invoke_agent_stream("tpl1", "Hi", session_id="s"):
+        see(answers=False)
+        for client in clients:
+            with pytest.raises(AgentUnreachableError):
+                client.invoke_agent("tpl1", "Hi", session_id="s")
+        untouched = list(platform.killed)
+    platform.fixed.clear()
+    replaced = first.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id
+
+    assert again == ["sb1", "sb1"]
+    assert untouched == []
+    assert replaced == "sb2"
+    assert platform.killed == ["sb1"]
+    assert second.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id == "sb2"
+
+
+def test_a_caller_without_time_ends_nothing(
+    client: AgentRuntimeClient, platform: FakePlatform
+) -> None:
+    """That the agent did not answer within it says nothing of the agent."""
+    client.invoke_agent("tpl1", "Hi", session_id="s")
+    (session,) = client._run.core.book.sessions()
+    platform.sandboxes["sb1"].port_open = False
+    session.get_status()
+    platform.sandboxes["sb1"].port_open = True
+    release = threading.Event()
+    with platform.overriding("GET", "/ping", lambda _: release.wait(5) and None):
+        with pytest.raises(TimeoutError):
+            client.invoke_agent("tpl1", "Hi", session_id="s", timeout=0.1)
+        release.set()
+
+    assert platform.killed == []
+    assert client.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id == "sb1"
+
+
+def test_the_newest_of_a_session_id(
+    client: AgentRuntimeClient, platform: FakePlatform
+) -> None:
+    """Later calls go to what create_session made last; the older one lives."""
+    for _ in range(2):
+        client.create_session("tpl1", session_id="s")
+
+    assert client.invoke_agent("tpl1", "Hi", session_id="s").sandbox_id == "sb2"
+    assert platform.alive == ["sb1", "sb2"]
+    client.close_session("s")
+    assert platform.alive == []
+
+
+def test_one_that_could_not_be_ended(
+    client: AgentRuntimeClient, platform: FakePlatform
+) -> None:
+    """It is of no use and not listed, but ended with the client."""
+    session = client.create_session("tpl1")
+    with (
+        platform.overriding("DELETE", "/sandboxes", lambda e: e.reply(400, {})),
+        pytest.raises(ValidationError),
+    ):
+        session.close()
+
+    assert session.get_status().state is SessionState.CLOSED
+    with pytest.raises(SessionClosedError):
+        session.invoke("Hi")
+    assert client.list_sessions() == ()
+    client.close()
+    assert platform.alive == []
 
 
 class Listener:

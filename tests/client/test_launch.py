@@ -175,10 +175,12 @@ class TestFailure:
     def test_the_deadline_bounds_it_all(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
-        """Whatever the template would allow."""
+        """Whatever the template would allow; the agent is not said to have failed."""
         platform.on("GET", "/ping", lambda e: e.reply(503, {"status": "Unhealthy"}))
-        with pytest.raises(SandboxCreationError):
-            client.create_session("tpl1", deadline=0.3)
+        with pytest.raises(RequestTimeoutError, match="sb1"):
+            client.create_session("tpl1", deadline=0.2)
+        with pytest.raises(TimeoutError):
+            client.invoke_agent("tpl1", "Hi", timeout=0.2)
 
         assert platform.alive == []
 
@@ -207,7 +209,8 @@ class TestFailure:
     ) -> None:
         """It is good to have, but nobody waits for it as long as without a deadline."""
         told = threading.Event()
-        platform.on("GET", "/ping", lambda e: e.reply(503, {"status": "Unhealthy"}))
+        ended = {"sandboxId": "sb1", "port": 8080, "message": "?", "exitCode": 3}
+        platform.on("GET", "/ping", lambda e: e.reply(502, ended))
         platform.on("GET", "/sandboxes/", lambda _: told.wait(10) and None)
         started = time.monotonic()
         with pytest.raises(SandboxCreationError):

@@ -19,6 +19,7 @@ from ppio_agent.exceptions import (
     ProtocolError,
     RequestTimeoutError,
     ResponseTooLargeError,
+    SandboxCreationError,
     ServerBusyError,
     SessionClosedError,
     SessionNotFoundError,
@@ -560,6 +561,42 @@ class TestStates:
 
         assert session.state is SessionState.ACTIVE
         assert next(pings, None) is None
+
+    def test_a_resume_that_its_caller_gives_up_leaves_it_paused(
+        self, client: AgentRuntimeClient, platform: FakePlatform
+    ) -> None:
+        """By its time or by a cancel: the next call finds the agent's memory."""
+        client.invoke_agent("tpl1", "Hi", session_id="s")
+        (session,) = client._run.core.book.sessions()
+        session.pause()
+        asked, release = threading.Event(), threading.Event()
+        hang = lambda _: (asked.set(), release.wait(5))[0]  # noqa: E731 - it is short
+        with platform.overriding("GET", "/ping", hang):
+            with pytest.raises(RequestTimeoutError):
+                client.invoke_agent("tpl1", "Hi", session_id="s", timeout=0.1)
+            after_timeout = session.state
+            asked.clear()
+            future = client.submit("tpl1", "Hi", session_id="s")
+            assert asked.wait(5)
+            future.cancel()
+            wait_until(lambda: not session._pulse._changing)
+            release.set()
+
+        assert (after_timeout, session.state) == (SessionState.PAUSED,) * 2
+        last = client.invoke_agent("tpl1", "Hi", session_id="s")
+        assert (last.sandbox_id, last.result["count"]) == ("sb1", 2)
+
+    def test_an_agent_that_fails_in_a_resume(
+        self, session: SandboxSession, platform: FakePlatform
+    ) -> None:
+        """That is the session's error."""
+        session.pause()
+        platform.sandboxes["sb1"].port_open = False
+        platform.sandboxes["sb1"].exit_code = 3
+
+        with pytest.raises(SandboxCreationError, match="exit status 3"):
+            session.resume()
+        assert session.state is SessionState.ERROR
 
     def test_status_tells_agent_and_platform(
         self, session: SandboxSession, platform: FakePlatform
