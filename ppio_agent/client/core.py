@@ -13,6 +13,7 @@ from ppio_agent.hooks import Hooks
 
 from .config import ClientConfig
 from .connection import Backend, connect, named_platform
+from .control import ControlPlane
 from .flight import SingleFlight
 from .futures import Submissions
 from .sessions import SessionBook
@@ -55,13 +56,13 @@ class ClientCore:
         self._config = config
         self._hooks = Hooks.load(self._plugins)
         self._named = named_platform(config, self._hooks, api_key, api_secret)
-        self._closed = False
+        self._closed = self._closing = False
         self._start_afresh()
         renew_in_child(self, ClientCore._start_afresh)
 
     def _start_afresh(self) -> None:
         """Begin without sessions and connections: at first, and in a forked child."""
-        # Guards _closed and _backend.
+        # Guards _closed, _closing and _backend.
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         # A plug-in or the start of the embedded platform may take its time.
@@ -150,12 +151,22 @@ class ClientCore:
         raise self._closed_error()
 
     def close(self) -> None:
-        """End everything, once; see `AgentRuntimeClient.close`."""
+        """End everything, once; see `AgentRuntimeClient.close`.
+
+        After an interruption it may be called again, and goes on.
+        """
         with self._lock:
-            if self._closed:
+            if self._closing:
                 return
-            self._closed = True
+            self._closed = self._closing = True
             control = self._backend.control if self._backend else None
+        try:
+            self._end(control)
+        except BaseException:
+            self._closing = False
+            raise
+
+    def _end(self, control: ControlPlane | None) -> None:
         deadline = Deadline.after(_CLOSE_LIMIT)
         error = ClientClosedError("the client was closed while this went on")
         self._submissions.close(error, deadline.bound(_SUBMISSIONS_LIMIT))

@@ -351,6 +351,32 @@ class TestEnd:
         assert type(error).__name__ == "SessionClosedError"
         assert platform.alive == []
 
+    def test_a_close_that_was_interrupted_can_be_repeated(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It takes no calls from the first time on; the second ends what is left."""
+        client.create_session("tpl1")
+        book = client._run.core.book
+        book.add_leftover(client.create_session("tpl1").detach().sandbox_id)
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ppio_agent.client.sessions.run_all", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.close()
+        with pytest.raises(ClientClosedError):
+            client.create_session("tpl1")
+        alive = platform.alive
+        client.close()
+
+        assert alive == ["sb1", "sb2"]
+        assert platform.alive == []
+
     def test_close_all_tells_failures_and_goes_on(
         self, client: AgentRuntimeClient, platform: FakePlatform
     ) -> None:
