@@ -177,9 +177,8 @@ class Runner:
         try:
             return run(held, call)
         except SessionNotFoundError as error:
-            died = held.lost and error.code == SessionNotFoundError.code
-            # Another code, or an abort: the call may have reached the agent.
-            if not died or call.handle.error is not None:
+            # Another code says that the call may have reached the agent.
+            if error.code != SessionNotFoundError.code or not held.lost:
                 raise
         return run(session(), call)
 
