@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 __all__ = [
     "SLOW",
+    "interrupt_everywhere",
     "needs_program",
     "new_threads",
     "processes_marked",
@@ -97,3 +101,48 @@ def write_agent(
         )
     )
     return folder
+
+
+def interrupt_everywhere(
+    begin: Callable[[], tuple[Callable[[], object], Callable[[], object]]],
+) -> None:
+    """Run something again and again, interrupted at each of its steps in turn.
+
+    As a signal handler or a finaliser does it: on top of the thread that runs.
+
+    Args:
+        begin: Returns what is to be run, which ends by itself, and what interrupts it.
+    """
+    for step in itertools.count():
+        reached: list[int] = []
+        thread = threading.Thread(
+            target=_interrupted, args=(*begin(), step, reached), daemon=True
+        )
+        thread.start()
+        thread.join(2.0 * SLOW)
+        assert not thread.is_alive(), f"it hangs when interrupted at step {step}"
+        if not reached:
+            return
+
+
+def _interrupted(
+    run: Callable[[], object],
+    interrupt: Callable[[], object],
+    step: int,
+    reached: list[int],
+) -> None:
+    left = itertools.count(step, -1)
+
+    def trace(_frame: object, event: str, _argument: object) -> Any:
+        if event == "line" and next(left) == 0:
+            sys.settrace(None)
+            reached.append(step)
+            interrupt()
+            return None
+        return trace
+
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(None)

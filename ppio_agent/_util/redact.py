@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -28,6 +27,8 @@ _SECRET_NAME = re.compile(
 _HIDDEN = "***"
 # A shorter value is found by chance in ordinary text, which would then be spoilt.
 _SHORTEST = 6
+# Of a text that is to be cut, so much is looked at.
+_MOST_READ = 64 * 1024
 
 
 def mask(secret: str) -> str:
@@ -49,43 +50,65 @@ class Redactor:
     Args:
         secrets: Values to be hidden wherever they occur; those of fewer than 6
             characters only where their name gives them away.
+        parent: What it knows, now or later, is hidden as well.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe, without a lock: a finaliser or a forked child may find
+    it in any state.
     """
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        # Guards changes of the three below; `text` reads the pattern as it is.
-        self._lock = threading.Lock()
-        self._kept: frozenset[str] = frozenset()
+    def __init__(
+        self, secrets: Iterable[str | None] = (), *, parent: Redactor | None = None
+    ) -> None:
+        self._parent = parent
+        self._kept: set[str] = set()
         self._passing: frozenset[str] = frozenset()
-        self._pattern: re.Pattern[str] | None = None
+        # Another one after each change: a pattern made before it does not count.
+        self._stamp = object()
+        self._made: tuple[tuple[object, ...], re.Pattern[str] | None] = ((), None)
         self.add(*secrets)
 
     def add(self, *secrets: str | None) -> None:
         """Hide these values from now on; None and short ones are passed over."""
         found = _long_enough(secrets)
-        with self._lock:
-            if not found <= self._kept:
-                self._kept |= found
-                self._renew_locked()
+        if not found <= self._kept:
+            self._kept.update(found)
+            self._stamp = object()
 
     def replace(self, *secrets: str) -> None:
         """Hide these values in the place of those that it was given before.
 
         For secrets that change again and again, of which `add` would keep all.
         """
-        with self._lock:
-            self._passing = _long_enough(secrets)
-            self._renew_locked()
+        self._passing = _long_enough(secrets)
+        self._stamp = object()
 
-    def _renew_locked(self) -> None:
-        known = sorted(self._kept | self._passing, key=lambda s: (-len(s), s))
-        spellings = "|".join(map(_spellings, known))
-        self._pattern = re.compile(spellings) if spellings else None
+    def _stamps(self) -> tuple[object, ...]:
+        if self._parent is None:
+            return (self._stamp,)
+        return (self._stamp, *self._parent._stamps())  # noqa: SLF001 - our own
+
+    def _known(self) -> set[str]:
+        known = self._kept | self._passing
+        return known if self._parent is None else known | self._parent._known()  # noqa: SLF001 - our own
+
+    def _pattern(self) -> re.Pattern[str] | None:
+        stamps = self._stamps()
+        made_of, pattern = self._made
+        if made_of != stamps:
+            known = sorted(self._known(), key=lambda s: (-len(s), s))
+            spellings = "|".join(map(_spellings, known))
+            pattern = re.compile(spellings) if spellings else None
+            self._made = stamps, pattern
+        return pattern
 
     def text(self, text: str) -> str:
         """Return `text` with every known secret replaced."""
-        return text if self._pattern is None else self._pattern.sub(_HIDDEN, text)
+        pattern = self._pattern()
+        return text if pattern is None else pattern.sub(_HIDDEN, text)
+
+    def start(self, text: str, most: int) -> str:
+        """Return the first `most` characters in one line, with no part of a secret."""
+        return " ".join(self.text(text[:_MOST_READ]).split())[:most]
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return a copy whose secret headers are hidden, the rest checked as text."""
@@ -106,12 +129,13 @@ class Redactor:
         text = self.text(
             urlunsplit((parts.scheme, netloc, parts.path, query, fragment))
         )
-        if self._pattern is not None and self._pattern.search(unquote(text)):
+        pattern = self._pattern()
+        if pattern is not None and pattern.search(unquote(text)):
             return _HIDDEN  # letters need no encoding: who encodes them has a reason
         return text
 
     def __repr__(self) -> str:
-        return f"Redactor({len(self._kept | self._passing)} values)"
+        return f"Redactor({len(self._known())} values)"
 
 
 def _long_enough(secrets: Iterable[str | None]) -> frozenset[str]:

@@ -58,6 +58,7 @@ _NOT_FOUND: Mapping[str, type[NotFoundError]] = {
     "sandbox": SessionNotFoundError,
 }
 _MOST_TEXT = 200
+_MOST_READ = 64 * 1024
 # What signatures may be away from the peer's clock.
 _MOST_SKEW = 300.0
 
@@ -99,7 +100,10 @@ def answer_error(
         now: When it came, by the clock of this machine; None: at this moment.
     """
     cls = _class(request.kind, response.status, problem)
-    quoted = redactor.text(" ".join(problem.message.split())[:_MOST_TEXT])
+    said = problem.message
+    if said and not problem.body:  # it is the body's start, which may end in a secret
+        said = response.body[:_MOST_READ].decode("utf-8", "replace")
+    quoted = redactor.start(said, _MOST_TEXT)
     own = _own_data(cls, response.status, problem)
     ended = own.get("exit_code") is not None
     now = now or utc_now()

@@ -21,6 +21,7 @@ from .route import split_url
 __all__ = ["Auth", "Kind", "Request", "Response", "TransportConfig"]
 
 _MIB = 1024 * 1024
+_MOST_READ = 64 * 1024
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NO_LIMIT = Deadline(None)
 _redactor = Redactor()
@@ -185,10 +186,10 @@ class Response:
             return decode_json(self.body)
         except WireError as error:
             kind = self.headers.get("content-type", "no content type")
-            start = self.body[:200].decode("utf-8", "replace")
+            start = self.body[:_MOST_READ].decode("utf-8", "replace")
             raise ProtocolError(
                 f"the answer is not JSON ({error}): status {self.status}, {kind},"
-                f" it starts with {self._redactor.text(start)!r}",
+                f" it starts with {self._redactor.start(start, 200)!r}",
                 request_id=self.request_id,
                 attempts=self.attempts,
                 url=self._redactor.url(self.url),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppio_agent._util.redact import SECRET_HEADERS, Redactor, mask
+from tests.support import interrupt_everywhere
 
 SECRETS = st.text(
     st.characters(codec="utf-8", exclude_characters="*"), min_size=6, max_size=20
@@ -116,6 +118,41 @@ def test_no_secret_is_lost_when_threads_add_at_once() -> None:
         for thread in threads:
             thread.join()
         assert redactor.text(" ".join(secrets)) == "*** *** *** ***"
+
+
+def test_one_knows_what_its_parent_knows() -> None:
+    """Also what that learns later; and tells it nothing."""
+    parent = Redactor(["parents-secret"])
+    child = Redactor(["childs-secret", None], parent=parent)
+    text = "parents-secret childs-secret later-secret passing-secret"
+    assert child.text(text) == "*** *** later-secret passing-secret"
+    parent.add("later-secret")
+    parent.replace("passing-secret")
+    assert child.text(text) == "*** *** *** ***"
+    assert parent.text(text) == "*** childs-secret *** ***"
+    assert child.url("http://h/parents-secret") == "http://h/***"
+
+
+def test_it_can_be_used_wherever_it_was_interrupted() -> None:
+    """By a finaliser, or in a forked child: no lock is held at any of its steps."""
+
+    def use(redactor: Redactor) -> None:
+        redactor.add("another-secret")
+        redactor.replace("passing-secret")
+        redactor.text("text")
+
+    def begin() -> tuple[Callable[[], None], Callable[[], None]]:
+        redactor = Redactor(["first-secret"])
+        return partial(use, redactor), partial(use, redactor)
+
+    interrupt_everywhere(begin)
+
+
+def test_a_text_is_cut_where_no_secret_is() -> None:
+    """What is left of one would be enough to guess the rest."""
+    redactor = Redactor([KEY])
+    assert redactor.start(f"{'x' * 95} {KEY}", 100) == f"{'x' * 95} ***"
+    assert redactor.start("a\n\n b" * 100, 5) == "a ba "
 
 
 @pytest.mark.parametrize("name", sorted(SECRET_HEADERS))

@@ -183,6 +183,16 @@ def test_what_is_quoted_is_short_and_without_secrets() -> None:
     assert "key=***" in error.message
 
 
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_no_part_of_a_secret_is_quoted(form: str) -> None:
+    """Where the quotation ends inside one."""
+    for before in (*range(185, 200), *range(485, 500)):
+        space = " " * max(0, before - 195)  # which is not quoted
+        said = f"{'x' * (before - len(space))}{space}sk-SECRET123"
+        error = _error(502, {"message": said} if form == "json" else said.encode())
+        assert "sk-" not in f"{error} {error.__cause__}"
+
+
 # Acceptance 20
 
 

@@ -56,3 +56,18 @@ def test_what_is_not_json_is_a_protocol_error(body: bytes) -> None:
     assert caught.value.request_id == "r-1"
     assert caught.value.url == "https://h/?token=***"
     assert "SECRET" not in str(caught.value)
+
+
+def test_what_is_quoted_of_an_answer_ends_in_no_secret() -> None:
+    """Half of it would be half of the secret."""
+    response = Response(
+        status=200,
+        headers=Headers(),
+        body=b"x" * 195 + b"sk-SECRET123",
+        request_id="r-1",
+        url="http://h/",
+        redactor=Redactor(["sk-SECRET123"]),
+    )
+    with pytest.raises(ProtocolError) as caught:
+        response.json()
+    assert "sk-" not in str(caught.value)
