@@ -239,6 +239,8 @@ class WorkerPool:
             if self._closed:
                 return None
             self._idle.append(worker)
+            # `abandon` takes no lock: if it came by just before, nobody else will.
+            self._drain_if_closed()
         worker.ready.acquire()  # parked: submit() or close() lets it go on
         return worker.job
 
@@ -279,6 +281,10 @@ class WorkerPool:
         For finalisers, which run anywhere: it takes no lock. What waits is still run.
         """
         self._closed = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().ready.release()
+        self._drain_if_closed()
+
+    def _drain_if_closed(self) -> None:
+        if self._closed:
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._idle.pop().ready.release()

@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 import ssl
+import weakref
 from functools import cached_property
 from typing import Any
 
@@ -110,6 +111,8 @@ class Connector:
         self._config = config
         self._proxies: dict[Origin, Proxy | None] = {}
         self._names = WorkerPool("ppio-transport-dns", max_threads=8, max_waiting=256)
+        # Of a transport that nobody closed, no thread stays behind.
+        weakref.finalize(self, self._names.abandon).atexit = False
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

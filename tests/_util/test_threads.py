@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -588,4 +589,20 @@ def test_the_threads_of_an_abandoned_pool_end(gate: Gate) -> None:
     with pytest.raises(PoolClosedError):
         pool.submit(gate)
     gate.open.set()
+    wait_until(lambda: pool.threads == 0)
+
+
+def test_no_thread_parks_in_a_pool_that_was_just_abandoned(
+    make_pool: MakePool,
+) -> None:
+    """Nobody would wake it; abandoning takes no lock that could keep them apart."""
+
+    class Idle(list[Any]):
+        def append(self, worker: Any) -> None:
+            pool.abandon()
+            super().append(worker)
+
+    pool = make_pool()
+    pool._idle = Idle()
+    pool.submit(lambda: None)
     wait_until(lambda: pool.threads == 0)

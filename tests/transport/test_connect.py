@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import threading
@@ -27,7 +28,16 @@ from ppio_agent.testing import (
     silence,
     tunnel,
 )
-from ppio_agent.transport import NO_RETRY, Request, Transport, TransportConfig
+from ppio_agent.transport import (
+    NO_RETRY,
+    CallHandle,
+    Request,
+    Transport,
+    TransportConfig,
+)
+from ppio_agent.transport.connect import Connector
+from ppio_agent.transport.route import split_url
+from tests.support import new_threads, wait_until
 
 Serve = Callable[..., FaultServer]
 Tls = tuple[ssl.SSLContext, Path]
@@ -248,3 +258,24 @@ def test_netrc_is_not_read(
     with Transport() as transport:
         _ask(transport, server.url)
     assert "authorization" not in seen[0].headers
+
+
+def test_a_connector_that_nobody_closed_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looked up a name, and was dropped."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    threads = new_threads("ppio-transport-dns")
+    connector = Connector(TransportConfig())
+    with pytest.raises(socket.gaierror):
+        connector.open(
+            split_url("http://name.invalid/")[0], CallHandle(), Deadline.after(5.0)
+        )
+    assert threads()
+    del connector
+    gc.collect()
+    wait_until(lambda: not threads())
