@@ -136,9 +136,17 @@ class ConnectionPool:
 
     def allow(self, connections: int) -> None:
         """Raise the limit of connections to at least this many."""
+        served = []
         with self._lock:
             self._limit = max(self._limit, connections)
+            while self._waiting and self._open < self._limit:
+                self._open += 1
+                waiter = self._waiting.popleft()
+                waiter.served = True
+                served.append(waiter)
         self._see_to_returned()
+        for waiter in served:
+            waiter.call.wake()
 
     @property
     def size(self) -> int:

@@ -185,3 +185,24 @@ def test_giving_back_never_blocks(serve: Serve, pool: ConnectionPool) -> None:
     other = _get(pool, server)
     assert pool.idle + (other is connection) >= 1
     pool.release(other, keep=False)
+
+
+def test_who_waits_gets_a_place_when_the_limit_is_raised(
+    serve: Serve, pool: ConnectionPool
+) -> None:
+    """As many as fit, the one that came first before the others."""
+    server = serve(reply())
+    held: list[object] = [_get(pool, server), _get(pool, server)]
+    first: list[object] = []
+    second: list[object] = []
+    threads = [_later(pool, server, first), _later(pool, server, second)]
+    pool.allow(3)
+    wait_until(lambda: first)
+    assert (pool.size, second) == (3, [])
+    pool.allow(4)
+    for thread in threads:
+        thread.join(5.0)
+    for connection in (*held, *first, *second):
+        assert isinstance(connection, Connection)
+        pool.release(connection, keep=False)
+    assert pool.size == 0
