@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import PPIOAgentError
+from ppio_agent.exceptions import PPIOAgentError, StreamClosedError
 
 __all__ = ["CallHandle", "CallScope", "pause", "shielded", "waiting"]
 
@@ -24,13 +24,15 @@ class CallHandle:
 
     Attributes:
         error: What it was aborted with, or None.
+        inherited: Whether the process was forked during it.
         may_have_run: Whether an attempt that another one followed may have been obeyed.
 
     Thread safety: thread-safe; `abort` may also be called by a signal handler.
     """
 
     __slots__ = (
-        "_event", "_lock", "_pid", "_scope", "_socket", "error", "may_have_run",
+        "_lock", "_pid", "_scope", "_socket", "_woken", "error", "inherited",
+        "may_have_run",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,10 +40,14 @@ class CallHandle:
         # on top of whatever the thread of the call was doing.
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
-        self._event: threading.Event | None = None
+        # Free once the call was woken. A bare lock: an Event has one inside, which a
+        # signal handler or a finaliser that wakes would find held by its own thread.
+        self._woken = threading.Lock()
+        self._woken.acquire()
         self._pid = os.getpid()
         self._scope: CallScope | None = None
         self.error: PPIOAgentError | None = None
+        self.inherited = False
         self.may_have_run = False
 
     def begin(self) -> None:
@@ -71,8 +77,7 @@ class CallHandle:
             if self.error is not None:
                 return False
             self.error = error
-            if self._event is not None:
-                self._event.set()
+            self.wake()
             # Under the lock, or the connection might serve another call by now; it
             # does not block. In a forked child the connection is the parent's.
             if self._socket is not None and self._pid == os.getpid():
@@ -81,6 +86,14 @@ class CallHandle:
                     # state that the reader is using.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             return True
+
+    def disown(self) -> None:
+        """Say in a forked child that the call is its parent's. Takes no old lock."""
+        self._lock = threading.RLock()
+        self.inherited = True
+        self.error = StreamClosedError(
+            "the process that opened the stream reads it; open another one in this"
+        )
 
     def check(self) -> None:
         """Raise the error the call was aborted with, if it was.
@@ -109,13 +122,8 @@ class CallHandle:
 
         It may return early, so look at what is waited for. Raises what `abort` gave.
         """
-        with self._lock:
-            if self._event is None:
-                self._event = threading.Event()
-            event = self._event
-            self.check()
-        event.wait(timeout)
-        event.clear()
+        self.check()
+        self._woken.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
         self.check()
 
     def pause(self, until: Deadline) -> None:
@@ -133,10 +141,8 @@ class CallHandle:
 
     def wake(self) -> None:
         """Let `wait` return, now or the next time it is called."""
-        with self._lock:
-            if self._event is None:
-                self._event = threading.Event()
-            self._event.set()
+        with contextlib.suppress(RuntimeError):  # it was woken before
+            self._woken.release()
 
 
 class CallScope:

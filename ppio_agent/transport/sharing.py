@@ -38,7 +38,8 @@ class PoolShare:
         acquire: As `ConnectionPool.acquire`.
         release: As `ConnectionPool.release`.
 
-    Thread safety: thread-safe.
+    Thread safety: thread-safe. In a forked child its calls are ended, and the parent's
+    connections are not touched.
     """
 
     def __init__(
@@ -51,6 +52,12 @@ class PoolShare:
         # The pool's own, without a step in between: every call comes by.
         self.acquire = pool.acquire
         self.release = pool.release
+        renew_in_child(self, PoolShare._disown)
+
+    def _disown(self) -> None:
+        for call in self._calls:
+            call.disown()
+        self._calls = set()
 
     @property
     def pool(self) -> ConnectionPool:

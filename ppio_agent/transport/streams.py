@@ -44,7 +44,8 @@ class RawStream(Closing):
         attempts: How many attempts it took.
         head: The answer without its body.
 
-    Thread safety: one reader; `close` from any thread, and from a signal handler.
+    Thread safety: one reader; `close` from any thread, and from a signal handler. In a
+    forked child it is closed, and the parent reads on.
     """
 
     def __init__(
@@ -238,7 +239,14 @@ class _State:
         if ended:  # read to its end before it was handed on
             self._leave_call()
 
+    def _forget_reader(self) -> None:
+        """Begin anew in a forked child: the parent's reader is not there."""
+        self._lock = threading.RLock()
+        self._reading = False
+
     def take(self, read: Callable[[], bytes], *, last: bool) -> bytes:
+        if self._call.inherited:
+            self._forget_reader()
         with self._lock:
             if self._reading:
                 raise RuntimeError("a stream has one reader at a time")
@@ -261,6 +269,8 @@ class _State:
     def close(self, error: PPIOAgentError) -> None:
         if self.ended:
             return
+        if self._call.inherited:
+            self._forget_reader()
         with self._lock:
             self._closed = self._closed or error
             reading = self._reading

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -17,6 +20,7 @@ from ppio_agent.transport.calls import (
     shielded,
     waiting,
 )
+from tests.support import interrupt_everywhere
 
 
 def test_the_first_abort_wins() -> None:
@@ -161,3 +165,27 @@ def test_a_call_that_goes_on_stays_in_its_first_scope() -> None:
     with pytest.raises(NetworkError, match="not wanted"):
         call.pause(Deadline.after(30.0))
     ender.join()
+
+
+def test_a_signal_handler_may_wake_and_abort_at_any_step() -> None:
+    """Of the thread of the call, too, while that waits or is just being woken."""
+    for act in (CallHandle.wake, _abort):
+
+        def begin(
+            act: Callable[[CallHandle], object] = act,
+        ) -> tuple[Callable[[], object], Callable[[], object]]:
+            call = CallHandle()
+            return partial(_wait_and_wake, call), partial(act, call)
+
+        interrupt_everywhere(begin)
+
+
+def _abort(call: CallHandle) -> None:
+    call.abort(NetworkError("not wanted"))
+
+
+def _wait_and_wake(call: CallHandle) -> None:
+    with contextlib.suppress(NetworkError):
+        call.wait(0.0)
+        call.wake()
+        call.wait(None)

@@ -410,7 +410,7 @@ def test_a_forked_child_reads_nothing_of_a_stream(
     go = threading.Event()
 
     def script(peer: Peer, _request: Received) -> None:
-        peer.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\none")
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\none")
         go.wait(5.0 * SLOW)
         peer.send(b"two")
 
