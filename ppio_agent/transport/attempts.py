@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 
 from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import new_id
-from ppio_agent._util.redact import SECRET_HEADERS, Redactor
+from ppio_agent._util.redact import SECRET_HEADERS, Redactor, is_secret_header
 from ppio_agent._version import __version__
 from ppio_agent.exceptions import (
     AgentUnreachableError,
@@ -145,6 +145,20 @@ class Setup:
             names = ", ".join(sorted(_FRAMING & merged.keys()))
             raise ValidationError(f"the transport itself sets the headers {names}")
         return merged
+
+    def sent_from(self, url: str, request: Request) -> Setup:
+        """Return what holds for a request that was one to `url` before plug-ins came.
+
+        Another origin gets none of the configured headers that look like secrets.
+        """
+        if split_url(url)[0] == split_url(request.url)[0]:
+            return self
+        headers = {
+            name: value
+            for name, value in self.config.headers.items()
+            if not is_secret_header(name)
+        }
+        return evolve(self, config=evolve(self.config, headers=headers))
 
     def is_run_once(self, url: str, sandbox_id: str) -> bool:
         """Whether an earlier answer of this peer said that it runs a key once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from attrs import evolve, field, frozen
 
@@ -42,7 +43,7 @@ class Chain:
             ConfigurationError: A middleware returned what is no answer, passed on
                 what is no request, or added headers that are not its business.
         """
-        return self._follow(0, request)
+        return self._follow(0, _sealed(request))
 
     def release(self) -> None:
         """Close the streams that were handed on: nobody will read them."""
@@ -98,14 +99,20 @@ def _checked(plugin: str, received: Request, changed: object) -> Request:
             " give the request an auth of its own, or use ppio_client_auth"
         )
     if split_url(changed.url)[0] == split_url(received.url)[0]:
-        return changed
+        return _sealed(changed)
     headers = {
         name: value
         for name, value in changed.headers.items()
         if not (is_secret_header(name) and was.get(name.lower()) == value)
     }
     foreign = changed.auth is not received.auth
-    return evolve(changed, headers=headers, auth=changed.auth if foreign else None)
+    auth = changed.auth if foreign else None
+    return _sealed(evolve(changed, headers=headers, auth=auth))
+
+
+def _sealed(request: Request) -> Request:
+    """Return a request whose headers nobody can change by the way, unchecked."""
+    return evolve(request, headers=MappingProxyType(dict(request.headers)))
 
 
 def _by_name(headers: Mapping[str, str]) -> dict[str, str]:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from attrs import evolve
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import (
     ConfigurationError,
     PPIOAgentError,
+    RequestTimeoutError,
     ResponseTooLargeError,
     StreamClosedError,
 )
@@ -113,6 +115,13 @@ class RawStream(Closing):
         self._limit = limit
         self._state.adopt(call, leave, others)
 
+    def bound(self, deadline: Deadline) -> None:
+        """Let nothing count that comes later, whoever made the stream.
+
+        The transport's own end in time; what a plug-in makes cannot be interrupted.
+        """
+        self._state.deadline = deadline
+
     def read(self) -> bytes:
         """Return the next piece, decompressed; nothing at the clean end.
 
@@ -207,7 +216,8 @@ class _State:
     """What a stream holds, apart from it: it has to be let go of when that is gone."""
 
     __slots__ = (
-        "_body", "_call", "_closed", "_leave", "_lock", "_others", "_reading", "ended",
+        "_body", "_call", "_closed", "_leave", "_lock", "_others", "_reading",
+        "deadline", "ended",
     )  # fmt: skip
 
     def __init__(
@@ -226,6 +236,7 @@ class _State:
         self._call = call
         self._leave = leave
         self._others: Sequence[RawStream] = ()
+        self.deadline: Deadline | None = None  # of what a plug-in had a hand in
 
     def adopt(
         self,
@@ -257,6 +268,10 @@ class _State:
         try:
             self._call.check()
             piece = read()
+            if self.deadline is not None and self.deadline.expired:
+                raise RequestTimeoutError(
+                    "the time ran out inside the answer", phase="body"
+                )
             over = last or not piece
             return piece
         finally:

@@ -139,17 +139,20 @@ class Transport(Closing):
         try:
             if self._setup.hooks.middleware:
                 return self._send_through(pool, call, request)
-            return self._fetch(pool, call, request)
+            return self._fetch(self._setup, pool, call, request)
         finally:
             pool.leave(call)
 
-    def _fetch(self, pool: PoolShare, call: CallHandle, request: Request) -> Response:
-        limit = self.config.max_response_bytes
+    @staticmethod
+    def _fetch(
+        setup: Setup, pool: PoolShare, call: CallHandle, request: Request
+    ) -> Response:
+        limit = setup.config.max_response_bytes
 
         def deliver(body: Body, answer: Response) -> Response:
             return evolve(answer, body=body.read_all(limit))
 
-        return Attempts(self._setup, pool, call, request, deliver).result()
+        return Attempts(setup, pool, call, request, deliver).result()
 
     def _send_through(
         self, pool: PoolShare, call: CallHandle, request: Request
@@ -157,12 +160,15 @@ class Transport(Closing):
         """Send by way of the plug-ins' middleware."""
         chain = Chain(
             self._setup.hooks.middleware,
-            lambda changed: self._fetch(pool, call, changed),
+            lambda changed: self._fetch(
+                self._setup.sent_from(request.url, changed), pool, call, changed
+            ),
         )
         try:
             answer = chain.run(request)
             call.check()
             if isinstance(answer, RawStream):
+                answer.bound(request.deadline)
                 answer = answer.response(self.config.max_response_bytes)
         finally:
             chain.release()
@@ -189,16 +195,18 @@ class Transport(Closing):
         try:
             if self._setup.hooks.middleware:
                 return self._stream_through(pool, call, request)
-            return self._open(pool, call, request, pool.leave)
+            return self._open(self._setup, pool, call, request, leave=pool.leave)
         except BaseException:
             pool.leave(call)
             raise
 
+    @staticmethod
     def _open(
-        self,
+        setup: Setup,
         pool: PoolShare,
         call: CallHandle,
         request: Request,
+        *,
         leave: Callable[[CallHandle], None],
     ) -> RawStream:
         def deliver(body: Body, answer: Response) -> RawStream:
@@ -206,12 +214,12 @@ class Transport(Closing):
                 body,
                 call,
                 answer,
-                limit=self.config.max_response_bytes,
+                limit=setup.config.max_response_bytes,
                 describe=attempts.describe,
                 leave=leave,
             )
 
-        attempts = Attempts(self._setup, pool, call, request, deliver)
+        attempts = Attempts(setup, pool, call, request, deliver)
         return attempts.result()
 
     def _stream_through(
@@ -220,7 +228,13 @@ class Transport(Closing):
         """Open a stream by way of the plug-ins' middleware."""
         chain = Chain(
             self._setup.hooks.middleware,
-            lambda changed: self._open(pool, call, changed, leave=lambda _: None),
+            lambda changed: self._open(
+                self._setup.sent_from(request.url, changed),
+                pool,
+                call,
+                changed,
+                leave=lambda _: None,
+            ),
         )
         try:
             answer = chain.run(request)
@@ -228,6 +242,7 @@ class Transport(Closing):
             if isinstance(answer, Response):
                 chain.release()  # the answer is whole without them
                 answer = RawStream.of(answer)
+            answer.bound(request.deadline)
             answer.head = self._claimed(request, answer.head)
             if request.raise_for_status and not request.succeeds(answer.status):
                 raise self.error_for(request, answer.response())
