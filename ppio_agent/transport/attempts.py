@@ -29,6 +29,7 @@ from ppio_agent.wire.headers import (
     REQUEST_ID,
     RETRY_AFTER,
     SANDBOX_ID,
+    TIMEOUT,
 )
 from ppio_agent.wire.problem import Problem
 
@@ -230,6 +231,15 @@ class Attempts(Generic[_T]):
                 raise
             if found is not None:
                 return found
+            self._tell_time()
+
+    def _tell_time(self) -> None:
+        """Let the peer know how much time the next attempt has, if it is to know."""
+        left = self._request.deadline.left()
+        headers = self._request.headers
+        if left is not None and TIMEOUT in headers:
+            headers = {**headers, TIMEOUT: f"{left:.3f}"}
+            self._request = evolve(self._request, headers=headers)
 
     def describe(self, error: PPIOAgentError) -> PPIOAgentError:
         """Write into an error what was asked, and how often."""

@@ -116,6 +116,8 @@ class Transport(Closing):
                 raise ClientClosedError("the transport is closed; make a new one")
             share = shared_pools.join(self._shared_as, self.config)
             pool = self._pools.setdefault(pid, share)
+            if self._closed.is_set():
+                pool.close()  # `close` may have come by before there was one
             for other in [p for p in self._pools if p != pid]:
                 inherited = self._pools.pop(other, None)
                 if inherited is not None:

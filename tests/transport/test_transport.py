@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -9,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 
+from ppio_agent._util.backoff import Backoff
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.redact import Redactor
 from ppio_agent.exceptions import (
@@ -48,18 +51,23 @@ from ppio_agent.testing import (
 )
 from ppio_agent.transport import (
     NO_RETRY,
+    Auth,
     CallHandle,
     Request,
     Response,
+    RetryPolicy,
     Transport,
     TransportConfig,
 )
+from ppio_agent.transport.sharing import shared_pools
+from ppio_agent.wire.signing import sign
 from tests.support import SLOW, wait_until
 from tests.support_net import deaf_address
 
 Serve = Callable[..., FaultServer]
 
 KEY = {"Idempotency-Key": "k-1"}
+QUICK = RetryPolicy(backoff=Backoff(base=0.001, cap=0.001))
 
 
 def _get(server: FaultServer, path: str = "/", **more: object) -> Request:
@@ -830,3 +838,36 @@ def test_secrets_stay_secret(serve: Serve, caplog: pytest.LogCaptureFixture) -> 
         assert key not in text
         assert password not in text
     assert f"Bearer {key}" not in shown[2]
+
+
+def test_a_first_call_cannot_escape_the_close(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it makes the connections only after it was found open."""
+    server = serve(reply())
+    transport = Transport()
+    join = shared_pools.join
+
+    def closing(*given: Any) -> Any:
+        share = join(*given)
+        transport.close()
+        return share
+
+    monkeypatch.setattr(shared_pools, "join", closing)
+    for _ in range(2):
+        with pytest.raises(ClientClosedError):
+            transport.send(_get(server))
+    assert server.requests == []
+
+
+def test_the_peer_is_told_how_much_time_each_attempt_has(serve: Serve) -> None:
+    """By the header that the request has, if it has it."""
+    deadline = Deadline.after(30.0)
+    server = serve(in_turn(reply(503), reply()))
+    with Transport(TransportConfig(retry=QUICK)) as transport:
+        headers = {"X-PPIO-Timeout": "100.000"}
+        transport.send(_get(server, headers=headers, deadline=deadline))
+        transport.send(_get(serve(in_turn(reply(503), reply())), deadline=deadline))
+    first, second = (r.headers["x-ppio-timeout"] for r in server.requests)
+    assert first == "100.000"
+    assert 0.0 < float(second) <= 30.0
