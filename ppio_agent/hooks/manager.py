@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import os
 import threading
@@ -45,6 +46,7 @@ _BUILT_IN: Mapping[str, str] = {
 
 # Hooks whose plug-ins are called one by one, not by pluggy: a wrapper would be lost.
 _ONE_BY_ONE = frozenset({
+    "ppio_client_headers",
     "ppio_client_middleware",
     "ppio_client_request",
     "ppio_client_response",
@@ -125,7 +127,7 @@ class Hooks:
         try:
             self._manager.register(plugin)
             self._manager.check_pending()
-            self._refuse_wrappers(plugin)
+            self._check(plugin)
         except (pluggy.PluginValidationError, ValueError) as error:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -133,12 +135,21 @@ class Hooks:
                 f"the plug-in {plugin!r} does not fit its hooks: {error}"
             ) from error
 
-    def _refuse_wrappers(self, plugin: object) -> None:
-        for caller in self._manager.get_hookcallers(plugin) or ():
+    def _check(self, plugin: object) -> None:
+        callers = self._manager.get_hookcallers(plugin)
+        if not callers:
+            raise ValueError(
+                "it has no function that is named as a hook and marked with hookimpl"
+            )
+        for caller in callers:
             for found in caller.get_hookimpls():
                 wraps = found.wrapper or found.hookwrapper
                 if caller.name in _ONE_BY_ONE and wraps:
                     raise ValueError(f"{caller.name} takes no wrapper")
+                if found.plugin is plugin and _lacks_self(found):
+                    raise ValueError(
+                        f"{caller.name} is a method, so give an object of the class"
+                    )
 
     def close_registration(self) -> None:
         """Refuse further plug-ins from now on."""
@@ -168,9 +179,9 @@ class Hooks:
 
     def for_client(self) -> ClientHooks:
         """Return what plug-ins take part in at a client, to be asked once."""
-        takes_part = self.implemented("ppio_client_headers")
+        parts = self._hook("ppio_client_headers").get_hookimpls()
         return ClientHooks(
-            headers=self.client_headers if takes_part else None,
+            headers=functools.partial(_client_headers, parts) if parts else None,
             middleware=tuple(
                 ClientMiddleware(
                     _name(part.plugin), functools.partial(_middleware, part)
@@ -235,12 +246,8 @@ class Hooks:
 
     def client_headers(self, request: object) -> dict[str, str]:
         """Return the headers that plug-ins add to a client's `request`."""
-        headers: dict[str, str] = {}
-        for contribution in reversed(
-            self._hook("ppio_client_headers")(request=request)
-        ):
-            headers.update(contribution)
-        return headers
+        parts = self._hook("ppio_client_headers").get_hookimpls()
+        return _client_headers(parts, request)
 
     def find_template(self, ref: str) -> Path | None:
         """Return the folder of the agent that `ref` means, or None."""
@@ -263,6 +270,31 @@ def _name(plugin: object) -> str:
 def _call(part: pluggy.HookImpl, arguments: Mapping[str, object]) -> Any:
     """Call one plug-in's part with the arguments that it takes."""
     return part.function(*[arguments[name] for name in part.argnames])
+
+
+def _lacks_self(part: pluggy.HookImpl) -> bool:
+    """Return whether it is a method of a class that stands in for its object."""
+    name = part.function.__name__
+    return isinstance(part.plugin, type) and inspect.isfunction(
+        inspect.getattr_static(part.plugin, name, None)
+    )
+
+
+def _client_headers(parts: list[pluggy.HookImpl], request: object) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for part in parts:
+        added = _call(part, {"request": request})
+        if added is None:
+            continue
+        if not isinstance(added, Mapping) or not all(
+            isinstance(text, str) for pair in added.items() for text in pair
+        ):
+            raise ConfigurationError(
+                f"ppio_client_headers of the plug-in {_name(part.plugin)} has to give a"
+                " mapping of header names to texts"
+            )
+        headers.update(added)
+    return headers
 
 
 def _middleware(

@@ -184,6 +184,23 @@ def test_who_contributes_nothing_may_say_none() -> None:
     assert hooks.client_headers("r") == {}
 
 
+@pytest.mark.parametrize("given", [1, "x", {"A": 1}, {1: "a"}, [("A", "a")]])
+def test_headers_that_are_none_are_refused_by_name(given: object) -> None:
+    """The plug-in is named, not the place where they would be sent."""
+
+    class Wrong:
+        @hookimpl
+        def ppio_client_headers(self) -> object:
+            return given
+
+    hooks = Hooks.load([Named("a"), Wrong()], entry_points=False)
+    headers = hooks.for_client().headers
+    assert headers is not None
+    for ask in (headers, hooks.client_headers):
+        with pytest.raises(ConfigurationError, match=r"plug-in .*Wrong has to give"):
+            ask("r")
+
+
 def test_a_refusal_reaches_the_caller() -> None:
     """Exceptions of plug-ins are not swallowed, and no other plug-in is asked."""
 
@@ -380,10 +397,17 @@ def _same_name(answer: str) -> ModuleType:
     return module
 
 
+class Unmarked:
+    def ppio_find_template(self, ref: str) -> str:
+        return f"/{ref}"
+
+
 @pytest.mark.parametrize(
     "plugin",
-    [WrongArgument(), WrongName(), _same_name("/other")],
-    ids=["argument", "name", "twin"],
+    [
+        *(WrongArgument(), WrongName(), _same_name("/other"), Unmarked()),
+        *(5, None, "x", inspect, Named, type("Empty", (), {})),
+    ],
 )
 def test_a_plugin_that_does_not_fit_is_refused_as_a_whole(plugin: object) -> None:
     """The error names it; the hooks go on as if it had not been there."""
@@ -394,6 +418,27 @@ def test_a_plugin_that_does_not_fit_is_refused_as_a_whole(plugin: object) -> Non
     hooks.register(Named("b"))
     assert hooks.find_template("x") == Path("/one")
     assert hooks.middleware("app") == ["a 1", "a 2", "b 1", "b 2"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "why"), [(Named, "give an object of the class"), (inspect, "hookimpl")]
+)
+def test_what_is_no_plugin_lacks_something(plugin: object, why: str) -> None:
+    """The error says what."""
+    with pytest.raises(ConfigurationError, match=why):
+        Hooks.load([plugin], entry_points=False)
+
+
+def test_a_class_may_be_a_plugin_by_itself() -> None:
+    """With functions that need no object."""
+
+    class Static:
+        @staticmethod
+        @hookimpl
+        def ppio_find_template(ref: str) -> str:
+            return f"/{ref}"
+
+    assert Hooks.load([Static], entry_points=False).find_template("a") == Path("/a")
 
 
 def test_a_hook_of_a_later_version_may_be_optional() -> None:
