@@ -228,13 +228,7 @@ class AgentRuntimeClient(Closing):
             SessionNotFoundError: There is no such sandbox, or no longer.
             ValidationError: `ref` or `session_id` cannot be used.
         """
-        return self._run.core.book.attach(
-            self._run.launcher(),
-            ref,
-            own=own,
-            session_id=session_id,
-            deadline=Deadline.after(None),
-        )
+        return self._run.attach(ref, own=own, session_id=session_id)
 
     def list_sessions(self) -> tuple[SessionStatus, ...]:
         """Return what is known of this client's live sessions, without asking."""
@@ -488,8 +482,9 @@ class AgentRuntimeClient(Closing):
     def close(self) -> None:
         """End everything of this client: streams, sessions and their sandboxes.
 
-        Further calls raise `ClientClosedError`. Idempotent; takes at most 30 s. In a
-        forked child it ends nothing of its parent's.
+        Further calls raise `ClientClosedError`. Idempotent; takes at most 30 s. After an
+        interruption it may be called again. In a forked child it ends nothing of its
+        parent's.
         """
         self._run.core.close()
 

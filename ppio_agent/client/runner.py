@@ -11,14 +11,14 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import SessionNotFoundError
 from ppio_agent.wire.models import InvocationResponse
 
-from .batch import Batch, BatchPlan
-from .batch_supply import BatchSupply
+from .batch import Batch, BatchPlan, BatchSupply
 from .call import Call
 from .config import ClientConfig, Unset
 from .core import ClientCore
 from .invocation import AgentRequest, encode_request
 from .launch import Launcher, SandboxOptions
 from .limits import seconds
+from .reference import SessionRef
 from .session import SandboxSession
 from .stream import StreamingResponse
 
@@ -76,6 +76,18 @@ class Runner:
         launcher = self.launcher(limit)
         template = self.core.templates.get_template(template_id, deadline=limit)
         return self.core.book.open(launcher, template, options, deadline=limit)
+
+    def attach(
+        self, target: SessionRef | str, *, own: bool, session_id: str | None
+    ) -> SandboxSession:
+        """Return a session on a sandbox that exists; see `attach_session`."""
+        return self.core.book.attach(
+            self.launcher(),
+            target,
+            own=own,
+            session_id=session_id,
+            deadline=Deadline.after(None),
+        )
 
     def call(
         self,

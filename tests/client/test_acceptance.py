@@ -58,7 +58,7 @@ HELD_BY = {
         "transport/test_notifications.py::test_records_hold_no_secret",
         "client/test_errors.py::test_secrets_stay_secret",
         "client/test_plugins.py::test_no_record_holds_a_secret",
-        "client/test_batch_journal.py::test_holds_no_secret_and_no_request",
+        "client/batch/test_batch_journal.py::test_holds_no_secret_and_no_request",
     ],
     11: [
         "client/test_on_platform.py::test_an_agent_that_dies_at_once",
@@ -98,14 +98,14 @@ HELD_BY = {
         "client/test_attach.py::test_attaching_by_state",
     ],
     18: [
-        "client/test_batch_journal.py::test_a_batch_survives_the_end_of_its_program",
-        "client/test_batch_journal.py::test_with_another_request_or_template_is_refused_before_anything_runs",
-        "client/test_journal.py::test_of_a_journal_cut_anywhere_is_that_of_its_whole_lines",
+        "client/batch/test_batch_journal.py::test_a_batch_survives_the_end_of_its_program",
+        "client/batch/test_batch_journal.py::test_with_another_request_or_template_is_refused_before_anything_runs",
+        "client/batch/test_journal.py::test_of_a_journal_cut_anywhere_is_that_of_its_whole_lines",
     ],
     19: [
-        "client/test_batch.py::test_never_more_is_taken_ahead",
-        "client/test_batch.py::test_they_can_be_returned",
-        "client/test_batch.py::test_the_first_one_is_raised_and_ends_all",
+        "client/batch/test_batch.py::test_never_more_is_taken_ahead",
+        "client/batch/test_batch.py::test_they_can_be_returned",
+        "client/batch/test_batch.py::test_the_first_one_is_raised_and_ends_all",
     ],
     20: [
         "test_exceptions.py::test_every_error_survives_pickle_and_copy",

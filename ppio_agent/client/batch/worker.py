@@ -7,6 +7,10 @@ import time
 
 from attrs import define, frozen
 
+from ppio_agent.client.invocation import AgentRequest, encode_request
+from ppio_agent.client.limits import time_left
+from ppio_agent.client.session import SandboxSession
+from ppio_agent.client.state import SessionState
 from ppio_agent.exceptions import (
     AgentUnreachableError,
     BatchJournalError,
@@ -18,14 +22,10 @@ from ppio_agent.exceptions import (
 from ppio_agent.transport import CallScope
 from ppio_agent.wire.models import InvocationResponse
 
-from .batch_plan import BatchItem, BatchPlan
-from .batch_supply import BatchSupply
-from .invocation import AgentRequest, encode_request
 from .journal import JournalEntry, Outcome, digest
 from .journal_file import BatchJournal
-from .limits import time_left
-from .session import SandboxSession
-from .state import SessionState
+from .plan import BatchItem, BatchPlan
+from .supply import BatchSupply
 
 __all__ = ["BatchWorker", "Ended", "Job", "Refused", "SandboxDied"]
 

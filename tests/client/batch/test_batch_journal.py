@@ -305,7 +305,7 @@ class TestFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return write(fd, data)
 
-        monkeypatch.setattr("ppio_agent.client.journal_file.os.write", full)
+        monkeypatch.setattr("ppio_agent.client.batch.journal_file.os.write", full)
         with pytest.raises(BatchJournalError, match="No space left"):
             list(
                 client.invoke_many(

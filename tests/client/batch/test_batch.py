@@ -18,8 +18,8 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.client import AgentRuntimeClient, BatchProgress, pool
 from ppio_agent.client.batch import BatchPlan
-from ppio_agent.client.batch_crew import BatchCrew
-from ppio_agent.client.batch_worker import BatchWorker, Ended, Job
+from ppio_agent.client.batch.crew import BatchCrew
+from ppio_agent.client.batch.worker import BatchWorker, Ended, Job
 from ppio_agent.exceptions import (
     BatchError,
     ClientClosedError,
@@ -315,7 +315,7 @@ def test_one_of_the_workers_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
         def end(self) -> None:
             together.wait(10)
 
-    monkeypatch.setattr("ppio_agent.client.batch_crew.BatchWorker", Worker)
+    monkeypatch.setattr("ppio_agent.client.batch.crew.BatchWorker", Worker)
     supply: Any = SimpleNamespace(kill_leftovers=lambda *, but: sweeps.append(but))
     journal: Any = SimpleNamespace(
         resumed=True, entries={}, recall=_nothing, sync=_nothing, close=_nothing
@@ -639,7 +639,7 @@ def _allow_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
             raise NoThreadError(f"the thread {name} cannot be started")
         return start_thread(name, *rest)
 
-    monkeypatch.setattr("ppio_agent.client.batch_crew.start_thread", start)
+    monkeypatch.setattr("ppio_agent.client.batch.crew.start_thread", start)
 
 
 class TestLimits:

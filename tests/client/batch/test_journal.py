@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.client import journal
-from ppio_agent.client.journal import JournalEntry, JournalState, Outcome
-from ppio_agent.client.journal_file import BatchJournal
+from ppio_agent.client.batch import journal
+from ppio_agent.client.batch.journal import JournalEntry, JournalState, Outcome
+from ppio_agent.client.batch.journal_file import BatchJournal
 from ppio_agent.exceptions import BatchJournalError
 from ppio_agent.wire.models import InvocationResponse
 

@@ -9,17 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import evolve
 
 from ppio_agent._util.closing import Closing
+from ppio_agent.client.invocation import AgentRequest
 from ppio_agent.exceptions import BatchError, ValidationError
 from ppio_agent.wire.models import InvocationResponse
 
-from .batch_crew import BatchCrew
-from .batch_plan import BatchItem, BatchPlan, Pool, pool
-from .batch_supply import BatchSupply
-from .invocation import AgentRequest
+from .crew import BatchCrew
 from .journal_file import BatchJournal
-from .progress import BatchProgress
+from .plan import BatchItem, BatchPlan
+from .supply import BatchSupply
 
-__all__ = ["Batch", "BatchItem", "BatchPlan", "BatchProgress", "Pool", "pool"]
+__all__ = ["Batch"]
 
 # A sandbox is killed within 10 s, and an interrupt is raised no later.
 _STOP_LIMIT = 9.5

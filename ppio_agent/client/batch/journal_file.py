@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.ids import new_id
+from ppio_agent.client.invocation import AgentRequest, encode_request
 from ppio_agent.exceptions import BatchJournalError, ValidationError
 
-from .invocation import AgentRequest, encode_request
 from .journal import (
     JournalEntry,
     JournalState,

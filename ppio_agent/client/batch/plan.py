@@ -9,10 +9,10 @@ from typing import Literal
 from attrs import Attribute, field, frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent.client.invocation import AgentRequest
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.models import InvocationResponse
 
-from .invocation import AgentRequest
 from .progress import BatchProgress, ProgressBar
 
 __all__ = ["BatchItem", "BatchPlan", "Pool", "pool"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent.client.launch import Launcher, SandboxOptions
+from ppio_agent.client.limits import KILL_LIMIT
+from ppio_agent.client.session import SandboxSession
+from ppio_agent.client.sessions import SessionBook, run_all
 from ppio_agent.wire.models import AgentTemplate
 
 from .journal_file import BatchJournal
-from .launch import Launcher, SandboxOptions
-from .limits import KILL_LIMIT
-from .session import SandboxSession
-from .sessions import SessionBook, run_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppio_agent.client.admission import Admission
+from ppio_agent.client.batch.admission import Admission
 
 
 def _refused(

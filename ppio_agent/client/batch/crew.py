@@ -13,6 +13,7 @@ from contextvars import copy_context
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import NoThreadError, start_thread
+from ppio_agent.client.invocation import AgentRequest
 from ppio_agent.exceptions import (
     BatchError,
     InvocationCancelledError,
@@ -21,12 +22,11 @@ from ppio_agent.exceptions import (
 from ppio_agent.transport import CallHandle, shielded, waiting
 
 from .admission import Admission
-from .batch_plan import BatchItem, BatchPlan
-from .batch_supply import BatchSupply
-from .batch_worker import BatchWorker, Ended, Job, Refused, SandboxDied
-from .invocation import AgentRequest
 from .journal_file import BatchJournal
+from .plan import BatchItem, BatchPlan
 from .progress import BatchProgress, ProgressTeller
+from .supply import BatchSupply
+from .worker import BatchWorker, Ended, Job, Refused, SandboxDied
 
 __all__ = ["BatchCrew"]
 
