@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,7 @@ __all__ = [
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "DELETE"})
 _JITTER = 0.1
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 @frozen(kw_only=True)
@@ -201,11 +203,8 @@ def parse_retry_after(
         None where it is absent, negative, past or unreadable.
     """
     value = (value or "").strip()
-    if value[:1].isdigit():
-        try:
-            seconds = float(value)
-        except ValueError:
-            return None
+    if _SECONDS.fullmatch(value):
+        seconds = float(value)
     else:
         until = parse_date(value)
         if until is None:

@@ -171,6 +171,7 @@ def test_a_post_is_sent_twice_only_if_it_did_nothing_or_may_run_twice(
         ("1", 1.0), (" 1.5 ", 1.5), ("9999", 9999.0),
         ("0", None), ("-5", None), ("soon", None), ("", None), (None, None),
         ("nan", None), ("inf", None), ("1e999", None), ("1 s", None),
+        ("1e3", None), ("1_0", None), ("٣", None), ("1.", None), ("9" * 400, None),
     ],
 )  # fmt: skip
 def test_retry_after_in_seconds(value: str | None, expected: float | None) -> None:
