@@ -7,11 +7,11 @@ the agent sees the signature alone: the platform's key is none of its business.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from attrs import field, frozen
 
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.redact import SECRET_HEADERS, Redactor, mask
+from ppio_agent._util.redact import Redactor, is_secret_header, mask
 from ppio_agent.exceptions import AuthenticationError, ConfigurationError
 from ppio_agent.transport import Auth, Request
 from ppio_agent.wire.signing import SIGNATURE_HEADERS, sign, valid_key_id
@@ -40,7 +40,8 @@ KEY_VARIABLE = "PPIO_API_KEY"
 SECRET_VARIABLE = "PPIO_API_SECRET"  # noqa: S105 - a variable's name
 
 # A signature is good for one request, and another one each time.
-_TOKENS = SECRET_HEADERS - {name.lower() for name in SIGNATURE_HEADERS}
+_SIGNATURE = frozenset(name.lower() for name in SIGNATURE_HEADERS)
+_MOST_TOKENS = 64
 _NO_BODY = hashlib.sha256(b"").hexdigest()
 
 
@@ -225,7 +226,7 @@ class AuthManager:
 class PluginAuth:
     """What a plug-in of the hook `ppio_client_auth` says of each attempt.
 
-    Its tokens are hidden from logs and errors as keys are: the last and the one before.
+    Its tokens are hidden from logs and errors as keys are: the last 64 of them.
 
     Args:
         plugin: Asked for headers; replaces the keys at the control plane and at the
@@ -239,11 +240,11 @@ class PluginAuth:
         self._plugin = plugin
         self._renew()
         renew_in_child(self, PluginAuth._renew)
-        # By header: the token in use, and the one before it, which calls may still use.
-        self._tokens: dict[str, tuple[str, str]] = {}
+        # Those used last at the end: calls may still use the ones before.
+        self._tokens: OrderedDict[str, None] = OrderedDict()
 
     def _renew(self) -> None:
-        # Guards changes of _tokens; readers take a pair as it is.
+        # Guards _tokens.
         self._lock = threading.Lock()
 
     @property
@@ -257,6 +258,8 @@ class PluginAuth:
         Raises:
             ConfigurationError: They are no mapping of texts to texts.
         """
+        if request.kind == "envd":
+            return {}  # as for keys
         found = self._plugin.headers(request, refresh=refresh)
         if not isinstance(found, Mapping) or not all(
             isinstance(text, str) for pair in found.items() for text in pair
@@ -266,21 +269,22 @@ class PluginAuth:
                 " mapping of texts to texts; see the hook ppio_client_auth"
             )
         for name, value in found.items():
-            if name.lower() in _TOKENS:
-                self._hide(name.lower(), value)
+            lower = name.lower()
+            if lower not in _SIGNATURE and is_secret_header(lower):
+                # "Bearer" and the like say nothing.
+                word = value.rpartition(" ")[2]
+                self._hide(word if lower == "authorization" else value)
         return found
 
-    def _hide(self, name: str, value: str) -> None:
-        # "Bearer" and the like say nothing.
-        token = value.rpartition(" ")[2] if name == "authorization" else value
-        if token in self._tokens.get(name, ()):
-            return
+    def _hide(self, token: str) -> None:
         with self._lock:
-            last, _ = self._tokens.get(name, ("", ""))
-            if token != last:
-                self._tokens[name] = token, last
-                known = itertools.chain.from_iterable(self._tokens.values())
-                self.redactor.replace(*known)
+            known = token in self._tokens
+            self._tokens[token] = None
+            self._tokens.move_to_end(token)
+            if not known:
+                if len(self._tokens) > _MOST_TOKENS:
+                    self._tokens.popitem(last=False)
+                self.redactor.replace(*self._tokens)
 
     def __repr__(self) -> str:
         return f"PluginAuth({type(self._plugin).__qualname__})"
@@ -297,9 +301,14 @@ def attempt_auth(auth: Authenticator, tokens: Mapping[str, str] | None = None) -
         tokens: Headers that a sandbox of this account wants besides.
     """
     own = dict(tokens or {})
+    refused = False
 
     def headers(request: Request, refresh: bool) -> Mapping[str, str]:  # noqa: FBT001 - the transport's form
-        return {**own, **auth.headers(request, refresh=refresh)}
+        nonlocal refused
+        # A plug-in is told once. Of keys it means the other form of header, which
+        # later attempts of the request keep to.
+        refused = refused or (refresh and isinstance(auth, AuthManager))
+        return {**own, **auth.headers(request, refresh=refresh or refused)}
 
     return headers
 

@@ -67,7 +67,7 @@ class ClientAuth(Protocol):
         """Return the headers that prove who asks.
 
         Called for each attempt, in the thread of the call, so they may be made anew
-        each time. What it raises fails the call.
+        each time; not for the controller of a sandbox. What it raises fails the call.
 
         Args:
             request: Has `method`, `url`, `headers`, `body` and `kind`.

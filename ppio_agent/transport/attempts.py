@@ -32,6 +32,7 @@ from ppio_agent.wire.headers import (
     TIMEOUT,
 )
 from ppio_agent.wire.problem import Problem
+from ppio_agent.wire.signing import SIGNATURE_HEADERS
 
 from .calls import CallHandle
 from .content import ACCEPT_ENCODING
@@ -57,6 +58,8 @@ _FRAMING = frozenset({
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
     "upgrade",
 })  # fmt: skip
+# Others each time, though the same key proves who asks.
+_OF_ONE_ATTEMPT = frozenset(name.lower() for name in SIGNATURE_HEADERS[1:])
 _MAX_REDIRECTS = 3
 _MAX_PEERS = 4096
 
@@ -304,7 +307,7 @@ class Attempts(Generic[_T]):
         request = self._request
         if request.auth is not None:
             offered, self._offered = self._offered, None
-            self._auth = offered or request.auth(request, self._refreshed)
+            self._auth = offered or request.auth(request, False)  # noqa: FBT003 - the form of Auth
         more = {REQUEST_ID: self._request_id}
         if self._number > 1:
             more[ATTEMPT] = str(self._number)
@@ -470,11 +473,16 @@ class Attempts(Generic[_T]):
             return False
         self._refreshed = True
         offered = auth(self._request, True)  # noqa: FBT003 - the form of Auth
-        if dict(offered) == dict(self._auth):
+        if _lasting(offered) == _lasting(self._auth):
             return False
         self._offered = offered
         self._number -= 1
         return True
+
+
+def _lasting(auth: Mapping[str, str]) -> dict[str, str]:
+    """Return what does not differ in each attempt anyway."""
+    return {k: v for k, v in auth.items() if k.lower() not in _OF_ONE_ATTEMPT}
 
 
 def _given(headers: Mapping[str, str], wanted: str) -> str | None:

@@ -234,22 +234,32 @@ class TestClient:
         assert request.headers["x-ppio-key"] == "team-a"
         assert "authorization" not in request.headers
 
-    def test_a_refused_signature_is_made_anew_once(
-        self, platform: FakePlatform
-    ) -> None:
-        """In case something on the way had sent the request twice."""
-        platform.on("POST", "/invocations", lambda e: e.reply(401, {"detail": "used"}))
-        config = ClientConfig(base_url=platform.url, max_retries=0)
+    def test_a_refused_signature_is_not_made_anew(self, platform: FakePlatform) -> None:
+        """It would be refused again: that the nonce is another one proves nothing."""
+        platform.on("POST", "/invocations", lambda e: e.reply(401, {"detail": "no"}))
+        config = ClientConfig(base_url=platform.url, max_retries=3)
         with (
             AgentRuntimeClient(PLATFORM_KEY, SECRET, config=config) as client,
-            pytest.raises(AuthenticationError, match="used"),
+            pytest.raises(AuthenticationError, match="no"),
         ):
             client.invoke_agent("tpl1", "Hi")
 
-        first, second = platform.seen("POST", "/invocations")
-        assert first.headers["x-ppio-nonce"] != second.headers["x-ppio-nonce"]
-        same = "idempotency-key"
-        assert first.headers[same] == second.headers[same]
+        assert len(platform.seen("POST", "/invocations")) == 1
+
+    def test_the_other_form_of_the_key_is_kept_to(self, platform: FakePlatform) -> None:
+        """By the later attempts at the templates, signed or not."""
+        answers = iter([401, 503, 503])
+
+        def answer(exchange: Exchange) -> None:
+            exchange.reply(next(answers, 200), [], {"Retry-After": "0"})
+
+        platform.on("GET", "/templates", answer)
+        config = ClientConfig(base_url=platform.url, max_retries=3)
+        with AgentRuntimeClient(PLATFORM_KEY, SECRET, config=config) as client:
+            client.list_templates()
+
+        keys = ["x-api-key" in request.headers for request in platform.requests]
+        assert keys == [False, True, True, True]
 
 
 class Tickets:
@@ -338,6 +348,36 @@ class TestPlugin:
             client.list_templates()
 
         assert platform.requests[0].headers["authorization"].endswith(PLATFORM_KEY)
+
+    def test_is_not_asked_for_the_controller(self) -> None:
+        """It knows the sandbox's own token alone, as with keys."""
+        tickets = Tickets()
+
+        assert PluginAuth(tickets).headers(ask("envd")) == {}
+        assert tickets.asked == []
+
+    def test_its_last_tokens_are_hidden(self) -> None:
+        """In any header that is named like a secret; those used last the longest."""
+        made = iter(range(1000))
+
+        class Many:
+            def headers(self, request: Request, **_: Any) -> dict[str, str]:
+                number = next(made)
+                return {
+                    "X-Corp-Token": "token-of-all",
+                    "Authorization": f"Bearer token-{number:03}",
+                    "X-PPIO-Signature": f"v1={number:03}-signature",
+                    "X-Corp-Team": "search-team",
+                }
+
+        auth = PluginAuth(Many())
+        for _ in range(100):
+            auth.headers(ask("agent"))
+        text = auth.redactor.text
+
+        assert text("token-of-all token-099 token-037") == "*** *** ***"
+        assert text("token-036") == "token-036"
+        assert text("search-team 099-signature") == "search-team 099-signature"
 
     def test_stands_for_a_key_where_no_address_is_given(self) -> None:
         """It is meant for the cloud, then, not for the platform of this machine."""

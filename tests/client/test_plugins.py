@@ -334,7 +334,7 @@ def test_no_record_holds_a_secret(
 def test_tokens_of_plug_ins_are_secrets_too(
     platform: FakePlatform, plugged: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last one and the one before it, wherever the peer says them again."""
+    """The last ones, wherever the peer says them again."""
 
     class Tokens:
         last = 0

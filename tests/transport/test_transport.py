@@ -860,6 +860,43 @@ def test_a_first_call_cannot_escape_the_close(
     assert server.requests == []
 
 
+def test_other_headers_are_asked_for_once(serve: Serve, transport: Transport) -> None:
+    """Later attempts are not told of a 401 again."""
+    told: list[bool] = []
+
+    def auth(_request: Request, refused: bool) -> dict[str, str]:
+        told.append(refused)
+        return {"X-Ticket": str(len(told))}
+
+    server = serve(in_turn(reply(401), reply(503), reply(503), reply()))
+    transport.send(_get(server, auth=auth, retry=QUICK))
+    assert told == [False, True, False, False]
+    assert [r.headers["x-ticket"] for r in server.requests] == ["1", "2", "3", "4"]
+
+
+def test_a_signature_alone_is_no_other_answer_to_a_refusal(
+    serve: Serve, transport: Transport
+) -> None:
+    """It differs each time; a key id does not."""
+    ids, nonces = iter("abcde"), itertools.count()
+
+    def sign_by(key_id: Callable[[], str]) -> Auth:
+        def auth(request: Request, _refused: bool) -> Mapping[str, str]:
+            nonce = f"nonce-{next(nonces):012}"
+            return sign(
+                request.method, request.target, "", key_id=key_id(), secret="s",
+                now=time.time(), nonce=nonce,
+            )  # fmt: skip
+
+        return auth
+
+    server = serve(reply(401))
+    for auth in (sign_by(lambda: "always"), sign_by(lambda: next(ids))):
+        with pytest.raises(AuthenticationError):
+            transport.send(_get(server, auth=auth))
+    assert [r.headers["x-ppio-key"] for r in server.requests] == ["always", "a", "b"]
+
+
 def test_the_peer_is_told_how_much_time_each_attempt_has(serve: Serve) -> None:
     """By the header that the request has, if it has it."""
     deadline = Deadline.after(30.0)
