@@ -22,7 +22,7 @@ __all__ = ["Backend", "NamedPlatform", "connect", "named_platform"]
 
 _log = logging.getLogger(__name__)
 
-NamedPlatform = tuple[Endpoint, AuthManager | None]
+NamedPlatform = tuple[Endpoint, Authenticator | None]
 
 
 @frozen
@@ -38,19 +38,24 @@ def named_platform(
 ) -> NamedPlatform | None:
     """Return the platform that was named; None means the embedded one.
 
-    There may be no keys if a plug-in can stand in for them.
+    There may be no keys if a plug-in can stand in for them. Where nothing else names a
+    platform it is asked now, since its answer does; else at the first request.
 
     Raises:
         AuthenticationError: One was, but there is no key that can be used.
     """
-    plugin = hooks.implemented("ppio_client_auth")
     has_key = bool(api_key or os.environ.get(KEY_VARIABLE))
-    endpoint = choose_endpoint(config, has_key=has_key or plugin)
-    if endpoint is None:
+    plugin = not has_key and hooks.implemented("ppio_client_auth")
+    endpoint = choose_endpoint(config, has_key=has_key)
+    if endpoint is not None:
+        return endpoint, None if plugin else _keys(config, api_key, api_secret)
+    if not plugin or config.base_url is not None:
         return None
-    if plugin and not has_key:
-        return endpoint, None
-    return endpoint, _keys(config, api_key, api_secret)
+    found = hooks.client_auth(config)
+    if found is None:
+        return None
+    endpoint = choose_endpoint(config, has_key=True)
+    return None if endpoint is None else (endpoint, PluginAuth(found))
 
 
 def _keys(
@@ -135,9 +140,11 @@ def _common(
 
 
 def _authenticator(
-    config: ClientConfig, hooks: Hooks, keys: AuthManager | None
+    config: ClientConfig, hooks: Hooks, keys: Authenticator | None
 ) -> Authenticator:
     """Return what a plug-in says of itself, else the keys."""
+    if isinstance(keys, PluginAuth):
+        return keys  # it was asked already
     found = hooks.client_auth(config)
     if found is not None:
         return PluginAuth(found)

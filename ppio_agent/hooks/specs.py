@@ -121,8 +121,9 @@ def ppio_client_headers(request: Any) -> Mapping[str, str] | None:
 def ppio_client_auth(config: Any) -> ClientAuth | None:
     """Authenticate the requests of a client, in the place of its API key.
 
-    Called once a client, in the thread of its first request. None leaves it to the
-    next plug-in, and at last to the API key. An exception fails the request.
+    Called once a client, in the thread of its first request, or when it is made with
+    neither key nor address. None leaves it to the next plug-in, and at last to the API
+    key or the embedded platform. An exception fails what asked.
 
     Args:
         config: The client's settings, a `ClientConfig`.

@@ -349,6 +349,39 @@ class TestPlugin:
 
         assert platform.requests[0].headers["authorization"].endswith(PLATFORM_KEY)
 
+    def test_may_leave_the_embedded_platform_alone(
+        self, platform: FakePlatform
+    ) -> None:
+        """Being installed does not mean that there is another platform."""
+
+        class Plugins:
+            @hookimpl
+            def ppio_client_auth(self, config: ClientConfig) -> None:
+                return None
+
+            @hookimpl
+            def ppio_default_platform(self) -> tuple[str, str]:
+                return platform.url, PLATFORM_KEY
+
+        with AgentRuntimeClient(config=ClientConfig(), plugins=[Plugins()]) as client:
+            assert "local platform" in repr(client)
+            assert client.list_templates()
+
+    def test_is_asked_once_a_client(self) -> None:
+        """Also where its answer says which platform it is."""
+        asked: list[ClientConfig] = []
+
+        class Asked(Tickets):
+            @hookimpl
+            def ppio_client_auth(self, config: ClientConfig) -> Asked:
+                asked.append(config)
+                return self
+
+        with AgentRuntimeClient(plugins=[Asked()]) as client:
+            client._run.core.backend()
+
+        assert len(asked) == 1
+
     def test_is_not_asked_for_the_controller(self) -> None:
         """It knows the sandbox's own token alone, as with keys."""
         tickets = Tickets()
