@@ -303,21 +303,26 @@ def _middleware(
     return _call(part, {"call_next": call_next, "request": request})
 
 
-def _installed(chosen: str | None) -> list[object]:
-    """Return the plug-ins that `chosen`, the value of ``PPIO_PLUGINS``, selects."""
+@functools.lru_cache(maxsize=16)
+def _installed(chosen: str | None) -> tuple[object, ...]:
+    """Return the plug-ins that `chosen`, the value of ``PPIO_PLUGINS``, selects.
+
+    Looked for once: reading the metadata of all packages takes longer than making a
+    client.
+    """
     if chosen is not None and not chosen.strip():
-        return []
+        return ()
     points = {p.name: p for p in metadata.entry_points(group=ENTRY_POINT_GROUP)}
     if chosen is None:
-        return [_load(point.name, point.load) for point in points.values()]
+        return tuple(_load(point.name, point.load) for point in points.values())
     names = [name.strip() for name in chosen.split(",") if name.strip()]
-    return [
+    return tuple(
         _load(
             name,
             points[name].load if name in points else functools.partial(_import, name),
         )
         for name in names
-    ]
+    )
 
 
 def _load(name: str, load: Callable[[], object]) -> object:

@@ -32,7 +32,7 @@ def built_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     """What is installed: names and plug-ins; an exception fails to load."""
     plugins: dict[str, object] = {}
 
@@ -42,7 +42,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
                 plugins.items()]  # fmt: skip
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
-    return plugins
+    manager._installed.cache_clear()
+    yield plugins
+    manager._installed.cache_clear()
 
 
 def _loaded(plugin: object) -> object:
@@ -546,3 +548,18 @@ def test_an_installed_plugin_that_is_broken_is_named(
     installed["bad"] = RuntimeError("half installed")
     with pytest.raises(ConfigurationError, match=r"'bad' .*half installed"):
         load(None)
+
+
+def test_what_is_installed_is_looked_for_once(
+    installed: dict[str, object], load: Load
+) -> None:
+    """For each value of the variable; what could not be loaded is tried again."""
+    installed["a"] = RuntimeError("half installed")
+    with pytest.raises(ConfigurationError):
+        load(None)
+    installed["a"] = Named("a")
+    assert load(None).find_template("any") == Path("/a")
+    installed["a"] = Named("b")
+    assert load(None).find_template("any") == Path("/a")
+    assert load("a").find_template("any") == Path("/b")
+    assert load("").find_template("any") is None
