@@ -319,20 +319,23 @@ class AgentPort:
             and raw.status >= 499
             and (raw.status <= 500 or "result" in body)
         ):
-            return self._located(
-                envelope_error(body, status=raw.status, request_id=raw.request_id), raw
-            )
+            return self._failed(body, raw)
         return self.transport.error_for(request, response)
 
     def _whole(self, raw: RawStream) -> Json:
         """Return the value of an answer that is no stream; raise a failed run's error."""
         value = read_value(raw.response(self.max_response_bytes))
         if is_envelope(value) and value["status"] == "error":
-            failed = envelope_error(value, status=raw.status, request_id=raw.request_id)
-            raise self._located(failed, raw)
+            raise self._failed(value, raw)
         return value
 
-    def _located(self, error: InvocationError, raw: RawStream) -> InvocationError:
+    def _failed(self, envelope: Mapping[str, Json], raw: RawStream) -> InvocationError:
+        error = envelope_error(
+            envelope,
+            status=raw.status,
+            request_id=raw.request_id,
+            redact=self.transport.redactor.text,
+        )
         error.invocation_id = error.invocation_id or raw.headers.get(h.INVOCATION_ID)
         return error
 
@@ -351,6 +354,7 @@ class AgentPort:
             full=full,
             max_event_bytes=self.max_event_bytes,
             last_event_id=after,
+            redact=self.transport.redactor.text,
             watch=watch_events(self.transport, run),
         )
         reader.done = not is_event_stream(raw.headers)

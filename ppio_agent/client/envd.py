@@ -20,7 +20,6 @@ from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
-from ppio_agent._util.redact import Redactor
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import (
     AgentUnreachableError,
@@ -279,10 +278,10 @@ class Envd:
 
     def error(self, failed: Failed) -> PPIOAgentError:
         """Return what the failure of a call means."""
-        shown = Redactor(self.tokens.values()).text(failed.message)
+        shown = self.transport.redactor.start(failed.message, _MOST_TEXT)
         text = (
             f"the agent in sandbox {self.sandbox_id} cannot be started:"
-            f" {failed.code}: {' '.join(shown.split())[:_MOST_TEXT]}"
+            f" {failed.code}: {shown}"
         )
         if failed.code == "unauthenticated":
             return AuthenticationError(text)

@@ -50,6 +50,7 @@ class EventReader:
         full: Whether the agent speaks the full dialect.
         max_event_bytes: Largest event.
         last_event_id: Id of the event after which to begin; None is the first.
+        redact: Takes secrets out of what the agent says of a failure.
         watch: Is told of each event, once, however often connections bring it.
 
     Attributes:
@@ -67,9 +68,11 @@ class EventReader:
         full: bool,
         max_event_bytes: int,
         last_event_id: str | None = None,
+        redact: Callable[[str], str] = str,
         watch: Callable[[SSEEvent], None] | None = None,
     ) -> None:
         self._full = full
+        self._redact = redact
         self._watch = watch
         self._limit = max_event_bytes
         self._framer = SSEFramer(max_event_bytes)
@@ -145,7 +148,7 @@ class EventReader:
     def _take_last(self, event: SSEEvent) -> None:
         record = decode_chunk(event.data)
         if event.event == "error":
-            self.failure = record_error(record)
+            self.failure = record_error(record, self._redact)
         else:
             self.final = record if isinstance(record, dict) else {}
             self.done = True
@@ -168,7 +171,7 @@ class EventReader:
         """Return the failure that the last event of a bare stream tells of, if any."""
         if self._held is None:
             return None
-        return record_error(decode_chunk(self._held.data))
+        return record_error(decode_chunk(self._held.data), self._redact)
 
     def finish(self) -> InvocationError | EventTooLargeError | None:
         """Say that no more bytes come; return what is wrong with that, if anything."""

@@ -7,8 +7,8 @@ one `InvocationError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from ppio_agent.exceptions import (
     InvocationError,
@@ -71,22 +71,44 @@ def is_envelope(value: Json) -> bool:
 
 
 def envelope_error(
-    envelope: Mapping[str, Json], *, status: int, request_id: str | None
+    envelope: Mapping[str, Json],
+    *,
+    status: int,
+    request_id: str | None,
+    redact: Callable[[str], str],
 ) -> InvocationError:
-    """Return the error that an envelope of a failed run tells of."""
+    """Return the error that an envelope of a failed run tells of.
+
+    Args:
+        envelope: As the agent sent it.
+        status: Of the answer that it came in.
+        request_id: Of that answer.
+        redact: Takes secrets out: an agent may quote whatever it was sent.
+    """
     problem = Problem.read(encode_json(envelope))
     metadata = envelope.get("metadata")
     notes = metadata if isinstance(metadata, Mapping) else {}
     duration = envelope.get("duration")
-    return _error_class(problem.code)(
-        problem.message or "the agent failed without saying why",
-        code=problem.code,
-        retryable=problem.retryable,
+    return _error(
+        problem,
+        problem.message,
+        redact,
         request_id=request_id,
-        agent_error=problem.error_type,
         status=status,
         invocation_id=_text(notes.get("invocation_id")),
         duration=float(duration) if isinstance(duration, (int, float)) else None,
+    )
+
+
+def _error(
+    problem: Problem, message: str, redact: Callable[[str], str], **about: Any
+) -> InvocationError:
+    return _error_class(problem.code)(
+        redact(message) or "the agent failed without saying why",
+        code=problem.code and redact(problem.code),
+        retryable=problem.retryable,
+        agent_error=problem.error_type and redact(problem.error_type),
+        **about,
     )
 
 
@@ -101,17 +123,21 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def record_error(record: Json) -> InvocationError:
-    """Return the error that the record of a stream's failure tells of."""
+def record_error(record: Json, redact: Callable[[str], str]) -> InvocationError:
+    """Return the error that the record of a stream's failure tells of.
+
+    Args:
+        record: As the agent sent it.
+        redact: Takes secrets out, as for `envelope_error`.
+    """
     if not isinstance(record, dict):
-        return InvocationError(str(record) or "the agent failed without saying why")
+        problem = Problem(message=str(record), body={})
+        return _error(problem, problem.message, redact)
     problem = Problem.read(encode_json(record))
-    message = _text(record.get("error")) or problem.message
-    return _error_class(problem.code)(
-        message or "the agent failed without saying why",
-        code=problem.code,
-        retryable=problem.retryable,
-        request_id=problem.request_id,
-        agent_error=problem.error_type,
+    return _error(
+        problem,
+        _text(record.get("error")) or problem.message,
+        redact,
+        request_id=problem.request_id and redact(problem.request_id),
         invocation_id=_text(record.get("invocation_id")),
     )

@@ -318,7 +318,7 @@ class Launcher:
         traffic = ref.traffic_token
         tokens = {} if traffic is None else {TRAFFIC_TOKEN: traffic}
         return AgentPort(
-            transport=self._agent_transport(),
+            transport=self._transport(ref, retry=self.retry),
             route=control.endpoint.route(
                 ref.sandbox_id,
                 AGENT_PORT,
@@ -333,9 +333,12 @@ class Launcher:
             max_response_bytes=config.max_response_bytes,
         )
 
-    def _agent_transport(self) -> Transport:
-        transport = self.control.transport
-        return transport if self.retry is None else transport.variant(retry=self.retry)
+    def _transport(
+        self, ref: SessionRef, *, retry: RetryPolicy | None = None
+    ) -> Transport:
+        """Return what speaks to a sandbox, which may quote the tokens it was sent."""
+        tokens = (ref.traffic_token, ref.envd_token)
+        return self.control.transport.variant(retry=retry, secrets=tokens)
 
     def _start_timeout(self, template: AgentTemplate, options: SandboxOptions) -> float:
         of_template = template.agent and template.agent.start_timeout
@@ -344,7 +347,7 @@ class Launcher:
     def _envd(self, ref: SessionRef, version: str) -> Envd:
         control = self.control
         return Envd(
-            transport=control.transport,
+            transport=self._transport(ref),
             route=control.endpoint.route(
                 ref.sandbox_id, ENVD_PORT, domain=ref.domain, edge_url=ref.edge_url
             ),

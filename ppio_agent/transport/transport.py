@@ -6,7 +6,7 @@ import copy
 import os
 import random as _random
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -79,18 +79,27 @@ class Transport(Closing):
         self._closed = threading.Event()
 
     def variant(
-        self, *, retry: RetryPolicy, headers: Mapping[str, str] | None = None
+        self,
+        *,
+        retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
+        secrets: Iterable[str | None] = (),
     ) -> Self:
         """Return a transport with the same connections, closed with this one.
 
         Args:
-            retry: What its requests follow, instead of this one's policy.
+            retry: What its requests follow; None keeps this one's policy.
             headers: Headers of its requests, instead of this one's; None keeps those.
+            secrets: What it hides besides what this one does.
         """
-        kept = self.config.headers if headers is None else headers
-        config = evolve(self.config, retry=retry, headers=kept)
+        config = evolve(
+            self.config,
+            retry=retry or self.config.retry,
+            headers=self.config.headers if headers is None else headers,
+        )
+        redactor = Redactor(secrets, parent=self.redactor)
         other = copy.copy(self)
-        other._setup = evolve(self._setup, config=config)  # noqa: SLF001 - our own
+        other._setup = evolve(self._setup, config=config, redactor=redactor)  # noqa: SLF001 - our own
         return other
 
     @property

@@ -522,9 +522,20 @@ def _tell_all(platform: FakePlatform, secrets: Iterable[str]) -> Script:
         path = urlsplit(request.target).path
         sandbox = platform.sandbox_body(FakeSandbox("sb1", "tpl1", {}))
         if path == "/invocations":
-            told = f"{' '.join(secrets)} {request.headers.get('authorization')}"
-            if request.json()["prompt"] == "well":
+            told = f"{' '.join(secrets[:2])} {request.headers.get('authorization')}"
+            prompt = request.json()["prompt"]
+            if prompt != "well":
+                told += f" {request.headers.get('e2b-traffic-access-token')}"
+            record = {"error": told, "code": told, "error_type": told}
+            if prompt == "stream":
+                event = f"event: error\ndata: {json.dumps(record)}\n\n"
+                kind = {"Content-Type": "text/event-stream", "X-Invocation-Id": "i"}
+                reply(200, event.encode(), kind)(peer, request)
+                return
+            if prompt == "well":
                 answers = 200, {"result": told}
+            elif prompt == "envelope":
+                answers = 500, {**record, "result": None, "status": "error"}
             else:
                 answers = 503, {"code": "word", "message": told, "retryable": True}
         elif path == "/sandboxes":
@@ -544,7 +555,8 @@ def test_secrets_stay_secret(
     platform: FakePlatform, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """They are in no log, repr, error, its pickle, hook record or journal."""
-    secrets = ("sk-SECRET123", "hunter2-of-the-proxy")
+    secrets = ("sk-SECRET123", "hunter2-of-the-proxy", "traffic-token-4")
+    platform.traffic_token = secrets[2]
     witness = Witness()
     with FaultServer(_tell_all(platform, secrets)) as server:
         config = ClientConfig(
@@ -561,6 +573,10 @@ def test_secrets_stay_secret(
             shown.append(repr(session))
             with pytest.raises(ServiceUnavailableError) as caught:
                 session.invoke("Hi", idempotency_key="k-1")
+            for prompt in ("envelope", "stream"):
+                with pytest.raises(InvocationError, match=r"Bearer \*\*\* ") as told:
+                    session.invoke(prompt)
+                shown += [str(told.value), pickle.dumps(told.value).decode("latin-1")]
             journal = tmp_path / "journal"
             with client.invoke_many(
                 "tpl1", ["Hi", "well"], journal=journal, return_exceptions=True
@@ -574,7 +590,7 @@ def test_secrets_stay_secret(
         secrets[0] in r.headers.get("authorization", "") for r in server.requests
     )
     error = caught.value
-    assert "*** *** Bearer ***" in str(error)  # what the agent told
+    assert "*** *** Bearer *** ***" in str(error)  # what the agent told
     for twin in (error, *_twins(error)):
         shown += [str(twin), repr(twin), repr(twin.__dict__), repr(twin.__cause__)]
     shown += [pickle.dumps(error).decode("latin-1"), caplog.text]

@@ -79,6 +79,7 @@ class TestEnvelope:
             },
             status=499,
             request_id="req_1",
+            redact=str,
         )
 
         assert type(error) is InvocationCancelledError
