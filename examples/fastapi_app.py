@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field
 from starlette.middleware.sessions import SessionMiddleware
 
 from ppio_agent import PPIOAgentError, aio
-from ppio_agent.client.web import error_event, problem, stream_format, stream_headers
+from ppio_agent.client.sites import error_event, problem, stream_format, stream_headers
 
 AGENT = os.environ.get("CHAT_AGENT", "chat-agent")
 SSE = stream_format("sse")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppio_agent.exceptions import PPIOAgentError
 
 from .client import AgentRuntimeClient
-from .visitor import (
+from .sites.visitor import (
     SharedClient,
     SiteSettings,
     VisitorStream,
@@ -21,7 +21,7 @@ from .visitor import (
     log_failure,
     parse_settings,
 )
-from .web import (
+from .sites.web import (
     check_method,
     problem,
     read_request,

@@ -18,14 +18,14 @@ from werkzeug.local import LocalProxy
 from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 
 from .client import AgentRuntimeClient
-from .visitor import (
+from .sites.visitor import (
     SharedClient,
     VisitorStream,
     ask,
     log_failure,
     parse_settings,
 )
-from .web import (
+from .sites.web import (
     check_method,
     problem,
     read_request,

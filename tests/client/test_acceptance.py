@@ -128,7 +128,7 @@ HELD_BY = {
         "client/test_stream.py::test_the_agent_is_asked_to_stop",
     ],
     23: [
-        "client/test_visitor.py::test_first_bytes_come_before_the_agent_says_anything",
+        "client/sites/test_visitor.py::test_first_bytes_come_before_the_agent_says_anything",
         "client/test_django.py::test_a_visitor_who_leaves_ends_the_run_and_its_sandbox",
         "client/test_flask.py::test_a_visitor_who_leaves_ends_the_run_and_its_sandbox",
         "examples/test_sites.py::test_a_visitor_who_leaves_ends_the_run",

@@ -15,9 +15,9 @@ import pytest
 from attrs import evolve
 
 from ppio_agent._util.threads import NoThreadError, start_thread
+from ppio_agent.client.sites import stream_format
+from ppio_agent.client.sites.visitor import SharedClient, VisitorStream, parse_settings
 from ppio_agent.client.stream import CancelResult
-from ppio_agent.client.visitor import SharedClient, VisitorStream, parse_settings
-from ppio_agent.client.web import stream_format
 from ppio_agent.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -249,7 +249,7 @@ def test_a_child_forked_while_the_client_is_made_makes_its_own() -> None:
 
 EXITING = """
 import sys
-from ppio_agent.client.visitor import SharedClient, parse_settings
+from ppio_agent.client.sites.visitor import SharedClient, parse_settings
 
 site = SharedClient(
     lambda: parse_settings({"base_url": sys.argv[1], "api_key": sys.argv[2]})

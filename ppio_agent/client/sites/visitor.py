@@ -27,17 +27,17 @@ from ppio_agent._util.aside import run_aside
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.redact import mask
 from ppio_agent._util.threads import start_thread
+from ppio_agent.client.client import AgentRuntimeClient
+from ppio_agent.client.config import ClientConfig
+from ppio_agent.client.limits import seconds
 from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 from ppio_agent.wire.headers import Accept
 from ppio_agent.wire.json import Json, encode_json
 
-from .client import AgentRuntimeClient
-from .config import ClientConfig
-from .limits import seconds
 from .web import StreamFormat
 
 if TYPE_CHECKING:
-    from .stream import StreamingResponse
+    from ppio_agent.client.stream import StreamingResponse
 
 __all__ = [
     "SharedClient",

@@ -14,6 +14,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from ppio_agent.client.events import decode_chunk
 from ppio_agent.exceptions import (
     AuthenticationError,
     ClientClosedError,
@@ -34,8 +35,6 @@ from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json, decode_json
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
 from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, format_comment, format_event
-
-from .events import decode_chunk
 
 __all__ = [
     "Form",

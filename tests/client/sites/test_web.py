@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent import exceptions as x
-from ppio_agent.client import web
+from ppio_agent.client.sites import web
 from ppio_agent.wire.json import decode_json, encode_json
 from ppio_agent.wire.sse import SSEEvent, SSEFramer
 
