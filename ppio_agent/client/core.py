@@ -11,6 +11,7 @@ from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import ClientClosedError
 from ppio_agent.hooks import Hooks
 
+from .auth import AuthManager
 from .config import ClientConfig
 from .connection import Backend, connect, named_platform
 from .control import ControlPlane
@@ -81,7 +82,8 @@ class ClientCore:
     def given(self) -> tuple[str | None, str | None, tuple[object, ...]]:
         """The key and the secret as given, or exchanged since, and the plug-ins."""
         keys = self._named[1] if self._named else None
-        return (*(keys.given if keys else self._given), self._plugins)
+        given = keys.given if isinstance(keys, AuthManager) else self._given
+        return (*given, self._plugins)
 
     @property
     def book(self) -> SessionBook:
