@@ -125,9 +125,11 @@ BROKEN = """
 def _run(folder: Path, source: str, *options: str) -> str:
     """Run a test file in a process of its own and return what pytest printed."""
     (folder / "test_it.py").write_text(textwrap.dedent(source))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error"]
+    # Plug-ins of others take longer to load than ours takes to test.
+    others = ("cacheprovider", "hypothesispytest", "anyio", "timeout")
+    options = (*(f"-pno:{name}" for name in others), "-W", "error", *options)
     done = subprocess.run(
-        [*command, *options, "test_it.py"],
+        [sys.executable, "-m", "pytest", *options, "test_it.py"],
         cwd=folder,
         env={**os.environ, "PPIO_DOMAIN": "shell.example", "PPIO_PLUGINS": ""},
         capture_output=True,
