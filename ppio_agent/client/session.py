@@ -74,7 +74,8 @@ class SandboxSession(SandboxHold):
             ValidationError: The request or `timeout` cannot be sent; nothing was.
             InvocationError: The agent failed; code ``session_paused`` if the session
                 is paused and nothing was sent.
-            SessionNotFoundError: The sandbox is gone; the agent was not reached.
+            SessionNotFoundError: The sandbox is gone; the agent was not reached, or may
+                have been if the code is ``session_lost``.
             RequestTimeoutError: The time ran out; `idempotency_key` joins the run.
         """
         return self.run(self._make_call(request, timeout, idempotency_key, headers))

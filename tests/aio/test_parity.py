@@ -27,6 +27,7 @@ LEFT_OUT = {
     "AgentRuntimeClient.submit": _TASK,
     "InvocationFuture": _TASK,
     "SandboxSession.abort": _OWN,
+    "SandboxSession.ask": _OWN,
     "SandboxSession.began": _OWN,
     "SandboxSession.dispose": _OWN,
     "SandboxSession.extend": _OWN,
