@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-__all__ = ["SECRET_HEADERS", "Redactor", "is_secret_header", "mask"]
+__all__ = ["SECRET_HEADERS", "Redactor", "escaped", "is_secret_header", "mask"]
 
 SECRET_HEADERS = frozenset({
     "authorization",
@@ -29,6 +29,29 @@ _HIDDEN = "***"
 _SHORTEST = 6
 # Of a text that is to be cut, so much is looked at.
 _MOST_READ = 64 * 1024
+# Those of Unicode that end a line, too, and halves of pairs, which no log can write.
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+
+
+def escaped(text: str, *, keep: str = "") -> str:
+    r"""Return text of a peer's with its control characters written out, as in a repr.
+
+    Args:
+        text: Whatever it said.
+        keep: Control characters that may stay.
+
+    Example:
+        >>> print(escaped("a\r\nb"), escaped("ünicode"))
+        a\r\nb ünicode
+    """
+    return _CONTROL.sub(
+        lambda found: (
+            found[0]
+            if found[0] in keep
+            else found[0].encode("unicode_escape").decode("ascii")
+        ),
+        text,
+    )
 
 
 def mask(secret: str) -> str:
@@ -108,7 +131,7 @@ class Redactor:
 
     def start(self, text: str, most: int) -> str:
         """Return the first `most` characters in one line, with no part of a secret."""
-        return " ".join(self.text(text[:_MOST_READ]).split())[:most]
+        return escaped(" ".join(self.text(text[:_MOST_READ]).split())[:most])
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return a copy whose secret headers are hidden, the rest checked as text."""

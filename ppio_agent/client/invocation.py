@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ppio_agent._util.redact import escaped
 from ppio_agent.exceptions import (
     InvocationError,
     SerializationError,
@@ -104,10 +105,10 @@ def _error(
     problem: Problem, message: str, redact: Callable[[str], str], **about: Any
 ) -> InvocationError:
     return _error_class(problem.code)(
-        redact(message) or "the agent failed without saying why",
-        code=problem.code and redact(problem.code),
+        escaped(redact(message), keep="\n\t") or "the agent failed without saying why",
+        code=problem.code and escaped(redact(problem.code)),
         retryable=problem.retryable,
-        agent_error=problem.error_type and redact(problem.error_type),
+        agent_error=problem.error_type and escaped(redact(problem.error_type)),
         **about,
     )
 

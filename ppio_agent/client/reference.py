@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from ppio_agent.exceptions import ValidationError, WireError
 from ppio_agent.wire.json import decode_json, encode_json
-from ppio_agent.wire.model import WireModel
+from ppio_agent.wire.model import WireModel, visible
 from ppio_agent.wire.models import Sandbox, SandboxDetail
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class SessionRef(WireModel):
     Thread safety: immutable.
     """
 
-    sandbox_id: str
+    sandbox_id: str = field(validator=visible)
     template_id: str
     session_id: str
     time_to_live: float

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.redact import escaped
 from ppio_agent.exceptions import (
     TemplateNotFoundError,
     ValidationError,
@@ -135,7 +136,8 @@ class TemplateManager:
         if found is not None:
             return found
         where = self._control().endpoint.where
-        known = ", ".join(sorted(t.name for t in listing.templates)[:10]) or "none"
+        names = sorted(t.name for t in listing.templates)[:10]
+        known = ", ".join(map(escaped, names)) or "none"
         raise TemplateNotFoundError(
             f"no template {ref!r} on {where} (there: {known}); list_templates() shows"
             " all, `ppio-agent deploy` adds one"

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from ppio_agent._util.clock import utc_now
-from ppio_agent._util.redact import Redactor
+from ppio_agent._util.redact import Redactor, escaped
 from ppio_agent.exceptions import (
     AgentUnreachableError,
     AuthenticationError,
@@ -122,7 +122,7 @@ def answer_error(
     error.retry_after = parse_retry_after(
         response.headers.get(RETRY_AFTER), date=response.headers.get("Date"), now=now
     )
-    kind = response.headers.get("content-type", "no content type")
+    kind = escaped(response.headers.get("content-type") or "no content type")
     error.__cause__ = FailedAnswer(f"HTTP {response.status}, {kind}: {quoted!r}")
     return error
 
@@ -185,8 +185,8 @@ def _ended(own: Mapping[str, Any]) -> str:
     code = own["exit_code"]
     how = f"with exit status {code}" if code >= 0 else f"by signal {-code}"
     return (
-        f"the agent in sandbox {own['sandbox_id']} has ended {how}; create a new"
-        " session"
+        f"the agent in sandbox {escaped(str(own['sandbox_id']))} has ended {how};"
+        " create a new session"
     )
 
 

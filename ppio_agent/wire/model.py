@@ -8,6 +8,7 @@ by ``metadata={"wire": …}`` for the exceptions. Nothing is coerced: ``"3"`` is
 from __future__ import annotations
 
 import enum
+import re
 import types
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -26,6 +27,7 @@ import attrs
 from attrs import field, frozen
 from cattrs import BaseConverter
 
+from ppio_agent._util.redact import escaped
 from ppio_agent.exceptions import WireError
 
 from .json import Json
@@ -34,9 +36,17 @@ from .times import format_time, parse_time
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CamelModel", "OpenEnum", "WireModel", "make_converter", "structure"]
+__all__ = [
+    "CamelModel",
+    "OpenEnum",
+    "WireModel",
+    "make_converter",
+    "structure",
+    "visible",
+]
 
 _T = TypeVar("_T")
+_VISIBLE = re.compile("[!-~]+")
 _ACRONYMS = {"id": "ID", "mb": "MB", "url": "URL"}
 
 
@@ -122,6 +132,20 @@ class CamelModel(WireModel):
     """A wire shape of the control plane, whose keys are like ``sandboxID``."""
 
     spelling: ClassVar[Callable[[str], str]] = staticmethod(_camel)
+
+
+def visible(model: WireModel, member: attrs.Attribute[Any], value: str) -> None:
+    """Refuse an id that would say something else in a log, a header or a host's name.
+
+    A validator. Only one that may be left out may be empty.
+
+    Raises:
+        WireError: It has others than visible ASCII characters.
+    """
+    empty = not value and member.default is not attrs.NOTHING
+    if not empty and _VISIBLE.fullmatch(value) is None:
+        path = f".{type(model).spelling(member.name)}"
+        raise WireError(path, "expected an id of visible ASCII characters")
 
 
 @lru_cache(maxsize=512)
@@ -293,7 +317,10 @@ def _mapping(converter: BaseConverter, value: object, kind: Any) -> Any:
     if not isinstance(value, dict):
         raise _mismatch("object", value)
     item_kind = (get_args(kind) or (str, Any))[1]
-    return {k: _at(f".{k}", converter, item, item_kind) for k, item in value.items()}
+    return {
+        k: _at(f".{escaped(k)}", converter, item, item_kind)
+        for k, item in value.items()
+    }
 
 
 def _is_optional(kind: Any) -> bool:

@@ -16,7 +16,7 @@ from ppio_agent.exceptions import WireError
 
 from .headers import valid_entrypoint
 from .json import Json, decode_json, encode_json
-from .model import CamelModel, OpenEnum, WireModel, structure
+from .model import CamelModel, OpenEnum, WireModel, structure, visible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -185,9 +185,9 @@ class NewSandbox(CamelModel):
 class Sandbox(CamelModel):
     """Answer of create, connect and resume."""
 
-    sandbox_id: str
+    sandbox_id: str = field(validator=visible)
     template_id: str
-    client_id: str = ""
+    client_id: str = field(default="", validator=visible)
     envd_version: str = "0.5.7"
     domain: str | None = None
     alias: str | None = None
@@ -200,9 +200,9 @@ class Sandbox(CamelModel):
 class ListedSandbox(CamelModel):
     """One sandbox in a list."""
 
-    sandbox_id: str
+    sandbox_id: str = field(validator=visible)
     template_id: str
-    client_id: str = ""
+    client_id: str = field(default="", validator=visible)
     envd_version: str = "0.5.7"
     state: SandboxState
     started_at: datetime

@@ -480,6 +480,36 @@ class TestClasses:
         with pytest.raises(ProtocolError, match=r"\$\.sandboxID: is missing"):
             client.create_session("tpl1")
 
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"sandboxID": "sb1\r\nERROR all is lost", "templateID": "t"},
+            {"sandboxID": "", "templateID": "t"},
+            {"sandboxID": "sb é", "templateID": "t"},
+            {"sandboxID": "sb1", "clientID": "a b", "templateID": "t"},
+        ],
+    )
+    def test_a_sandbox_with_an_id_that_is_none(
+        self, client: AgentRuntimeClient, platform: FakePlatform, record: object
+    ) -> None:
+        """It is neither used nor repeated."""
+        platform.on("POST", "/sandboxes$", lambda e: e.reply(201, record))
+        with pytest.raises(ProtocolError, match="visible ASCII") as caught:
+            client.create_session("tpl1")
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("status", [200, 400, 500])
+    def test_what_a_peer_says_stays_in_its_line(
+        self, client: AgentRuntimeClient, platform: FakePlatform, status: int
+    ) -> None:
+        """Control characters are written out; an agent's own lines stay lines."""
+        failed = {"result": 1, "status": "error", "error": "a\n\x1b[2J\r\0b"}
+        platform.on("POST", "/inv", lambda e: e.reply(status, failed))
+        with pytest.raises(PPIOAgentError) as caught:
+            client.invoke_agent("tpl1", "Hi")
+        line = "a \\x1b[2J \\x00b" if status == 400 else "a\n\\x1b[2J\\r\\x00b"
+        assert caught.value.message.endswith(line)
+
     def test_nobody_answers(self, make_client: Make) -> None:
         """Refused and unknown hosts are network errors with their cause."""
         with socket.socket() as silent:

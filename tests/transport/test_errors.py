@@ -46,6 +46,16 @@ def _error(
     return answer_error(request, response, Problem.read(data), redactor, now=now)
 
 
+def test_no_control_character_of_an_answer_is_repeated() -> None:
+    """Neither in the message nor in the cause: nothing in a log is written by a peer."""
+    said = _error(400, {"message": "a\r\nb\x1b[2J\x85\u2028\x7f"})
+    ended = _error(502, {"sandboxId": "s\r\n1", "port": 8080, "exitCode": 1})
+    assert said.message == r"the request was answered 400: a b\x1b[2J \x7f"
+    assert ended.message.startswith(r"the agent in sandbox s\r\n1 has ended")
+    for error in (said, ended):
+        assert f"{error}{error.__cause__}".isprintable()
+
+
 @pytest.mark.parametrize(
     ("status", "cls"),
     [
