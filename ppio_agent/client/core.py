@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
+import weakref
 from collections.abc import Iterable
 
 from ppio_agent._util.clock import Deadline
@@ -25,6 +27,7 @@ __all__ = ["ClientCore"]
 _log = logging.getLogger(__name__)
 
 _CLOSE_LIMIT = 30.0
+_EXIT_LIMIT = 10.0
 # Of it, for calls on the client's threads to clean up; the rest is done for them.
 _SUBMISSIONS_LIMIT = 10.0
 
@@ -63,8 +66,9 @@ class ClientCore:
 
     def _start_afresh(self) -> None:
         """Begin without sessions and connections: at first, and in a forked child."""
-        # Guards _closed, _closing and _backend.
-        self._lock = threading.Lock()
+        # Guards _closed, _closing and _backend. Re-entrant, since a signal handler may
+        # close the client on top of whatever its thread was doing.
+        self._lock = threading.RLock()
         self._backend: Backend | None = None
         # A plug-in or the start of the embedded platform may take its time.
         self._connecting: SingleFlight[None, Backend] = SingleFlight(
@@ -148,14 +152,22 @@ class ClientCore:
         with self._lock:
             if not self._closed:
                 self._backend = backend
+                _open.add(self)
+                # Once more, to be asked before what was registered until now: before
+                # the embedded platform ends.
+                atexit.unregister(_close_at_exit)
+                atexit.register(_close_at_exit)
                 return backend
         backend.control.transport.close()
         raise self._closed_error()
 
-    def close(self) -> None:
+    def close(self, limit: float = _CLOSE_LIMIT) -> None:
         """End everything, once; see `AgentRuntimeClient.close`.
 
         After an interruption it may be called again, and goes on.
+
+        Args:
+            limit: Seconds it may take.
         """
         with self._lock:
             if self._closing:
@@ -163,13 +175,12 @@ class ClientCore:
             self._closed = self._closing = True
             control = self._backend.control if self._backend else None
         try:
-            self._end(control)
+            self._end(control, Deadline.after(limit))
         except BaseException:
             self._closing = False
             raise
 
-    def _end(self, control: ControlPlane | None) -> None:
-        deadline = Deadline.after(_CLOSE_LIMIT)
+    def _end(self, control: ControlPlane | None, deadline: Deadline) -> None:
         error = ClientClosedError("the client was closed while this went on")
         self._submissions.close(error, deadline.bound(_SUBMISSIONS_LIMIT))
         failures = self._book.close(error, control, deadline)
@@ -180,4 +191,14 @@ class ClientCore:
                 failure,
             )
         if control is not None:
-            control.transport.close()
+            # Not before a launch that this interrupted has ended its sandbox.
+            self._book.when_quiet(control.transport.close)
+
+
+_open: weakref.WeakSet[ClientCore] = weakref.WeakSet()
+
+
+def _close_at_exit() -> None:
+    """Leave no sandbox behind that a program has not ended itself."""
+    for core in tuple(_open):
+        core.close(_EXIT_LIMIT)

@@ -69,7 +69,8 @@ class SessionBook:
         self._changed = threading.Condition()
         self._sessions: dict[SandboxSession, None] = {}  # in the order of their coming
         self._conversations: dict[_Conversation, SandboxSession] = {}
-        self._launching: set[CallScope] = set()
+        self._launching: dict[CallScope, int] = {}  # with the thread of each
+        self._when_quiet: Callable[[], object] | None = None
         self._leftovers: set[str] = set()
 
     def open(
@@ -268,14 +269,27 @@ class SessionBook:
         with self._changed:
             if self._closed_by is not None:
                 raise copy.copy(self._closed_by)
-            self._launching.add(scope)
+            self._launching[scope] = threading.get_ident()
         try:
             with scope.running():
                 yield
         finally:
             with self._changed:
-                self._launching.discard(scope)
+                del self._launching[scope]
                 self._changed.notify_all()
+            self._settle_down()
+
+    def when_quiet(self, then: Callable[[], object]) -> None:
+        """Do something, once, as soon as no launch is under way."""
+        self._when_quiet = then
+        self._settle_down()
+
+    def _settle_down(self) -> None:
+        with self._changed:
+            if self._launching or self._when_quiet is None:
+                return
+            then, self._when_quiet = self._when_quiet, None
+        then()
 
     def _add(self, session: SandboxSession) -> None:
         with self._changed:
@@ -338,8 +352,13 @@ class SessionBook:
             launches = tuple(self._launching)
         for launch in launches:
             launch.abort(error)
+        # A launch of this very thread was interrupted, by a signal, for this: it goes
+        # on, and ends, once the handler has returned.
+        here = {threading.get_ident()}
         with self._changed:
-            self._changed.wait_for(lambda: not self._launching, deadline.left())
+            self._changed.wait_for(
+                lambda: here.issuperset(self._launching.values()), deadline.left()
+            )
         failures = self.close_all(deadline)
         for session in self.sessions():
             if not session.owned:

@@ -8,14 +8,12 @@ also while the agent is silent.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import difflib
 import itertools
 import logging
 import queue
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
@@ -120,7 +118,6 @@ class SharedClient:
         self._client: AgentRuntimeClient | None = None
         self._renew()
         renew_in_child(self, SharedClient._renew)
-        _clients.add(self)
 
     def _renew(self) -> None:
         # Guards the making of _client.
@@ -150,15 +147,6 @@ class SharedClient:
             client, self._client = self._client, None
         if client is not None:
             client.close()
-
-
-_clients: weakref.WeakSet[SharedClient] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for client in list(_clients):
-        client.close()
 
 
 class VisitorStream:
