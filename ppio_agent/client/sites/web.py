@@ -122,8 +122,8 @@ def visitor_error(error: BaseException) -> PPIOAgentError:
     else the code, the request id and the status say enough; what the platform or the
     agent said stays with the site.
     """
-    # The transport names the method in every error of a call that it was given.
-    if isinstance(error, ValidationError) and error.method is None:
+    # The transport names the URL in every error of what it was given to send.
+    if isinstance(error, ValidationError) and error.url is None:
         return error
     if not isinstance(error, PPIOAgentError):
         return InternalServerError(_TEXTS[500])
