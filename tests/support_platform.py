@@ -304,7 +304,7 @@ class FakePlatform:
         if parts == ["templates"]:
             exchange.reply(200, self.templates)
         elif parts == ["sandboxes"] and request.method == "POST":
-            self._create(exchange)
+            self.create(exchange)
         elif parts == ["sandboxes"]:
             self._list(exchange)
         else:
@@ -312,10 +312,11 @@ class FakePlatform:
 
     def create_unanswered(self, exchange: Exchange) -> None:
         """Create the sandbox that is asked for, but lose the answer."""
-        self._create(_Deaf(exchange))
+        self.create(_Deaf(exchange))
         exchange.cut()
 
-    def _create(self, exchange: Exchange | _Deaf) -> None:
+    def create(self, exchange: Exchange | _Deaf) -> None:
+        """Create the sandbox that is asked for."""
         body = exchange.request.json()
         key = exchange.request.headers.get("idempotency-key")
         with self._lock:

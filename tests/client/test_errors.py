@@ -634,7 +634,7 @@ def _closing(platform: FakePlatform) -> Callable[[Exchange], None]:
     """Create as usual, then close, so that the next request has a fresh connection."""
 
     def answer(exchange: Exchange) -> None:
-        platform._create(exchange)
+        platform.create(exchange)
         exchange.cut()
 
     return answer
