@@ -120,6 +120,7 @@ def objects(
     made = asyncio.run(make())
     yield made
     asyncio.run(made["StreamingResponse"].close())
+    asyncio.run(made["Batch"].close())
     asyncio.run(made["AgentRuntimeClient"].close())
 
 
