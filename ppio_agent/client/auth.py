@@ -103,12 +103,12 @@ class AuthManager:
         self._lock = threading.Lock()
 
     def _checked(self, api_key: str | None, api_secret: str | None) -> _Keys:
-        key = (api_key or "").strip()
+        key = _stripped("API key", api_key)
         if not key:
             raise AuthenticationError(
                 f"no API key: pass api_key=… or set {KEY_VARIABLE}"
             )
-        secret = (api_secret or "").strip() or None
+        secret = _stripped("API secret", api_secret) or None
         for name, value in (("API key", key), ("API secret", secret or "x")):
             if not value.isascii() or not value.isprintable():
                 raise AuthenticationError(
@@ -315,6 +315,13 @@ def attempt_auth(auth: Authenticator, tokens: Mapping[str, str] | None = None) -
 
 def _bearer(keys: _Keys) -> dict[str, str]:
     return {"Authorization": f"Bearer {keys.api_key}"}
+
+
+def _stripped(name: str, given: object) -> str:
+    if given is not None and not isinstance(given, str):
+        kind = type(given).__name__
+        raise AuthenticationError(f"the {name} has to be a text, not {kind}")
+    return (given or "").strip()
 
 
 def _derived_id(api_key: str) -> str:

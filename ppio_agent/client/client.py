@@ -125,9 +125,10 @@ class AgentRuntimeClient(Closing):
             ConfigurationError: A value cannot be used.
         """
         given: dict[str, Any] = {"timeout": timeout, "max_retries": max_retries}
+        given["headers"] = headers
         changes = {k: v for k, v in given.items() if not isinstance(v, Unset)}
-        if not isinstance(headers, Unset):
-            changes["headers"] = {**self.config.headers, **headers}
+        if isinstance(changes.get("headers"), Mapping):
+            changes["headers"] = {**self.config.headers, **changes["headers"]}
         variant = object.__new__(type(self))
         variant._run = Runner(self._run.core, self.config.replace(**changes))
         return variant

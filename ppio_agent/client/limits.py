@@ -1,16 +1,31 @@
-"""Times: those that a caller gives, checked before anything is sent, and our own."""
+"""Times and names that a caller gives, checked before anything is sent; our own times."""
 
 from __future__ import annotations
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.redact import escaped
 from ppio_agent.exceptions import RequestTimeoutError, ValidationError
 
-__all__ = ["KILL_LIMIT", "seconds", "time_left"]
+__all__ = ["KILL_LIMIT", "check_name", "seconds", "time_left"]
 
 # Seconds that are spent on ending a sandbox before its time to live has to.
 KILL_LIMIT = 10.0
 # 31 years: what waits in the standard library can be told on every system.
 _MOST = 1e9
+
+
+def check_name(how: str, value: object) -> None:
+    """Refuse what names nothing.
+
+    Args:
+        how: What is named by what, for the message.
+        value: What the caller gave for it.
+
+    Raises:
+        ValidationError: It is no text, or empty, or has control characters.
+    """
+    if not isinstance(value, str) or not value or escaped(value) != value:
+        raise ValidationError(f"{how}, not by {value!r}")
 
 
 def seconds(name: str, value: object, *, none: str = "means no limit") -> float | None:

@@ -14,7 +14,6 @@ from ppio_agent._util.threads import NoThreadError, WorkerPool
 from ppio_agent.exceptions import (
     PPIOAgentError,
     RequestTimeoutError,
-    ValidationError,
 )
 from ppio_agent.hooks import SessionEvent
 from ppio_agent.transport import CallScope
@@ -31,7 +30,7 @@ from .conversation import (
 )
 from .flight import SingleFlight
 from .launch import Launched, Launcher, SandboxOptions
-from .limits import time_left
+from .limits import check_name, time_left
 from .reference import SessionRef
 from .session import SandboxSession
 from .state import SessionState, between_error
@@ -131,10 +130,9 @@ class SessionBook:
             ValidationError: `target` or `session_id` cannot be used.
             SessionNotFoundError: There is no such sandbox.
         """
-        if not isinstance(target, (SessionRef, str)) or not target:
-            raise ValidationError(
-                "a session is attached by its SessionRef or its sandbox's id, not by"
-                f" {target!r}"
+        if not isinstance(target, SessionRef):
+            check_name(
+                "a session is attached by its SessionRef or its sandbox's id", target
             )
         if session_id is not None:
             check_session_id(session_id)
@@ -311,7 +309,12 @@ class SessionBook:
                 del self._conversations[key]
 
     def named(self, name: str) -> tuple[SandboxSession, ...]:
-        """Return those of a session id, or of a sandbox id in either style."""
+        """Return those of a session id, or of a sandbox id in either style.
+
+        Raises:
+            ValidationError: It is no text.
+        """
+        check_name("a session is closed by its session id or its sandbox's id", name)
         sandbox = sandbox_key(name)
         return tuple(
             session

@@ -21,6 +21,7 @@ from ppio_agent.wire.models import AgentTemplate, Template
 
 from .control import ControlPlane, readable
 from .flight import SingleFlight
+from .limits import check_name
 
 __all__ = ["TemplateManager", "find_template", "matches"]
 
@@ -97,14 +98,19 @@ class TemplateManager:
             refresh: Ask the platform even if a list is cached.
 
         Raises:
-            ValidationError: `tags` is a str instead of a list of them.
+            ValidationError: `tags` is no list of texts, or `name` no text.
         """
-        if isinstance(tags, str):
+        if isinstance(tags, str) or not isinstance(tags, Iterable | None):
             raise ValidationError(f"tags has to be a list, as in tags=[{tags!r}]")
+        wanted = list(tags or ())
+        if not all(isinstance(tag, str) for tag in wanted):
+            raise ValidationError("tags has to be a list of texts")
+        if not isinstance(name, str | None):
+            raise ValidationError(f"name has to be a text, not {name!r}")
         if refresh:
             self.invalidate()
         found = self._current(Deadline.after(None)).templates
-        return [t for t in found if matches(t, tags=tags or (), name=name)]
+        return [t for t in found if matches(t, tags=wanted, name=name)]
 
     def get_template(
         self, ref: str, *, deadline: Deadline | None = None
@@ -121,10 +127,7 @@ class TemplateManager:
             ValidationError: An alias or name belongs to several; the message names
                 them. Or `ref` is no text.
         """
-        if not isinstance(ref, str) or not ref:
-            raise ValidationError(
-                f"a template is named by its id, an alias or its name, not by {ref!r}"
-            )
+        check_name("a template is named by its id, an alias or its name", ref)
         deadline = deadline or Deadline.after(None)
         asked_at = self._clock()
         listing = self._current(deadline)

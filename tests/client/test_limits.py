@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ppio_agent.client import AgentRuntimeClient
 from ppio_agent.client.limits import seconds
 from ppio_agent.exceptions import (
+    PPIOAgentError,
     RequestTimeoutError,
     SandboxCreationError,
     ValidationError,
@@ -72,6 +73,55 @@ def test_a_session_refuses_before_a_request(
     with pytest.raises(ValidationError, match=r"^timeout has to be"):
         session.resume(0)
     assert platform.seen("POST", "/inv") == []
+
+
+NAMES: dict[str, Callable[[AgentRuntimeClient, Any], object]] = {
+    "a session is closed by": lambda c, v: c.close_session(v),
+    "a session is attached by": lambda c, v: c.attach_session(v),
+    "a template is named by": lambda c, v: c.get_template(v),
+}
+
+
+@pytest.mark.parametrize("entrance", list(NAMES))
+@pytest.mark.parametrize("value", [None, 5, b"", b"s", "", "a\ud800", "a\r\nb"])
+def test_names_are_texts(
+    client: AgentRuntimeClient, platform: FakePlatform, entrance: str, value: object
+) -> None:
+    """All else is refused before anything is asked, in a message of one line."""
+    with pytest.raises(ValidationError, match=f"^{entrance} .*not by") as caught:
+        NAMES[entrance](client, value)
+    assert str(caught.value).isprintable()
+    assert platform.seen("GET", "/") == []
+
+
+WRONG: dict[str, tuple[str, Callable[[AgentRuntimeClient], object]]] = {
+    "tags": ("tags has to be a list", lambda c: c.list_templates(tags=cast("Any", 5))),
+    "a tag": ("list of texts", lambda c: c.list_templates(tags=[cast("Any", [])])),
+    "name": ("name has to be", lambda c: c.list_templates(name=cast("Any", 5))),
+    "headers": (
+        "headers has to be",
+        lambda c: c.with_options(headers=cast("Any", None)),
+    ),
+    "journal": ("journal has", lambda c: c.invoke_many("tpl1", [], journal="é\0")),
+    "path": ("journal", lambda c: c.invoke_many("tpl1", [], journal=cast("Any", 5))),
+    "on_progress": (
+        "on_progress has to be",
+        lambda c: c.invoke_many("tpl1", [], on_progress=cast("Any", 5)),
+    ),
+    "key": ("API key has", lambda _: AgentRuntimeClient(cast("Any", b"k"))),
+    "secret": ("API secret", lambda _: AgentRuntimeClient("key", cast("Any", 5))),
+}
+
+
+@pytest.mark.parametrize("argument", list(WRONG))
+def test_arguments_of_other_types_are_refused_by_name(
+    client: AgentRuntimeClient, platform: FakePlatform, argument: str
+) -> None:
+    """With an error of the package, before anything is asked."""
+    message, call = WRONG[argument]
+    with pytest.raises(PPIOAgentError, match=message):
+        call(client)
+    assert platform.seen("GET", "/") == []
 
 
 @pytest.mark.parametrize("ref", [None, 3, ""])

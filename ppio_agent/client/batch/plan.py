@@ -72,14 +72,26 @@ class BatchPlan:
     ordered: bool = True
     return_exceptions: bool = False
     timeout: float | None = None
-    on_progress: Callable[[BatchProgress], object] | None = None
+    on_progress: Callable[[BatchProgress], object] | None = field(default=None)
     bar: bool = False
-    journal: str | os.PathLike[str] | None = None
+    journal: str | os.PathLike[str] | None = field(default=None)
 
     @sessions.validator
     def _known(self, _: object, value: object) -> None:
         if value != "per-request" and not isinstance(value, Pool):
             raise ValidationError('sessions has to be "per-request" or pool(n)')
+
+    @on_progress.validator
+    def _callable(self, _: object, value: object) -> None:
+        if value is not None and not callable(value):
+            raise ValidationError("on_progress has to be a function, or None")
+
+    @journal.validator
+    def _path(self, _: object, value: object) -> None:
+        if value is None:
+            return
+        if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
+            raise ValidationError("journal has to be the path of a file, or None")
 
     @property
     def workers(self) -> int:
