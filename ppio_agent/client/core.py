@@ -199,6 +199,11 @@ _open: weakref.WeakSet[ClientCore] = weakref.WeakSet()
 
 
 def _close_at_exit() -> None:
-    """Leave no sandbox behind that a program has not ended itself."""
+    """Leave no sandbox behind that nobody will find again.
+
+    A conversation is found by its id: a worker that a server replaces must not end
+    those of its visitors.
+    """
     for core in tuple(_open):
+        core.book.leave_conversations()
         core.close(_EXIT_LIMIT)

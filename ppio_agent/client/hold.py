@@ -117,6 +117,10 @@ class SandboxHold:
         """Whether closing its client ends the sandbox."""
         return self._owned
 
+    def disown(self) -> None:
+        """Let the sandbox outlive its client; its time to live ends it then."""
+        self._owned = False
+
     @property
     def gone(self) -> bool:
         """Whether there is nothing left that closing it would end."""

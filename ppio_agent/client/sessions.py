@@ -332,6 +332,12 @@ class SessionBook:
         with self._changed:
             self._leftovers.add(sandbox_id)
 
+    def leave_conversations(self) -> None:
+        """Let the conversations outlive this client: others may find them by id."""
+        for session in self.sessions():
+            if session.session_id != session.sandbox_id:
+                session.disown()
+
     def close_all(self, deadline: Deadline) -> dict[str, Exception]:
         """End all sessions it owns, 16 at a time; return the failures by sandbox id."""
         owned = [s for s in self.sessions() if s.owned]

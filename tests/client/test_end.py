@@ -28,7 +28,6 @@ print("on", flush=True)
 threading.Event().wait(30.0)
 """
 _WHAT = {
-    "a conversation": 'client.invoke_agent("tpl1", "Hi", session_id="s")',
     "a session": 'session = client.create_session("tpl1")',
     "a future": 'client.submit("tpl1", "slow")',
 }
@@ -39,6 +38,19 @@ def test_a_program_that_is_interrupted_leaves_no_sandbox(
     platform: FakePlatform, what: str
 ) -> None:
     """Also if it never closed its client; what runs is aborted."""
+    assert _left_by(_WHAT[what], platform) == []
+
+
+def test_a_conversation_outlives_the_program_that_began_it(
+    platform: FakePlatform,
+) -> None:
+    """A worker that its server replaces must not end those of its visitors."""
+    left = _left_by('client.invoke_agent("tpl1", "Hi", session_id="s")', platform)
+    assert left == ["sb1"]
+
+
+def _left_by(what: str, platform: FakePlatform) -> list[str]:
+    """Interrupt a program that does this; return the sandboxes that it leaves."""
     late, running = threading.Event(), threading.Event()
 
     def answer(exchange: Exchange) -> None:
@@ -50,7 +62,7 @@ def test_a_program_that_is_interrupted_leaves_no_sandbox(
             exchange.reply(200, {"result": "x", "status": "success"})
 
     platform.on("POST", "/invocations", answer)
-    source = _PROGRAM.format(what=_WHAT[what])
+    source = _PROGRAM.format(what=what)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PPIO_")}
     with subprocess.Popen(
         [sys.executable, "-c", source, KEY, platform.url],
@@ -60,12 +72,11 @@ def test_a_program_that_is_interrupted_leaves_no_sandbox(
     ) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"on\n"
-        wait_until(lambda: platform.alive and (what != "a future" or running.is_set()))
+        wait_until(lambda: platform.alive and ("slow" not in what or running.is_set()))
         program.send_signal(signal.SIGINT)
         program.wait(20 * SLOW)
     late.set()
-
-    assert platform.alive == []
+    return list(platform.alive)
 
 
 @pytest.fixture
