@@ -309,7 +309,7 @@ def test_bad_requests_make_no_sandbox(
 
 
 CALLERS = """
-import json, os, sys
+import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from ppio_agent.client import AgentRuntimeClient, ClientConfig
 
@@ -327,7 +327,6 @@ def call(_):
 
 with ThreadPoolExecutor(20) as threads:
     print(json.dumps(list(threads.map(call, range(20)))), flush=True)
-os._exit(0)  # a program that ends in order ends its sandboxes
 """
 
 TAKER = """
