@@ -56,13 +56,22 @@ class ControlPlane:
     request_timeout: float
 
     def list_templates(self, deadline: Deadline) -> list[Json]:
-        """Return the records of all templates, unread."""
-        response = self._call(
-            "GET",
-            "/templates?metadata=true",
-            deadline=deadline,
-            kind="template",
-        )
+        """Return the records of all templates, unread.
+
+        Raises:
+            NotFoundError: It is no platform that answers.
+        """
+        try:
+            response = self._call(
+                "GET", "/templates?metadata=true", deadline=deadline, kind="template"
+            )
+        except NotFoundError as error:
+            error.message += (
+                f"; there is no platform at {self.endpoint.url}: base_url is the"
+                " control plane of one, an agent app is called by any HTTP client"
+            )
+            error.args = (error.message,)
+            raise
         found = response.json()
         if isinstance(found, Mapping):
             found = found.get("templates")

@@ -99,7 +99,9 @@ def answer_error(
         redactor: Applied to all that is quoted from the answer.
         now: When it came, by the clock of this machine; None: at this moment.
     """
-    cls = _class(request.kind, response.status, problem)
+    # Without a name it is not one template or sandbox that is not there.
+    kind = request.kind if request.subject else "other"
+    cls = _class(kind, response.status, problem)
     said = problem.message
     if said and not problem.body:  # it is the body's start, which may end in a secret
         said = response.body[:_MOST_READ].decode("utf-8", "replace")
@@ -122,8 +124,8 @@ def answer_error(
     error.retry_after = parse_retry_after(
         response.headers.get(RETRY_AFTER), date=response.headers.get("Date"), now=now
     )
-    kind = escaped(response.headers.get("content-type") or "no content type")
-    error.__cause__ = FailedAnswer(f"HTTP {response.status}, {kind}: {quoted!r}")
+    media = escaped(response.headers.get("content-type") or "no content type")
+    error.__cause__ = FailedAnswer(f"HTTP {response.status}, {media}: {quoted!r}")
     return error
 
 

@@ -27,6 +27,7 @@ from ppio_agent.exceptions import (
     InternalServerError,
     InvocationError,
     NetworkError,
+    NotFoundError,
     PermissionDeniedError,
     PPIOAgentError,
     PPIOAgentRuntimeError,
@@ -37,7 +38,6 @@ from ppio_agent.exceptions import (
     ServiceUnavailableError,
     SessionClosedError,
     SessionNotFoundError,
-    TemplateNotFoundError,
     ValidationError,
 )
 from ppio_agent.hooks import hookimpl
@@ -362,7 +362,7 @@ FAULTS: dict[str, tuple[Script, type[PPIOAgentError]]] = {
     "another shape": (reply(200, b'{"no": "templates"}'), ProtocolError),
     "empty 401": (reply(401), AuthenticationError),
     "403": (reply(403), PermissionDeniedError),
-    "404": (reply(404), TemplateNotFoundError),
+    "404": (reply(404), NotFoundError),
     "json without code": (reply(400, b'{"message": "no"}'), ValidationError),
     "429": (reply(429), RateLimitError),
     "402": (reply(402), QuotaExceededError),
@@ -402,6 +402,14 @@ class TestClasses:
         if fault != "another shape":  # nothing foreign failed
             assert error.__cause__ is not None
         assert error.attempts <= 1
+
+    def test_an_agent_app_is_no_platform(self, make_client: Make) -> None:
+        """The error says so, and no template is said not to exist."""
+        with FaultServer(reply(404, b'{"code": "not_found"}')) as server:
+            client = make_client(base_url=server.url)
+            for call in (client.get_template, client.template_exists):
+                with pytest.raises(NotFoundError, match=r"no platform at .*agent app"):
+                    call("my-agent")
 
     def test_earlier_failures_travel_with_an_error(self, make_client: Make) -> None:
         """What was tried, how it failed and what was waited."""
