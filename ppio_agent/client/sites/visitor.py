@@ -105,7 +105,7 @@ class SharedClient:
     """The one client of a site in each of its processes, made when it is first used.
 
     A forked child inherits the object, which begins anew there without sessions and
-    connections. It is closed when the process ends.
+    connections. It is closed when the process ends, but for its conversations.
 
     Args:
         settings: Says how it is made.

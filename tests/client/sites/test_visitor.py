@@ -255,13 +255,14 @@ site = SharedClient(
     lambda: parse_settings({"base_url": sys.argv[1], "api_key": sys.argv[2]})
 )
 assert site.get().invoke_agent("tpl1", "Hi", session_id="s").status == "success"
+session = site.get().create_session("tpl1")
 """
 
 
 def test_a_process_that_ends_closes_its_client(platform: FakePlatform) -> None:
-    """The conversations that it began have no sandboxes any more."""
+    """But leaves the conversations that it began to the other workers."""
     subprocess.run([sys.executable, "-c", EXITING, platform.url, KEY], check=True)
-    assert (len(platform.sandboxes), platform.alive) == (1, [])
+    assert (len(platform.sandboxes), platform.alive) == (2, ["sb1"])
 
 
 def test_closing_goes_on_without_threads(
