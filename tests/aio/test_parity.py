@@ -29,6 +29,7 @@ LEFT_OUT = {
     "SandboxSession.abort": _OWN,
     "SandboxSession.ask": _OWN,
     "SandboxSession.began": _OWN,
+    "SandboxSession.disown": _OWN,
     "SandboxSession.dispose": _OWN,
     "SandboxSession.extend": _OWN,
     "SandboxSession.extend_at": _OWN,
