@@ -136,7 +136,7 @@ class AgentPort:
         )
         raw = self._events(run, line, after, idle_timeout=self.idle_timeout)
         run = evolve(run, request_id=raw.request_id)
-        return self._streaming(raw, run, line, host=host, after=after)
+        return self._streaming(raw, run, line, host=host, after=after, resumed=True)
 
     def cancel(
         self,
@@ -305,6 +305,14 @@ class AgentPort:
                 f" {run.invocation_id}",
                 request_id=raw.request_id,
             )
+        named = raw.headers.get(h.INVOCATION_ID, run.invocation_id)
+        if named != run.invocation_id:
+            raw.close()
+            raise ProtocolError(
+                f"the agent answered with the events of invocation {named} for those"
+                f" of invocation {run.invocation_id}",
+                request_id=raw.request_id,
+            )
         return raw
 
     def _failure(self, raw: RawStream, request: Request) -> Exception:
@@ -347,6 +355,7 @@ class AgentPort:
         *,
         host: StreamHost | None = None,
         after: str | None = None,
+        resumed: bool = False,
         ready: Sequence[SSEEvent] = (),
     ) -> StreamingResponse:
         full = run.invocation_id is not None
@@ -354,6 +363,8 @@ class AgentPort:
             full=full,
             max_event_bytes=self.max_event_bytes,
             last_event_id=after,
+            invocation_id=run.invocation_id,
+            resumed=resumed,
             redact=self.transport.redactor.text,
             watch=watch_events(self.transport, run),
         )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ppio_agent.exceptions import (
     EventTooLargeError,
     InvocationError,
+    PPIOAgentError,
+    ProtocolError,
     StreamInterruptedError,
     WireError,
 )
@@ -22,6 +24,9 @@ _Block = SSEEvent | Heartbeat
 
 _MOST_DIGITS = 18
 _ERROR_KEYS = frozenset({"error", "error_type", "message"})
+_FIRST = 1  # the number of a run's first event
+# What the end of a run that did not succeed is called as an error.
+_CODES = {"cancelled": "cancelled", "timed_out": "invocation_timeout"}
 
 
 def decode_chunk(data: str) -> Json:
@@ -50,6 +55,8 @@ class EventReader:
         full: Whether the agent speaks the full dialect.
         max_event_bytes: Largest event.
         last_event_id: Id of the event after which to begin; None is the first.
+        invocation_id: The run, which its ``end`` event may name.
+        resumed: Whether the first connection goes on with a run, too.
         redact: Takes secrets out of what the agent says of a failure.
         watch: Is told of each event, once, however often connections bring it.
 
@@ -68,6 +75,8 @@ class EventReader:
         full: bool,
         max_event_bytes: int,
         last_event_id: str | None = None,
+        invocation_id: str | None = None,
+        resumed: bool = False,
         redact: Callable[[str], str] = str,
         watch: Callable[[SSEEvent], None] | None = None,
     ) -> None:
@@ -76,11 +85,11 @@ class EventReader:
         self._watch = watch
         self._limit = max_event_bytes
         self._framer = SSEFramer(max_event_bytes)
-        self._too_large: EventTooLargeError | None = None
+        self._invocation_id = invocation_id
+        self._broken: EventTooLargeError | ProtocolError | None = None
         self._held: SSEEvent | None = None
         self._unnamed = False  # an event without an id was content
-        # Number of the last event before this connection, until the next one is in.
-        self._after = _number(last_event_id)
+        self._joining = resumed  # until an event comes that was not there
         self.last_event_id = last_event_id
         self.failure: InvocationError | None = None
         self.final: Mapping[str, Json] | None = None
@@ -97,7 +106,7 @@ class EventReader:
         Half an event of the one before is dropped: it comes again.
         """
         self._framer = SSEFramer(self._limit)
-        self._after = _number(self.last_event_id)
+        self._joining = True
 
     def feed(self, data: bytes) -> deque[SSEEvent]:
         """Take the next bytes; return the content events that they completed.
@@ -105,16 +114,17 @@ class EventReader:
         Raises:
             EventTooLargeError: An event outgrew the limit. If there are others before
                 it `finish` gives it, as the end of all.
-            StreamInterruptedError: The new connection leaves events out.
+            StreamInterruptedError: The new connection leaves events out, or they cannot
+                be told from those that were there.
         """
         found: deque[SSEEvent] = deque()
         take = self._take_full if self._full else self._take_bare
         take(self._framer.feed(data), found)
         if self._framer.error is not None and not self.done:
-            self._too_large = self._framer.error
+            self._broken = self._framer.error
             self.done = True
         # Not while the events that come are those from before.
-        if self._after is None and self._framer.last_event_id is not None:
+        if not self._joining and self._framer.last_event_id is not None:
             self.last_event_id = self._framer.last_event_id
         if found and found[0].id is None:
             self._unnamed = True
@@ -124,7 +134,7 @@ class EventReader:
         for event in events:
             if isinstance(event, Heartbeat) or self.done:
                 continue
-            if self._after is not None and self._came_before(event):
+            if self._joining and self._came_before(event):
                 continue
             if self._watch is not None:
                 self._watch(event)
@@ -135,23 +145,55 @@ class EventReader:
 
     def _came_before(self, event: SSEEvent) -> bool:
         """Whether the first events of a new connection are ones that were there."""
-        after, number = self._after, _number(event.id)
-        if after is not None and number is not None and number <= after:
+        last = self.last_event_id
+        after = _FIRST - 1 if last is None else _number(last)
+        number = _number(event.id)
+        if after is None or number is None:
+            is_content = event.event not in {"end", "error"}
+            if last is not None and event.id is None and is_content:
+                raise StreamInterruptedError(
+                    f"the agent went on after event {last} with one without an id,"
+                    " which may be one that was there"
+                )
+        elif last is not None and number <= after:
             return True
-        self._after = None
-        if after is not None and number is not None and number > after + 1:
+        elif number > after + 1:
             raise StreamInterruptedError(
                 f"the agent went on with event {number} after event {after}"
+                if last is not None
+                else f"the agent began again with event {number}, not {_FIRST}"
             )
+        self._joining = False
         return False
 
     def _take_last(self, event: SSEEvent) -> None:
         record = decode_chunk(event.data)
         if event.event == "error":
             self.failure = record_error(record, self._redact)
-        else:
-            self.final = record if isinstance(record, dict) else {}
-            self.done = True
+            return
+        self.done = True
+        if not isinstance(record, dict):
+            self._broken = ProtocolError("the stream's end event has no record")
+            return
+        self.final = record
+        run = record.get("invocation_id")
+        ours = self._invocation_id
+        if ours is not None and run is not None and run != ours:
+            self._broken = ProtocolError(
+                f"the stream of invocation {ours} ended with the record of another one"
+            )
+        elif self.failure is None:
+            self.failure = self._failed(record)
+
+    def _failed(self, record: Mapping[str, Json]) -> InvocationError | None:
+        """Return the failure that a closing record tells of, if any."""
+        status = record.get("status")
+        if status is None or status == "succeeded":
+            return None
+        told = {"message": f"the agent's run ended with the status {status}", **record}
+        if isinstance(status, str) and status in _CODES:
+            told.setdefault("code", _CODES[status])
+        return record_error(told, self._redact)
 
     def _take_bare(self, events: Iterable[_Block], found: deque[SSEEvent]) -> None:
         for event in events:
@@ -173,9 +215,9 @@ class EventReader:
             return None
         return record_error(decode_chunk(self._held.data), self._redact)
 
-    def finish(self) -> InvocationError | EventTooLargeError | None:
+    def finish(self) -> PPIOAgentError | None:
         """Say that no more bytes come; return what is wrong with that, if anything."""
-        failure = self.failure or self._too_large or self.last_words()
+        failure = self.failure or self._broken or self.last_words()
         if failure is not None:
             return failure
         if self.done:

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from ppio_agent.client.events import EventReader, decode_chunk, join_chunks
 from ppio_agent.exceptions import (
     EventTooLargeError,
+    InvocationCancelledError,
     InvocationError,
+    InvocationTimeoutError,
+    ProtocolError,
     StreamInterruptedError,
 )
+from ppio_agent.wire.json import encode_json
 
 LIMIT = 1 << 20
 
@@ -97,6 +101,47 @@ class TestEvents:
         reader.feed(b"event: end\ndata: {}\n\ndata: " + b"x" * 200)
 
         assert reader.finish() is None
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [
+            ("failed", InvocationError),
+            ("cancelled", InvocationCancelledError),
+            ("timed_out", InvocationTimeoutError),
+            ("crashed", InvocationError),
+            (["?"], InvocationError),
+        ],
+    )
+    def test_an_end_without_success_is_a_failure(
+        self, status: object, error: type[InvocationError]
+    ) -> None:
+        """Also if no error event came before it; chunks are not lost by it."""
+        record = {"status": status, "invocation_id": "inv_1"}
+        told = b"data: 1\n\nevent: end\ndata: %b\n\n" % encode_json(record)
+        events, reader = read(told, full=True, size=len(told))
+        failure = reader.finish()
+
+        assert [e.data for e in events] == ["1"]
+        assert type(failure) is error
+        assert str(status) in failure.message
+        assert failure.invocation_id == "inv_1"
+
+    def test_an_end_says_what_it_knows(self) -> None:
+        """The error in the record is the failure's."""
+        told = b'event: end\ndata: {"status":"failed","error":"no such city"}\n\n'
+        failure = read(told, full=True, size=100)[1].finish()
+
+        assert isinstance(failure, InvocationError)
+        assert failure.message == "no such city"
+
+    @pytest.mark.parametrize("record", [b"null", b"[]", b"all is well", b'"ok"'])
+    def test_an_end_without_a_record_is_none(self, record: bytes) -> None:
+        """Nobody knows what it says of the run."""
+        told = b"data: 1\n\nevent: end\ndata: %b\n\n" % record
+        events, reader = read(told, full=True, size=len(told))
+
+        assert len(events) == 1
+        assert isinstance(reader.finish(), ProtocolError)
 
     @pytest.mark.parametrize("first", [7, 10**15, 10**18, 17 * 10**17, 10**30])
     def test_ids_of_any_length_are_gone_on_with(self, first: int) -> None:

@@ -22,6 +22,7 @@ from ppio_agent.exceptions import (
     InvocationError,
     InvocationNotFoundError,
     NetworkError,
+    ProtocolError,
     ReplayGoneError,
     RequestTimeoutError,
     SessionClosedError,
@@ -48,6 +49,8 @@ from tests.support_net import certificate
 from .support_streams import CuttingRelay, Host, call_of, open_port, stream_of
 
 FULL = {"X-Invocation-Id": "inv_1", "X-PPIO-Agent": "1.0.0"}
+OTHER = {**FULL, "X-Invocation-Id": "inv_2"}
+ENDS_OTHER = b'id: 3\nevent: end\ndata: {"invocation_id":"inv_2"}\n\n'
 # What is promised is 10 ms; a busy machine may take that long to switch threads.
 AT_ONCE = 0.05
 
@@ -304,6 +307,42 @@ class TestResume:
 
         assert type(caught.value) is InvocationError
         assert len(server.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("first", "then", "why"),
+        [
+            (told(piece(1), then=cut()), chunks(end(2), headers=OTHER), "inv_2"),
+            (told(piece(1), then=cut()), told(piece(2), ENDS_OTHER), "another one"),
+            (told(piece(1), then=cut()), told(b"data: 1\n\n", end(2)), "without an id"),
+            (told(b"id: 1\nda", then=cut()), told(piece(2), end(3)), "event 2, not 1"),
+        ],
+        ids=["head", "record", "no-ids", "lost-first"],
+    )
+    def test_what_may_be_of_another_run_or_twice_is_no_answer(
+        self, first: Script, then: Script, why: str
+    ) -> None:
+        """No chunk that may not be the next one is handed out, or left out."""
+        with (
+            FaultServer(in_turn(first, then)) as server,
+            open_port(server.url, max_retries=1) as port,
+        ):
+            stream = stream_of(port)
+            seen = []
+            with pytest.raises((StreamInterruptedError, ProtocolError), match=why):
+                seen.extend(event.id for event in stream.events())
+        assert set(seen) <= {"1", "2"}
+        assert stream.final is None or stream.final["invocation_id"] == "inv_2"
+
+    def test_a_run_read_from_its_beginning_begins_with_its_first_event(self) -> None:
+        """Also where another process began it; and 0 may be the first, too."""
+        with (
+            FaultServer(in_turn(told(piece(2)), told(piece(0), end(1)))) as server,
+            open_port(server.url, max_retries=1) as port,
+        ):
+            stream = port.resume_stream(
+                Line(deadline=Deadline.after(20)), Host().watch(), "inv_1", None
+            )
+            assert [event.id for event in stream.events()] == ["0"]
 
     def test_deadline_holds_over_all_connections(self) -> None:
         """Going on does not give a stream more time."""
