@@ -90,7 +90,8 @@ class Batch(Closing):
             Exception: The first error, unless the batch returns exceptions.
         """
         items = sorted(self, key=lambda item: item.index)
-        return [item.response or item.error for item in items]  # type: ignore[misc]
+        # One of the two is there. An answer is a mapping: its truth would be its length.
+        return [i.response if i.error is None else i.error for i in items]  # type: ignore[misc]
 
     def close(self) -> None:
         """Drop what has not begun, abort what runs, kill the sandboxes. Idempotent."""
