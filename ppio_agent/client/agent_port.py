@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from attrs import evolve, frozen
 
+from ppio_agent._util.aside import run_aside
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import (
     InvocationError,
@@ -119,18 +122,17 @@ class AgentPort:
         return self._insist(call, lambda: self._either(call, host, started))
 
     def resume_stream(
-        self, line: Line, host: StreamHost, invocation_id: str, after: str | None
+        self, line: Line, host: StreamHost, after: str | None
     ) -> StreamingResponse:
         """Return the stream of a run that was begun elsewhere.
 
         Args:
             line: What it has for itself here.
             host: Who has to know what becomes of the stream.
-            invocation_id: The run.
             after: Id of the event after which it begins; None is the first.
         """
         run = Run(
-            invocation_id=invocation_id,
+            invocation_id=line.invocation_id,
             session_id=self.session_id,
             sandbox_id=self.sandbox_id,
         )
@@ -164,6 +166,32 @@ class AgentPort:
             state=str(facts.get("state", "unknown")),
         )
 
+    def stop(self, invocation_ids: Sequence[str]) -> None:
+        """Ask for the end of runs that nobody waits for any more, as far as it goes.
+
+        Within a second, and only an agent that is known to give its runs ids. By the
+        id that a run was asked for with: one that another call has begun under the
+        same key has another one, and goes on.
+        """
+        if not invocation_ids or not self._runs_once():
+            return
+        limit = Deadline.after(_STOP_LIMIT)
+        asked = threading.Semaphore(0)
+
+        def ask(invocation_id: str) -> None:
+            try:
+                with shielded(), contextlib.suppress(PPIOAgentError):
+                    self.cancel(invocation_id, limit, retry=NO_RETRY)
+            finally:
+                asked.release()
+
+        first, *others = invocation_ids
+        for other in others:
+            run_aside(partial(ask, other))
+        ask(first)
+        for _ in invocation_ids:
+            asked.acquire(timeout=limit.left())
+
     def _insist(self, call: Call, ask: Callable[[], _T]) -> _T:
         """Return what `ask` gives; ask again for an answer that was lost on its way.
 
@@ -181,8 +209,8 @@ class AgentPort:
         except BaseException as error:
             if type(error) is SessionNotFoundError and call.handle.may_have_run:
                 error.code = error.lost_code
-            if call.was_given_up(error) and self._runs_once():
-                self._stop(call)
+            if call.was_given_up(error):
+                self.stop([call.invocation_id])
             raise
 
     def _wait_to_join(self, call: Call, error: NetworkError, asked: int) -> None:
@@ -205,16 +233,6 @@ class AgentPort:
     def _runs_once(self) -> bool:
         sandbox_id = self.route.headers.get(h.SANDBOX_ID, "")
         return self.transport.is_run_once(self.route.origin, sandbox_id)
-
-    def _stop(self, call: Call) -> None:
-        """Ask for the end of a run that nobody waits for any more, as far as it goes.
-
-        By the id that it was asked for with: a run that another call has begun under
-        the same key has another one, and goes on.
-        """
-        with shielded(), contextlib.suppress(PPIOAgentError):
-            limit = Deadline.after(_STOP_LIMIT)
-            self.cancel(call.invocation_id, limit, retry=NO_RETRY)
 
     def _answer(self, call: Call, started: float) -> InvocationResponse:
         raw = self._open(call, accept=_ANY_ANSWER)

@@ -20,34 +20,34 @@ from ppio_agent.wire import headers as h
 __all__ = ["Call", "Line"]
 
 
-@frozen(kw_only=True)
+@frozen(eq=False, kw_only=True)
 class Line:
     """What an invocation has for itself, over as many connections as it takes.
 
     Attributes:
+        invocation_id: Id of the run; one that a call has chosen is known before the
+            answer, and that of an earlier run with the same key wins.
         deadline: Bounds all of it.
         handle: By which other threads end it.
     """
 
+    invocation_id: str
     deadline: Deadline
     handle: CallHandle = field(factory=CallHandle, repr=False)
 
 
-@frozen(kw_only=True)
+@frozen(eq=False, kw_only=True)
 class Call(Line):
     """One invocation on its way.
 
     Attributes:
         body: What the agent is sent.
         idempotency_key: Under which it runs once, however often it is sent.
-        invocation_id: Id that the run is to have, so that it is known before the
-            answer; that of an earlier run with the same key wins.
         headers: Of the caller's own.
     """
 
     body: bytes
     idempotency_key: str
-    invocation_id: str
     headers: Mapping[str, str] = field(repr=False)
 
     @classmethod

@@ -100,6 +100,11 @@ class EventReader:
         """Whether an agent can be told after which event to go on."""
         return self._full and not self._unnamed
 
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended, and not just what can be read of it."""
+        return self.done and self._framer.error is None
+
     def restart(self) -> None:
         """Say that a new connection goes on after `last_event_id`.
 

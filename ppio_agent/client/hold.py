@@ -344,15 +344,20 @@ class SandboxHold:
     def close(self) -> None:
         """End the sandbox; calls that run in it end with `SessionClosedError`.
 
+        Their runs are cancelled first: a platform may give an agent that is still at
+        work some time to finish.
+
         Idempotent, and done also inside a `CallScope` that was aborted. A sandbox that
         is gone already is no error; after a failure, which is raised, the next call
         tries again. In a forked child the sandbox stays: it
         is the parent's.
         """
         ours = self._pulse.begin_close()
+        running = [call.invocation_id for call in tuple(self._pulse.calls)]
         self.abort(closed_error(self._sandbox_id))
         if ours:
             with shielded():
+                self._port.stop(running)
                 limit = Deadline.after(KILL_LIMIT)
                 self._control.kill_sandbox(self._sandbox_id, limit)
             self._mark_gone()
@@ -385,7 +390,7 @@ class SandboxHold:
     def abort(self, error: PPIOAgentError) -> None:
         """End the calls that run with `error`; the sandbox lives on."""
         for call in tuple(self._pulse.calls):
-            call.abort(error)
+            call.handle.abort(error)
 
     def dispose(self) -> None:
         """Close, but only log a failure: the client tries again when it is closed."""

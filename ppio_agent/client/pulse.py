@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import ConflictError, RequestTimeoutError
-from ppio_agent.transport import CallHandle
 
+from .call import Line
 from .state import Action, SessionState, refusal
 
 __all__ = ["SessionPulse"]
@@ -51,7 +51,7 @@ class SessionPulse:
         # Guards all below, the state and what is known of the end; told when a
         # transition has ended.
         self._changed = threading.Condition()
-        self.calls: set[CallHandle] = set()
+        self.calls: set[Line] = set()
         self._changing = False
         self._version = 0
 
@@ -94,7 +94,7 @@ class SessionPulse:
         if refused is not None:
             raise refused
 
-    def admit(self, call: CallHandle) -> None:
+    def admit(self, call: Line) -> None:
         """Count a call in; raise if the session takes none."""
         with self._changed:
             if self._changing or self._state is not SessionState.ACTIVE:

@@ -156,28 +156,37 @@ class SandboxSession(SandboxHold):
             raise ValidationError(
                 "an invocation id has to be 1 to 128 of A-Z a-z 0-9 . _ : -"
             )
-        line = Line(deadline=Deadline.after(seconds("deadline", deadline)))
+        limit = Deadline.after(seconds("deadline", deadline))
+        line = Line(invocation_id=invocation_id, deadline=limit)
         host = self._host(line)
         return self._hosting(
-            line,
-            lambda: self._port.resume_stream(line, host, invocation_id, last_event_id),
+            line, lambda: self._port.resume_stream(line, host, last_event_id)
         )
 
     def _host(self, line: Line, *, owned: bool = False) -> StreamHost:
         """Return what is done here about a stream; `owned` is the session by it."""
-        handle, calls = line.handle, self._pulse.calls
+        calls = self._pulse.calls
 
         def ended() -> None:
-            calls.discard(handle)
+            calls.discard(line)
             if owned:
                 self.dispose()
 
+        def left() -> None:
+            try:
+                if owned:
+                    self.dispose()  # which has the run cancelled: it is among the calls
+            finally:
+                calls.discard(line)
+
         def abandoned() -> None:
-            calls.discard(handle)
+            calls.discard(line)
             if owned:
                 self._caretaker.abandon(self)
 
-        return StreamHost(begin=lambda: self._begin(line), end=ended, abandon=abandoned)
+        return StreamHost(
+            begin=lambda: self._begin(line), end=ended, leave=left, abandon=abandoned
+        )
 
     def _hosting(self, line: Line, start: Callable[[], _T]) -> _T:
         """Return the stream that `start` gives, counted in until its end."""
@@ -187,7 +196,7 @@ class SandboxSession(SandboxHold):
             try:
                 return start()
             except BaseException:
-                self._pulse.calls.discard(line.handle)
+                self._pulse.calls.discard(line)
                 raise
 
         return self._reaching_agent(run, line.deadline)
@@ -213,19 +222,19 @@ class SandboxSession(SandboxHold):
         try:
             yield
         finally:
-            self._pulse.calls.discard(call.handle)
+            self._pulse.calls.discard(call)
 
     def _begin(self, call: Line) -> None:
         """Count a call in, and see to it that the sandbox outlives it."""
         if self.state is SessionState.PAUSED and self.auto_resume:
             self._resume(self._ttl, call.deadline)
-        self._pulse.admit(call.handle)
+        self._pulse.admit(call)
         try:
             if time.monotonic() >= self.extend_at:
                 self._extend_before_call(call.deadline)
             self._caretaker.watch(self)
         except BaseException:
-            self._pulse.calls.discard(call.handle)
+            self._pulse.calls.discard(call)
             raise
 
     def _extend_before_call(self, deadline: Deadline) -> None:

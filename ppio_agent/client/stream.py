@@ -69,12 +69,14 @@ class StreamHost:
 
     Attributes:
         begin: The stream goes on after an end; may refuse it.
-        end: The stream is over.
+        end: The stream is over, and so is its run.
+        leave: The stream is over, and its run may go on.
         abandon: Nobody holds the stream any more. Takes no lock: it may run anywhere.
     """
 
     begin: Callable[[], None]
     end: Callable[[], None]
+    leave: Callable[[], None]
     abandon: Callable[[], None]
 
 
@@ -255,8 +257,9 @@ class StreamingResponse(Closing):
         try:
             self._feed.release()
         finally:
-            if self._host is not None:
-                self._host.end()
+            host = self._host
+            if host is not None:
+                (host.end if self._feed.reader.over else host.leave)()
 
     def resume(self) -> Self:
         """Go on after a `StreamInterruptedError`: iterate the stream again.

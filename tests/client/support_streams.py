@@ -31,7 +31,12 @@ class Host:
         def note(word: str) -> Callable[[], None]:
             return lambda: self.told.append(word)
 
-        return StreamHost(begin=note("begin"), end=note("end"), abandon=note("abandon"))
+        return StreamHost(
+            begin=note("begin"),
+            end=note("end"),
+            leave=note("leave"),
+            abandon=note("abandon"),
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent.client.call import Line
 from ppio_agent.client.pulse import SessionPulse
 from ppio_agent.client.state import (
     Action,
@@ -27,7 +28,6 @@ from ppio_agent.exceptions import (
     SessionClosedError,
     SessionNotFoundError,
 )
-from ppio_agent.transport import CallHandle
 from ppio_agent.wire.models import SandboxDetail, SandboxState
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
@@ -41,6 +41,8 @@ TABLE: dict[str, dict[str, type[PPIOAgentError] | None]] = {
     "refresh": {"active": OK, "paused": ConflictError,   "error": OK},
     "detach":  {"active": OK, "paused": OK,              "error": OK},
 }  # fmt: skip
+
+LINE = Line(invocation_id="inv_1", deadline=Deadline.after(None))
 
 
 @pytest.mark.parametrize("action", list(Action))
@@ -168,17 +170,17 @@ class TestPulse:
             ):
                 pass
             with pytest.raises(InvocationError):
-                pulse.admit(CallHandle())
+                pulse.admit(LINE)
             pulse.become(to)
         with pulse.transition(Action.RESUME, to=to, deadline=limit) as again:
-            pulse.admit(CallHandle())
+            pulse.admit(LINE)
 
         assert (needed, again) == (True, False)
 
     def test_given_up_by_force(self) -> None:
         """With calls only by force; asking never brings it back."""
         pulse = SessionPulse("sb1")
-        pulse.admit(CallHandle())
+        pulse.admit(LINE)
         with pytest.raises(ConflictError, match="1 invocations"):
             pulse.give_up()
         pulse.give_up(force=True)

@@ -68,6 +68,10 @@ def told(*pieces: bytes, then: Script | None = None) -> Script:
     return chunks(*pieces, then=then, headers=FULL)
 
 
+def line_of(invocation_id: str) -> Line:
+    return Line(invocation_id=invocation_id, deadline=Deadline.after(20))
+
+
 def missing(status: int, code: str) -> Script:
     body = encode_json({"status": status, "code": code, "detail": "it is not there"})
     return reply(status, body, {"Content-Type": "application/problem+json"})
@@ -339,9 +343,7 @@ class TestResume:
             FaultServer(in_turn(told(piece(2)), told(piece(0), end(1)))) as server,
             open_port(server.url, max_retries=1) as port,
         ):
-            stream = port.resume_stream(
-                Line(deadline=Deadline.after(20)), Host().watch(), "inv_1", None
-            )
+            stream = port.resume_stream(line_of("inv_1"), Host().watch(), None)
             assert [event.id for event in stream.events()] == ["0"]
 
     def test_deadline_holds_over_all_connections(self) -> None:
@@ -487,13 +489,13 @@ class TestByHand:
             seen: list[Any] = []
             with pytest.raises(StreamInterruptedError):
                 seen.extend(stream)
-            assert host.told == ["end"]
+            assert host.told == ["leave"]
             with pytest.raises(StreamInterruptedError):
                 seen.extend(stream.resume())
             seen.extend(stream.resume())
 
         assert seen == [1, 2, 3]
-        assert host.told == ["end", "begin", "end", "begin", "end"]
+        assert host.told == ["leave", "begin", "leave", "begin", "end"]
         assert stream.final == {"status": "succeeded"}
 
     def test_only_what_was_interrupted_is_resumed(self) -> None:
@@ -520,19 +522,18 @@ class TestByHand:
         with open_port(url) as port, stream_of(port) as first:
             assert next(first) == 1
         with open_port(url) as port:
-            line = Line(deadline=Deadline.after(20))
-            stream = port.resume_stream(
-                line, Host().watch(), str(first.invocation_id), after
-            )
+            line = line_of(str(first.invocation_id))
+            stream = port.resume_stream(line, Host().watch(), after)
             assert stream.last_event_id == after
             assert list(stream) == list(range(expected, 11))
 
     def test_an_unknown_run_is_said_so_at_once(self, counting: Counting) -> None:
         """With the agent's own word for it."""
-        with open_port(counting.agent.url) as port:
-            line = Line(deadline=Deadline.after(20))
-            with pytest.raises(InvocationNotFoundError):
-                port.resume_stream(line, Host().watch(), "inv_unknown", None)
+        with (
+            open_port(counting.agent.url) as port,
+            pytest.raises(InvocationNotFoundError),
+        ):
+            port.resume_stream(line_of("inv_unknown"), Host().watch(), None)
 
 
 class TestEnds:

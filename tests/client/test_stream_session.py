@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -138,6 +139,112 @@ def test_a_sandbox_of_its_own_ends_with_the_stream(
     assert platform.alive == []
     with pytest.raises(SessionClosedError):
         stream.resume()
+
+
+class TestRunsAreCancelledBeforeTheirSandbox:
+    """A platform gives an agent that is still at work seconds to finish."""
+
+    @pytest.fixture
+    def cancelled(self, platform: FakePlatform) -> list[tuple[str, bool]]:
+        """Return what runs were cancelled, and whether their sandbox was there."""
+        found: list[tuple[str, bool]] = []
+
+        def cancel(exchange: Exchange) -> None:
+            found.append((exchange.request.path.split("/")[2], bool(platform.alive)))
+            exchange.reply(202, {"state": "cancelling", "confirmed": False})
+
+        platform.on("POST", ".*/cancel$", cancel)
+        return found
+
+    def endless(self, exchange: Exchange) -> None:
+        exchange.start_stream(invocation_id=exchange.request.headers["x-invocation-id"])
+        exchange.send(ONE)
+        exchange.await_client_gone()
+
+    @pytest.mark.parametrize("how", ["close", "interrupt", "cut"])
+    def test_by_a_one_shot_stream_that_is_left(
+        self,
+        make_client: Make,
+        platform: FakePlatform,
+        cancelled: list[tuple[str, bool]],
+        how: str,
+    ) -> None:
+        """Closed, ended by Ctrl-C, or cut for good."""
+        answer = serve(ONE, whole=False) if how == "cut" else self.endless
+        platform.on("POST", "/invocations$", answer)
+        client = make_client(max_retries=0)
+        stream = client.invoke_agent_stream("tpl1", "Hi")
+        assert next(stream) == "a"
+        if how == "close":
+            stream.close()
+        elif how == "cut":
+            with pytest.raises(StreamInterruptedError):
+                next(stream)
+        else:
+            main = threading.get_ident()
+            ender = threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT])
+            ender.start()
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+            ender.join()
+
+        sent = platform.seen("POST", "/invocations$")[0].headers["x-invocation-id"]
+        assert cancelled == [(sent, True)]
+        assert platform.alive == []
+
+    def test_not_if_it_was_read_to_its_end(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        cancelled: list[tuple[str, bool]],
+    ) -> None:
+        """There is nothing to cancel."""
+        platform.on("POST", "/invocations$", serve(ONE))
+        assert list(client.invoke_agent_stream("tpl1", "Hi")) == ["a"]
+        assert (cancelled, platform.alive) == ([], [])
+
+    def test_by_a_session_that_is_closed(
+        self,
+        session: SandboxSession,
+        platform: FakePlatform,
+        cancelled: list[tuple[str, bool]],
+    ) -> None:
+        """All that run in it."""
+        platform.on("POST", "/invocations$", self.endless)
+        streams = [session.invoke_stream("Hi") for _ in range(3)]
+        session.close()
+
+        ids = {str(stream.invocation_id) for stream in streams}
+        assert sorted(cancelled) == sorted((i, True) for i in ids)
+        for stream in streams:
+            with pytest.raises(SessionClosedError):
+                list(stream)
+
+    def test_an_agent_that_is_dead_is_not_waited_for(
+        self,
+        session: SandboxSession,
+        platform: FakePlatform,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It is asked once, and has a second for it."""
+        monkeypatch.setattr("ppio_agent.client.agent_port._STOP_LIMIT", 0.1)
+        asked = threading.Event()
+
+        def deaf(exchange: Exchange) -> None:
+            asked.set()
+            exchange.answered = True
+            exchange.await_client_gone()
+
+        platform.on("POST", ".*/cancel$", deaf)
+        platform.on("POST", "/invocations$", self.endless)
+        stream = session.invoke_stream("Hi")
+        started = time.monotonic()
+        session.close()
+
+        assert time.monotonic() - started < 0.5 * SLOW
+        assert asked.is_set()
+        assert platform.alive == []
+        stream.close()
 
 
 @pytest.mark.parametrize("what", ["session", "client", "client-of-attached"])
