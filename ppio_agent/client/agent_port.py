@@ -40,7 +40,7 @@ from ppio_agent.wire.models import InvocationResponse, PingResponse, PingStatus
 from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent
 
 from .answers import is_event_stream, make_response, read_ping, read_value
-from .call import Call, Line
+from .call import Call, Line, name_call
 from .endpoint import Route
 from .events import EventReader, decode_chunk, join_chunks
 from .feed import EventFeed, WayBack
@@ -215,7 +215,7 @@ class AgentPort:
 
     def _wait_to_join(self, call: Call, error: NetworkError, asked: int) -> None:
         """Wait until the run of a call may be joined; raise the error if it cannot."""
-        error.idempotency_key = call.idempotency_key
+        name_call(error, key=call.idempotency_key, sandbox_id=self.sandbox_id)
         if not self._runs_once():
             raise error
         delay = next_resume(

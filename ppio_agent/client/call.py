@@ -10,6 +10,8 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import (
     ClientClosedError,
+    NetworkError,
+    RequestTimeoutError,
     SessionClosedError,
     ValidationError,
 )
@@ -17,7 +19,7 @@ from ppio_agent.transport import CallHandle, Headers
 from ppio_agent.transport.http1 import FramingError, encode_head
 from ppio_agent.wire import headers as h
 
-__all__ = ["Call", "Line"]
+__all__ = ["Call", "Line", "name_call"]
 
 
 @frozen(eq=False, kw_only=True)
@@ -88,6 +90,16 @@ class Call(Line):
         end = self.handle.error
         lost = isinstance(end, (ClientClosedError, SessionClosedError))
         return end is not None and not lost
+
+
+def name_call(error: NetworkError, *, key: str | None, sandbox_id: str | None) -> None:
+    """Write into an error of the connection which call it ended, once."""
+    if key is None or error.idempotency_key is not None:
+        return
+    error.idempotency_key = key
+    if isinstance(error, RequestTimeoutError):
+        error.message += f"; the sandbox is {sandbox_id}, the idempotency key {key}"
+        error.args = (error.message,)
 
 
 def _chosen_id(headers: Mapping[str, str]) -> str | None:

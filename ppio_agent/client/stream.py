@@ -14,6 +14,7 @@ from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import (
     ConflictError,
     InvocationError,
+    NetworkError,
     StreamClosedError,
     StreamInterruptedError,
 )
@@ -21,6 +22,7 @@ from ppio_agent.transport import shielded
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.sse import SSEEvent
 
+from .call import name_call
 from .events import decode_chunk
 from .feed import EventFeed
 
@@ -218,7 +220,10 @@ class StreamingResponse(Closing):
                 interrupted=can_go_on and isinstance(failure, StreamInterruptedError)
             )
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NetworkError):
+                run = self.run
+                name_call(error, key=run.idempotency_key, sandbox_id=run.sandbox_id)
             self._end()
             raise
         self._end()

@@ -693,7 +693,7 @@ class TestStates:
     ) -> None:
         """Threads that share one would write into it, and into its traceback."""
         release = threading.Event()
-        platform.on("POST", "/inv", lambda _: release.wait(10) and None)
+        platform.on("POST", "/invocations$", lambda _: release.wait(10) and None)
 
         def call() -> BaseException | None:
             try:
@@ -723,7 +723,7 @@ class TestStates:
             exchange.send(b'data: "a"\n\n')
             release.wait(10)
 
-        platform.on("POST", "/inv", fall_silent)
+        platform.on("POST", "/invocations$", fall_silent)
         stream = session.invoke_stream("Hi")
         next(stream)
         session.close()

@@ -357,6 +357,11 @@ class TestResume:
                 next(stream)
 
         assert not isinstance(caught.value, StreamInterruptedError)
+        key = str(stream.run.idempotency_key)
+        assert caught.value.idempotency_key == key
+        assert caught.value.message.endswith(
+            f"; the sandbox is sb1, the idempotency key {key}"
+        )
         assert time.monotonic() - started < 0.4 * SLOW
 
 
@@ -640,6 +645,17 @@ class TestLostAnswers:
 
         assert caught.value.idempotency_key == "key-1"
         assert len(server.requests) == 1
+
+    def test_a_timeout_names_what_ran(self) -> None:
+        """Once: its sandbox, and the key that joins the run."""
+        with (
+            FaultServer(silence) as server,
+            open_port(server.url) as port,
+            pytest.raises(RequestTimeoutError, match=r"sb1.* key-1 ") as caught,
+        ):
+            port.invoke(call_of(key="key-1", deadline=0.1))
+
+        assert caught.value.message.count("key-1") == 1
 
     def test_attempts_are_bounded(self) -> None:
         """An answer that is cut each time is given up."""
