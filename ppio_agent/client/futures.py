@@ -10,6 +10,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Literal
 
+from ppio_agent._util.closing import Unshared
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import InvocationCancelledError, PPIOAgentError
 from ppio_agent.transport import CallHandle, CallScope, shielded, waiting
@@ -24,7 +25,7 @@ _Call = Callable[[], InvocationResponse]
 _Job = Callable[[], None]
 
 
-class InvocationFuture(Future[InvocationResponse]):
+class InvocationFuture(Unshared, Future[InvocationResponse]):
     """An invocation that runs, or is going to; made by `AgentRuntimeClient.submit`.
 
     As in `concurrent.futures`, and so for `wait`, `as_completed` and
@@ -32,6 +33,8 @@ class InvocationFuture(Future[InvocationResponse]):
 
     Thread safety: thread-safe. A forked child cannot wait for its parent's.
     """
+
+    _instead = "take its `result()`"
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
@@ -93,8 +94,12 @@ class SandboxOptions:
         """Return the options that a caller's arguments and the settings mean.
 
         Raises:
+            TypeError: There is no such argument.
             ValidationError: The session id or a time cannot be used.
         """
+        unknown = arguments.keys() - SandboxArguments.__annotations__.keys()
+        if unknown:
+            raise TypeError(_no_arguments(unknown))
         if session_id is not None:
             check_session_id(session_id)
         own = "takes that of the settings"
@@ -395,6 +400,18 @@ class Launcher:
             except BaseException:
                 self.on_leftover(sandbox_id)
                 raise
+
+
+def _no_arguments(unknown: Iterable[str]) -> str:
+    names = sorted(SandboxArguments.__annotations__)
+    said = []
+    for name in sorted(unknown):
+        near = difflib.get_close_matches(name, names, n=2)
+        said.append(f"{name} (did you mean {' or '.join(near)}?)" if near else name)
+    return (
+        f"neither the call nor its sandbox has the argument {', '.join(said)};"
+        f" a sandbox has {', '.join(names)}"
+    )
 
 
 def _agent_of(template: AgentTemplate, sandbox_id: str) -> AgentMetadata | None:

@@ -147,6 +147,10 @@ class Runner:
         sandbox: SandboxArguments,
     ) -> StreamingResponse:
         """Run an agent once; see `AgentRuntimeClient.invoke_agent_stream`."""
+        if "timeout" in sandbox:
+            raise TypeError(
+                "a stream takes no timeout; use deadline=…, the seconds until its end"
+            )
         limit = Deadline.after(seconds("deadline", deadline))
         call = self.call(
             request, limit, idempotency_key=idempotency_key, headers=headers

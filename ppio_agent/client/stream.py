@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from ppio_agent._util.closing import Closing
+from ppio_agent._util.closing import Closing, Unshared
 from ppio_agent.exceptions import (
     ConflictError,
     InvocationError,
@@ -82,7 +82,7 @@ class StreamHost:
     abandon: Callable[[], None]
 
 
-class StreamingResponse(Closing):
+class StreamingResponse(Unshared, Closing):
     """The chunks of one invocation, in order, as the agent gives them.
 
     Iterate it once, or use it as a context manager to leave early:
@@ -115,6 +115,11 @@ class StreamingResponse(Closing):
     Blocking: the next chunk is waited for as long as the stream is not silent for
     `ClientConfig.idle_timeout`, and at most until the deadline if one was given.
     """
+
+    _instead = (
+        "keep its `invocation_id` and `last_event_id`, for"
+        " `SandboxSession.resume_stream`"
+    )
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.closing import Unshared
 from ppio_agent._util.redact import escaped
 from ppio_agent.exceptions import (
     TemplateNotFoundError,
@@ -39,7 +40,7 @@ class _Listing:
     fetched_at: float
 
 
-class TemplateManager:
+class TemplateManager(Unshared):
     """The templates of one platform, as its control plane lists them.
 
     Args:
@@ -54,6 +55,8 @@ class TemplateManager:
     Blocking: a method that has no list at hand waits for one request, at most
     `ClientConfig.request_timeout`.
     """
+
+    _instead = "pass on its client, or what it lists"
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +36,54 @@ from tests.support_platform import (
 )
 
 Make = Callable[..., AgentRuntimeClient]
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_belongs_to_its_process_is_not_copied(
+    client: AgentRuntimeClient, how: Callable[[object], object]
+) -> None:
+    """It says so, and what to do; the original is as it was."""
+    with (
+        client.invoke_many("tpl1", ["a", "b"]) as batch,
+        client.invoke_agent_stream("tpl1", "Hi") as stream,
+    ):
+        future = client.submit("tpl1", "Hi")
+        for what, instead in [
+            (batch, "results"),
+            (stream, "resume_stream"),
+            (future, "result"),
+            (client.templates, "client"),
+        ]:
+            name = type(what).__name__
+            with pytest.raises(TypeError, match=f"{name} is neither .*{instead}"):
+                how(what)
+        assert len(batch.results()) == 2
+        assert future.result(20).result["echo"] == {"prompt": "Hi"}
+        assert list(stream) != []
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("call", "arguments", "said"),
+        [
+            ("invoke_agent_stream", {"timeout": 5}, "use deadline="),
+            ("invoke_agent", {"env_var": {}}, r"env_var \(did you mean env_vars"),
+            ("invoke_agent_stream", {"zz": 1, "secured": 1}, r"secured \(.*zz;"),
+            ("invoke_agent", {"zz": 1, "session_id": "s"}, "timeout_seconds$"),
+        ],
+    )
+    def test_those_that_do_not_exist_are_named(
+        self,
+        client: AgentRuntimeClient,
+        platform: FakePlatform,
+        call: str,
+        arguments: dict[str, Any],
+        said: str,
+    ) -> None:
+        """With what may have been meant, before anything is asked."""
+        with pytest.raises(TypeError, match=said):
+            getattr(client, call)("tpl1", "Hi", **arguments)
+        assert platform.requests == []
 
 
 class TestOneShot:
@@ -339,7 +388,7 @@ class TestEnd:
             release.wait(10)
             exchange.cut()
 
-        platform.on("POST", "/invocations", hang)
+        platform.on("POST", "/invocations$", hang)
         session = client.create_session("tpl1")
         with ThreadPoolExecutor(1) as thread:
             running = thread.submit(session.invoke, "Hi")

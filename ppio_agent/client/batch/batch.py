@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import evolve
 
-from ppio_agent._util.closing import Closing
+from ppio_agent._util.closing import Closing, Unshared
 from ppio_agent.client.invocation import AgentRequest
 from ppio_agent.exceptions import BatchError, ValidationError
 from ppio_agent.wire.models import InvocationResponse
@@ -24,7 +24,7 @@ __all__ = ["Batch"]
 _STOP_LIMIT = 9.5
 
 
-class Batch(Closing):
+class Batch(Unshared, Closing):
     """The items of a batch, as they come; work has begun when it is made.
 
     Iterate it, or take `results`. Leaving early, by `close`, an error or an
@@ -36,6 +36,8 @@ class Batch(Closing):
 
     Blocking: the next item is waited for.
     """
+
+    _instead = "take its `results()`, or begin it again with the same `journal`"
 
     def __init__(
         self, supply: BatchSupply, requests: Iterable[AgentRequest], plan: BatchPlan
