@@ -318,9 +318,10 @@ class TestResume:
             (told(piece(1), then=cut()), chunks(end(2), headers=OTHER), "inv_2"),
             (told(piece(1), then=cut()), told(piece(2), ENDS_OTHER), "another one"),
             (told(piece(1), then=cut()), told(b"data: 1\n\n", end(2)), "without an id"),
+            (told(piece(1), ENDS_OTHER), told(), "another one"),
             (told(b"id: 1\nda", then=cut()), told(piece(2), end(3)), "event 2, not 1"),
         ],
-        ids=["head", "record", "no-ids", "lost-first"],
+        ids=["head", "record", "no-ids", "first-record", "lost-first"],
     )
     def test_what_may_be_of_another_run_or_twice_is_no_answer(
         self, first: Script, then: Script, why: str
