@@ -235,7 +235,8 @@ def test_a_stream_that_went_on_goes_on_again(
         if exchange.request.path == "/ping":
             echo_agent(exchange)
             return
-        sent = exchange.request.headers.get("x-invocation-id", "inv_1")
+        request = exchange.request
+        sent = request.headers.get("x-invocation-id") or request.path.split("/")[2]
         exchange.start_stream(invocation_id=sent)
         if exchange.request.method == "POST":
             exchange.send(b"id: 1\ndata: 1\n\n")
