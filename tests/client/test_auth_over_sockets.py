@@ -62,6 +62,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.prompts: list[str | None] = []
+        self.over = threading.Event()
 
     def run(self, request: Mapping[str, Any], context: Any) -> Any:
         self.prompts.append(request.get("prompt"))
@@ -72,7 +73,7 @@ class Counting:
     def _stream(self, words: list[str]) -> Iterator[str]:
         for word in words:
             if word == "silence":
-                threading.Event().wait(20)
+                self.over.wait(20)
             yield word
 
 
@@ -84,6 +85,7 @@ def agent() -> Iterator[ServedAgent]:
     with ServedAgent(app) as served:
         served.counting = counting  # type: ignore[attr-defined]
         yield served
+        counting.over.set()
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_slow_code_is_answered_by_another_thread_in_time(
         assert stream.body == b': open\n\ndata: "a"\n\ndata: "b"\n\n: end\n\n'
         gate.open()
         slow = ask(client, b'{"kind":"slow"}')
-        assert slow.json()["result"].startswith("ppio-invoke-")
+        assert slow.status == 200
 
 
 def test_slots_are_shared_with_code_on_other_threads(serve: Serve, gate: Gate) -> None:
