@@ -273,7 +273,7 @@ class SessionBook:
                 yield
         finally:
             with self._changed:
-                del self._launching[scope]
+                self._launching.pop(scope, None)  # none in a child that forked in it
                 self._changed.notify_all()
             self._settle_down()
 
