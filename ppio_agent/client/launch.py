@@ -197,9 +197,12 @@ class Launcher:
                 timeout=self.config.timeout,
                 expires=asked_at + options.time_to_live,
             )
-            envd = self._envd(ref, sandbox.envd_version)
             self._await_ready(
-                template, launched, options=options, envd=envd, deadline=deadline
+                template,
+                launched,
+                options=options,
+                envd=lambda: self._envd(ref, sandbox.envd_version),
+                deadline=deadline,
             )
             return adopt(launched)
         except BaseException as error:
@@ -367,7 +370,7 @@ class Launcher:
         launched: Launched,
         *,
         options: SandboxOptions,
-        envd: Envd,
+        envd: Callable[[], Envd],
         deadline: Deadline,
     ) -> None:
         readiness = Readiness(
@@ -386,7 +389,7 @@ class Launcher:
             return
         given = options.env_vars or {}  # of all that runs in the sandbox
         env = {k: v for k, v in agent.env_vars.items() if k not in given}
-        start = partial(envd.start, agent.entrypoint, env)
+        start = partial(envd().start, agent.entrypoint, env)
         readiness.start_and_wait(start, limit)
 
     def _kill(self, sandbox_ids: list[str]) -> None:
