@@ -21,44 +21,10 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.hooks import RequestEvent, SessionEvent, StreamEvent, hookimpl
 from ppio_agent.transport import RawStream, Request, Response
+from tests.support_hooks import Listener
 from tests.support_platform import KEY, Exchange, FakePlatform
 
 Make = Callable[..., AgentRuntimeClient]
-
-
-class Listener:
-    """Keeps what the client tells."""
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-        self.threads: set[int] = set()
-
-    def _keep(self, record: object) -> None:
-        self.records.append(record)
-        self.threads.add(threading.get_ident())
-
-    @hookimpl
-    def ppio_client_request(self, record: object) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_response(self, record: object) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_retry(self, record: object) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_stream_event(self, record: object) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_session_changed(self, record: object) -> None:
-        self._keep(record)
-
-    def of(self, cls: type[Any]) -> list[Any]:
-        return [record for record in self.records if isinstance(record, cls)]
 
 
 @pytest.fixture

@@ -18,40 +18,20 @@ from ppio_agent.exceptions import NetworkError, PPIOAgentError
 from ppio_agent.hooks import (
     Hooks,
     RequestEvent,
-    ResponseEvent,
     RetryEvent,
     hookimpl,
 )
 from ppio_agent.testing import FaultServer, busy, chunks, cut, in_turn, reply, silence
 from ppio_agent.transport import NO_RETRY, Request, Response, Transport
+from tests import support_hooks
 
 Serve = Callable[..., FaultServer]
 
 KEY = {"Idempotency-Key": "k-1"}
 
 
-class Listener:
-    """Keeps every record, and the thread that brought it."""
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-        self.threads: set[int] = set()
-
-    def _keep(self, record: object) -> None:
-        self.records.append(record)
-        self.threads.add(threading.get_ident())
-
-    @hookimpl
-    def ppio_client_request(self, record: RequestEvent) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_response(self, record: ResponseEvent) -> None:
-        self._keep(record)
-
-    @hookimpl
-    def ppio_client_retry(self, record: RetryEvent) -> None:
-        self._keep(record)
+class Listener(support_hooks.Listener):
+    """Tells the records in short."""
 
     def shapes(self) -> list[Any]:
         """Return kind and outcome of each record, and forget them."""
