@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +55,7 @@ class Recorder:
         replays: Whether it answers instead of recording.
 
     Raises:
-        ConfigurationError: The file is missing or is no recording.
+        ConfigurationError: The file is missing, is no recording, or cannot be written.
 
     Thread safety: thread-safe. It may serve several clients.
 
@@ -72,13 +73,18 @@ class Recorder:
         secrets: Iterable[str] = (),
     ) -> None:
         self._path = Path(path)
+        if self._path.exists() and not self._path.is_file():
+            raise ConfigurationError(f"the recording {self._path} is no file")
         self._redactor = Redactor(secrets)
         self.replays = mode == "replay" or (mode == "once" and self._path.exists())
         self._renew()
         renew_in_child(self, Recorder._renew)
         if not self.replays:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._started = False
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unwritable(error) from error
             return
         try:
             data = self._path.read_bytes()
@@ -163,12 +169,23 @@ class Recorder:
     def _write(self, exchange: Exchange) -> None:
         pieces = hide_pieces(exchange.pieces, self._redactor)
         line = evolve(exchange, pieces=pieces).to_line(self._redactor.text)
+        began = False
         with self._lock:
-            with self._path.open("ab" if self._started else "wb") as file:
-                if not self._started:
-                    file.write(Cassette.header())
-                file.write(line)
+            try:
+                with self._path.open("ab" if self._started else "wb") as file:
+                    began = not self._started
+                    file.write(line if self._started else Cassette.header() + line)
+            except OSError as error:
+                if began:  # or the next run would replay what is empty
+                    with contextlib.suppress(OSError):
+                        self._path.unlink()
+                raise self._unwritable(error) from error
             self._started = True
+
+    def _unwritable(self, error: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"the recording {self._path} cannot be written ({error.strerror})"
+        )
 
     def __repr__(self) -> str:
         return f"Recorder({str(self._path)!r}, replays={self.replays})"

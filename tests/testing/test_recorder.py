@@ -430,3 +430,25 @@ def test_a_recording_does_not_change_errors_of_the_caller(
     run = _caught(lambda client: client.invoke_agent("tpl1", [1]))  # type: ignore[arg-type]
     assert isinstance(_record(platform, cassette, run), ValidationError)
     assert not cassette.exists()
+
+
+def test_what_cannot_be_written_is_a_typed_error(
+    platform: FakePlatform, tmp_path: Path
+) -> None:
+    """Whether that is seen at once or at the first exchange; nothing empty stays."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        Recorder(tmp_path / "file" / "it.jsonl", mode="record")
+    with pytest.raises(ConfigurationError, match="is no file"):
+        Recorder("/dev/full", mode="record")
+
+    place = tmp_path / "it.jsonl"
+    recorder = Recorder(place)
+    place.symlink_to("/dev/full")
+    config = ClientConfig(base_url=platform.url, max_retries=0)
+    with (
+        AgentRuntimeClient(KEY, config=config, plugins=[recorder]) as client,
+        pytest.raises(ConfigurationError, match="cannot be written"),
+    ):
+        client.list_templates()
+    assert not place.is_symlink()
