@@ -15,6 +15,7 @@ from .client import TemplateManager as TemplateManager
 from .exceptions import AgentClientError as AgentClientError
 from .exceptions import AgentUnreachableError as AgentUnreachableError
 from .exceptions import AuthenticationError as AuthenticationError
+from .exceptions import BackendUnavailableError as BackendUnavailableError
 from .exceptions import BatchError as BatchError
 from .exceptions import BatchJournalError as BatchJournalError
 from .exceptions import ClientClosedError as ClientClosedError
@@ -47,6 +48,7 @@ from .exceptions import SandboxPlatformError as SandboxPlatformError
 from .exceptions import SandboxStartError as SandboxStartError
 from .exceptions import SandboxStateError as SandboxStateError
 from .exceptions import SandboxUnavailableError as SandboxUnavailableError
+from .exceptions import TLSUnavailableError as TLSUnavailableError
 from .exceptions import SerializationError as SerializationError
 from .exceptions import ServerBusyError as ServerBusyError
 from .exceptions import ServerDrainingError as ServerDrainingError

@@ -43,10 +43,12 @@ PPIOAgentError                          code, http_status, retryable, request_id
 ├─ UnrecordedRequestError  (LookupError)  a replay's alone, see ppio_agent.testing
 └─ SandboxPlatformError                 the local platform's alone
    ├─ SandboxUnavailableError
+   │  └─ BackendUnavailableError
    ├─ SandboxStartError
    ├─ SandboxStateError
    ├─ SandboxLimitError
    ├─ PlatformAlreadyRunningError
+   ├─ TLSUnavailableError
    └─ TemplateManifestError  (ValueError)
 WireError  (ValueError)                 malformed data; translated at every edge
 ```
@@ -65,6 +67,7 @@ __all__ = [
     "AgentClientError",
     "AgentUnreachableError",
     "AuthenticationError",
+    "BackendUnavailableError",
     "BatchError",
     "BatchJournalError",
     "ClientClosedError",
@@ -105,6 +108,7 @@ __all__ = [
     "SessionNotFoundError",
     "StreamClosedError",
     "StreamInterruptedError",
+    "TLSUnavailableError",
     "TemplateManifestError",
     "TemplateNotFoundError",
     "UnrecordedRequestError",
@@ -525,6 +529,12 @@ class SandboxUnavailableError(SandboxPlatformError):
     http_status = 503
 
 
+class BackendUnavailableError(SandboxUnavailableError):
+    """The backend that was asked for does not work here; the message says why."""
+
+    code = "backend_unavailable"
+
+
 class SandboxStartError(SandboxPlatformError):
     """A sandbox's supervisor did not come up; the message ends with its output."""
 
@@ -558,6 +568,12 @@ class PlatformAlreadyRunningError(SandboxPlatformError):
     http_status = 409
     url: str | None = None  # the platform's, where other errors have the request's
     pid: int | None = None
+
+
+class TLSUnavailableError(SandboxPlatformError):
+    """The platform's TLS listener cannot be had: install `ppio-agent[tls]`."""
+
+    code = "tls_unavailable"
 
 
 class TemplateManifestError(SandboxPlatformError, ValueError):

@@ -70,7 +70,15 @@ class PlatformConfig:
         default_timeout: Seconds a sandbox lives when its creator names none.
         max_timeout: Longest life that may be asked for, in seconds.
         paused_timeout: Seconds a paused sandbox is kept before it is killed.
-        backend: How sandboxes run: `process`, or `auto` for the best there is.
+        orphan_grace: Seconds that sandboxes outlive a platform that crashed, for the
+            next one to take them over.
+        backend: How sandboxes run: `process`, `bubblewrap`, or `auto` for the best
+            there is.
+        warm: Blank bubblewrap sandboxes that are kept ready.
+        command_deadline: `enforce` kills a command at the time limit that its caller
+            sent, as the cloud does; `off` only takes note of it.
+        tls_port: Port of a second listener that speaks TLS; 0 takes a free one, None
+            has none. Needs the extra `tls`.
         templates_dir: Folder whose subfolders are agents; a template that is asked
             for by name and not held is deployed from there. None: none.
 
@@ -102,8 +110,22 @@ class PlatformConfig:
     paused_timeout: float = field(
         default=86400.0, validator=gt(0), metadata={"read": float}
     )
+    orphan_grace: float = field(
+        default=30.0, validator=ge(0), metadata={"read": float}
+    )
     backend: str = field(
-        default="auto", validator=in_(("auto", "process")), metadata={"read": str}
+        default="auto",
+        validator=in_(("auto", "process", "bubblewrap")),
+        metadata={"read": str},
+    )
+    warm: int = field(default=2, validator=ge(0), metadata={"read": int})
+    command_deadline: str = field(
+        default="off", validator=in_(("off", "enforce")), metadata={"read": str}
+    )
+    tls_port: int | None = field(
+        default=None,
+        validator=attrs.validators.optional(_check_port),
+        metadata={"read": int},
     )
     templates_dir: Path | None = field(
         default=None,

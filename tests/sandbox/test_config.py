@@ -51,7 +51,7 @@ def test_an_unreadable_variable_is_named_and_not_shown(name: str, text: str) -> 
         {"port": 65536},
         {"max_sandboxes": 0},
         {"default_timeout": 0},
-        {"backend": "bubblewrap"},
+        {"backend": "docker"},
         {"domain": ""},
     ],
 )
