@@ -21,7 +21,8 @@ demo: $(VENV)/.ready
 
 test: check
 	@.ci/packages
-	$(BIN)/python -m pytest
+	@.ci/peers
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

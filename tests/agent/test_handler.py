@@ -123,7 +123,6 @@ BOTH = [{"n": 1}, "inv_"]
         (CallableBot(), BOTH),
         (functools.partial(both, context=None), None),
     ],
-    ids=str,
 )
 def test_each_signature_gets_what_it_asks_for(agent: Any, expected: Any) -> None:
     """Request and context go where the shape wants them."""

@@ -156,7 +156,6 @@ def test_the_slow_way_writes_the_same(value: object) -> None:
         ({1: 2}.keys(), [1]),
         (decimal.Decimal(10) ** 400, str(decimal.Decimal(10) ** 400)),
     ],
-    ids=str,
 )  # fmt: skip
 def test_rich_values_have_one_form(value: object, expected: object) -> None:
     """The table of agent-app.md 1.8."""
