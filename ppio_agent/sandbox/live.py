@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Final
+from datetime import timedelta
+from typing import Final, Literal
 
 import attrs
-from attrs import field, frozen
 
-from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
-from ppio_agent.sandbox.backends.base import (
-    AgentStatus,
-    Backend,
-    LostReason,
-    RunningSandbox,
-    SandboxSpec,
-)
+from ppio_agent.sandbox.backends.base import AgentStatus, LostReason, RunningSandbox
 
+from .changes import Change, Changes, Listener
+from .idle import IdleWatch
+from .life import Identity, Life, Surroundings, not_found
 from .limits import extended_end
-from .machine import Effect, EndReason, Event, State, on_ttl, step
-from .options import CreateOptions
-from .records import Build
-from .timers import Timer, Timers
+from .machine import Effect, Event, State, Step, at_end, step
+from .timers import Timer
 
-__all__ = ["Identity", "Life", "LiveSandbox", "Surroundings", "not_found"]
+__all__ = ["TURN_TIMEOUT", "LiveSandbox"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,85 +29,6 @@ TURN_TIMEOUT: Final = 10.0
 """Longest a request waits while the sandbox changes its state, in seconds."""
 
 _KILL_GRACE: Final = 2.0
-
-
-@frozen(kw_only=True)
-class Identity:
-    """What never changes about a sandbox.
-
-    Attributes:
-        id: Its id.
-        tenant: Whose it is.
-        alias: Name of its template.
-        build: What it was made from.
-        options: How its creator wanted it.
-        root: Its folder.
-        access_token: What callers of envd must show; None is no check.
-    """
-
-    id: str
-    tenant: str
-    alias: str
-    build: Build
-    options: CreateOptions
-    root: Path
-    access_token: str | None = field(default=None, repr=False)
-
-    def spec(self) -> SandboxSpec:
-        """Return what a backend needs to start it."""
-        return SandboxSpec(
-            sandbox_id=self.id,
-            template_id=self.build.template_id,
-            root=self.root,
-            entrypoint=self.build.entrypoint,
-            env=self.options.env,
-            start_timeout=float(self.build.start_timeout),
-            memory_mb=self.build.memory_mb,
-            cpus=self.build.cpus,
-            access_token=self.access_token,
-        )
-
-
-@frozen(kw_only=True)
-class Life:
-    """What changes about a sandbox; replaced as a whole, so readers need no lock.
-
-    Attributes:
-        state: Its state.
-        started_at: When it was ready, or accepted while it starts.
-        end_at: When its time is over.
-        ends: The same as an instant of the monotonic clock.
-        pauses: Whether the end of its time pauses it.
-        reason: Why it was killed.
-    """
-
-    state: State
-    started_at: datetime
-    end_at: datetime
-    ends: float
-    pauses: bool
-    reason: EndReason | None = None
-
-
-@frozen(kw_only=True)
-class Surroundings:
-    """What a sandbox needs of its platform.
-
-    Attributes:
-        backend: Starts it.
-        timers: Its clock.
-        background: Runs a function on another thread.
-        on_end: Called once, when its last process is gone.
-        paused_timeout: Seconds a paused sandbox is kept.
-        monotonic: The clock of `timers`.
-    """
-
-    backend: Backend
-    timers: Timers
-    background: Callable[[Callable[[], object]], None]
-    on_end: Callable[[LiveSandbox], None]
-    paused_timeout: float
-    monotonic: Callable[[], float] = time.monotonic
 
 
 class LiveSandbox:
@@ -129,8 +41,8 @@ class LiveSandbox:
     def __init__(self, identity: Identity, around: Surroundings) -> None:
         self.identity = identity
         self._around = around
-        now = utc_now()
-        timeout = identity.options.timeout
+        now = around.utc()
+        timeout = float(identity.options.timeout)
         self.life = Life(
             state=State.STARTING,
             started_at=now,
@@ -139,13 +51,22 @@ class LiveSandbox:
             pauses=identity.options.pauses,
         )
         self.ended = threading.Event()
-        self._timeout = float(timeout)
+        self._timeout = timeout
         self._running: RunningSandbox | None = None
+        self._changes = Changes()
+        self._idle = IdleWatch(
+            identity.options.idle_timeout,
+            timers=around.timers,
+            monotonic=around.monotonic,
+            on_idle=self._on_due,
+        )
         # Orders transitions and is held over their I/O; readers never take it.
         self._turn = threading.Lock()
-        # Guards _doomed and _timer; notified on each change of state or agent.
+        # Guards _doomed, _looking and _timer; notified on each change of state or
+        # agent.
         self._changed = threading.Condition()
         self._doomed = False
+        self._looking = False
         self._timer: Timer | None = None
 
     @property
@@ -196,6 +117,26 @@ class LiveSandbox:
         with self._changed:
             return self._changed.wait_for(condition, timeout)
 
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` told each transition and each report of the agent.
+
+        Args:
+            listener: Called on the thread that made the change, in the order of the
+                changes, one at a time. It must be quick, and must not wait.
+
+        Returns:
+            Ends that; a call that is under way is not waited for.
+        """
+        return self._changes.subscribe(listener)
+
+    def traffic_began(self) -> None:
+        """Take note that an exchange with it is under way; no wait, no I/O."""
+        self._idle.began()
+
+    def traffic_ended(self) -> None:
+        """Take note that an exchange with it is over; no wait, no I/O."""
+        self._idle.ended()
+
     def start(self, prepare: Callable[[], object]) -> None:
         """Start its processes; return when its supervisor is ready.
 
@@ -214,14 +155,16 @@ class LiveSandbox:
                     prepare()
                     self._running = self._around.backend.start(
                         self.identity.spec(),
-                        on_agent=lambda _status: self._notify(),
+                        on_agent=self._on_agent,
                         on_lost=self._on_lost,
                     )
                 if not self._doomed:
-                    self.life = attrs.evolve(self.life, started_at=utc_now())
+                    self.life = attrs.evolve(self.life, started_at=self._around.utc())
                     self._apply(Event.READY)
+                    self._around.on_life(self)
         except BaseException:
-            self.kill(Event.START_FAILED, grace=0.0)
+            starting = self.life.state is State.STARTING
+            self.kill(Event.START_FAILED if starting else Event.KILL, grace=0.0)
             raise
         self._notify()
         if self._doomed:
@@ -308,9 +251,11 @@ class LiveSandbox:
         """
         if not self._doom():
             return False
-        with self._turn:
-            self._destroy(event, grace)
-        self._finish()
+        try:
+            with self._turn:
+                self._destroy(event, grace)
+        finally:
+            self._finish()
         return True
 
     def _resume(self, timeout: float, *, pauses: bool | None = None) -> None:
@@ -323,13 +268,18 @@ class LiveSandbox:
             self.life = attrs.evolve(self.life, pauses=pauses)
 
     @contextmanager
-    def _taking_turn(self) -> Iterator[None]:
-        if not self._turn.acquire(timeout=TURN_TIMEOUT):
+    def _taking_turn(self, *, timeout: float | None = None) -> Iterator[None]:
+        if not self._turn.acquire(timeout=TURN_TIMEOUT if timeout is None else timeout):
             raise SandboxStateError(f"sandbox {self.id} is changing state: try again")
         try:
             if self._doomed:
                 raise not_found(self.id)
-            yield
+            before = self.life
+            try:
+                yield
+            finally:
+                if self.life is not before:
+                    self._around.on_life(self)
         finally:
             self._turn.release()
             self._notify()
@@ -339,12 +289,18 @@ class LiveSandbox:
         outcome = step(self.life.state, event)
         for effect in outcome.effects:
             self._carry_out(effect)
+        self._enter(outcome)
+        self._note("state")
+
+    def _enter(self, outcome: Step) -> None:
         self.life = attrs.evolve(self.life, state=outcome.state, reason=outcome.reason)
 
     def _carry_out(self, effect: Effect) -> None:
         if effect is Effect.ARM_TTL:
             self._set_end(self._now() + self._timeout)
+            self._idle.start()
         elif effect is Effect.ARM_PAUSED_TTL:
+            self._idle.stop()
             self._set_end(self._now() + self._around.paused_timeout)
         elif effect is Effect.FREEZE:
             self.processes().pause()
@@ -353,30 +309,54 @@ class LiveSandbox:
 
     def _set_end(self, ends: float) -> None:
         left = timedelta(seconds=ends - self._now())
-        self.life = attrs.evolve(self.life, ends=ends, end_at=utc_now() + left)
+        self.life = attrs.evolve(self.life, ends=ends, end_at=self._around.utc() + left)
         with self._changed:
             if self._timer is not None:
                 self._timer.cancel()
             if not self._doomed:
-                self._timer = self._around.timers.at(
-                    ends, lambda: self._around.background(self._expire)
-                )
+                self._timer = self._around.timers.at(ends, self._on_due)
 
-    def _expire(self) -> None:
-        try:
-            with self._taking_turn():
-                if self._now() < self.life.ends:
-                    return  # extended meanwhile, by which a new timer was set
-                event = on_ttl(self.life.state, pauses=self.life.pauses)
-                if event is Event.PAUSE:
-                    self._apply(event)
-                    return
-                if not self._doom():
-                    return
+    def _on_due(self) -> None:
+        """Look, on another thread, whether its time or its use has ended."""
+        with self._changed:
+            if self._looking:
+                return
+            self._looking = True
+        self._around.background(self._look)
+
+    def _look(self) -> None:
+        with self._changed:
+            self._looking = False
+        with self._turn:
+            event = None if self._doomed else self._due()
+            ends = event is not None and not self._pauses_at(event) and self._doom()
+            if event is not None and ends:
                 self._destroy(event, _KILL_GRACE)
-        except NotFoundError:
-            return
-        self._finish()
+        if ends:
+            self._finish()
+        else:
+            self._notify()
+
+    def _due(self) -> Event | None:
+        """Return what is due now; for what is not due yet a timer is set."""
+        if self._now() >= self.life.ends:
+            return Event.TTL
+        if self.life.state is State.RUNNING and self._idle.over():
+            return Event.IDLE
+        return None
+
+    def _pauses_at(self, end: Event) -> bool:
+        """Pause it if that is its end; one that cannot be paused has to be killed."""
+        event = at_end(end, state=self.life.state, pauses=self.life.pauses)
+        if event is not Event.PAUSE:
+            return False
+        try:
+            self._apply(event)
+        except (NotFoundError, SandboxStateError) as error:
+            _log.warning("sandbox %s is killed, not paused: %s", self.id, error)
+            return False
+        self._around.on_life(self)
+        return True
 
     def _doom(self) -> bool:
         with self._changed:
@@ -386,12 +366,14 @@ class LiveSandbox:
             if self._timer is not None:
                 self._timer.cancel()
             self._changed.notify_all()
-            return True
+        self._idle.stop()
+        return True
 
     def _destroy(self, event: Event, grace: float) -> None:
         """End all processes; the caller has doomed it and has the turn."""
-        outcome = step(self.life.state, event)
-        self.life = attrs.evolve(self.life, state=outcome.state, reason=outcome.reason)
+        self._enter(step(self.life.state, event))
+        # Kept before the first process ends: what was killed is not taken up again.
+        self._around.on_life(self)
         if self._running is not None:
             self._running.kill(grace)
 
@@ -400,26 +382,39 @@ class LiveSandbox:
             self._around.on_end(self)
         finally:
             self.ended.set()
+            self._note("state")
             self._notify()
+
+    def _on_agent(self, status: AgentStatus) -> None:
+        self._note("agent", status)
+        self._notify()
 
     def _on_lost(self, reason: LostReason) -> None:
         event = Event.MEMORY if reason == "memory" else Event.LOST
         _log.warning("sandbox %s is lost: %s", self.id, reason)
         self._around.background(lambda: self.kill(event, grace=0.0))
 
+    def _note(
+        self, kind: Literal["state", "agent"], agent: AgentStatus | None = None
+    ) -> None:
+        life = self.life
+        self._changes.note(
+            Change(
+                kind=kind,
+                state=life.state,
+                reason=life.reason,
+                agent=agent or self.agent,
+                at=self._around.utc(),
+            )
+        )
+
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
+        self._changes.tell()
 
     def _now(self) -> float:
         return self._around.monotonic()
 
     def __repr__(self) -> str:
         return f"LiveSandbox({self.id}, {self.life.state.value})"
-
-
-def not_found(sandbox_id: str) -> NotFoundError:
-    """Return the error for a sandbox that the caller cannot see."""
-    return NotFoundError(
-        f"sandbox {sandbox_id} was not found", code="sandbox_not_found"
-    )

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ppio_agent.exceptions import SandboxStateError
 
-__all__ = ["Effect", "EndReason", "Event", "State", "Step", "on_ttl", "step"]
+__all__ = ["Effect", "EndReason", "Event", "State", "Step", "at_end", "step"]
 
 
 class State(enum.Enum):
@@ -38,6 +38,7 @@ class Event(enum.Enum):
     PAUSE = "pause"
     RESUME = "resume"
     TTL = "its time is over"
+    IDLE = "nobody uses it"
     KILL = "kill"
     LOST = "its supervisor is gone"
     MEMORY = "it passed the limit of its processes"
@@ -49,6 +50,7 @@ class EndReason(enum.Enum):
 
     START_FAILED = "start_failed"
     TIMEOUT = "timeout"
+    IDLE = "idle"
     REQUEST = "request"
     CRASHED = "crashed"
     MEMORY = "memory"
@@ -58,7 +60,7 @@ class EndReason(enum.Enum):
 class Effect(enum.Enum):
     """What the shell has to do on the way to the new state, in the order given."""
 
-    ARM_TTL = "start the clock of the running sandbox"
+    ARM_TTL = "start the clocks of the running sandbox: its time, its idleness"
     ARM_PAUSED_TTL = "start the clock of the paused sandbox"
     FREEZE = "stop its processes where they are"
     THAW = "let its processes go on"
@@ -94,6 +96,7 @@ _STEPS: Final[Mapping[tuple[State, Event], Step]] = {
     ),
     (State.PAUSED, Event.RESUME): Step(State.RUNNING, (Effect.THAW, Effect.ARM_TTL)),
     (State.RUNNING, Event.TTL): _end(EndReason.TIMEOUT),
+    (State.RUNNING, Event.IDLE): _end(EndReason.IDLE),
     (State.PAUSED, Event.TTL): _end(EndReason.TIMEOUT),
     **{(state, Event.KILL): _end(EndReason.REQUEST) for state in _LIVE},
     **{(state, Event.LOST): _end(EndReason.CRASHED) for state in _LIVE},
@@ -118,11 +121,12 @@ def step(state: State, event: Event) -> Step:
     return found
 
 
-def on_ttl(state: State, *, pauses: bool) -> Event:
-    """Return the event that the end of a sandbox's time is for it.
+def at_end(event: Event, *, state: State, pauses: bool) -> Event:
+    """Return what the end of a sandbox's time, or of its use, is for it.
 
     Args:
-        state: Where it is now; the time of a paused sandbox always ends it.
-        pauses: Whether it was created to pause at the end of its time.
+        event: TTL or IDLE.
+        state: Where it is now; the end of a paused sandbox always ends it.
+        pauses: Whether it was created to pause at its end.
     """
-    return Event.PAUSE if pauses and state is State.RUNNING else Event.TTL
+    return Event.PAUSE if pauses and state is State.RUNNING else event

@@ -20,6 +20,7 @@ _MAX_VARIABLES: Final = 128
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_VARIABLE_BYTES: Final = 64 * 1024
 _SHOWN: Final = 64
+_IDLE_DIGITS: Final = 9
 
 
 @frozen(kw_only=True)
@@ -35,6 +36,8 @@ class CreateOptions:
         pauses: Whether the end of its time pauses it; otherwise it is killed.
         auto_resume: Whether a data request resumes it.
         allow_internet: Whether it may reach the network.
+        idle_timeout: Seconds without traffic after which it ends; 0 is no limit.
+        public_traffic: Whether its ports are open to callers without a token.
     """
 
     template: str = "base"
@@ -45,6 +48,8 @@ class CreateOptions:
     pauses: bool = False
     auto_resume: bool = False
     allow_internet: bool = True
+    idle_timeout: float = 0.0
+    public_traffic: bool = True
 
 
 @frozen(kw_only=True)
@@ -133,6 +138,10 @@ def parse_create(
         pauses=_pauses(asked),
         auto_resume=asked.auto_resume is not None and asked.auto_resume.enabled,
         allow_internet=False not in internet,
+        idle_timeout=_idle_timeout(asked.metadata or {}),
+        public_traffic=(
+            asked.network is None or asked.network.allow_public_traffic is not False
+        ),
     )
 
 
@@ -161,12 +170,14 @@ def _pauses(asked: _Create) -> bool:
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     if len(metadata) > _MAX_METADATA:
         raise ValidationError(f"$.metadata: expected at most {_MAX_METADATA} pairs")
-    idle = metadata.get("idle_timeout", "0")
-    if not (idle.isascii() and idle.isdigit()):
-        raise ValidationError("$.metadata.idle_timeout: expected seconds as text")
-    if int(idle):
-        raise not_supported("metadata.idle_timeout")
     return dict(metadata)
+
+
+def _idle_timeout(metadata: Mapping[str, str]) -> float:
+    text = metadata.get("idle_timeout", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= _IDLE_DIGITS):
+        raise ValidationError("$.metadata.idle_timeout: expected seconds as text")
+    return float(text)
 
 
 def _checked_env(env: Mapping[str, str]) -> dict[str, str]:

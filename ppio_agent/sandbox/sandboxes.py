@@ -22,8 +22,9 @@ from ppio_agent.storage import Delete, DocumentStore, Put
 
 from .config import PlatformConfig
 from .ended import EndedLogs, remove_tree
+from .life import Identity, Surroundings, not_found
 from .limits import admit
-from .live import Identity, LiveSandbox, Surroundings, not_found
+from .live import LiveSandbox
 from .machine import Event, State
 from .options import CreateOptions
 from .timers import Timers
@@ -94,6 +95,7 @@ class Sandboxes:
             backend=backend,
             timers=self._timers,
             background=self._later,
+            on_life=lambda _: None,
             on_end=self._on_end,
             paused_timeout=config.paused_timeout,
             monotonic=monotonic,
@@ -143,6 +145,7 @@ class Sandboxes:
             options=options,
             root=self._folders.live / sandbox_id,
             access_token=secret_token() if options.secure else None,
+            traffic_token=None if options.public_traffic else secret_token(),
         )
         sandbox = LiveSandbox(identity, self._around)
         self._admit(sandbox)

@@ -14,7 +14,8 @@ from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
 from ppio_agent.sandbox import live
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.live import Identity, LiveSandbox, Surroundings
+from ppio_agent.sandbox.life import Identity, Life, Surroundings
+from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.machine import EndReason, Event, State
 from ppio_agent.sandbox.options import CreateOptions
 from ppio_agent.sandbox.records import Build
@@ -24,7 +25,7 @@ from tests.support import wait_until
 
 
 class Rig:
-    """Sandboxes on a fake backend; `ends` lists those that ended."""
+    """Sandboxes on a fake backend; `ends` lists those that ended, `lives` what was kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,6 +33,7 @@ class Rig:
         self.timers = Timers("ppio-test-timer")
         self.pool = WorkerPool("ppio-test-pool", max_threads=4, max_waiting=9)
         self.ends: list[LiveSandbox] = []
+        self.lives: list[Life] = []
 
     def make(self, **options: Any) -> LiveSandbox:
         identity = Identity(
@@ -46,6 +48,7 @@ class Rig:
             backend=self.backend,
             timers=self.timers,
             background=self.pool.submit,
+            on_life=lambda sandbox: self.lives.append(sandbox.life),
             on_end=self.ends.append,
             paused_timeout=50.0,
         )

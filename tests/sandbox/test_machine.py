@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import SandboxStateError
-from ppio_agent.sandbox.machine import Effect, EndReason, Event, State, on_ttl, step
+from ppio_agent.sandbox.machine import Effect, EndReason, Event, State, at_end, step
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def test_a_live_sandbox_moves_as_the_table_says(
     [
         (State.STARTING, Event.START_FAILED, EndReason.START_FAILED),
         (State.RUNNING, Event.TTL, EndReason.TIMEOUT),
+        (State.RUNNING, Event.IDLE, EndReason.IDLE),
         (State.PAUSED, Event.TTL, EndReason.TIMEOUT),
         (State.STARTING, Event.KILL, EndReason.REQUEST),
         (State.PAUSED, Event.LOST, EndReason.CRASHED),
@@ -89,10 +90,11 @@ def test_a_kill_is_possible_in_every_live_state(state: State) -> None:
         assert step(state, event).state is State.KILLED
 
 
-def test_the_end_of_time_pauses_only_a_running_sandbox_that_wants_it() -> None:
-    assert on_ttl(State.RUNNING, pauses=True) is Event.PAUSE
-    assert on_ttl(State.RUNNING, pauses=False) is Event.TTL
-    assert on_ttl(State.PAUSED, pauses=True) is Event.TTL
+@pytest.mark.parametrize("event", [Event.TTL, Event.IDLE])
+def test_the_end_pauses_only_a_running_sandbox_that_wants_it(event: Event) -> None:
+    assert at_end(event, state=State.RUNNING, pauses=True) is Event.PAUSE
+    assert at_end(event, state=State.RUNNING, pauses=False) is event
+    assert at_end(event, state=State.PAUSED, pauses=True) is event
 
 
 def test_one_that_starts_reads_running_on_the_wire() -> None:

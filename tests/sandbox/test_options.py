@@ -36,7 +36,7 @@ def test_everything_that_can_be_asked_for() -> None:
     options = _parse({
         "templateID": "t",
         "timeout": 1000,
-        "metadata": {"a": "b"},
+        "metadata": {"a": "b", "idle_timeout": "60"},
         "envVars": {"K": "v"},
         "secure": False,
         "autoPause": True,
@@ -48,12 +48,13 @@ def test_everything_that_can_be_asked_for() -> None:
     assert options == CreateOptions(
         template="t",
         timeout=1000,
-        metadata={"a": "b"},
+        metadata={"a": "b", "idle_timeout": "60"},
         env={"K": "v"},
         secure=False,
         pauses=True,
         auto_resume=True,
         allow_internet=False,
+        idle_timeout=60.0,
     )
 
 
@@ -68,6 +69,8 @@ def test_everything_that_can_be_asked_for() -> None:
         ({"metadata": {"a": 1}}, r"\$\.metadata\.a: expected str"),
         ({"metadata": {str(i): "" for i in range(65)}}, r"\$\.metadata: expected at"),
         ({"metadata": {"idle_timeout": "soon"}}, r"idle_timeout: expected seconds"),
+        ({"metadata": {"idle_timeout": "-1"}}, r"idle_timeout: expected seconds"),
+        ({"metadata": {"idle_timeout": "1" * 10}}, r"idle_timeout: expected seconds"),
         ({"envVars": {"A=B": ""}}, r"\$\.envVars: 'A=B' is not a name"),
         ({"envVars": {"": ""}}, r"\$\.envVars: '' is not a name"),
         ({"envVars": {"1A": ""}}, r"\$\.envVars: '1A' is not a name"),
@@ -98,7 +101,6 @@ def test_what_is_wrong_is_refused_with_its_path(body: Json, message: str) -> Non
         {"network": {"denyOut": ["x"]}},
         {"network": {"maskRequestHost": "x"}},
         {"network": {"allowPublicTraffic": False}},
-        {"metadata": {"idle_timeout": "60"}},
     ],
 )
 def test_what_the_platform_does_not_have_is_501(body: Json) -> None:

@@ -1,0 +1,101 @@
+"""What happens to a sandbox, told to whoever wants to know."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Literal
+
+from attrs import frozen
+
+from ppio_agent.sandbox.backends.base import AgentStatus
+
+from .machine import EndReason, State
+
+__all__ = ["Change", "Changes", "Listener"]
+
+_log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Change:
+    """One thing that happened to a sandbox, and how it was right after.
+
+    Attributes:
+        kind: `state` for a transition, `agent` for a report of its agent.
+        state: Its state.
+        reason: Why it was killed; None while it lives.
+        agent: Its agent.
+        at: When that was.
+    """
+
+    kind: Literal["state", "agent"]
+    state: State
+    reason: EndReason | None
+    agent: AgentStatus
+    at: datetime
+
+
+Listener = Callable[[Change], None]
+
+
+class Changes:
+    """Tells listeners of changes in the order in which they were noted.
+
+    Noting and telling are apart, so that a change is noted where its order is known,
+    under a lock, and told where no lock is held.
+
+    Thread safety: thread-safe. Listeners are called one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards changes of _listeners.
+        self._telling = threading.Lock()  # Held by the thread that calls listeners.
+        self._listeners: tuple[Listener, ...] = ()
+        self._untold: deque[Change] = deque()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called for each change from now on.
+
+        Args:
+            listener: Called on the thread that made a change; quick, and it waits for
+                nothing. An error of it is logged.
+
+        Returns:
+            Ends that; a call that is under way is not waited for.
+        """
+        with self._lock:
+            self._listeners += (listener,)
+        return lambda: self._unsubscribe(listener)
+
+    def _unsubscribe(self, listener: Listener) -> None:
+        with self._lock:
+            self._listeners = tuple(
+                other for other in self._listeners if other is not listener
+            )
+
+    def note(self, change: Change) -> None:
+        """Put a change in its place in the order."""
+        if self._listeners:
+            self._untold.append(change)
+
+    def tell(self) -> None:
+        """Tell what was noted, unless another thread is at it: then that one does."""
+        # Asked again after each release: what was noted just before it is not left.
+        while self._untold and self._telling.acquire(blocking=False):
+            try:
+                self._tell_all()
+            finally:
+                self._telling.release()
+
+    def _tell_all(self) -> None:
+        while self._untold:
+            change = self._untold.popleft()
+            for listener in self._listeners:
+                try:
+                    listener(change)
+                except Exception:  # noqa: BLE001 - the others are told nevertheless
+                    _log.exception("a listener to a sandbox failed")
