@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
-from ppio_agent.sandbox.backends.base import AGENT_PORT
+from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
 from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
-from ppio_agent.sandbox.edge.upstreams import EdgeRefusal
+from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.wire.json import Json
 
 from .keys import KeyRing
@@ -24,6 +26,9 @@ __all__ = ["Reach"]
 _LOOK_EVERY: Final = 0.25
 _DIAL_TIMEOUT: Final = 1.0
 _TRAFFIC_TOKENS: Final = ("e2b-traffic-access-token", "ppio-traffic-access-token")
+
+# Gives a request's header by its name in lower case.
+_Header = Callable[[str], "str | None"]
 
 
 class Reach:
@@ -44,18 +49,31 @@ class Reach:
         self._keys = keys
         self._control_socket = str(control_socket)
 
-    def admit(self, target: Target) -> bool:
-        """Say whether a request may go to `target`; see `Upstreams.admit`."""
+    @contextmanager
+    def admit(self, target: Target, header: _Header) -> Iterator[Admission]:
+        """Let a request go to `target`; see `Upstreams.admit`."""
         if not isinstance(target, SandboxPort):
-            return True
+            yield Admission()
+            return
         sandbox = self._find(target)
+        _check_traffic(sandbox, target, header)
         state = sandbox.life.state
-        if state is State.PAUSED and not self._wakes(sandbox) and not sandbox.changing:
+        wakes = _may_wake(sandbox, target, header)
+        if state is State.PAUSED and not wakes and not sandbox.changing:
             raise _gone(target)
-        return state is State.RUNNING and not sandbox.changing
+        reuse = state is State.RUNNING and not sandbox.changing
+        sandbox.traffic_began()
+        try:
+            yield Admission(reuse=reuse, wakes=wakes)
+        finally:
+            sandbox.traffic_ended()
 
     def connect(
-        self, target: Target, *, still_wanted: Callable[[], bool] | None
+        self,
+        target: Target,
+        *,
+        wakes: bool,
+        still_wanted: Callable[[], bool] | None,
     ) -> socket.socket | None:
         """Return a new connection to `target`; see `Upstreams.connect`."""
         if not isinstance(target, SandboxPort):
@@ -64,7 +82,10 @@ class Reach:
         if self._is_coming(sandbox, target):
             if still_wanted is None:
                 return None
-            if not self._wait_for(sandbox, target, still_wanted):
+            if not self._settled(sandbox, target, still_wanted):
+                return None
+            self._wake(sandbox, target, wakes=wakes)
+            if not self._there(sandbox, target, still_wanted):
                 return None
         return self._dial(sandbox, target)
 
@@ -82,29 +103,22 @@ class Reach:
             raise _gone(target)
         return sandbox
 
-    def _wakes(self, sandbox: LiveSandbox) -> bool:
-        return sandbox.identity.options.auto_resume
-
     def _is_coming(self, sandbox: LiveSandbox, target: SandboxPort) -> bool:
         """Whether the target is not there yet, but will be."""
         if sandbox.changing or sandbox.life.state is not State.RUNNING:
             return True
         return target.port == AGENT_PORT and sandbox.agent.phase == "starting"
 
-    def _wait_for(
+    def _settled(
         self,
         sandbox: LiveSandbox,
         target: SandboxPort,
         still_wanted: Callable[[], bool],
     ) -> bool:
-        """Wait until the target is there, or cannot be; False: no longer wanted."""
+        """Wait until the sandbox changes no more; False: no longer wanted."""
 
         def settled() -> bool:
             return sandbox.doomed or not sandbox.changing
-
-        def there() -> bool:
-            paused = sandbox.life.state is State.PAUSED
-            return sandbox.doomed or paused or not self._is_coming(sandbox, target)
 
         turn = Deadline.after(TURN_TIMEOUT)
         while not sandbox.wait_for(settled, _LOOK_EVERY):
@@ -112,7 +126,20 @@ class Reach:
                 raise _changing(target)
             if not still_wanted():
                 return False
-        self._wake(sandbox, target)
+        return True
+
+    def _there(
+        self,
+        sandbox: LiveSandbox,
+        target: SandboxPort,
+        still_wanted: Callable[[], bool],
+    ) -> bool:
+        """Wait until the target is there, or cannot be; False: no longer wanted."""
+
+        def there() -> bool:
+            paused = sandbox.life.state is State.PAUSED
+            return sandbox.doomed or paused or not self._is_coming(sandbox, target)
+
         agent = Deadline.after(float(sandbox.identity.build.start_timeout))
         while not sandbox.wait_for(there, _LOOK_EVERY) and not agent.expired:
             if not still_wanted():
@@ -121,10 +148,10 @@ class Reach:
             raise _gone(target)
         return True  # or its time is over: the dial tells how it is
 
-    def _wake(self, sandbox: LiveSandbox, target: SandboxPort) -> None:
+    def _wake(self, sandbox: LiveSandbox, target: SandboxPort, *, wakes: bool) -> None:
         if sandbox.life.state is not State.PAUSED:
             return
-        if not self._wakes(sandbox):
+        if not wakes:
             raise _gone(target)
         try:
             sandbox.wake()
@@ -156,6 +183,38 @@ class Reach:
             if sandbox.doomed:
                 raise _gone(target) from None
             raise _closed_port(sandbox, target) from None
+
+
+def _check_traffic(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -> None:
+    """Refuse a request without the traffic token, where one is needed."""
+    token = sandbox.identity.traffic_token
+    if token is None or target.port == ENVD_PORT:
+        return
+    given = [value for name in _TRAFFIC_TOKENS if (value := header(name)) is not None]
+    if not any(_equal(value, token) for value in given):
+        # Clients tell the two cases by these very words.
+        fault = "is invalid" if given else "is missing"
+        message = (
+            "Sandbox is secured with traffic access token."
+            f" Token header '{_TRAFFIC_TOKENS[0]}' {fault}"
+        )
+        raise _refusal(403, target, message)
+
+
+def _may_wake(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -> bool:
+    """Whether a request that may pass may wake the sandbox, too.
+
+    Envd checks its callers itself, so what it will refuse is let pass: not that.
+    """
+    token = sandbox.identity.access_token
+    if target.port == ENVD_PORT and token is not None:
+        shown = header("x-access-token") or ""
+        return sandbox.identity.options.auto_resume and _equal(shown, token)
+    return sandbox.identity.options.auto_resume
+
+
+def _equal(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
 
 
 def _gone(target: SandboxPort) -> EdgeRefusal:

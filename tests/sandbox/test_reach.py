@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ import pytest
 
 from ppio_agent.sandbox import reach as reach_module
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort
-from ppio_agent.sandbox.edge.upstreams import EdgeRefusal
+from ppio_agent.sandbox.edge.addressing import (
+    ENVD_PORT,
+    ControlPlane,
+    SandboxPort,
+    Target,
+)
+from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.sandbox.keys import KeyRing
 from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.machine import State
 from ppio_agent.sandbox.options import CreateOptions
 from ppio_agent.sandbox.reach import Reach
 from tests.sandbox.rig import PlatformRig
@@ -51,8 +58,19 @@ def _refusal(ask: Callable[[], object]) -> tuple[int, dict[str, Any]]:
     return info.value.status, dict(info.value.body)
 
 
-def _connects(reach: Reach, target: SandboxPort, *, wait: bool) -> bool:
-    sock = reach.connect(target, still_wanted=(lambda: True) if wait else None)
+def _admitted(reach: Reach, target: Target, **headers: str) -> Admission:
+    """Let a request with these headers begin and end."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    with reach.admit(target, fields.get) as admission:
+        return admission
+
+
+def _connects(
+    reach: Reach, target: SandboxPort, *, wait: bool, wakes: bool = False
+) -> bool:
+    sock = reach.connect(
+        target, wakes=wakes, still_wanted=(lambda: True) if wait else None
+    )
     if sock is None:
         return False
     sock.close()
@@ -62,7 +80,7 @@ def _connects(reach: Reach, target: SandboxPort, *, wait: bool) -> bool:
 def test_a_ready_agent_is_reached_at_once(rig: PlatformRig, reach: Reach) -> None:
     target = _agent(_make(rig))
 
-    assert reach.admit(target)
+    assert _admitted(reach, target) == Admission(reuse=True, wakes=False)
     assert _connects(reach, target, wait=False)
 
 
@@ -78,8 +96,8 @@ def test_an_unknown_or_killed_sandbox_is_not_found(
     }
 
     target = _agent(sandbox)
-    assert _refusal(lambda: reach.admit(target)) == (502, expected)
-    assert _refusal(lambda: reach.connect(target, still_wanted=None)) == (502, expected)
+    assert _refusal(lambda: _admitted(reach, target)) == (502, expected)
+    assert _refusal(lambda: _connects(reach, target, wait=False)) == (502, expected)
 
 
 def test_a_paused_sandbox_is_not_found(rig: PlatformRig, reach: Reach) -> None:
@@ -88,8 +106,8 @@ def test_a_paused_sandbox_is_not_found(rig: PlatformRig, reach: Reach) -> None:
     target = _agent(sandbox)
 
     for ask in (
-        lambda: reach.admit(target),
-        lambda: reach.connect(target, still_wanted=lambda: True),
+        lambda: _admitted(reach, target),
+        lambda: _connects(reach, target, wait=True),
     ):
         assert _refusal(ask)[1]["message"] == "The sandbox was not found"
 
@@ -101,10 +119,126 @@ def test_a_paused_sandbox_that_wants_it_is_resumed(
     sandbox.pause()
     target = _agent(sandbox)
 
-    assert not reach.admit(target)
-    assert not _connects(reach, target, wait=False)
-    assert _connects(reach, target, wait=True)
+    assert _admitted(reach, target) == Admission(reuse=False, wakes=True)
+    assert not _connects(reach, target, wait=False, wakes=True)
+    assert _connects(reach, target, wait=True, wakes=True)
     assert rig.backend.last.log == ["pause", "resume"]
+
+
+def test_only_callers_that_envd_knows_wake_a_sandbox(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    """Nor does one that came while it fell asleep."""
+    sandbox = _make(rig, auto_resume=True)
+    token = str(sandbox.identity.access_token)
+    sandbox.pause()
+    envd = SandboxPort(sandbox.id, ENVD_PORT)
+
+    assert _admitted(reach, envd, x_access_token=token).wakes
+    for headers in ({}, {"x_access_token": "wrong"}):
+        with pytest.raises(EdgeRefusal, match="502"):
+            _admitted(reach, envd, **headers)
+    assert _refusal(lambda: _connects(reach, envd, wait=True))[0] == 502
+    assert sandbox.life.state is State.PAUSED
+
+
+def test_a_sandbox_that_cannot_be_woken_is_409(rig: PlatformRig, reach: Reach) -> None:
+    sandbox = _make(rig, auto_resume=True)
+    sandbox.pause()
+    rig.backend.last.alive = False
+    target = _agent(sandbox)
+
+    status, body = _refusal(lambda: _connects(reach, target, wait=True, wakes=True))
+    assert (status, body) == (
+        409,
+        {
+            "sandboxId": sandbox.id,
+            "message": "the sandbox is changing state",
+            "code": 409,
+        },
+    )
+
+
+def test_a_wake_that_is_not_answered_is_409_for_those_behind_it(
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever is first is served once it is."""
+    monkeypatch.setattr(reach_module, "TURN_TIMEOUT", 0.3)
+    sandbox = _make(rig, auto_resume=True)
+    sandbox.pause()
+    answered = threading.Event()
+    rig.backend.last.during["resume"] = lambda: answered.wait(20)
+    target = _agent(sandbox)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_connects, reach, target, wait=True, wakes=True)
+        wait_until(lambda: sandbox.changing)
+        second = _refusal(lambda: _connects(reach, target, wait=True, wakes=True))
+        answered.set()
+        assert first.result(5)
+
+    assert second[0] == 409
+
+
+@pytest.mark.parametrize("name", ["e2b", "ppio"])
+def test_a_closed_sandbox_takes_requests_with_its_token_only(
+    rig: PlatformRig, reach: Reach, name: str
+) -> None:
+    """In the words that clients know; a token that is missing is not invalid."""
+    sandbox = _make(rig, public_traffic=False)
+    token = str(sandbox.identity.traffic_token)
+    header = f"{name}_traffic_access_token"
+    text = (
+        "Sandbox is secured with traffic access token."
+        " Token header 'e2b-traffic-access-token' is "
+    )
+
+    for target in (_agent(sandbox), SandboxPort(sandbox.id, 3000)):
+        assert _admitted(reach, target, **{header: token}).reuse
+        for headers, fault in (
+            ({}, "missing"),
+            ({header: "wrong"}, "invalid"),
+            ({header: f"{token}\u00ff"}, "invalid"),
+            ({header: ""}, "invalid"),
+        ):
+            asked = partial(_admitted, reach, target, **headers)
+            assert _refusal(asked) == (
+                403,
+                {"sandboxId": sandbox.id, "message": text + fault, "code": 403},
+            )
+    assert _admitted(reach, SandboxPort(sandbox.id, ENVD_PORT)).reuse
+
+
+def test_a_token_is_asked_for_before_a_sandbox_is_woken(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    sandbox = _make(rig, public_traffic=False, auto_resume=True)
+    token = str(sandbox.identity.traffic_token)
+    sandbox.pause()
+    target = _agent(sandbox)
+
+    assert _refusal(lambda: _admitted(reach, target))[0] == 403
+    assert _admitted(reach, target, ppio_traffic_access_token=token).wakes
+
+
+def test_a_sandbox_is_told_of_its_traffic(
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once at its begin and once at its end, however it ends; not of refusals."""
+    told: list[str] = []
+    monkeypatch.setattr(LiveSandbox, "traffic_began", lambda _: told.append("began"))
+    monkeypatch.setattr(LiveSandbox, "traffic_ended", lambda _: told.append("ended"))
+    sandbox = _make(rig, public_traffic=False)
+    token = str(sandbox.identity.traffic_token)
+    headers = {"ppio-traffic-access-token": token}
+    target = _agent(sandbox)
+
+    with reach.admit(target, headers.get):
+        assert told == ["began"]
+    with pytest.raises(ValueError, match="x"), reach.admit(target, headers.get):
+        raise ValueError("x")
+    with pytest.raises(EdgeRefusal):
+        _admitted(reach, target)
+    assert told == ["began", "ended"] * 2
 
 
 def test_a_request_is_held_until_the_agent_is_ready(
@@ -159,7 +293,7 @@ def test_a_closed_port_says_nothing_of_the_agent(
     rig.backend.last.on_dial = None
     target = SandboxPort(sandbox.id, 9999)
 
-    _, body = _refusal(lambda: reach.connect(target, still_wanted=None))
+    _, body = _refusal(lambda: _connects(reach, target, wait=False))
     assert set(body) == {"sandboxId", "message", "port", "code"}
 
 
@@ -189,7 +323,8 @@ def test_a_held_request_ends_when_nobody_wants_it(
         asked.append(1)
         return len(asked) < 3
 
-    assert reach.connect(_agent(sandbox), still_wanted=still_wanted) is None
+    target = _agent(sandbox)
+    assert reach.connect(target, wakes=False, still_wanted=still_wanted) is None
 
 
 def test_a_request_waits_for_a_change_of_state_and_then_is_told(
@@ -203,7 +338,7 @@ def test_a_request_waits_for_a_change_of_state_and_then_is_told(
     with ThreadPoolExecutor(1) as pool:
         pausing = pool.submit(sandbox.pause)
         wait_until(lambda: sandbox.changing)
-        assert not reach.admit(target)
+        assert not _admitted(reach, target).reuse
         status, body = _refusal(lambda: _connects(reach, target, wait=True))
         go_on.set()
         pausing.result(5)
@@ -231,7 +366,10 @@ def test_an_access_token_names_its_sandbox(rig: PlatformRig, reach: Reach) -> No
 
 
 def test_a_control_plane_that_is_gone_is_503(reach: Reach) -> None:
-    assert reach.admit(ControlPlane())
+    target = ControlPlane()
+    assert _admitted(reach, target).reuse
 
-    status, body = _refusal(lambda: reach.connect(ControlPlane(), still_wanted=None))
+    status, body = _refusal(
+        lambda: reach.connect(target, wakes=False, still_wanted=None)
+    )
     assert (status, body["code"]) == (503, 503)

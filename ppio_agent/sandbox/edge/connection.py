@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 
@@ -13,9 +14,9 @@ from attrs import define, frozen
 from .addressing import BadRoute, SandboxPort, Target, route
 from .dialer import Dialer
 from .exchange import Exchange, UnansweredError
-from .heads import check_request, refusal_events, repeatable
+from .heads import check_request, header_of, refusal_events, repeatable
 from .pump import Body, Peer, PeerError
-from .upstreams import EdgeRefusal, Upstreams
+from .upstreams import Admission, EdgeRefusal, Upstreams
 
 __all__ = ["ClientConnection", "Setting"]
 
@@ -114,19 +115,25 @@ class ClientConnection:
     async def _forward(self, request: h11.Request) -> None:
         check_request(request)
         target = self._route(request)
-        may_reuse = self._setting.upstreams.admit(target)
+        header = functools.partial(header_of, request)
+        with self._setting.upstreams.admit(target, header) as admission:
+            await self._carry(request, target, admission)
+
+    async def _carry(
+        self, request: h11.Request, target: Target, admission: Admission
+    ) -> None:
         body = self._peer.take_body()
         again = repeatable(request, body)
         dialer = self._setting.dialer
         with self._peer.at_end(_canceller()):
-            kept = dialer.kept(target, repeatable=again) if may_reuse else None
+            kept = dialer.kept(target, repeatable=again) if admission.reuse else None
             if kept is not None:
                 try:
                     return await self._exchange(request, target, kept, body)
                 except UnansweredError as exc:
                     if not (exc.closed and again):
                         raise _refusal(exc) from exc
-            upstream = await dialer.dial(target)
+            upstream = await dialer.dial(target, wakes=admission.wakes)
             try:
                 await self._exchange(request, target, upstream, body)
             except UnansweredError as exc:

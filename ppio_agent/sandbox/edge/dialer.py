@@ -32,6 +32,9 @@ _SETTLED = 0.1
 _KEEP_PER_TARGET = 32
 _KEEP_MOST = 128
 
+# `Upstreams.connect`, its target given.
+_Connect = Callable[..., "socket.socket | None"]
+
 
 class Dialer:
     """Opens connections on threads that may block, and keeps idle ones.
@@ -63,15 +66,20 @@ class Dialer:
         # Connections that were once left open for as long as _SETTLED.
         self._proven: weakref.WeakSet[Peer] = weakref.WeakSet()
 
-    async def dial(self, target: Target) -> Peer:
+    async def dial(self, target: Target, *, wakes: bool) -> Peer:
         """Return a new connection, waiting until the target is there.
+
+        Args:
+            target: Where to.
+            wakes: Whether a target that sleeps may be woken.
 
         Raises:
             EdgeRefusal: There is none, or too many requests wait.
         """
-        sock = await self._connect(self._dials, target, may_wait=False)
+        connect = functools.partial(self._upstreams.connect, target, wakes=wakes)
+        sock = await self._connect(self._dials, connect, may_wait=False)
         if sock is None:
-            sock = await self._connect(self._holds, target, may_wait=True)
+            sock = await self._connect(self._holds, connect, may_wait=True)
         if sock is None:
             raise _stopping()
         return Peer(sock, h11.CLIENT, self._loop)
@@ -140,7 +148,7 @@ class Dialer:
         peer.close()
 
     async def _connect(
-        self, pool: WorkerPool, target: Target, *, may_wait: bool
+        self, pool: WorkerPool, connect: _Connect, *, may_wait: bool
     ) -> socket.socket | None:
         attempt = _Attempt(self._loop)
 
@@ -148,7 +156,8 @@ class Dialer:
             return attempt.awaited and not self._closing
 
         def job() -> None:
-            attempt.report(*self._try(target, still_wanted if may_wait else None))
+            wanted = still_wanted if may_wait else None
+            attempt.report(*_try(lambda: connect(still_wanted=wanted)))
 
         try:
             pool.submit(job)
@@ -158,17 +167,6 @@ class Dialer:
         except RuntimeError as exc:
             raise _stopping() from exc
         return await attempt.outcome()
-
-    def _try(
-        self, target: Target, still_wanted: Callable[[], bool] | None
-    ) -> tuple[socket.socket | None, EdgeRefusal | None]:
-        try:
-            return self._upstreams.connect(target, still_wanted=still_wanted), None
-        except EdgeRefusal as refusal:
-            return None, refusal
-        except Exception:  # noqa: BLE001 - outermost frame of the request's thread
-            _log.exception("a connection behind the edge failed")
-            return None, EdgeRefusal.of(502, "the sandbox could not be reached")
 
 
 class _Attempt:
@@ -210,6 +208,18 @@ class _Attempt:
             self._done.set_exception(refusal)
         else:
             self._done.set_result(sock)
+
+
+def _try(
+    connect: Callable[[], socket.socket | None],
+) -> tuple[socket.socket | None, EdgeRefusal | None]:
+    try:
+        return connect(), None
+    except EdgeRefusal as refusal:
+        return None, refusal
+    except Exception:  # noqa: BLE001 - outermost frame of the request's thread
+        _log.exception("a connection behind the edge failed")
+        return None, EdgeRefusal.of(502, "the sandbox could not be reached")
 
 
 def _stopping() -> EdgeRefusal:

@@ -12,16 +12,19 @@ from .heads import (
     forward_end,
     forward_request,
     forward_response,
+    forward_switch,
     request_length,
     response_length,
 )
 from .pump import Body, Peer, PeerError
+from .tunnel import Tunnel
 
 __all__ = ["Exchange", "UnansweredError"]
 
 
 # From here on, the copies that are saved are worth a connection that is not kept.
 _LARGE = 1024 * 1024
+_SWITCHING = 101
 
 
 class UnansweredError(Exception):
@@ -41,7 +44,8 @@ class Exchange:
     """Carries one request and its answer between two peers.
 
     Both bodies are under way at once, each only as fast as it is taken. An upstream
-    that answers early ends the exchange; what is left of the request is not sent.
+    that answers early ends the exchange; what is left of the request is not sent. One
+    that agrees to another protocol makes it a tunnel, until that has ended.
 
     Args:
         client: Who asks; its request's head has been read.
@@ -72,7 +76,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         upload = loop.create_task(self._upload(body))
         try:
-            await self._download()
+            await self._download(upload)
         except PeerError as exc:
             if exc.peer is self._client:
                 raise
@@ -100,10 +104,13 @@ class Exchange:
                 self._upstream.close()
             # An upstream that takes no more may have answered: reading it will show.
 
-    async def _download(self) -> None:
+    async def _download(self, upload: asyncio.Task[None]) -> None:
         modern = self._request.http_version >= b"1.1"
         response = await self._upstream.next_event()
         while type(response) is h11.InformationalResponse:
+            if response.status_code == _SWITCHING:
+                await self._switch(response, upload)
+                return
             if modern:
                 await self._client.send(forward_response(response))
             response = await self._upstream.next_event()
@@ -118,14 +125,27 @@ class Exchange:
             trailers=modern,
         )
 
+    async def _switch(
+        self, response: h11.InformationalResponse, upload: asyncio.Task[None]
+    ) -> None:
+        # The new protocol begins behind the whole of the request.
+        await asyncio.wait([upload])
+        # From here on the client's end is that of one direction.
+        self._client.on_end = None
+        await self._client.send(forward_switch(response))
+        await Tunnel(self._client, self._upstream).run()
+
     def _lost(self, exc: PeerError) -> Exception:
         if self._fault is not None:
             return self._fault
         if self._client.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             return UnansweredError(closed=not exc.status)
         # Cut, so that nobody takes half an answer for a whole one. To HTTP/1.0 the
-        # end of the connection may be the end of the body: only a reset tells.
-        self._client.close(reset=self._request.http_version < b"1.1")
+        # end of the connection may be the end of the body: only a reset tells. So it
+        # is in a tunnel.
+        modern = self._request.http_version >= b"1.1"
+        switched = self._client.http.our_state is h11.SWITCHED_PROTOCOL
+        self._client.close(reset=switched or not modern)
         return PeerError(self._client, "cut off in the middle of an answer")
 
 

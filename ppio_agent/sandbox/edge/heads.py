@@ -22,6 +22,8 @@ __all__ = [
     "forward_end",
     "forward_request",
     "forward_response",
+    "forward_switch",
+    "header_of",
     "refusal_events",
     "repeatable",
     "request_length",
@@ -58,14 +60,14 @@ def check_request(request: h11.Request) -> None:
     """Refuse what h11 lets pass and the edge does not.
 
     Raises:
-        EdgeRefusal: 431 for a head above the limit, 400 for contradicting lengths,
-            501 for CONNECT and for a change of protocol.
+        EdgeRefusal: 400 for a head above the limit and for contradicting lengths,
+            501 for CONNECT.
     """
     fields = request.headers
     size = len(request.method) + len(request.target)
     size += sum(len(name) + len(value) + 4 for name, value in fields)
     if size > HEAD_LIMIT:
-        raise EdgeRefusal.of(431, "the request's head is too large")
+        raise EdgeRefusal.of(400, "the request's head is too large")
     names = {name for name, _ in fields}
     # Either pair is how a request is smuggled past a proxy (RFC 9112, 6.1).
     if b"transfer-encoding" in names and (
@@ -74,9 +76,6 @@ def check_request(request: h11.Request) -> None:
         raise EdgeRefusal.of(400, "the request's length is given in two ways")
     if request.method == b"CONNECT":
         raise EdgeRefusal.of(501, "CONNECT is not supported by the local platform")
-    # A client may offer HTTP/2 and go on with HTTP/1.1, so that offer is just dropped.
-    if _tokens(fields, b"upgrade") - {b"h2c"}:
-        raise EdgeRefusal.of(501, "Upgrade is not supported by the local platform")
 
 
 def forward_request(
@@ -105,6 +104,9 @@ def forward_request(
     fields.append((b"X-Forwarded-Proto", b"http"))
     if _tokens(request.headers, b"transfer-encoding"):
         fields.append((b"Transfer-Encoding", b"chunked"))
+    wanted = _upgrade(request)
+    if wanted:
+        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", wanted)]
     return h11.Request(method=request.method, target=request.target, headers=fields)
 
 
@@ -125,6 +127,26 @@ def forward_response(response: _Answer, *, close: bool = False) -> _Answer:
     return type(response)(
         status_code=response.status_code, headers=fields, reason=response.reason
     )
+
+
+def forward_switch(
+    response: h11.InformationalResponse,
+) -> h11.InformationalResponse:
+    """Return the answer 101, after which the connection is a tunnel, for the client."""
+    chosen = b", ".join(_words(response.headers, b"upgrade"))
+    fields = [*_end_to_end(response), (b"Connection", b"Upgrade"), (b"Upgrade", chosen)]
+    return h11.InformationalResponse(
+        status_code=response.status_code, headers=fields, reason=response.reason
+    )
+
+
+def header_of(request: h11.Request, name: str) -> str | None:
+    """Return the first value of a header, by its name in lower case; None: absent."""
+    wanted = name.encode("latin-1")
+    for found, value in request.headers:
+        if found == wanted:
+            return value.decode("latin-1")
+    return None
 
 
 def request_length(request: h11.Request) -> int:
@@ -212,19 +234,35 @@ def _end_to_end(message: _Message) -> _Fields:
     return [item for item in headers.raw_items() if item[0].lower() not in dropped]
 
 
+def _upgrade(request: h11.Request) -> bytes:
+    """Return the protocols that a request asks to go on with; empty: none.
+
+    A client may offer HTTP/2 and go on with HTTP/1.1, so that offer is just dropped.
+    """
+    modern = request.http_version >= b"1.1"
+    if not (modern and b"upgrade" in _tokens(request.headers, b"connection")):
+        return b""
+    offers = _words(request.headers, b"upgrade")
+    return b", ".join(offer for offer in offers if offer.lower() != b"h2c")
+
+
 def _content_length(fields: dict[bytes, bytes]) -> int:
     return int(fields.get(b"content-length", 0))
 
 
 def _tokens(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> set[bytes]:
     """Return the comma-separated words of a field, in lower case."""
-    return {
+    return {word.lower() for word in _words(headers, wanted)}
+
+
+def _words(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
+    return [
         word
         for name, value in headers
         if name == wanted
-        for part in value.lower().split(b",")
+        for part in value.split(b",")
         if (word := part.strip())
-    }
+    ]
 
 
 def _stripped(strip: Strip, name: bytes, value: bytes) -> bool:

@@ -33,6 +33,8 @@ _POURS_AT_ONCE = 4
 _RESET = struct.pack("ii", 1, 0)
 _LINGER = 1.0
 _MAX_MESSAGE = 200
+# What h11 proposes for a large head; it is a bad head like any other.
+_TOO_LARGE = 431
 # How h11 shows in a message what it was sent.
 _BYTES = re.compile(r"bytearray\(b(.*)\)", re.DOTALL)
 
@@ -178,7 +180,7 @@ class Peer:
         pieces: list[bytes] = []
         for event in events:
             pieces += self.http.send_with_data_passthrough(event) or ()
-        await self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        await self.send_raw(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     async def pour(self, source: Peer, count: int) -> None:
         """Send the next `count` bytes of a body just as they come from `source`.
@@ -196,12 +198,33 @@ class Peer:
             size = await source.receive_into(buffer[:count])
             # h11 wants no more than the length of what is sent past it.
             self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # type: ignore[arg-type] # documented for sendfile
-            await self._write(buffer[:size])
+            await self.send_raw(buffer[:size])
             count -= size
             if not count:
                 return
             if turn % _POURS_AT_ONCE == 0:
                 await asyncio.sleep(0)  # others want to be served, too
+
+    async def receive(self) -> bytes | bytearray:
+        """Return what comes next, past h11; nothing at the end.
+
+        Raises:
+            PeerError: The other side is gone.
+        """
+        while not self._inbox:
+            if self._error is not None:
+                raise PeerError(self, "the connection was lost") from self._error
+            if self.ended:
+                return b""
+            await self._wait(None)
+        data, self._inbox = self._inbox, b""
+        self._resume()
+        return data
+
+    def end(self) -> None:
+        """Tell the other side that nothing more is sent; it may go on sending."""
+        with contextlib.suppress(OSError):  # it has gone: reading will show
+            self._sock.shutdown(socket.SHUT_WR)
 
     async def receive_into(self, buffer: memoryview) -> int:
         """Receive what comes next, past h11; how much it was, at least a byte.
@@ -274,7 +297,8 @@ class Peer:
         try:
             return self.http.next_event()
         except h11.RemoteProtocolError as exc:
-            status = 0 if self.ended else exc.error_status_hint
+            hint = exc.error_status_hint
+            status = 0 if self.ended else 400 if hint == _TOO_LARGE else hint
             message = _BYTES.sub(r"\1", str(exc))[:_MAX_MESSAGE]
             raise PeerError(self, message, status) from exc
 
@@ -346,7 +370,12 @@ class Peer:
             if timer is not None:
                 timer.cancel()
 
-    async def _write(self, data: bytes | memoryview) -> None:
+    async def send_raw(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes past h11, waiting for as long as the other side is slow.
+
+        Raises:
+            PeerError: The other side is gone.
+        """
         left = memoryview(data)
         try:
             while left:

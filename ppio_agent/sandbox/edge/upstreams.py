@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
+
+from attrs import frozen
 
 from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json
 
 from .addressing import Target
 
-__all__ = ["EdgeRefusal", "Upstreams"]
+__all__ = ["Admission", "EdgeRefusal", "Upstreams"]
 
 
 class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a failure
@@ -50,25 +53,47 @@ class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a fai
         return cls(status, {"code": status, "message": message}, headers)
 
 
+@frozen(kw_only=True)
+class Admission:
+    """How a request may go to its target.
+
+    Attributes:
+        reuse: Whether a connection kept from an earlier request may be used; False
+            asks for a new one, as while the target changes its state.
+        wakes: Whether it may wake a target that sleeps.
+    """
+
+    reuse: bool = True
+    wakes: bool = False
+
+
 class Upstreams(Protocol):
     """The control plane and the sandboxes, as the edge reaches them."""
 
-    def admit(self, target: Target) -> bool:
-        """Say whether a request may go to `target` as things are now.
+    def admit(
+        self, target: Target, header: Callable[[str], str | None]
+    ) -> AbstractContextManager[Admission]:
+        """Let a request go to `target`, as things are now.
 
-        Called for every request on the thread that serves all connections: no I/O,
-        no wait, a look-up at most.
+        Entered for every request on the thread that serves all connections, and left
+        there when the request has ended in whatever way, a tunnel that came of it
+        included: no I/O, no wait, a look-up at most.
 
-        Returns:
-            Whether a connection kept from an earlier request may be used; False
-            asks for a new one, as while the target changes its state.
+        Args:
+            target: Where to.
+            header: Gives the request's header of a name in lower case, or None.
 
         Raises:
-            EdgeRefusal: The target does not exist, or takes no requests.
+            EdgeRefusal: On entering: the target does not exist, takes no requests, or
+                not this one.
         """
 
     def connect(
-        self, target: Target, *, still_wanted: Callable[[], bool] | None
+        self,
+        target: Target,
+        *,
+        wakes: bool,
+        still_wanted: Callable[[], bool] | None,
     ) -> socket.socket | None:
         """Return a new connected socket to `target`; the edge owns and closes it.
 
@@ -80,6 +105,7 @@ class Upstreams(Protocol):
 
         Args:
             target: Where to.
+            wakes: As the request was admitted.
             still_wanted: None: do not wait. Else wait for the target for as long as
                 it takes by the target's own rules, and ask this at least each 0.25 s:
                 False means that the client has left or the edge closes.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort, Target
 from ppio_agent.sandbox.edge.server import Edge, EdgeRefusal
+from ppio_agent.sandbox.edge.upstreams import Admission
 from tests.support import SLOW
 
 ID = "a" * 20
@@ -80,6 +82,10 @@ class Scripted:
         self.secrets: set[str] = set()
         self.tokens: dict[str, str] = {}
         self.reuse = True
+        self.wakes = False
+        self.woken = 0
+        self.headers: list[Callable[[str], str | None]] = []
+        self.under_way: Counter[Target] = Counter()
         self.dials: list[Target] = []
         self.ready = threading.Event()
         self.given_up = threading.Event()
@@ -91,18 +97,31 @@ class Scripted:
         server = self.servers[target] = Upstream(script)
         return server
 
-    def admit(self, target: Target) -> bool:
-        """Refuse what the test refuses."""
+    @contextmanager
+    def admit(
+        self, target: Target, header: Callable[[str], str | None]
+    ) -> Iterator[Admission]:
+        """Refuse what the test refuses; count the others while they are under way."""
         if target in self.refusals:
             raise self.refusals[target]
-        return self.reuse
+        self.headers.append(header)
+        self.under_way[target] += 1
+        try:
+            yield Admission(reuse=self.reuse, wakes=self.wakes)
+        finally:
+            self.under_way[target] -= 1
 
     def connect(
-        self, target: Target, *, still_wanted: Callable[[], bool] | None
+        self,
+        target: Target,
+        *,
+        wakes: bool,
+        still_wanted: Callable[[], bool] | None,
     ) -> socket.socket | None:
         """Dial; what is not yet there is waited for."""
         with self._lock:
             self.dials.append(target)
+            self.woken += wakes
         if target in self.not_yet:
             if still_wanted is None:
                 return None
@@ -229,6 +248,18 @@ def replying(reply: bytes) -> Script:
     return script
 
 
+def blocked_at(sock: socket.socket, most: int) -> int:
+    """Send until nothing moves for a second; how many bytes went."""
+    sock.settimeout(1.0 * SLOW)
+    sent = 0
+    try:
+        while sent < most:
+            sent += sock.send(b"x" * 65536)
+    except TimeoutError:
+        pass
+    return sent
+
+
 @contextmanager
 def serving(upstreams: Scripted | None = None, **setting: object) -> Iterator[Edge]:
     """Run an edge over the upstreams; both are closed at the end."""
@@ -250,6 +281,7 @@ __all__ = [
     "Scripted",
     "Upstream",
     "answer",
+    "blocked_at",
     "get",
     "host",
     "read_head",

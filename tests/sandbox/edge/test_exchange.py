@@ -15,6 +15,7 @@ from tests.sandbox.edge.edgekit import (
     Client,
     Scripted,
     answer,
+    blocked_at,
     get,
     host,
     read_head,
@@ -131,18 +132,6 @@ def test_an_answer_may_begin_before_the_request_has_ended(
         assert client.line() == b"\r\n"
         upstreams.servers[AGENT].script = lambda sock: sock.sendall(answer())
         assert client.send(get()).head()[0] == 200, "kept alive after both ended"
-
-
-def blocked_at(sock: socket.socket, most: int) -> int:
-    """Send until nothing moves for a second; how many bytes went."""
-    sock.settimeout(1.0 * SLOW)
-    sent = 0
-    try:
-        while sent < most:
-            sent += sock.send(b"x" * 65536)
-    except TimeoutError:
-        pass
-    return sent
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from ppio_agent.sandbox.edge.heads import (
     forward_end,
     forward_request,
     forward_response,
+    forward_switch,
+    header_of,
     refusal_events,
     repeatable,
     request_length,
@@ -65,13 +67,43 @@ def test_chunks_of_an_old_client_are_refused() -> None:
 def test_a_head_that_came_whole_is_measured_too() -> None:
     """The parser's own limit is for heads that come in parts."""
     check_request(request(("X-Pad", "x" * (HEAD_LIMIT - 100))))
-    assert refused(request(("X-Pad", "x" * HEAD_LIMIT))) == 431
+    assert refused(request(("X-Pad", "x" * HEAD_LIMIT))) == 400
 
 
-@pytest.mark.parametrize("word", ["websocket", "WebSocket", "h2c, tls/1.0"])
-def test_a_change_of_protocol_is_refused(word: str) -> None:
-    """Clearly, instead of a connection that hangs."""
-    assert refused(request(("Upgrade", word), ("Connection", "Upgrade"))) == 501
+def test_an_offer_to_change_the_protocol_passes() -> None:
+    """In the words that came; the other fields of Connection stay behind."""
+    got = forwarded(
+        ("Upgrade", "WebSocket,h2c"), ("upgrade", "x/1"), ("Connection", "x-a, Upgrade")
+    )
+    assert got[b"connection"] == b"Upgrade"
+    assert got[b"upgrade"] == b"WebSocket, x/1"
+
+
+def test_an_upgrade_that_connection_does_not_name_is_dropped() -> None:
+    """It was for the hop before."""
+    assert not forwarded(("Upgrade", "websocket")).keys() & {b"upgrade", b"connection"}
+
+
+def test_an_answer_that_switches_says_to_what() -> None:
+    """Its own fields pass, those of the hop but for these two do not."""
+    fields = [
+        ("connection", "upgrade, X-Hop"),
+        ("upgrade", "websocket"),
+        ("X-Hop", "1"),
+        ("Sec-WebSocket-Accept", "k"),
+    ]
+    got = forward_switch(h11.InformationalResponse(status_code=101, headers=fields))
+    assert list(got.headers) == [
+        (b"sec-websocket-accept", b"k"),
+        (b"connection", b"Upgrade"),
+        (b"upgrade", b"websocket"),
+    ]
+
+
+def test_the_first_of_equal_headers_is_given() -> None:
+    head = request(("X-A", "1"), ("x-a", "2"))
+    assert header_of(head, "x-a") == "1"
+    assert header_of(head, "x-b") is None
 
 
 def test_an_offer_of_http2_is_ignored() -> None:
