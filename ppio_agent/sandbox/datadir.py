@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from pathlib import Path
@@ -103,7 +104,6 @@ class DataDir:
         self._lock_fd = lock
         # What a platform that was killed has left.
         self.withdraw()
-        self.remove_socket_folder()
         self.uploads.mkdir(exist_ok=True, mode=0o700)
 
     def key(self) -> str:
@@ -116,11 +116,16 @@ class DataDir:
         return key
 
     def make_socket_folder(self) -> Path:
-        """Make a private folder for sockets; their paths are limited to 108 bytes.
+        """Return a private folder for sockets; their paths are limited to 108 bytes.
+
+        It is that of a platform that was killed, whose sandboxes are reached there.
 
         Raises:
             SandboxUnavailableError: There is no place with a path short enough.
         """
+        self._sockets = self._noted_sockets()
+        if self._sockets is not None:
+            return self._sockets
         for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
             if base and len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
                 folder = tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base)
@@ -131,16 +136,23 @@ class DataDir:
             "there is no folder with a short path for sockets: set TMPDIR to one"
         )
 
+    def _noted_sockets(self) -> Path | None:
+        try:
+            folder = Path((self.path / _SOCKETS).read_text())
+            about = folder.lstat()
+        except OSError:
+            return None
+        # In a place for all, somebody else may have made it again since.
+        private = stat.S_ISDIR(about.st_mode) and not about.st_mode & 0o077
+        named = folder.name.startswith(_SOCKETS_PREFIX)
+        return folder if private and named and about.st_uid == os.getuid() else None
+
     def remove_socket_folder(self) -> None:
         """Remove the folder for sockets. Idempotent."""
-        note = self.path / _SOCKETS
-        folder = self._sockets
-        if folder is None and note.exists():
-            folder = Path(note.read_text())
-        if folder is not None and folder.name.startswith(_SOCKETS_PREFIX):
+        folder, self._sockets = self._sockets, None
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        note.unlink(missing_ok=True)
-        self._sockets = None
+        (self.path / _SOCKETS).unlink(missing_ok=True)
 
     def announce(self, running: Running) -> None:
         """Let other processes of this user find the platform."""

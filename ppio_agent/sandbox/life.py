@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import NotFoundError
-from ppio_agent.sandbox.backends.base import Backend, SandboxSpec
+from ppio_agent.sandbox.backends.base import Backend, Line, SandboxSpec
 
 from .machine import EndReason, State
 from .options import CreateOptions
@@ -36,6 +36,8 @@ class Identity:
         build: What it was made from.
         options: How its creator wanted it.
         root: Its folder.
+        line: Where its supervisor is reached.
+        orphan_grace: Seconds it outlives a platform that crashed.
         access_token: What callers of envd must show; None is no check.
         traffic_token: What callers of its other ports must show; None is no check.
     """
@@ -46,21 +48,26 @@ class Identity:
     build: Build
     options: CreateOptions
     root: Path
+    line: Line
+    orphan_grace: float = 0.0
     access_token: str | None = field(default=None, repr=False)
     traffic_token: str | None = field(default=None, repr=False)
 
     def spec(self) -> SandboxSpec:
-        """Return what a backend needs to start it."""
+        """Return what a backend needs to start it, or to take it over."""
         return SandboxSpec(
             sandbox_id=self.id,
             template_id=self.build.template_id,
             root=self.root,
+            line=self.line,
             entrypoint=self.build.entrypoint,
             env=self.options.env,
             start_timeout=float(self.build.start_timeout),
             memory_mb=self.build.memory_mb,
             cpus=self.build.cpus,
             access_token=self.access_token,
+            allow_internet=self.options.allow_internet,
+            orphan_grace=self.orphan_grace,
         )
 
 

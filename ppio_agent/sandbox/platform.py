@@ -148,9 +148,11 @@ class SandboxPlatform(Closing):
         stack.callback(store.close)
         backend = self._given_backend or ProcessBackend()
         stack.callback(backend.close)
-        templates, sandboxes = self._make_sandboxes(data, store, backend)
-        socket_path = data.make_socket_folder() / "control.sock"
+        sockets = data.make_socket_folder()
         stack.callback(data.remove_socket_folder)
+        folders = Folders(live=data.sandboxes, sockets=sockets, ended=data.logs)
+        templates, sandboxes = self._make_sandboxes(folders, data, store, backend)
+        socket_path = sockets / "control.sock"
         edge = Edge(
             Reach(sandboxes, ring, socket_path),
             host=config.host,
@@ -182,7 +184,7 @@ class SandboxPlatform(Closing):
         return parts
 
     def _make_sandboxes(
-        self, data: DataDir, store: DocumentStore, backend: Backend
+        self, folders: Folders, data: DataDir, store: DocumentStore, backend: Backend
     ) -> tuple[Templates, Sandboxes]:
         templates = Templates(
             store,
@@ -197,7 +199,7 @@ class SandboxPlatform(Closing):
             store=store,
             templates=templates,
             backend=backend,
-            folders=Folders(live=data.sandboxes, ended=data.logs),
+            folders=folders,
             id_factory=self._id_factory,
             monotonic=self._clock,
         )

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import attrs
 from attrs import frozen
 
-from ppio_agent._util.clock import Deadline, utc_now
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import secret_token
 from ppio_agent._util.threads import WorkerPool
-from ppio_agent.exceptions import SandboxPlatformError, ServiceUnavailableError
-from ppio_agent.sandbox.backends.base import Backend
+from ppio_agent.sandbox.backends.base import Backend, Line
 from ppio_agent.sandbox.templates.store import Templates
-from ppio_agent.storage import Delete, DocumentStore, Put
+from ppio_agent.storage import DocumentStore, Put
 
 from .config import PlatformConfig
-from .ended import EndedLogs, remove_tree
+from .ended import SANDBOX_ROW, EndedLogs
 from .life import Identity, Surroundings, not_found
-from .limits import admit
 from .live import LiveSandbox
-from .machine import Event, State
+from .machine import EndReason, Event, State
 from .options import CreateOptions
+from .records import Build
+from .recovery import Recovery
+from .roster import Roster
+from .rows import SandboxRow
 from .timers import Timers
 
 __all__ = ["Folders", "Sandboxes"]
 
 _log = logging.getLogger(__name__)
 
-_KIND: Final = "sandbox"
 _STOP_GRACE: Final = 5.0
 _REAPERS: Final = 16
 _LAST_WAIT: Final = 1.0
@@ -45,10 +46,12 @@ class Folders:
 
     Attributes:
         live: Parent of the folders of live ones.
+        sockets: Where their supervisors are reached; its path is short.
         ended: Parent of the logs of ended ones.
     """
 
     live: Path
+    sockets: Path
     ended: Path
 
 
@@ -95,29 +98,26 @@ class Sandboxes:
             backend=backend,
             timers=self._timers,
             background=self._later,
-            on_life=lambda _: None,
+            on_life=self._on_life,
             on_end=self._on_end,
             paused_timeout=config.paused_timeout,
             monotonic=monotonic,
         )
-        self._monotonic = monotonic
+        self._roster = Roster(config, monotonic=monotonic)
         self.ended = EndedLogs(store, folders.ended)
-        # Guards everything below.
-        self._lock = threading.Lock()
-        self._live: dict[str, LiveSandbox] = {}
-        self._owners: dict[str, str] = {}  # access token → sandbox id
-        self._closed = False
 
     def recover(self) -> None:
-        """Clear away what a platform that crashed has left; only before any use."""
-        self._folders.live.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for document in self._store.scan(_KIND):
-            root = self._folders.live / document.id
-            tenant = str(document.body["tenant"])
-            self._clear(document.id, tenant, "crashed", root)
-        for leftover in self._folders.live.iterdir():
-            remove_tree(leftover)
-        self.ended.prune()
+        """Take up what a platform that crashed has left; only before any use.
+
+        Blocking: about 2 seconds at most.
+        """
+        Recovery(
+            self._store,
+            self._folders.live,
+            ended=self.ended,
+            roster=self._roster,
+            around=self._around,
+        ).run()
 
     def create(self, options: CreateOptions, *, tenant: str) -> LiveSandbox:
         """Make a sandbox and start it; return when its supervisor is ready.
@@ -129,73 +129,51 @@ class Sandboxes:
             SandboxStartError: It did not come up.
             SandboxPlatformError: 501: the backend cannot do what is asked.
         """
-        if not options.allow_internet and self._backend.name == "process":
-            raise SandboxPlatformError(
-                "the process backend cannot block network access",
-                code="not_supported",
-                http_status=501,
-            )
+        self._backend.check(allow_internet=options.allow_internet)
         record, build = self._templates.choose(options.template, tenant=tenant)
         sandbox_id = self._id_factory()
         identity = Identity(
             id=sandbox_id,
             tenant=tenant,
             alias=record.name,
-            build=build,
+            # The files are for its folder only; there may be thousands.
+            build=attrs.evolve(build, files=(), compiled={}),
             options=options,
             root=self._folders.live / sandbox_id,
+            line=Line(
+                path=str(self._folders.sockets / sandbox_id), secret=secret_token()
+            ),
+            orphan_grace=self._config.orphan_grace,
             access_token=secret_token() if options.secure else None,
             traffic_token=None if options.public_traffic else secret_token(),
         )
         sandbox = LiveSandbox(identity, self._around)
-        self._admit(sandbox)
-        sandbox.start(lambda: self._prepare(identity))
+        self._roster.admit(sandbox)
+        sandbox.start(lambda: self._prepare(sandbox, build))
         self._templates.note_spawn(record.id)
         return sandbox
 
-    def _admit(self, sandbox: LiveSandbox) -> None:
-        identity = sandbox.identity
-        with self._lock:
-            if self._closed:
-                raise ServiceUnavailableError(
-                    "the platform is stopping: it makes no more sandboxes",
-                    retry_after=1.0,
-                )
-            others = self._live.values()
-            own = [s for s in others if s.identity.tenant == identity.tenant]
-            ends = [s.life.ends for s in own] or [s.life.ends for s in others]
-            admit(
-                tenant=len(own),
-                total=len(self._live),
-                tenant_limit=self._config.max_sandboxes_per_tenant,
-                total_limit=self._config.max_sandboxes,
-                next_end=min(ends) - self._monotonic() if ends else None,
-            )
-            self._live[sandbox.id] = sandbox
-            if identity.access_token is not None:
-                self._owners[identity.access_token] = sandbox.id
-
-    def _prepare(self, identity: Identity) -> None:
-        row = {
-            "tenant": identity.tenant,
-            "template_id": identity.build.template_id,
-            "build_id": identity.build.id,
-            "created_at": utc_now(),
-        }
+    def _prepare(self, sandbox: LiveSandbox, build: Build) -> None:
         # The row comes before the first file and process, so that whatever a crash
         # leaves is known.
-        self._store.write(Put(_KIND, identity.id, row, expect=0))
-        identity.root.mkdir(mode=0o700)
-        self._templates.fill(identity.build, identity.root / "app")
+        self._store.write(attrs.evolve(_row(sandbox), expect=0))
+        root = sandbox.identity.root
+        root.mkdir(mode=0o700)
+        self._templates.fill(build, root / "app")
+
+    def _on_life(self, sandbox: LiveSandbox) -> None:
+        try:
+            self._store.write(_row(sandbox))
+        except Exception:  # noqa: BLE001 - a full disk, say, ends no sandbox
+            _log.exception("the row of sandbox %s is not up to date", sandbox.id)
 
     def find(self, sandbox_id: str) -> LiveSandbox | None:
         """Return the live sandbox with this id, or None; no wait."""
-        sandbox = self._live.get(sandbox_id)
-        return None if sandbox is None or sandbox.doomed else sandbox
+        return self._roster.find(sandbox_id)
 
     def owner_of(self, access_token: str) -> str | None:
         """Return the id of the live sandbox with this envd token, or None; no wait."""
-        return self._owners.get(access_token)
+        return self._roster.owner_of(access_token)
 
     def get(self, sandbox_id: str, *, tenant: str | None = None) -> LiveSandbox:
         """Return a live sandbox.
@@ -214,11 +192,9 @@ class Sandboxes:
 
     def list_sandboxes(self, *, tenant: str | None = None) -> list[LiveSandbox]:
         """Return the live sandboxes of a tenant; None: of all."""
-        with self._lock:
-            found = list(self._live.values())
         return [
             sandbox
-            for sandbox in found
+            for sandbox in self._roster.everyone()
             if not sandbox.doomed and tenant in (None, sandbox.identity.tenant)
         ]
 
@@ -247,8 +223,7 @@ class Sandboxes:
 
     def builds_in_use(self) -> frozenset[str]:
         """Return the builds that live sandboxes were made from."""
-        with self._lock:
-            return frozenset(s.identity.build.id for s in self._live.values())
+        return frozenset(s.identity.build.id for s in self._roster.everyone())
 
     def counts(self) -> dict[str, int]:
         """Return how many sandboxes are in each state, by its word on the wire."""
@@ -257,33 +232,24 @@ class Sandboxes:
         return {"running": len(states) - paused, "paused": paused}
 
     def _on_end(self, sandbox: LiveSandbox) -> None:
-        identity = sandbox.identity
-        reason = sandbox.life.reason
-        word = reason.value if reason else "crashed"
+        identity, reason = sandbox.identity, sandbox.life.reason
+        word = reason.value if reason else EndReason.CRASHED.value
         try:
-            self._clear(sandbox.id, identity.tenant, word, identity.root)
+            self.ended.bury(
+                sandbox.id, tenant=identity.tenant, reason=word, root=identity.root
+            )
         finally:
-            with self._lock:
-                self._live.pop(sandbox.id, None)
-                self._owners.pop(identity.access_token or "", None)
+            self._roster.leave(sandbox)
         _log.info("sandbox %s ended: %s", sandbox.id, word)
-
-    def _clear(self, sandbox_id: str, tenant: str, reason: str, root: Path) -> None:
-        self.ended.keep(sandbox_id, tenant=tenant, reason=reason, logs=root / "logs")
-        remove_tree(root)
-        self._store.write(Delete(_KIND, sandbox_id))
 
     def close(self, timeout: float) -> None:
         """Refuse new sandboxes, end all there are, and stop all threads. Idempotent.
 
         Blocking: at most about `timeout` seconds.
         """
-        with self._lock:
-            first = not self._closed
-            self._closed = True
-            left = list(self._live.values())
-        if not first:
+        if not self._roster.close():
             return
+        left = self._roster.everyone()
         deadline = Deadline.after(timeout)
         grace = min(_STOP_GRACE, timeout / 2)
         self._kill_at_once(left, grace)
@@ -317,3 +283,8 @@ class Sandboxes:
         except RuntimeError:
             # Closed: then `close` ends every sandbox itself.
             _log.debug("nothing is done in the background any more", exc_info=True)
+
+
+def _row(sandbox: LiveSandbox) -> Put:
+    row = SandboxRow.of(sandbox.identity, sandbox.life)
+    return Put(SANDBOX_ROW, sandbox.id, row.to_body())

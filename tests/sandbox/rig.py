@@ -50,7 +50,11 @@ class PlatformRig:
             store=self.store,
             templates=self.templates,
             backend=self.backend,
-            folders=Folders(live=folder / "sandboxes", ended=folder / "logs"),
+            folders=Folders(
+                live=folder / "sandboxes",
+                sockets=folder / "sockets",
+                ended=folder / "logs",
+            ),
             id_factory=lambda: f"s{next(numbers):019d}",
             monotonic=monotonic,
         )

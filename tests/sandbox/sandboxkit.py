@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import socket
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from ppio_agent.sandbox.backends.base import (
     ENVD_PORT,
     AgentPhase,
     AgentStatus,
+    Line,
     LostReason,
     RunningSandbox,
     SandboxSpec,
@@ -196,6 +198,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Not below `folder`: the path of a socket is short.
+        self.sockets = Path(tempfile.mkdtemp())
         self.backend = ProcessBackend()
         self.sandboxes: list[Sandbox] = []
 
@@ -205,6 +209,15 @@ class Lab:
         sandbox = Sandbox(spec)
         self.sandboxes.append(sandbox)
         sandbox.running = self.backend.start(
+            spec, on_agent=sandbox.on_agent, on_lost=sandbox.lost.append
+        )
+        return sandbox
+
+    def adopt(self, spec: SandboxSpec) -> Sandbox:
+        """Take a sandbox over that another platform has started."""
+        sandbox = Sandbox(spec)
+        self.sandboxes.append(sandbox)
+        sandbox.running = self.backend.adopt(
             spec, on_agent=sandbox.on_agent, on_lost=sandbox.lost.append
         )
         return sandbox
@@ -223,8 +236,9 @@ class Lab:
         if source is not None:
             (root / "app" / "app.py").write_text(textwrap.dedent(source))
             options.setdefault("entrypoint", "app.py")
+        line = Line(path=str(self.sockets / sandbox_id), secret="s" * 32)
         return SandboxSpec(
-            sandbox_id=sandbox_id, template_id="t" * 20, root=root, **options
+            sandbox_id=sandbox_id, template_id="t" * 20, root=root, line=line, **options
         )
 
     def close(self) -> None:
@@ -236,3 +250,4 @@ class Lab:
             if (pids := list(processes_marked(sandbox.spec.sandbox_id)))
         }
         assert left == {}
+        self.sockets.rmdir()  # which fails if a socket is left in it

@@ -123,16 +123,38 @@ def test_the_socket_folder_goes_even_if_the_data_directory_went_before(
     assert not folder.exists()
 
 
-def test_the_socket_folder_of_a_killed_platform_is_removed_by_the_next(
+def test_the_socket_folder_of_a_killed_platform_is_that_of_the_next(
     data: DataDir,
 ) -> None:
     folder = data.make_socket_folder()
     data.release()
     again = DataDir(data.path)
     again.acquire()
-    again.release()
 
+    assert again.make_socket_folder() == folder
+    again.remove_socket_folder()
+    again.release()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("spoil", ["open", "link", "gone"])
+def test_a_socket_folder_that_is_not_ours_any_more_is_not_used(
+    data: DataDir, tmp_path: Path, spoil: str
+) -> None:
+    folder = data.make_socket_folder()
+    if spoil == "open":
+        folder.chmod(0o777)
+    else:
+        folder.rmdir()
+    if spoil == "link":
+        folder.symlink_to(tmp_path)
+
+    other = data.make_socket_folder()
+
+    assert other != folder
+    data.remove_socket_folder()
+    if spoil != "gone":
+        folder.unlink() if spoil == "link" else folder.rmdir()
 
 
 def test_without_a_short_path_there_are_no_sockets(

@@ -22,6 +22,7 @@ __all__ = [
     "AgentPhase",
     "AgentStatus",
     "Backend",
+    "Line",
     "LostReason",
     "OnAgent",
     "OnLost",
@@ -37,6 +38,19 @@ LostReason = Literal["crashed", "memory"]
 
 
 @frozen(kw_only=True)
+class Line:
+    """Where a platform reaches a supervisor, its own or one that it takes over.
+
+    Attributes:
+        path: Of the unix socket; 107 bytes at most.
+        secret: What a platform says to take the sandbox over.
+    """
+
+    path: str
+    secret: str = field(repr=False)
+
+
+@frozen(kw_only=True)
 class SandboxSpec:
     """What a sandbox is to be.
 
@@ -45,6 +59,8 @@ class SandboxSpec:
         template_id: What it is made from.
         root: Its own folder. The caller has made it and filled `app/` in it; the
             backend adds `home/`, `tmp/`, `bin/` and `logs/`, and removes nothing.
+        line: Where its supervisor is reached; the backend makes the socket, and
+            removes it when the sandbox is gone.
         entrypoint: The agent's program, relative to `app/`; None is a sandbox
             without an agent.
         env: Further environment of every process in the sandbox.
@@ -52,17 +68,22 @@ class SandboxSpec:
         memory_mb: Memory of all its processes together, in MiB.
         cpus: CPUs it may use.
         access_token: What callers of envd must show; None is no check.
+        allow_internet: Whether it may reach the network.
+        orphan_grace: Seconds it outlives a platform that crashed.
     """
 
     sandbox_id: str
     template_id: str
     root: Path
+    line: Line
     entrypoint: str | None = None
     env: Mapping[str, str] = field(factory=dict, repr=False)
     start_timeout: float = 60.0
     memory_mb: int = 1024
     cpus: float = 1.0
     access_token: str | None = field(default=None, repr=False)
+    allow_internet: bool = True
+    orphan_grace: float = 0.0
 
 
 @frozen(kw_only=True)
@@ -121,6 +142,10 @@ class RunningSandbox(Protocol):
     def agent(self) -> AgentStatus:
         """The agent as last reported."""
 
+    @property
+    def paused(self) -> bool:
+        """Whether its processes are frozen."""
+
     def dial(self, port: int, timeout: float) -> socket.socket:
         """Connect to a logical port: `AGENT_PORT`, `ENVD_PORT` or a real one.
 
@@ -177,6 +202,13 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name by which configuration selects it."""
 
+    def check(self, *, allow_internet: bool) -> None:
+        """Refuse what this backend cannot do, before anything is made for it.
+
+        Raises:
+            SandboxPlatformError: 501, with what can be done instead.
+        """
+
     def start(
         self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
     ) -> RunningSandbox:
@@ -197,6 +229,24 @@ class Backend(Protocol):
                 message ends with the last 4 KiB of its output.
 
         Blocking: at most 10 seconds.
+        """
+
+    def adopt(
+        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
+    ) -> RunningSandbox:
+        """Take over a sandbox that a platform has left behind; as it is, it goes on.
+
+        Args:
+            spec: What it was started as. Only its id, `line`, `root` and
+                `entrypoint` count.
+            on_agent: As of `start`.
+            on_lost: As of `start`.
+
+        Raises:
+            SandboxStartError: Nobody answers; what may be left of it is the
+                caller's to clear away.
+
+        Blocking: at most 2 seconds.
         """
 
     def close(self) -> None:

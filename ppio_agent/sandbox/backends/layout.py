@@ -75,6 +75,11 @@ class Layout:
         return self.root / "home"
 
     @property
+    def tmp(self) -> Path:
+        """The folder for temporary files."""
+        return self.root / "tmp"
+
+    @property
     def agent_log(self) -> Path:
         """The newest file of the agent's log."""
         return self.root / "logs" / "agent.log"
@@ -98,7 +103,7 @@ class Layout:
             "USER": "user",
             "LOGNAME": "user",
             "LANG": "C.UTF-8",
-            "TMPDIR": str(self.root / "tmp"),
+            "TMPDIR": str(self.tmp),
             "PYTHONUNBUFFERED": "1",
             "PPIO_TEMPLATE_ID": spec.template_id,
             **spec.env,

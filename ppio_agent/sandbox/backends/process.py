@@ -6,38 +6,38 @@ Each has a supervisor process that owns everything in it, started here by exec.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
 from ppio_agent.sandbox.supervisor.tree import MARKER
 
 from .base import OnAgent, OnLost, SandboxSpec
+from .handles import ChildProcess, ProcessHandle
 from .layout import Layout
-from .process_sandbox import ProcessSandbox
+from .supervised import Holds, SupervisedSandbox, call, listen
 
 __all__ = ["ProcessBackend"]
 
 _START_LIMIT = 10.0
-_SEND_LIMIT = 5
+_REMEMBERED_PORTS = 256
 _TAIL = 4096
 
 # Isolated and without `site`: neither the environment nor the files of the user change
 # what a supervisor is, and it starts in half the time.
 _BOOTSTRAP = (
-    "import sys; sys.path += sys.argv[3:];"
+    "import sys; sys.path += sys.argv[2:];"
     " from ppio_agent.sandbox.supervisor.main import main;"
-    " main(*map(int, sys.argv[1:3]))"
+    " main(int(sys.argv[1]))"
 )
 _NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
 
@@ -51,89 +51,88 @@ class ProcessBackend:
     name = "process"
 
     def __init__(self) -> None:
-        # Guards _running and _closed.
+        self._holds = Holds()
+        # Guards _ports, which were given to agents that may not listen yet.
         self._lock = threading.Lock()
-        self._running: dict[ProcessSandbox, int] = {}
-        self._closed = False
-        self._numbers = itertools.count(1)
+        self._ports: deque[int] = deque(maxlen=_REMEMBERED_PORTS)
+
+    def check(self, *, allow_internet: bool) -> None:
+        """Refuse what this backend cannot do; see `Backend.check`."""
+        if not allow_internet:
+            raise SandboxPlatformError(
+                "the process backend cannot block network access",
+                code="not_supported",
+                http_status=501,
+            )
 
     def start(
         self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
-    ) -> ProcessSandbox:
+    ) -> SupervisedSandbox:
         """Start a sandbox and its agent; see `Backend.start`."""
         layout = Layout(root=spec.root.absolute())
         try:
             layout.write(sys.executable)
-            sandbox, port = self._launch(spec, layout, on_agent, on_lost)
+            sock, process = self._launch(spec, layout)
         except OSError as exc:
             raise SandboxStartError(
                 f"sandbox {spec.sandbox_id} could not be started: {exc}"
             ) from exc
-        boot = _boot(spec, layout, port)
-        thread_name = f"ppio-sandbox-{next(self._numbers)}"
-        try:
-            up = sandbox.start(boot, timeout=_START_LIMIT, thread_name=thread_name)
-        except BaseException:  # an interrupt leaves no sandbox that nobody holds
-            sandbox.begin_kill(0.0)
-            raise
-        if not up:
-            sandbox.kill(0.0)
+        sandbox = self._holds.begin(
+            spec,
+            sock,
+            process,
+            boot=_boot(spec, layout, self._free_port()),
+            on_agent=on_agent,
+            on_lost=on_lost,
+            timeout=_START_LIMIT,
+        )
+        if sandbox is None:
             raise SandboxStartError(
                 f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
                 f" {_tail(layout.supervisor_log)}"
             )
         return sandbox
 
+    def adopt(
+        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
+    ) -> SupervisedSandbox:
+        """Take over a sandbox of another platform; see `Backend.adopt`."""
+        return self._holds.adopt(spec, on_agent=on_agent, on_lost=on_lost)
+
     def close(self) -> None:
         """Kill, without grace, whatever still runs. Idempotent."""
-        with self._lock:
-            self._closed = True
-            running = list(self._running)
-        for sandbox in running:
-            sandbox.begin_kill(0.0)
-        for sandbox in running:
-            sandbox.kill(0.0)
+        self._holds.close()
 
     def _launch(
-        self, spec: SandboxSpec, layout: Layout, on_agent: OnAgent, on_lost: OnLost
-    ) -> tuple[ProcessSandbox, int]:
-        with ExitStack() as on_error:
-            ours, theirs = socket.socketpair()
-            on_error.callback(ours.close)
-            with theirs:
-                process = _exec_supervisor(theirs.fileno(), spec.sandbox_id, layout)
-            on_error.callback(process.wait)
-            on_error.callback(process.kill)
-            # A supervisor that does not read must not hold its callers for ever.
-            limit = struct.pack("ll", _SEND_LIMIT, 0)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            sandbox = ProcessSandbox(
-                spec,
-                process,
-                ours,
-                on_agent=on_agent,
-                on_lost=on_lost,
-                on_gone=self._forget,
-            )
-            with self._lock:
-                if self._closed:
-                    raise SandboxStartError("the backend is closed")
-                port = _free_port(taken=set(self._running.values()))
-                self._running[sandbox] = port
-            on_error.pop_all()
-        return sandbox, port
+        self, spec: SandboxSpec, layout: Layout
+    ) -> tuple[socket.socket, ProcessHandle]:
+        with listen(spec.line) as listener:
+            # Called before there is anybody, who so finds the platform or its end.
+            sock = call(spec.line)
+            try:
+                process = _exec_supervisor(listener.fileno(), spec.sandbox_id, layout)
+            except BaseException:
+                sock.close()
+                os.unlink(spec.line.path)
+                raise
+        return sock, ChildProcess(process)
 
-    def _forget(self, sandbox: ProcessSandbox) -> None:
-        with self._lock:
-            self._running.pop(sandbox, None)
+    def _free_port(self) -> int:
+        """Return a loopback port that nobody has, not even a sandbox yet to listen."""
+        with self._lock, ExitStack() as held:
+            while True:
+                sock = held.enter_context(socket.socket())
+                sock.bind(("127.0.0.1", 0))
+                port: int = sock.getsockname()[1]
+                if port not in self._ports:
+                    self._ports.append(port)
+                    return port
 
 
 def _exec_supervisor(
     fd: int, sandbox_id: str, layout: Layout
 ) -> subprocess.Popen[bytes]:
-    # Told whose child it is: it cannot ask when the platform may have ended since.
-    told = [str(fd), str(os.getpid()), *_import_paths()]
-    arguments = ["-I", "-S", "-c", _BOOTSTRAP, *told]
+    arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *_import_paths()]
     with open(layout.supervisor_log, "ab") as stderr:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -153,8 +152,12 @@ def _boot(spec: SandboxSpec, layout: Layout, port: int) -> Mapping[str, Any]:
     return {
         "sandbox_id": spec.sandbox_id,
         "env": dict(layout.environment(spec, port=port)),
+        "secret": spec.line.secret,
+        "orphan_grace": spec.orphan_grace,
         "home": str(layout.home),
         "app": str(layout.app),
+        "tmp": str(layout.tmp),
+        "confined": True,
         "log": str(layout.agent_log),
         "entrypoint": spec.entrypoint,
         "python": sys.executable,
@@ -164,17 +167,6 @@ def _boot(spec: SandboxSpec, layout: Layout, port: int) -> Mapping[str, Any]:
         "cpus": spec.cpus,
         "access_token": spec.access_token,
     }
-
-
-def _free_port(taken: set[int]) -> int:
-    """Return a loopback port that nobody has, not even a sandbox yet to listen."""
-    with ExitStack() as held:
-        while True:
-            sock = held.enter_context(socket.socket())
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-            if port not in taken:
-                return port
 
 
 @cache

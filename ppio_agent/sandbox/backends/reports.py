@@ -14,7 +14,7 @@ from ppio_agent.sandbox.supervisor.channel import ChannelError
 
 from .base import AgentPhase, AgentStatus, Usage
 
-__all__ = ["parse_agent", "parse_error", "parse_usage"]
+__all__ = ["parse_agent", "parse_error", "parse_ready", "parse_usage"]
 
 _PHASES: dict[str, AgentPhase] = {
     "starting": "starting",
@@ -45,6 +45,15 @@ def parse_agent(message: Mapping[str, Any]) -> AgentStatus:
         log_tail=_typed(message, "log_tail", str)[-_MAX_TAIL:],
         pid=_count(message, "pid"),
     )
+
+
+def parse_ready(message: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return the pid that a supervisor says it has, and whether it is paused.
+
+    Raises:
+        ChannelError: The message is not of that kind.
+    """
+    return _count(message, "pid") or 0, _typed(message, "paused", bool)
 
 
 def parse_usage(message: Mapping[str, Any]) -> Usage:

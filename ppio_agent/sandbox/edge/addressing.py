@@ -1,7 +1,8 @@
 """Where a request goes: the control plane or a port of a sandbox.
 
 Pure. The order is that of the platform's specification, section 8: the left-most
-label of the host name, the routing headers, the envd token, else the control plane.
+label of the host name, or of a Basic user name; the routing headers; the envd token;
+else the control plane.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import TypeAlias
 
 from attrs import frozen
 
+from ppio_agent.sandbox.keys import basic_user
+
 __all__ = [
     "ENVD_PORT",
     "BadRoute",
     "ControlPlane",
     "SandboxPort",
     "Target",
+    "is_own_host",
     "route",
 ]
 
@@ -31,6 +35,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _CONTROL_PATH = re.compile(
     r"/(?:v[0-9]+/)?(?:sandboxes|templates|volumes|secrets)(?:/|$)|/platform/v1(?:/|$)"
 )
+_CONTROL_USER = "api"
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
@@ -84,6 +89,7 @@ def route(
     *,
     domain: str,
     sandbox_of: Callable[[str], str | None],
+    is_short_key: Callable[[str], bool],
 ) -> Target | BadRoute:
     """Return where a request goes.
 
@@ -93,12 +99,20 @@ def route(
         domain: Host names of sandboxes are `{port}-{id}[-{client}].{domain}`; a port
             at its end does not count.
         sandbox_of: The sandbox an envd token belongs to, or None.
+        is_short_key: Whether a text is the short form of a key. Clients put
+            `{port}-{id}[-{client}].{short}` or `api.{short}` before the `@` of their
+            URLs where no host name leads here.
     """
     fields: dict[str, list[str]] = {}
     for name, value in headers:
         fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
     try:
         label = _from_host(fields.get("host", [""])[0], domain)
+        if label is None:
+            user = _user(fields, is_short_key)
+            label = _from_label(user)
+            if user == _CONTROL_USER:
+                return ControlPlane()
         if label is None and _is_control_call(fields, target):
             return ControlPlane()
         named = _from_headers(fields)
@@ -116,10 +130,43 @@ def route(
     return ControlPlane()
 
 
+def is_own_host(authority: str, *, domain: str, own: str | None) -> bool:
+    """Whether an authority, as of CONNECT, is one that TLS is ended for here.
+
+    Args:
+        authority: Host and port, as received.
+        domain: As of `route`; its names have the port 443 unless it ends with one.
+        own: Host and port of the platform's own TLS listener; None: there is none.
+    """
+    if authority == own:
+        return True
+    host, _, port = authority.rpartition(":")
+    label, _, rest = _host_name(host).partition(".")
+    name, _, domain_port = domain.partition(":")
+    try:
+        named = label == _CONTROL_USER or _from_label(label) is not None
+    except _Unroutable:
+        return False
+    return named and rest == _host_name(name) and port == (domain_port or "443")
+
+
 def _from_host(host: str, domain: str) -> SandboxPort | None:
     label, _, rest = _host_name(host).partition(".")
+    return _from_label(label) if rest == _host_name(domain) else None
+
+
+def _user(fields: dict[str, list[str]], is_short_key: Callable[[str], bool]) -> str:
+    """Return the part of a Basic user name before a short key; empty: there is none."""
+    for value in fields.get("authorization", ()):
+        label, _, short = (basic_user(value) or "").partition(".")
+        if short and is_short_key(short):
+            return label
+    return ""
+
+
+def _from_label(label: str) -> SandboxPort | None:
     match = _LABEL.fullmatch(label)
-    if match is None or rest != _host_name(domain):
+    if match is None:
         return None
     return SandboxPort(_sandbox_id(match[2]), _port(match[1]))
 

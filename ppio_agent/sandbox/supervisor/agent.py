@@ -59,6 +59,7 @@ class Agent:
         self._log = log
         self._start_timeout = start_timeout
         self._phase = "none"
+        self._told: Mapping[str, Any] | None = None
         self._program: Program | None = None
         self._started_at = 0.0
         self._ready_at: float | None = None
@@ -116,22 +117,26 @@ class Agent:
         self._log.finish()
         self._tell("exited", code=status.code, signal=status.signal)
 
+    def tell_again(self) -> None:
+        """Report what was reported last, for it is somebody else who is told now."""
+        if self._told is not None:
+            self._report(self._told)
+
     def _tell(
         self, phase: str, *, code: int | None = None, signal: int | None = None
     ) -> None:
         self._phase = phase
-        self._report(
-            {
-                "event": "agent",
-                "phase": phase,
-                "exit_code": code,
-                "signal": signal,
-                "started_at": self._started_at,
-                "ready_at": self._ready_at,
-                "log_tail": self._log.tail if phase == "exited" else "",
-                "pid": None if self._program is None else self._program.pid,
-            }
-        )
+        self._told = {
+            "event": "agent",
+            "phase": phase,
+            "exit_code": code,
+            "signal": signal,
+            "started_at": self._started_at,
+            "ready_at": self._ready_at,
+            "log_tail": self._log.tail if phase == "exited" else "",
+            "pid": None if self._program is None else self._program.pid,
+        }
+        self._report(self._told)
 
     def _watch_ready(self, pipe: int | None) -> None:
         self._ready_pipe = pipe

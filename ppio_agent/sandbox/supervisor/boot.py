@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import select
-import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .channel import ChannelError, receive_one
-
-__all__ = ["Boot", "choose_cpus", "hold_platform", "read_boot"]
+__all__ = ["Boot", "choose_cpus"]
 
 
 class Boot(NamedTuple):
@@ -19,9 +15,15 @@ class Boot(NamedTuple):
 
     Attributes:
         sandbox_id: Value of the marker.
+        secret: What a platform says to take the sandbox over.
+        orphan_grace: Seconds it is kept without a platform.
         env: Whole environment of its processes.
         home: Home folder.
         app: The template's files.
+        tmp: Folder for temporary files.
+        confined: Whether those three, known inside as `/home/user`, `/app` and `/tmp`,
+            are all of the files that may be asked for; otherwise a path means what
+            it says.
         log: Path of the agent's log.
         entrypoint: The agent's program below `app`; None without one.
         python: Interpreter that runs it.
@@ -33,9 +35,13 @@ class Boot(NamedTuple):
     """
 
     sandbox_id: str
+    secret: str
+    orphan_grace: float
     env: Mapping[str, str]
     home: str
     app: str
+    tmp: str
+    confined: bool
     log: str
     entrypoint: str | None
     python: str
@@ -56,43 +62,3 @@ def choose_cpus(cpus: float) -> tuple[int, ...]:
         return ()
     first = os.getpid() % len(allowed)
     return tuple((allowed + allowed)[first : first + count])
-
-
-def hold_platform(pid: int) -> int | None:
-    """Return a handle that is readable when the platform, the parent, has ended.
-
-    None where the system has no such handles: the end of the line tells it there.
-
-    Raises:
-        SystemExit: It has ended already.
-    """
-    try:
-        handle = os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        handle = None
-    # Asked last: while it is the parent nobody else has its pid.
-    if os.getppid() != pid:
-        raise SystemExit("the platform has ended")
-    return handle
-
-
-def read_boot(line: socket.socket, platform: int | None) -> Boot:
-    """Wait for the first message, and take nothing that comes behind it.
-
-    Args:
-        line: The line to the platform.
-        platform: Handle of its process, for a fork of it may hold the line open.
-
-    Raises:
-        ChannelError: There is none, or it is not of that kind.
-        SystemExit: The platform has ended.
-    """
-    if platform is not None:
-        ready, _, _ = select.select([line.fileno(), platform], [], [])
-        if platform in ready:
-            raise SystemExit("the platform has ended")
-    message = receive_one(line)
-    try:
-        return Boot(**message["boot"])
-    except (KeyError, TypeError) as exc:
-        raise ChannelError("the first message does not say what to be") from exc

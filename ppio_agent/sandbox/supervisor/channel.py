@@ -98,10 +98,16 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
 
     Blocking: as the socket does.
     """
+    return _receive(sock, _CHUNK)
+
+
+def _receive(
+    sock: socket.socket, size: int, flags: int = 0
+) -> tuple[bytes, list[int]]:
     fds = array.array("i")
     room = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
-    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-    data, ancillary, _, _ = sock.recvmsg(_CHUNK, room, flags)
+    flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    data, ancillary, _, _ = sock.recvmsg(size, room, flags)
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
@@ -110,20 +116,29 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def receive_one(sock: socket.socket) -> Message:
+def receive_one(sock: socket.socket) -> tuple[Message, int | None]:
     """Wait for one message, and read not a byte more.
+
+    Returns:
+        The message, and the descriptor that came with it.
 
     Raises:
         ChannelError: The line ends before it is whole, or it is not a message.
     """
-    head = sock.recv(_HEAD.size, socket.MSG_WAITALL)
-    length = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else 0
-    if length > MAX_MESSAGE:
-        raise ChannelError(f"a message is larger than {MAX_MESSAGE} bytes")
-    body = sock.recv(length, socket.MSG_WAITALL)
-    if len(body) < length:
-        raise ChannelError("the line has ended within a message")
-    return _decode(body)
+    head, fds = _receive(sock, _HEAD.size, socket.MSG_WAITALL)
+    try:
+        length = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else 0
+        if length > MAX_MESSAGE:
+            raise ChannelError(f"a message is larger than {MAX_MESSAGE} bytes")
+        body = sock.recv(length, socket.MSG_WAITALL)
+        if len(body) < length:
+            raise ChannelError("the line has ended within a message")
+        message = _decode(body)
+    except BaseException:
+        _close_all(fds)
+        raise
+    _close_all(fds[1:])
+    return message, fds[0] if fds else None
 
 
 class Channel:

@@ -1,13 +1,13 @@
 """The supervisor: one process that starts, watches and ends all of one sandbox.
 
-It is exec'ed by the backend with one end of a socket pair and nothing else: what the
-sandbox is comes as the first message, so that no secret is ever in an argument or an
-environment. When that line ends, or the platform's process does, it kills everything
-and ends.
+It is given a listening socket and nothing else: what the sandbox is comes as a message
+of the platform that calls there first, so that no secret is ever in an argument or an
+environment. When the platform is gone, the sandbox is kept for a grace in which another
+one may take it over; then it kills everything and ends.
 
-Messages to it: ``boot``, ``dial``, ``pause``, ``resume``, ``usage``, ``kill``. From it:
-``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why), and replies by
-number.
+Messages to it: ``hello``, ``boot``, ``dial``, ``pause``, ``resume``, ``usage``,
+``kill``. From it: ``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why),
+``empty`` (no process is left but itself), and replies by number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.supervisor import tree
 
 from .agent import Agent
-from .boot import Boot, choose_cpus, hold_platform, read_boot
-from .channel import Channel
+from .boot import Boot, choose_cpus
 from .dial import Dial
-from .loop import READ, Loop, Timer
+from .line import Line, PlatformLine, accept_first, read_boot
+from .loop import Loop, Timer
 from .ports import AGENT_PORT, ENVD_PORT, Ports
 from .program import Program
 from .spawn import READY_FD, Child, Command, Limits, become_subreaper, spawn
@@ -48,26 +48,27 @@ class Supervisor:
 
     Args:
         loop: The one loop of the process.
-        line: The line to the platform, at the place of `READY_FD`: while it is open no
-            other descriptor of this process is there.
+        listener: Where platforms call, at the place of `READY_FD`: it stays open, so
+            that no other descriptor of this process is there.
+        line: The line to the first platform.
         boot: What the sandbox is.
-        platform: Handle of the platform's process; see `hold_platform`.
     """
 
     def __init__(
-        self, loop: Loop, line: socket.socket, boot: Boot, platform: int | None
+        self, loop: Loop, listener: socket.socket, line: Line, boot: Boot
     ) -> None:
         self._loop = loop
         self._boot = boot
-        self._platform = platform
         self._pid = os.getpid()
         self._limits = Limits(cpus=choose_cpus(boot.cpus))
         self._programs: dict[int, Program] = {}
         self._ports = Ports(partial(tree.walk, self._pid))
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
+        self._paused = False
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
+        self._orphan_timer: Timer | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "dial": self._dial,
             "pause": self._pause,
@@ -75,8 +76,14 @@ class Supervisor:
             "usage": self._usage,
             "kill": lambda message: self._kill(float(message["grace"])),
         }
-        self._channel = Channel(
-            loop, line, on_message=self._on_message, on_end=partial(self._kill, 0.0)
+        self._line = PlatformLine(
+            loop,
+            listener,
+            line,
+            secret=boot.secret,
+            on_message=self._on_message,
+            on_lost=self._on_orphaned,
+            on_taken=self._on_taken_over,
         )
         self._agent = self._make_agent(boot.entrypoint)
 
@@ -84,10 +91,7 @@ class Supervisor:
         """Start the agent, if there is one, and keep watch."""
         signums = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self._loop.watch_signals(signums, self._on_signal)
-        self._watch_platform()
-        self._channel.send({"event": "ready"})
-        if self._ending:  # nobody is there to read it
-            return
+        self._say_ready()
         if self._agent is None:
             # What it is for without an agent; else loaded when first used.
             self._loop.call_later(0, self._load_envd)
@@ -113,7 +117,7 @@ class Supervisor:
             spawn=lambda command: self._spawn(command, ready=True),
             adopt=self._adopt,
             listens=lambda: next(self._ways(AGENT_PORT), None) is not None,
-            report=self._channel.send,
+            report=self._line.send,
             log=self._log,
             start_timeout=self._boot.start_timeout,
         )
@@ -152,29 +156,40 @@ class Supervisor:
 
     # The platform
 
-    def _watch_platform(self) -> None:
-        """Notice the platform's end even if a fork of it holds the line open."""
-        if self._platform is not None:
-            on_end = partial(self._on_platform_end, self._platform)
-            self._loop.watch(self._platform, READ, on_end)
+    def _say_ready(self) -> None:
+        """Say that the sandbox is there, and hand over a handle of this process."""
+        try:
+            handle = os.pidfd_open(self._pid)
+        except (AttributeError, OSError):
+            handle = None
+        facts = {"event": "ready", "pid": self._pid, "paused": self._paused}
+        self._line.send(facts, handle)
 
-    def _on_platform_end(self, handle: int, _: int) -> None:
-        self._loop.unwatch(handle)
-        self._channel.close()
-        self._kill(0.0)
+    def _on_orphaned(self) -> None:
+        if not self._ending:
+            grace = self._boot.orphan_grace
+            kill = partial(self._kill, 0.0)
+            self._orphan_timer = self._loop.call_later(grace, kill)
+
+    def _on_taken_over(self) -> None:
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+        if self._agent is not None:
+            self._agent.tell_again()
+        self._say_ready()
 
     def _on_message(self, message: dict[str, Any]) -> None:
         self._handlers[message["op"]](message)
 
     def _reply(self, message: Mapping[str, Any], **answer: Any) -> None:
-        self._channel.send({"reply": message["id"], **answer})
+        self._line.send({"reply": message["id"], **answer})
 
     def _dial(self, message: dict[str, Any]) -> None:
         port = int(message["port"])
         if port == ENVD_PORT:
             ours, theirs = socket.socketpair()
             self._load_envd()(ours)
-            self._channel.send({"reply": message["id"]}, theirs.detach())
+            self._line.send({"reply": message["id"]}, theirs.detach())
             return
 
         def done(result: socket.socket | str) -> None:
@@ -183,7 +198,7 @@ class Supervisor:
                 return
             if port == AGENT_PORT and self._agent is not None:
                 self._agent.confirm_ready()
-            self._channel.send({"reply": message["id"]}, result.detach())
+            self._line.send({"reply": message["id"]}, result.detach())
 
         timeout = float(message["timeout"])
         Dial(self._loop, self._ways(port), timeout=timeout, done=done).begin()
@@ -224,6 +239,7 @@ class Supervisor:
 
     def _pause(self, message: dict[str, Any]) -> None:
         if tree.freeze(self._members):
+            self._paused = True
             self._reply(message)
         else:
             self._reply(message, error="processes are made faster than stopped")
@@ -231,6 +247,7 @@ class Supervisor:
     def _resume(self, message: dict[str, Any]) -> None:
         for process in self._members():
             tree.send(process, signal.SIGCONT)
+        self._paused = False
         self._reply(message)
 
     def _usage(self, message: dict[str, Any]) -> None:
@@ -257,7 +274,7 @@ class Supervisor:
 
     def _over(self, what: str) -> None:
         self._log.note(f"the sandbox is killed: it has {what}")
-        self._channel.send({"event": "over", "reason": "memory"})
+        self._line.send({"event": "over", "reason": "memory"})
         self._kill(0.0)
 
     # The end
@@ -283,6 +300,7 @@ class Supervisor:
         left = self._kill_at - self._loop.now()
         if not remaining:
             self._log.close()
+            self._line.send({"event": "empty"})
             self._loop.stop()
             return
         if left < -_GIVE_UP:
@@ -294,18 +312,20 @@ class Supervisor:
         self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
-def main(fd: int, platform_pid: int) -> None:
-    """Supervise the sandbox described on the line `fd` until it has ended."""
+def main(fd: int) -> None:
+    """Supervise one sandbox until it has ended.
+
+    Args:
+        fd: The listening socket at which the platform has called.
+    """
     become_subreaper()
-    os.dup2(fd, READY_FD, inheritable=False)
-    if fd == READY_FD:
-        os.set_inheritable(fd, False)  # noqa: FBT003 - its only form
-    else:
+    if fd != READY_FD:
+        os.dup2(fd, READY_FD)
         os.close(fd)
-    line = socket.socket(fileno=READY_FD)
-    platform = hold_platform(platform_pid)  # not before: it may take `READY_FD`
-    loop = Loop()
-    supervisor = Supervisor(loop, line, read_boot(line, platform), platform)
+    os.set_inheritable(READY_FD, False)  # noqa: FBT003 - its only form
+    listener = socket.socket(fileno=READY_FD)
+    line = accept_first(listener)
+    supervisor = Supervisor(loop := Loop(), listener, line, read_boot(line))
     try:
         supervisor.start()
         loop.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import SandboxStartError, SandboxStateError
-from ppio_agent.sandbox.backends import process, process_sandbox
+from ppio_agent.sandbox.backends import process, supervised
+from ppio_agent.sandbox.backends.base import SandboxSpec
+from ppio_agent.sandbox.supervisor.channel import encode_message
 from tests.sandbox.sandboxkit import SERVER, Lab
 from tests.support import SLOW, processes_marked, wait_until
 
@@ -428,7 +431,7 @@ def test_a_stopped_supervisor_is_ended_all_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that hangs cannot keep a sandbox alive."""
-    monkeypatch.setattr(process_sandbox, "_KILL_SLACK", 1.0 * SLOW)
+    monkeypatch.setattr(supervised, "_KILL_SLACK", 1.0 * SLOW)
     sandbox = lab.serve()
     os.kill(sandbox.running.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
@@ -441,16 +444,21 @@ def test_a_stopped_supervisor_is_ended_all_the_same(
 PLATFORM = """
 import sys, threading
 from pathlib import Path
-from ppio_agent.sandbox.backends.base import SandboxSpec
+from ppio_agent.sandbox.backends.base import Line, SandboxSpec
 from ppio_agent.sandbox.backends.process import ProcessBackend
 
 backend = ProcessBackend()
-for sandbox_id in sys.argv[2:]:
+for sandbox_id in sys.argv[3:]:
     root = Path(sys.argv[1], sandbox_id)
     ready = threading.Event()
     backend.start(
         SandboxSpec(
-            sandbox_id=sandbox_id, template_id="t", root=root, entrypoint="app.py"
+            sandbox_id=sandbox_id,
+            template_id="t",
+            root=root,
+            line=Line(path=f"{sys.argv[2]}/{sandbox_id}", secret="s" * 32),
+            entrypoint="app.py",
+            orphan_grace=GRACE,
         ),
         on_agent=lambda status: status.phase == "ready" and ready.set(),
         on_lost=print,
@@ -461,22 +469,89 @@ threading.Event().wait()
 """
 
 
-def test_a_killed_platform_leaves_nothing(lab: Lab) -> None:
+def start_and_kill_a_platform(lab: Lab, specs: list[SandboxSpec], grace: str) -> None:
+    """Start sandboxes in another process, and kill that once they are ready."""
+    ids = [spec.sandbox_id for spec in specs]
+    code = PLATFORM.replace("GRACE", grace)
+    arguments = [sys.executable, "-c", code, str(lab.folder), str(lab.sockets), *ids]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platform:
+        assert platform.stdout is not None
+        assert platform.stdout.readline() == b"up\n"
+        assert sum(len(list(processes_marked(id_))) for id_ in ids) == 4 * len(ids)
+        platform.kill()
+
+
+def test_a_killed_platform_leaves_nothing_after_the_grace(lab: Lab) -> None:
     """Supervisors notice, also with children that fled, and end with all they own."""
     source = FORKER.format(before="") + "serve()"
     specs = [lab.spec(SERVER + source) for _ in range(3)]
-    ids = [spec.sandbox_id for spec in specs]
-    platform = subprocess.Popen(
-        [sys.executable, "-c", PLATFORM, str(lab.folder), *ids], stdout=subprocess.PIPE
-    )
-    with platform:
-        assert platform.stdout is not None
-        assert platform.stdout.readline() == b"up\n"
-        assert sum(len(list(processes_marked(id_))) for id_ in ids) == 12
-        platform.kill()
+    start_and_kill_a_platform(lab, specs, grace="0.1")
 
-    for sandbox_id in ids:
-        wait_until(lambda id_=sandbox_id: not list(processes_marked(id_)), timeout=5)
+    for spec in specs:
+        pids = functools.partial(processes_marked, spec.sandbox_id)
+        wait_until(lambda pids=pids: not list(pids()), timeout=5)
+        Path(spec.line.path).unlink()
+
+
+def test_what_a_killed_platform_left_is_taken_over(lab: Lab) -> None:
+    """As it is: the same processes go on, the agent is known, and can be reached."""
+    source = FORKER.format(before="") + "serve()"
+    spec = lab.spec(SERVER + source)
+    start_and_kill_a_platform(lab, [spec], grace="30")
+    before = set(processes_marked(spec.sandbox_id))
+
+    sandbox = lab.adopt(spec)
+
+    assert sandbox.running.agent.phase == "ready"
+    assert not sandbox.running.paused
+    assert sandbox.running.pid in before
+    assert sandbox.get()["count"] == 1
+    sandbox.running.pause()
+    assert set(processes_marked(spec.sandbox_id)) == before
+    os.kill(sandbox.running.pid, signal.SIGKILL)
+    wait_until(lambda: sandbox.lost, what="its end is noticed, though it is no child")
+    assert list(processes_marked(spec.sandbox_id)) == []
+
+
+def test_a_platform_that_lives_can_be_relieved(lab: Lab) -> None:
+    """The newest line counts, and says how the sandbox is; the old one ends quietly."""
+    sandbox = lab.serve()
+    sandbox.running.pause()
+    other = Lab(lab.folder)
+
+    taken = other.adopt(sandbox.spec)
+
+    assert taken.running.paused
+    taken.running.resume()
+    assert taken.get()["count"] == 1
+    taken.running.kill(0.0)
+    other.close()
+
+
+@pytest.mark.parametrize("greeting", [{"hello": "guess"}, {"hello": 1}, {"op": "kill"}])
+def test_who_does_not_know_the_secret_takes_nothing_over(
+    lab: Lab, greeting: dict[str, object]
+) -> None:
+    """Neither does one that says nothing keep another from it."""
+    sandbox = lab.serve()
+    with (
+        socket.socket(socket.AF_UNIX) as silent,
+        socket.socket(socket.AF_UNIX) as liar,
+    ):
+        silent.connect(sandbox.spec.line.path)
+        liar.connect(sandbox.spec.line.path)
+        liar.sendall(encode_message(greeting))
+        liar.settimeout(10)
+        assert liar.recv(1) == b""
+
+        assert sandbox.get()["count"] == 1
+        assert sandbox.lost == []
+
+
+def test_nobody_is_there_to_be_taken_over(lab: Lab) -> None:
+    """That is an error which says so; what is left is the caller's to find."""
+    with pytest.raises(SandboxStartError, match="nobody answers"):
+        lab.adopt(lab.spec())
 
 
 # Limits
@@ -588,7 +663,7 @@ def test_a_supervisor_that_hangs_at_its_start_is_given_up(
         process, "_BOOTSTRAP", "import threading as t; t.Event().wait()"
     )
     monkeypatch.setattr(process, "_START_LIMIT", 0.2)
-    monkeypatch.setattr(process_sandbox, "_KILL_SLACK", 0.2)
+    monkeypatch.setattr(supervised, "_KILL_SLACK", 0.2)
     spec = lab.spec()
 
     with pytest.raises(SandboxStartError, match=spec.sandbox_id):

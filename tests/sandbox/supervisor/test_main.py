@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -14,24 +16,30 @@ import pytest
 from tests.support import SLOW, wait_until
 
 PARENT = """
-import os, signal, socket, sys
+import os, signal, sys
 from pathlib import Path
-from ppio_agent.sandbox.backends import process
-from ppio_agent.sandbox.backends.base import SandboxSpec
+from ppio_agent.sandbox.backends import process, supervised
+from ppio_agent.sandbox.backends.base import Line, SandboxSpec
 from ppio_agent.sandbox.backends.layout import Layout
 from ppio_agent.sandbox.supervisor.channel import encode_message
 
-root, entrypoint, told, held = Path(sys.argv[1]), *sys.argv[2:]
+root, entrypoint, told, held = Path(sys.argv[1]), *sys.argv[3:]
 spec = SandboxSpec(
-    sandbox_id="orphan", template_id="t", root=root, entrypoint=entrypoint or None
+    sandbox_id="orphan",
+    template_id="t",
+    root=root,
+    line=Line(path=sys.argv[2], secret="s" * 32),
+    entrypoint=entrypoint or None,
+    orphan_grace=0.05,
 )
 layout = Layout(root=root)
 layout.write(sys.executable)
-ours, theirs = socket.socketpair()
-process._exec_supervisor(theirs.fileno(), "orphan", layout)
-theirs.close()
+listener = supervised.listen(spec.line)
+line = supervised.call(spec.line)
+process._exec_supervisor(listener.fileno(), "orphan", layout)
+listener.close()
 if told:
-    ours.sendall(encode_message({"boot": process._boot(spec, layout, 1)}))
+    line.sendall(encode_message({"boot": process._boot(spec, layout, 1)}))
 if held and (fork := os.fork()) == 0:  # holds the line open
     signal.pause()
 print(fork if held else 0, flush=True)
@@ -43,7 +51,8 @@ import sys, threading
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from urllib.request import Request, urlopen
 
-platform = SandboxPlatform(PlatformConfig(data_dir=sys.argv[1], keys={"k" * 20: "t"}))
+config = PlatformConfig(data_dir=sys.argv[1], keys={"k" * 20: "t"}, orphan_grace=0.05)
+platform = SandboxPlatform(config)
 platform.start()
 
 def create():
@@ -81,7 +90,8 @@ def test_a_supervisor_ends_when_its_platform_has_ended_before_it_is_up(
     """Told or not what it is to be, and even if a fork of the platform lives on."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "app.py").write_text("import signal\nsignal.pause()\n")
-    arguments = [str(tmp_path), entrypoint, told, held]
+    sockets = tempfile.mkdtemp()
+    arguments = [str(tmp_path), f"{sockets}/s", entrypoint, told, held]
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, *arguments], stdout=subprocess.PIPE, text=True
     ) as parent:
@@ -93,6 +103,7 @@ def test_a_supervisor_ends_when_its_platform_has_ended_before_it_is_up(
         finally:
             if fork:
                 psutil.Process(fork).kill()
+            shutil.rmtree(sockets)
 
 
 def test_no_supervisor_stays_when_a_platform_is_killed_amid_creates(

@@ -1,7 +1,7 @@
-"""The platform's hold on one sandbox of the process backend.
+"""The platform's hold on one sandbox, whatever its backend.
 
-It speaks with the supervisor over a socket pair, and when that line ends, however it
-came to that, it sees to it that no process of the sandbox stays behind.
+It speaks with the supervisor over a line, and when that ends, however it came to that,
+it sees to it that no process of the sandbox stays behind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import socket
-import subprocess
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from typing import Any
 from attrs import define, field
 
 from ppio_agent._util.threads import start_thread
-from ppio_agent.exceptions import SandboxStateError
+from ppio_agent.exceptions import SandboxStartError, SandboxStateError
 from ppio_agent.sandbox.supervisor import tree
 from ppio_agent.sandbox.supervisor.channel import (
     ChannelError,
@@ -31,10 +31,11 @@ from ppio_agent.sandbox.supervisor.channel import (
     receive,
 )
 
-from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
-from .reports import parse_agent, parse_error, parse_usage
+from .base import AgentStatus, Line, LostReason, OnAgent, OnLost, SandboxSpec, Usage
+from .handles import ForeignProcess, PidProcess, ProcessHandle
+from .reports import parse_agent, parse_error, parse_ready, parse_usage
 
-__all__ = ["ProcessSandbox"]
+__all__ = ["Holds", "SupervisedSandbox", "call", "listen"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,59 @@ _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
 _EXIT_LIMIT = 1.0
 _MAX_FDS = 64
+_CALL_LIMIT = 1.0
+_SEND_LIMIT = 5
+_BACKLOG = 4
+
+
+def listen(line: Line) -> socket.socket:
+    """Make the socket at which a supervisor is reached; it is for the supervisor.
+
+    Raises:
+        OSError: It cannot be made there.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(line.path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(line.path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def call(line: Line) -> socket.socket:
+    """Connect to a supervisor, or to one that is yet to be started, and greet it.
+
+    Raises:
+        OSError: Nobody listens there.
+
+    Blocking: a second at most.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_CALL_LIMIT)
+        sock.connect(line.path)
+        greeting = {"hello": line.secret}
+        try:
+            handle = os.pidfd_open(os.getpid())
+        except (AttributeError, OSError):
+            sock.sendall(encode_message(greeting))
+        else:
+            try:
+                socket.send_fds(sock, [encode_message(greeting)], [handle])
+            finally:
+                os.close(handle)
+        # A supervisor that does not read must not hold its callers for ever.
+        sock.settimeout(None)
+        limit = struct.pack("ll", _SEND_LIMIT, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 @define(eq=False)
@@ -58,13 +112,14 @@ class _Call:
         self.done.set()
 
 
-class ProcessSandbox:
-    """A sandbox of the process backend; a `RunningSandbox`.
+class SupervisedSandbox:
+    """A sandbox behind a supervisor; a `RunningSandbox`.
 
     Args:
         spec: What it is.
-        process: Its supervisor.
-        sock: The line to it; owned from now on.
+        process: Its supervisor; None until that hands a handle of itself over, as when
+            another platform has started it. Owned from now on.
+        sock: The line to it, as `call` returns it; owned from now on.
         on_agent: Told each change of the agent.
         on_lost: Told once if it ends unasked.
         on_gone: Told once when no process of it is left, however it ended.
@@ -75,12 +130,12 @@ class ProcessSandbox:
     def __init__(
         self,
         spec: SandboxSpec,
-        process: subprocess.Popen[bytes],
+        process: ProcessHandle | None,
         sock: socket.socket,
         *,
         on_agent: OnAgent,
         on_lost: OnLost,
-        on_gone: Callable[[ProcessSandbox], None],
+        on_gone: Callable[[SupervisedSandbox], None],
     ) -> None:
         # Guards _calls, _ended and _asked_to_end.
         self._lock = threading.Lock()
@@ -92,6 +147,7 @@ class ProcessSandbox:
         self._send_lock = threading.Lock()
         self._sock = sock
         self._id = spec.sandbox_id
+        self._path = spec.line.path
         self._process = process
         self._on_agent = on_agent
         self._on_lost = on_lost
@@ -99,7 +155,9 @@ class ProcessSandbox:
         self._owner = os.getpid()
         self._numbers = itertools.count(1)
         self._agent = AgentStatus(phase="starting" if spec.entrypoint else "none")
+        self._paused = False
         self._reason: LostReason = "crashed"
+        self._empty = False
         self._fds: deque[int] = deque()
         self._up = threading.Event()
         self._ready = False
@@ -107,21 +165,37 @@ class ProcessSandbox:
 
     @property
     def pid(self) -> int:
-        """The supervisor's process."""
-        return self._process.pid
+        """The supervisor's process; 0 while it is not known."""
+        return self._process.pid if self._process is not None else 0
 
     @property
     def agent(self) -> AgentStatus:
         """The agent as last reported."""
         return self._agent
 
+    @property
+    def paused(self) -> bool:
+        """Whether its processes are frozen."""
+        return self._paused
+
     def start(
-        self, boot: Mapping[str, Any], *, timeout: float, thread_name: str
+        self,
+        boot: Mapping[str, Any] | None,
+        *,
+        timeout: float,
+        thread_name: str,
     ) -> bool:
-        """Tell the supervisor what the sandbox is; return whether it came up."""
+        """Begin to listen to the supervisor; return whether it says that it is up.
+
+        Args:
+            boot: What the sandbox is; None if the supervisor knows.
+            timeout: Most seconds.
+            thread_name: Of the thread that listens.
+        """
         start_thread(thread_name, self._run)
-        with suppress(SandboxStateError):  # it has ended already
-            self._send({"boot": boot})
+        if boot is not None:
+            with suppress(SandboxStateError):  # it has ended already
+                self._send({"boot": boot})
         self._up.wait(timeout)
         return self._ready
 
@@ -146,10 +220,12 @@ class ProcessSandbox:
     def pause(self) -> None:
         """Freeze every process; see `RunningSandbox.pause`."""
         self._ask("pause")
+        self._paused = True
 
     def resume(self) -> None:
         """Let every process go on; see `RunningSandbox.resume`."""
         self._ask("resume")
+        self._paused = False
 
     def usage(self) -> Usage:
         """Measure the sandbox; see `RunningSandbox.usage`."""
@@ -257,18 +333,34 @@ class ProcessSandbox:
             parse_error(message)
             self._finish_call(message, fd)
             return
+        if event == "ready":
+            self._take_ready(message, fd)
+            return
         if fd is not None:
             os.close(fd)
-        if event == "ready":
-            self._ready = True
-            self._up.set()
-        elif event == "agent":
+        if event == "agent":
             self._agent = parse_agent(message)
             self._tell(partial(self._on_agent, self._agent))
         elif event == "over":
             self._reason = "memory"
+        elif event == "empty":
+            self._empty = True
         else:
             raise ChannelError("unknown event")
+
+    def _take_ready(self, message: Message, fd: int | None) -> None:
+        """Take note that it is up, and hold on to its process if nobody does yet."""
+        pid, self._paused = parse_ready(message)
+        if self._process is not None:
+            if fd is not None:
+                os.close(fd)
+        else:
+            try:
+                self._process = PidProcess(pid) if fd is None else ForeignProcess(fd)
+            except Exception as exc:
+                raise ChannelError("the supervisor cannot be held") from exc
+        self._ready = True
+        self._up.set()
 
     def _finish_call(self, message: Message, fd: int | None) -> None:
         number = message["reply"]
@@ -308,14 +400,17 @@ class ProcessSandbox:
 
     def _bury(self) -> None:
         """Wait for the supervisor's end; kill what it may have left."""
-        try:
-            clean = self._process.wait(_EXIT_LIMIT) == 0
-        except subprocess.TimeoutExpired:
-            clean = False
-            self._destroy()
-            self._process.wait()
-        if clean:
-            return  # it ends so only when it has seen that nothing is left
+        process = self._process
+        if process is not None:
+            if not process.wait(_EXIT_LIMIT):
+                self._empty = False
+                self._destroy()
+                process.wait(_KILL_SLACK)
+            process.close()
+        with suppress(OSError):
+            os.unlink(self._path)
+        if self._empty:
+            return
         left = tree.sweep(partial(tree.marked, self._id), timeout=_KILL_SLACK)
         if left:
             _log.error(
@@ -325,6 +420,117 @@ class ProcessSandbox:
 
     def _destroy(self) -> None:
         """Kill all of it from here, for the supervisor does not."""
-        find = partial(tree.members, self._process.pid, self._id)
+        process = self._process
+        if process is None:
+            tree.sweep(partial(tree.marked, self._id), timeout=_KILL_SLACK)
+            return
+        find = partial(tree.members, process.pid, self._id)
         tree.sweep(find, timeout=_KILL_SLACK)
-        self._process.kill()
+        process.kill()
+
+
+class Holds:
+    """The sandboxes of one backend: begun, taken over, and ended with it.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(self) -> None:
+        # Guards _held and _closed.
+        self._lock = threading.Lock()
+        self._held: set[SupervisedSandbox] = set()
+        self._closed = False
+        self._numbers = itertools.count(1)
+
+    def begin(
+        self,
+        spec: SandboxSpec,
+        sock: socket.socket,
+        process: ProcessHandle | None,
+        *,
+        boot: Mapping[str, Any] | None,
+        on_agent: OnAgent,
+        on_lost: OnLost,
+        timeout: float,
+    ) -> SupervisedSandbox | None:
+        """Return the sandbox behind a line once it is up; None if it does not come up.
+
+        Args:
+            spec: What it is.
+            sock: The line; owned from now on.
+            process: The supervisor, as of `SupervisedSandbox`.
+            boot: What it is to be told; None if it was told before.
+            on_agent: Told each change of the agent.
+            on_lost: Told once if it ends unasked.
+            timeout: Most seconds to wait.
+
+        Raises:
+            SandboxStartError: The backend is closed. Nothing is left, as when it does
+                not come up.
+        """
+        sandbox = SupervisedSandbox(
+            spec,
+            process,
+            sock,
+            on_agent=on_agent,
+            on_lost=on_lost,
+            on_gone=self._forget,
+        )
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._held.add(sandbox)
+        name = f"ppio-sandbox-{next(self._numbers)}"
+        try:
+            up = sandbox.start(
+                None if closed else boot,
+                timeout=0.0 if closed else timeout,
+                thread_name=name,
+            )
+        except BaseException:  # an interrupt leaves no sandbox that nobody holds
+            sandbox.begin_kill(0.0)
+            raise
+        if closed or not up:
+            sandbox.kill(0.0)
+        if closed:
+            raise SandboxStartError("the backend is closed")
+        return sandbox if up else None
+
+    def adopt(
+        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
+    ) -> SupervisedSandbox:
+        """Take over a sandbox of another platform; see `Backend.adopt`."""
+        try:
+            sock = call(spec.line)
+        except OSError as exc:
+            raise SandboxStartError(
+                f"nobody answers for sandbox {spec.sandbox_id}: {exc}"
+            ) from exc
+        found = self.begin(
+            spec,
+            sock,
+            None,
+            boot=None,
+            on_agent=on_agent,
+            on_lost=on_lost,
+            timeout=_CALL_LIMIT,
+        )
+        if found is None:
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} does not let itself be taken over"
+            )
+        return found
+
+    def close(self) -> None:
+        """Kill, without grace, whatever still runs. Idempotent."""
+        with self._lock:
+            self._closed = True
+            held = list(self._held)
+        for sandbox in held:
+            sandbox.begin_kill(0.0)
+        for sandbox in held:
+            sandbox.kill(0.0)
+
+    def _forget(self, sandbox: SupervisedSandbox) -> None:
+        with self._lock:
+            self._held.discard(sandbox)
