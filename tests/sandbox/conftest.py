@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.sandbox.cloud import Cloud
 from tests.sandbox.sandboxkit import Lab
+from tests.support import wait_until
 
 
 @pytest.fixture
@@ -16,3 +18,23 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path)
     yield lab
     lab.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """A running platform with the template `echo`."""
+    made = Cloud(tmp_path_factory.mktemp("cloud"))
+    made.deploy("echo")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cloud(shared: Cloud) -> Iterator[Cloud]:
+    """The platform of the module, without sandboxes before and after."""
+    yield shared
+    for sandbox in shared.platform.sandboxes.list_sandboxes():
+        shared.platform.sandboxes.kill(sandbox.id)
+    # One whose time was over is not found from the moment its end begins.
+    folder = shared.folder / "data" / "sandboxes"
+    wait_until(lambda: list(folder.iterdir()) == [])

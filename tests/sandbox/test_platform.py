@@ -9,10 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -26,77 +24,8 @@ from ppio_agent.exceptions import (
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from ppio_agent.sandbox.templates.manifest import parse_manifest
 from tests.sandbox.agents import HTTP_AGENT, write_agent
+from tests.sandbox.cloud import BLUE, RED, Cloud
 from tests.support import SLOW, processes_marked, wait_until
-
-RED, BLUE = "sk_red_0123456789", "sk_blue_0123456789"
-
-
-class Cloud:
-    """A running platform and a way to ask it things over HTTP."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.folder = folder
-        self.config = PlatformConfig(
-            data_dir=folder / "data", keys={RED: "red", BLUE: "blue"}, **settings
-        )
-        self.platform = SandboxPlatform(self.config).start()
-        self.http = requests.Session()
-        self.http.trust_env = False
-
-    def ask(
-        self, method: str, path: str, json: Any = None, *, key: str = RED
-    ) -> requests.Response:
-        return self.http.request(
-            method,
-            self.platform.url + path,
-            json=json,
-            headers={"X-API-KEY": key},
-            timeout=30 * SLOW,
-        )
-
-    def agent(
-        self, sandbox_id: str, path: str = "/ping", *, port: int = 8080, **more: Any
-    ) -> requests.Response:
-        headers = {"PPIO-Sandbox-Id": sandbox_id, "PPIO-Sandbox-Port": str(port)}
-        return self.http.request(
-            more.pop("method", "GET"),
-            self.platform.url + path,
-            headers={**headers, **more.pop("headers", {})},
-            timeout=30 * SLOW,
-            **more,
-        )
-
-    def deploy(self, name: str, text: str = HTTP_AGENT) -> str:
-        folder = write_agent(self.folder / "src", name, {"app.py": text})
-        return self.platform.deploy(folder, api_key=RED).template_id
-
-    def create(self, template: str = "base", **body: Any) -> str:
-        response = self.ask("POST", "/sandboxes", {"templateID": template, **body})
-        assert response.status_code == 201, response.text
-        return str(response.json()["sandboxID"])
-
-    def close(self) -> None:
-        self.http.close()
-        self.platform.close()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    made = Cloud(tmp_path_factory.mktemp("cloud"))
-    made.deploy("echo")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def cloud(shared: Cloud) -> Iterator[Cloud]:
-    """The shared platform, without sandboxes before and after."""
-    yield shared
-    for sandbox in shared.platform.sandboxes.list_sandboxes():
-        shared.platform.sandboxes.kill(sandbox.id)
-    # One whose time was over is not found from the moment its end begins.
-    folder = shared.folder / "data" / "sandboxes"
-    wait_until(lambda: list(folder.iterdir()) == [])
 
 
 def _marked(sandbox_id: str) -> list[int]:
