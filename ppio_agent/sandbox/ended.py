@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,13 +18,17 @@ from ppio_agent._util.clock import utc_now
 from ppio_agent.storage import Delete, DocumentStore, Put
 from ppio_agent.wire.model import structure
 
-__all__ = ["EndedLogs", "remove_tree"]
+__all__ = ["SANDBOX_ROW", "EndedLogs", "remove_tree"]
 
 _log = logging.getLogger(__name__)
+
+SANDBOX_ROW: Final = "sandbox"
+"""Kind of the documents of live sandboxes."""
 
 _KIND: Final = "ended"
 _KEPT_FOR: Final = timedelta(hours=24)
 _MOST: Final = 100
+_REMEMBERED: Final = 10_000
 
 
 def remove_tree(path: Path) -> None:
@@ -83,15 +88,38 @@ class EndedLogs:
         self._clock = clock
         # Lets one thread at a time choose what is to be forgotten.
         self._pruning = threading.Lock()
+        # Those of this run, forgotten or not; appended to by any thread.
+        self._dead: deque[str] = deque(maxlen=_REMEMBERED)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def keep(self, sandbox_id: str, *, tenant: str, reason: str, logs: Path) -> None:
-        """Take over the log folder of an ended sandbox."""
+    def bury(self, sandbox_id: str, *, tenant: str, reason: str, root: Path) -> None:
+        """Take over the logs of an ended sandbox; remove its folder and its row.
+
+        Whatever the instant of a crash, the row is there until nothing else is.
+
+        Args:
+            sandbox_id: Its id.
+            tenant: Whose it was.
+            reason: Why it ended.
+            root: Its folder, which need not be there.
+        """
+        logs = root / "logs"
         if logs.is_dir():
             logs.replace(self._folder / sandbox_id)
+        remove_tree(root)
         ended = {"tenant": tenant, "ended_at": self._clock(), "reason": reason}
-        self._store.write(Put(_KIND, sandbox_id, ended))
+        self._store.write(
+            Put(_KIND, sandbox_id, ended), Delete(SANDBOX_ROW, sandbox_id)
+        )
+        self._dead.append(sandbox_id)
         self.prune()
+
+    def dead(self) -> frozenset[str]:
+        """Return the sandboxes that are known to have ended: the latest thousands."""
+        return frozenset((*self._dead, *self._kept()))
+
+    def _kept(self) -> list[str]:
+        return [document.id for document in self._store.scan(_KIND)]
 
     def find(self, sandbox_id: str, tenant: str | None) -> Path | None:
         """Return the log folder of an ended sandbox of the tenant, or None."""

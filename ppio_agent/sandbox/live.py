@@ -34,24 +34,23 @@ _KILL_GRACE: Final = 2.0
 class LiveSandbox:
     """A sandbox from the moment it is accepted until its last process is gone.
 
+    Args:
+        identity: What it is.
+        around: What it needs of its platform.
+        life: How it lived under a platform that crashed; None: it is new.
+
     Thread safety: thread-safe. Transitions take turns; a kill that comes while another
     is under way is carried out right after it and is never lost.
     """
 
-    def __init__(self, identity: Identity, around: Surroundings) -> None:
+    def __init__(
+        self, identity: Identity, around: Surroundings, *, life: Life | None = None
+    ) -> None:
         self.identity = identity
         self._around = around
-        now = around.utc()
-        timeout = float(identity.options.timeout)
-        self.life = Life(
-            state=State.STARTING,
-            started_at=now,
-            end_at=now + timedelta(seconds=timeout),
-            ends=around.monotonic() + timeout,
-            pauses=identity.options.pauses,
-        )
+        self.life = life or _new_life(identity, around)
         self.ended = threading.Event()
-        self._timeout = timeout
+        self._timeout = float(identity.options.timeout)
         self._running: RunningSandbox | None = None
         self._changes = Changes()
         self._idle = IdleWatch(
@@ -170,6 +169,31 @@ class LiveSandbox:
         if self._doomed:
             self.ended.wait(TURN_TIMEOUT)
             raise SandboxStateError(f"sandbox {self.id} was killed while it started")
+
+    def adopt(self) -> None:
+        """Take it up from a platform that crashed: it goes on as it is.
+
+        Raises:
+            SandboxStartError: It does not answer.
+
+        Blocking: at most 2 seconds.
+        """
+        with self._turn:
+            self._running = self._around.backend.adopt(
+                self.identity.spec(), on_agent=self._on_agent, on_lost=self._on_lost
+            )
+            state = State.PAUSED if self._running.paused else State.RUNNING
+            ends = self.life.ends
+            if state is not self.life.state:
+                # The crash came between a transition and the note of it.
+                paused = state is State.PAUSED
+                left = self._around.paused_timeout if paused else self._timeout
+                ends = self._now() + left
+                self.life = attrs.evolve(self.life, state=state)
+            self._set_end(ends)
+            if state is State.RUNNING:
+                self._idle.start()
+            self._around.on_life(self)
 
     def pause(self) -> None:
         """Freeze it.
@@ -418,3 +442,14 @@ class LiveSandbox:
 
     def __repr__(self) -> str:
         return f"LiveSandbox({self.id}, {self.life.state.value})"
+
+
+def _new_life(identity: Identity, around: Surroundings) -> Life:
+    now, timeout = around.utc(), float(identity.options.timeout)
+    return Life(
+        state=State.STARTING,
+        started_at=now,
+        end_at=now + timedelta(seconds=timeout),
+        ends=around.monotonic() + timeout,
+        pauses=identity.options.pauses,
+    )

@@ -6,7 +6,11 @@ import socket
 import threading
 from collections.abc import Callable
 
-from ppio_agent.exceptions import SandboxStartError, SandboxStateError
+from ppio_agent.exceptions import (
+    SandboxPlatformError,
+    SandboxStartError,
+    SandboxStateError,
+)
 from ppio_agent.sandbox.backends.base import (
     AgentStatus,
     LostReason,
@@ -38,8 +42,10 @@ class FakeSandbox:
         self.log: list[str] = []
         self.pid = 1
         self.alive = True
+        self.paused = False
         self.on_dial: Callable[[int], socket.socket] | None = None
         self.during: dict[str, Callable[[], object]] = {}
+        self.load = Usage(cpu_seconds=0.0, rss_bytes=0, processes=0)
         self._on_agent = on_agent
         self._on_lost = on_lost
         (spec.root / "logs").mkdir(parents=True, exist_ok=True)
@@ -58,12 +64,20 @@ class FakeSandbox:
 
     def pause(self) -> None:
         self._do("pause")
+        self.paused = True
 
     def resume(self) -> None:
         self._do("resume")
+        self.paused = False
+
+    def adopted(self, on_agent: OnAgent, on_lost: OnLost) -> None:
+        """Belong to another platform from now on."""
+        self.log.append("adopt")
+        self._on_agent, self._on_lost = on_agent, on_lost
 
     def usage(self) -> Usage:
-        return Usage(cpu_seconds=0.0, rss_bytes=0, processes=0)
+        self.during.get("usage", lambda: None)()
+        return self.load
 
     def kill(self, grace: float) -> None:
         self.log.append(f"kill {grace:g}")
@@ -82,12 +96,13 @@ class FakeSandbox:
 
 
 class FakeBackend:
-    """Keeps all its sandboxes in `started`."""
+    """Keeps all its sandboxes in `started`; `left` are those to be taken over."""
 
     name = "process"
 
     def __init__(self) -> None:
         self.started: list[FakeSandbox] = []
+        self.left: list[FakeSandbox] = []
         self.before_start: Callable[[], object] = lambda: None
         self.fails = False
         self.closed = 0
@@ -103,6 +118,25 @@ class FakeBackend:
         with self._lock:
             self.started.append(sandbox)
         return sandbox
+
+    def check(self, *, allow_internet: bool) -> None:
+        if not allow_internet:
+            raise SandboxPlatformError(
+                "the fake backend cannot block network access",
+                code="not_supported",
+                http_status=501,
+            )
+
+    def adopt(
+        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
+    ) -> FakeSandbox:
+        for sandbox in self.left:
+            if sandbox.spec.line == spec.line and sandbox.alive:
+                sandbox.adopted(on_agent, on_lost)
+                with self._lock:
+                    self.started.append(sandbox)
+                return sandbox
+        raise SandboxStartError(f"sandbox {spec.sandbox_id} does not answer")
 
     @property
     def last(self) -> FakeSandbox:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,28 @@ from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import DocumentStore, open_store
 from tests.sandbox.agents import write_agent
-from tests.sandbox.fakes import FakeBackend
+from tests.sandbox.fakes import FakeBackend, FakeSandbox
 
 __all__ = ["PlatformRig"]
 
 
 class PlatformRig:
-    """Templates and sandboxes; a template `echo` is deployed for tenant `red`."""
+    """Templates and sandboxes; a template `echo` is deployed for tenant `red`.
+
+    Args:
+        folder: Its data directory.
+        store: Its store; None: one of its own, in memory.
+        left: What a rig that crashed on this folder and store has left.
+        monotonic: Its clock.
+        settings: Of the platform.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
         store: DocumentStore | None = None,
+        left: Iterable[FakeSandbox] = (),
         monotonic: Callable[[], float] = time.monotonic,
         **settings: Any,
     ) -> None:
@@ -58,9 +67,16 @@ class PlatformRig:
             id_factory=lambda: f"s{next(numbers):019d}",
             monotonic=monotonic,
         )
+        self.backend.left = list(left)
         self.sandboxes.recover()
         source = FolderSource.of(write_agent(folder / "src"))
         self.echo = self.templates.deploy(source, tenant="red")[0]
+
+    def crash(self) -> list[FakeSandbox]:
+        """Stop as if killed; return what lives on."""
+        self.sandboxes._timers.close()
+        self.sandboxes._background.close()
+        return [sandbox for sandbox in self.backend.started if sandbox.alive]
 
     def close(self) -> None:
         self.sandboxes.close(5.0)

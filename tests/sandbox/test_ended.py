@@ -36,7 +36,7 @@ def _end(ended: EndedLogs, folder: Path, sandbox_id: str) -> None:
     logs = folder / sandbox_id / "logs"
     logs.mkdir(parents=True)
     (logs / "agent.log").write_text(sandbox_id)
-    ended.keep(sandbox_id, tenant="red", reason="request", logs=logs)
+    ended.bury(sandbox_id, tenant="red", reason="request", root=logs.parent)
 
 
 def test_the_logs_of_an_ended_sandbox_are_its_tenants(
@@ -77,7 +77,7 @@ def test_the_newest_hundred_are_kept(
 def test_a_sandbox_that_wrote_nothing_ends_too(
     ended: EndedLogs, tmp_path: Path
 ) -> None:
-    ended.keep("one", tenant="red", reason="crashed", logs=tmp_path / "none")
+    ended.bury("one", tenant="red", reason="crashed", root=tmp_path / "none")
 
     assert ended.find("one", "red") is not None
 

@@ -13,7 +13,7 @@ import pytest
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
 from ppio_agent.sandbox import live
-from ppio_agent.sandbox.backends.base import AgentStatus
+from ppio_agent.sandbox.backends.base import AgentStatus, Line
 from ppio_agent.sandbox.life import Identity, Life, Surroundings
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.machine import EndReason, Event, State
@@ -43,6 +43,7 @@ class Rig:
             build=Build(id="b", template_id="t", entrypoint="app.py"),
             options=CreateOptions(**options),
             root=self.folder,
+            line=Line(path="none", secret="s"),
         )
         around = Surroundings(
             backend=self.backend,

@@ -217,7 +217,7 @@ def test_random_use_from_many_threads_leaks_nothing(tmp_path: Path) -> None:
 
     assert unexpected == []
     assert _folders(rig) == []
-    assert rig.sandboxes._live == rig.sandboxes._owners == {}
+    assert rig.sandboxes._roster.everyone() == []
     assert all(not sandbox.alive for sandbox in rig.backend.started)
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "descendants",
     "freeze",
     "marked",
+    "marked_any",
     "measure",
     "members",
     "send",
@@ -129,20 +130,22 @@ def descendants(root: int, parents: Mapping[int, int]) -> set[int]:
     return found
 
 
-def _carries(pid: int, sandbox_id: str) -> bool:
+def _marker(pid: int) -> str | None:
+    """Return the sandbox that a process's environment names, if any."""
     if not _HAS_PROC:
         import psutil
 
         try:
-            return psutil.Process(pid).environ().get(MARKER) == sandbox_id
+            return psutil.Process(pid).environ().get(MARKER)
         except psutil.Error:
-            return False
+            return None
     try:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            data = file.read()
+            data = b"\0" + file.read()
     except OSError:
-        return False
-    return f"{MARKER}={sandbox_id}".encode() in data.split(b"\0")
+        return None
+    _, found, rest = data.partition(f"\0{MARKER}=".encode())
+    return rest.partition(b"\0")[0].decode("ascii", "replace") if found else None
 
 
 def _alive(entries: Mapping[int, Entry], pids: Iterable[int]) -> set[Process]:
@@ -154,14 +157,24 @@ def _alive(entries: Mapping[int, Entry], pids: Iterable[int]) -> set[Process]:
 def marked(sandbox_id: str) -> set[Process]:
     """Return the living processes that carry the sandbox's marker."""
     entries = table()
-    return _alive(entries, (pid for pid in entries if _carries(pid, sandbox_id)))
+    return _alive(entries, (pid for pid in entries if _marker(pid) == sandbox_id))
+
+
+def marked_any(sandbox_ids: Container[str]) -> set[Process]:
+    """Return the living processes of any of these sandboxes: marked, or below one."""
+    entries = table()
+    found = {pid for pid in entries if (_marker(pid) or "") in sandbox_ids}
+    if found:
+        parents = {pid: entry.parent for pid, entry in entries.items()}
+        found = found.union(*(descendants(pid, parents) for pid in found))
+    return _alive(entries, found)
 
 
 def members(root: int, sandbox_id: str) -> set[Process]:
     """Return the living processes of a sandbox, its supervisor `root` left out."""
     entries = table()
     below = descendants(root, {pid: entry.parent for pid, entry in entries.items()})
-    others = (pid for pid in entries.keys() - below if _carries(pid, sandbox_id))
+    others = (pid for pid in entries.keys() - below if _marker(pid) == sandbox_id)
     return _alive(entries, below.union(others) - {root})
 
 
