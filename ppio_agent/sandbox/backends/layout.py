@@ -1,4 +1,4 @@
-"""What a sandbox of the process backend finds around it: environment and files.
+"""What a sandbox finds around it: environment and files.
 
 Nothing of the host's environment gets in; what is here is all there is.
 """
@@ -14,7 +14,7 @@ from attrs import frozen
 
 from .base import SandboxSpec
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "environment", "search_path", "write_programs"]
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -52,6 +52,55 @@ cd() {{
     builtin cd "${{args[@]}}"
 }}
 """
+
+
+def environment(
+    spec: SandboxSpec, *, path: str, home: str, tmp: str, port: int
+) -> Mapping[str, str]:
+    """Return the whole environment of every process of a sandbox. Pure.
+
+    Args:
+        spec: What the sandbox is; its `env` wins over all but the marker
+            and where the agent listens.
+        path: Where programs are looked for.
+        home: The home folder, by its name inside.
+        tmp: The folder for temporary files, by its name inside.
+        port: Where the agent is asked to listen.
+    """
+    return {
+        "PATH": path,
+        "HOME": home,
+        "USER": "user",
+        "LOGNAME": "user",
+        "LANG": "C.UTF-8",
+        "TMPDIR": tmp,
+        "PYTHONUNBUFFERED": "1",
+        "PPIO_TEMPLATE_ID": spec.template_id,
+        **spec.env,
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PPIO_SANDBOX_ID": spec.sandbox_id,
+    }
+
+
+def search_path(programs: str) -> str:
+    """Return the `PATH` of a sandbox whose own programs are in a folder. Pure."""
+    return f"{programs}{os.pathsep}{_SYSTEM_PATH}"
+
+
+def write_programs(folder: Path, python: str) -> None:
+    """Write the programs that every sandbox has of its own: Python, and a `sudo`.
+
+    Args:
+        folder: Where.
+        python: The interpreter that `python` is inside.
+    """
+    run_python = _PYTHON.format(python=shlex.quote(python))
+    programs = {"python": run_python, "python3": run_python, "sudo": _SUDO}
+    for name, text in programs.items():
+        program = folder / name
+        program.write_text(text, encoding="utf-8")
+        program.chmod(0o700)
 
 
 @frozen(kw_only=True)
@@ -93,24 +142,12 @@ class Layout:
         """Return the whole environment of every process of the sandbox.
 
         Args:
-            spec: What the sandbox is; its `env` wins over all but the marker
-                and where the agent listens.
+            spec: What the sandbox is.
             port: Where the agent is asked to listen.
         """
-        return {
-            "PATH": self._path,
-            "HOME": str(self.home),
-            "USER": "user",
-            "LOGNAME": "user",
-            "LANG": "C.UTF-8",
-            "TMPDIR": str(self.tmp),
-            "PYTHONUNBUFFERED": "1",
-            "PPIO_TEMPLATE_ID": spec.template_id,
-            **spec.env,
-            "HOST": "127.0.0.1",
-            "PORT": str(port),
-            "PPIO_SANDBOX_ID": spec.sandbox_id,
-        }
+        return environment(
+            spec, path=self._path, home=str(self.home), tmp=str(self.tmp), port=port
+        )
 
     def write(self, python: str) -> None:
         """Make the folders and programs around `app`.
@@ -120,12 +157,7 @@ class Layout:
         """
         for name in ("app", "home", "tmp", "bin", "logs"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        run_python = _PYTHON.format(python=shlex.quote(python))
-        programs = {"python": run_python, "python3": run_python, "sudo": _SUDO}
-        for name, text in programs.items():
-            program = self.root / "bin" / name
-            program.write_text(text, encoding="utf-8")
-            program.chmod(0o700)
+        write_programs(self.root / "bin", python)
         profile = _BASH_PROFILE.format(
             path=shlex.quote(self._path), app=shlex.quote(str(self.app))
         )
@@ -133,4 +165,4 @@ class Layout:
 
     @property
     def _path(self) -> str:
-        return f"{self.root / 'bin'}{os.pathsep}{_SYSTEM_PATH}"
+        return search_path(str(self.root / "bin"))

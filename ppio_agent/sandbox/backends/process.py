@@ -5,18 +5,13 @@ Each has a supervisor process that owns everything in it, started here by exec.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
 from ppio_agent.sandbox.supervisor.tree import MARKER
@@ -24,13 +19,13 @@ from ppio_agent.sandbox.supervisor.tree import MARKER
 from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ChildProcess, ProcessHandle
 from .layout import Layout
+from .startup import boot_message, import_paths, read_tail
 from .supervised import Holds, SupervisedSandbox, call, listen
 
 __all__ = ["ProcessBackend"]
 
 _START_LIMIT = 10.0
 _REMEMBERED_PORTS = 256
-_TAIL = 4096
 
 # Isolated and without `site`: neither the environment nor the files of the user change
 # what a supervisor is, and it starts in half the time.
@@ -39,7 +34,6 @@ _BOOTSTRAP = (
     " from ppio_agent.sandbox.supervisor.main import main;"
     " main(int(sys.argv[1]))"
 )
-_NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
 
 
 class ProcessBackend:
@@ -77,11 +71,21 @@ class ProcessBackend:
             raise SandboxStartError(
                 f"sandbox {spec.sandbox_id} could not be started: {exc}"
             ) from exc
+        port = self._free_port()
         sandbox = self._holds.begin(
             spec,
             sock,
             process,
-            boot=_boot(spec, layout, self._free_port()),
+            boot=boot_message(
+                spec,
+                env=layout.environment(spec, port=port),
+                home=str(layout.home),
+                app=str(layout.app),
+                tmp=str(layout.tmp),
+                log=str(layout.agent_log),
+                port=port,
+                confined=True,
+            ),
             on_agent=on_agent,
             on_lost=on_lost,
             timeout=_START_LIMIT,
@@ -89,7 +93,7 @@ class ProcessBackend:
         if sandbox is None:
             raise SandboxStartError(
                 f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
-                f" {_tail(layout.supervisor_log)}"
+                f" {read_tail(layout.supervisor_log)}"
             )
         return sandbox
 
@@ -132,7 +136,7 @@ class ProcessBackend:
 def _exec_supervisor(
     fd: int, sandbox_id: str, layout: Layout
 ) -> subprocess.Popen[bytes]:
-    arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *_import_paths()]
+    arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *import_paths()]
     with open(layout.supervisor_log, "ab") as stderr:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -145,42 +149,3 @@ def _exec_supervisor(
             pass_fds=(fd,),
             start_new_session=True,
         )
-
-
-def _boot(spec: SandboxSpec, layout: Layout, port: int) -> Mapping[str, Any]:
-    """Return the fields of the supervisor's `Boot`."""
-    return {
-        "sandbox_id": spec.sandbox_id,
-        "env": dict(layout.environment(spec, port=port)),
-        "secret": spec.line.secret,
-        "orphan_grace": spec.orphan_grace,
-        "home": str(layout.home),
-        "app": str(layout.app),
-        "tmp": str(layout.tmp),
-        "confined": True,
-        "log": str(layout.agent_log),
-        "entrypoint": spec.entrypoint,
-        "python": sys.executable,
-        "port": port,
-        "start_timeout": spec.start_timeout,
-        "memory_bytes": spec.memory_mb * 1024 * 1024,
-        "cpus": spec.cpus,
-        "access_token": spec.access_token,
-    }
-
-
-@cache
-def _import_paths() -> tuple[str, ...]:
-    """Return the folders from which a supervisor imports what it needs."""
-    specs = map(importlib.util.find_spec, _NEEDED)
-    origins = (spec.origin for spec in specs if spec is not None and spec.origin)
-    return tuple(dict.fromkeys(str(Path(origin).parents[1]) for origin in origins))
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

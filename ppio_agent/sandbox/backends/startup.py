@@ -1,0 +1,73 @@
+"""What every supervisor is started with, whichever backend starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .base import SandboxSpec
+
+__all__ = ["boot_message", "import_paths", "package_origins", "read_tail"]
+
+_NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
+_TAIL = 4096
+
+
+def boot_message(
+    spec: SandboxSpec,
+    *,
+    env: Mapping[str, str],
+    home: str,
+    app: str,
+    tmp: str,
+    log: str,
+    port: int,
+    confined: bool,
+) -> Mapping[str, Any]:
+    """Return the fields of the supervisor's `Boot`, which says what they are. Pure."""
+    return {
+        "sandbox_id": spec.sandbox_id,
+        "secret": spec.line.secret,
+        "orphan_grace": spec.orphan_grace,
+        "env": dict(env),
+        "home": home,
+        "app": app,
+        "tmp": tmp,
+        "confined": confined,
+        "log": log,
+        "entrypoint": spec.entrypoint,
+        "python": sys.executable,
+        "port": port,
+        "start_timeout": spec.start_timeout,
+        "memory_bytes": spec.memory_mb * 1024 * 1024,
+        "cpus": spec.cpus,
+        "access_token": spec.access_token,
+    }
+
+
+@cache
+def package_origins() -> tuple[str, ...]:
+    """Return the first files of the packages that a supervisor imports."""
+    specs = map(importlib.util.find_spec, _NEEDED)
+    return tuple(spec.origin for spec in specs if spec is not None and spec.origin)
+
+
+def import_paths() -> tuple[str, ...]:
+    """Return the folders from which a supervisor imports what it needs."""
+    folders = (str(Path(origin).parents[1]) for origin in package_origins())
+    return tuple(dict.fromkeys(folders))
+
+
+def read_tail(path: Path) -> str:
+    """Return the last 4 KiB of a file as text; `""` if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
