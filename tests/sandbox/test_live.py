@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
 from ppio_agent.sandbox import live
 from ppio_agent.sandbox.backends.base import AgentStatus, Line
+from ppio_agent.sandbox.changes import Change
 from ppio_agent.sandbox.life import Identity, Life, Surroundings
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.machine import EndReason, Event, State
@@ -286,3 +288,115 @@ def test_a_life_extended_at_its_very_end_goes_on(rig: Rig) -> None:
     wait_until(lambda: rig.pool.busy == 0)
     assert sandbox.life.state is State.RUNNING
     assert not sandbox.doomed
+
+
+def test_one_that_nobody_uses_ends_by_its_rule(rig: Rig) -> None:
+    killed = rig.started(idle_timeout=0.05)
+    assert killed.ended.wait(5)
+    paused = rig.started(idle_timeout=0.05, pauses=True)
+    wait_until(lambda: paused.life.state is State.PAUSED)
+
+    assert killed.life.reason is EndReason.IDLE
+    assert 49 < _left(paused) <= 50
+
+
+def test_traffic_keeps_it_and_a_resume_counts_anew(rig: Rig) -> None:
+    sandbox = rig.started(idle_timeout=0.2, pauses=True)
+    sandbox.traffic_began()
+    assert not sandbox.wait_for(lambda: sandbox.life.state is State.PAUSED, 0.5)
+    ended = time.monotonic()
+    sandbox.traffic_ended()
+    assert sandbox.wait_for(lambda: sandbox.life.state is State.PAUSED, 5.0)
+    assert time.monotonic() - ended >= 0.2
+    resumed = time.monotonic()
+    sandbox.wake()
+    assert sandbox.life.state is State.RUNNING
+    assert sandbox.wait_for(lambda: sandbox.life.state is State.PAUSED, 5.0)
+
+    assert time.monotonic() - resumed >= 0.2
+    assert sandbox.identity.options.timeout == 300
+
+
+def test_one_that_cannot_be_paused_at_its_end_is_killed(rig: Rig) -> None:
+    sandbox = rig.started(pauses=True)
+    rig.backend.last.alive = False
+    sandbox.set_timeout(0.01)
+
+    assert sandbox.ended.wait(5)
+    assert sandbox.life.reason is EndReason.TIMEOUT
+
+
+def test_a_kill_that_fails_ends_the_sandbox_all_the_same(rig: Rig) -> None:
+    sandbox = rig.started()
+
+    def fail() -> None:
+        raise OSError("no")
+
+    rig.backend.last.during["kill"] = fail
+    with pytest.raises(OSError, match="no"):
+        sandbox.kill(Event.KILL)
+
+    assert sandbox.ended.is_set()
+    assert rig.ends == [sandbox]
+
+
+def test_its_changes_are_told_in_order_and_the_last_is_its_end(rig: Rig) -> None:
+    sandbox = rig.make()
+    heard: list[Change] = []
+    end = sandbox.subscribe(heard.append)
+    sandbox.start(lambda: None)
+    sandbox.pause()
+    sandbox.connect(5)
+    rig.backend.last.report(AgentStatus(phase="exited", exit_code=3))
+    sandbox.kill(Event.KILL)
+    end()
+
+    told = [(c.kind, c.state, c.reason) for c in heard]
+    assert told == [
+        ("state", State.RUNNING, None),
+        ("state", State.PAUSED, None),
+        ("state", State.RUNNING, None),
+        ("agent", State.RUNNING, None),
+        ("state", State.KILLED, EndReason.REQUEST),
+    ]
+    assert heard[3].agent.exit_code == 3
+    assert [c.at for c in heard] == sorted(c.at for c in heard)
+
+
+def test_a_listener_may_use_the_sandbox(rig: Rig) -> None:
+    """It is called under no lock that this needs."""
+    sandbox = rig.started()
+    seen: list[State] = []
+
+    def listen(change: Change) -> None:
+        seen.append(change.state)
+        if change.state is State.PAUSED:
+            sandbox.connect(5)
+
+    sandbox.subscribe(listen)
+    sandbox.pause()
+
+    assert seen == [State.PAUSED, State.RUNNING]
+
+
+def test_what_is_kept_of_its_life_is_true_before_the_caller_knows(rig: Rig) -> None:
+    sandbox = rig.started(timeout=100)
+    sandbox.pause()
+    assert rig.lives[-1] == sandbox.life
+    sandbox.resume(50)
+    assert rig.lives[-1] == sandbox.life
+    sandbox.set_timeout(20)
+    assert rig.lives[-1] == sandbox.life
+    sandbox.extend(90)
+    assert rig.lives[-1] == sandbox.life
+    sandbox.kill(Event.KILL)
+
+    assert rig.lives[-1].reason is EndReason.REQUEST
+    assert [life.state for life in rig.lives] == [
+        State.RUNNING,
+        State.PAUSED,
+        State.RUNNING,
+        State.RUNNING,
+        State.RUNNING,
+        State.KILLED,
+    ]
