@@ -154,8 +154,6 @@ def _refuse_unsupported(asked: _Create) -> None:
     for name in ("allowOut", "denyOut", "maskRequestHost"):
         if asked.network.extra.get(name):
             raise not_supported(f"network.{name}")
-    if asked.network.allow_public_traffic is False:
-        raise not_supported("network.allowPublicTraffic=false")
 
 
 def _pauses(asked: _Create) -> bool:

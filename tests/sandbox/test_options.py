@@ -91,6 +91,12 @@ def test_what_is_wrong_is_refused_with_its_path(body: Json, message: str) -> Non
         _parse(body)
 
 
+def test_traffic_is_public_unless_told_otherwise() -> None:
+    assert _parse({"network": None}).public_traffic
+    assert _parse({"network": {}}).public_traffic
+    assert not _parse({"network": {"allowPublicTraffic": False}}).public_traffic
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -100,7 +106,6 @@ def test_what_is_wrong_is_refused_with_its_path(body: Json, message: str) -> Non
         {"network": {"allowOut": ["x"]}},
         {"network": {"denyOut": ["x"]}},
         {"network": {"maskRequestHost": "x"}},
-        {"network": {"allowPublicTraffic": False}},
     ],
 )
 def test_what_the_platform_does_not_have_is_501(body: Json) -> None:

@@ -15,6 +15,7 @@ from tests.support import SLOW
 
 ID = "a" * 20
 OTHER_ID = "b" * 20
+SHORT = "5" * 32
 AGENT = SandboxPort(ID, 8080)
 
 Script = Callable[[socket.socket], object]
@@ -138,6 +139,10 @@ class Scripted:
         """Drop the test's secrets."""
         return value in self.secrets
 
+    def is_short_key(self, text: str) -> bool:
+        """Know one."""
+        return text == SHORT
+
     def sandbox_of(self, access_token: str) -> str | None:
         """Look a token up."""
         return self.tokens.get(access_token)
@@ -149,10 +154,11 @@ class Scripted:
 
 
 class Client:
-    """A raw client: bytes out, messages in."""
+    """A raw client of an edge, or of a port: bytes out, messages in."""
 
-    def __init__(self, edge: Edge) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", edge.port))
+    def __init__(self, edge: Edge | int) -> None:
+        port = edge if isinstance(edge, int) else edge.port
+        self.sock = socket.create_connection(("127.0.0.1", port))
         self.sock.settimeout(10 * SLOW)
         self._file = self.sock.makefile("rb")
 
@@ -276,6 +282,7 @@ __all__ = [
     "AGENT",
     "ID",
     "OTHER_ID",
+    "SHORT",
     "Client",
     "ControlPlane",
     "Scripted",
