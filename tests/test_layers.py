@@ -27,6 +27,7 @@ LAYER = {
 }  # fmt: skip
 
 HOMES = {
+    "cryptography": {"sandbox"},
     "django": {"client"},
     "requests": {"transport"},
     "urllib3": {"transport"},

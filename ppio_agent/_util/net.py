@@ -5,7 +5,18 @@ from __future__ import annotations
 import errno
 import ipaddress
 
-__all__ = ["is_loopback", "listening_error"]
+__all__ = ["authority_of", "is_loopback", "listening_error"]
+
+
+def authority_of(host: str, port: int) -> str:
+    """Return host and port, as in a URL, at which this machine reaches a listener.
+
+    Example:
+        >>> authority_of("0.0.0.0", 80), authority_of("::", 80)
+        ('127.0.0.1:80', '[::1]:80')
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -93,6 +93,10 @@ class Reach:
         """Say whether a header is a platform credential; see `Upstreams.strip`."""
         return name in _TRAFFIC_TOKENS or self._keys.is_credential(name, value)
 
+    def is_short_key(self, text: str) -> bool:
+        """Say whether a text is the short form of a key; see `Upstreams`."""
+        return self._keys.tenant_of_short(text) is not None
+
     def sandbox_of(self, access_token: str) -> str | None:
         """Return the sandbox an envd token is of; see `Upstreams.sandbox_of`."""
         return self._sandboxes.owner_of(access_token)

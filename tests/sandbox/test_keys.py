@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from ppio_agent.exceptions import AuthenticationError
-from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.keys import KeyRing, basic_user
 
 KEYS = {"sk_red": "red", "sk_blue": "blue"}
 
@@ -63,3 +65,63 @@ def test_only_keys_of_the_platform_are_credentials() -> None:
 
 def test_keys_are_in_no_repr() -> None:
     assert "sk_red" not in repr(KeyRing(KEYS))
+
+
+def basic(user: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:".encode()).decode()
+
+
+def test_a_short_form_is_hex_and_tells_its_tenant() -> None:
+    """It does not tell the key, and is the same in every ring of that key."""
+    ring = KeyRing(KEYS)
+    short = ring.short_of("red")
+
+    assert short is not None
+    assert len(short) == 32
+    assert int(short, 16) >= 0
+    assert short == KeyRing({"sk_red": "other"}).short_of("other")
+    assert ring.tenant_of_short(short) == "red"
+    assert ring.short_of("blue") != short
+    assert ring.short_of("green") is None
+
+
+@pytest.mark.parametrize("text", ["", "0" * 32, "sk_red", "\udce4", "\u00fc"])
+def test_no_other_text_is_a_short_form(text: str) -> None:
+    assert KeyRing(KEYS, any_key=True).tenant_of_short(text) is None
+
+
+def test_a_key_that_was_seen_has_a_short_form() -> None:
+    ring = KeyRing({}, any_key=True)
+    tenant = ring.tenant_of("unknown-1", None)
+    short = ring.short_of(tenant)
+
+    assert short is not None
+    assert ring.tenant_of_short(short) == tenant
+    assert ring.tenant_of_short(short[:16] + "0" * 16) is None
+
+
+def test_a_basic_user_with_a_short_form_is_a_credential() -> None:
+    ring = KeyRing(KEYS)
+    short = ring.short_of("blue")
+
+    assert ring.is_credential("authorization", basic(f"api.{short}"))
+    assert ring.is_credential("authorization", basic(f"8080-x-local.{short}"))
+    assert not ring.is_credential("authorization", basic(f"{short}"))
+    assert not ring.is_credential("authorization", basic("the-agent's.own"))
+
+
+@pytest.mark.parametrize(
+    ("header", "user"),
+    [
+        ("basic dXNlcjpzZWNyZXQ=", "user"),
+        ("Basic dXNlcg==", "user"),
+        ("Basic Og==", ""),
+        ("Basic !", None),
+        ("Basic \u00fc", None),
+        ("Basic", ""),
+        ("Bearer dXNlcg==", None),
+        (None, None),
+    ],
+)
+def test_a_basic_header_names_a_user(header: str | None, user: str | None) -> None:
+    assert basic_user(header) == user

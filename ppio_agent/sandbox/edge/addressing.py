@@ -108,12 +108,10 @@ def route(
         fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
     try:
         label = _from_host(fields.get("host", [""])[0], domain)
-        if label is None:
-            user = _user(fields, is_short_key)
-            label = _from_label(user)
-            if user == _CONTROL_USER:
-                return ControlPlane()
-        if label is None and _is_control_call(fields, target):
+        user = "" if label else _user(fields, is_short_key)
+        label = label or _from_label(user)
+        for_control = user == _CONTROL_USER or _is_control_call(fields, target)
+        if label is None and for_control:
             return ControlPlane()
         named = _from_headers(fields)
         if label is not None:

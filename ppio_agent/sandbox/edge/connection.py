@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import functools
 import logging
+import socket
+import ssl
 from collections.abc import Callable
 
 import h11
-from attrs import define, frozen
+from attrs import define, field, frozen
 
-from .addressing import BadRoute, SandboxPort, Target, route
+from .addressing import BadRoute, SandboxPort, Target, is_own_host, route
 from .dialer import Dialer
 from .exchange import Exchange, UnansweredError
 from .heads import check_request, header_of, refusal_events, repeatable
 from .pump import Body, Peer, PeerError
+from .secure import handshake
 from .upstreams import Admission, EdgeRefusal, Upstreams
 
-__all__ = ["ClientConnection", "Setting"]
+__all__ = ["ClientConnection", "Setting", "serve_secure"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ class Setting:
         domain: Of the sandboxes' host names.
         head_timeout: Seconds a head may take from its first byte.
         idle_timeout: Seconds a client may keep a connection without a request.
+        handshake_timeout: Seconds a client may take to agree on TLS.
+        tls: Makes `SecureSocket`s; None: there is no TLS.
+        tls_authority: Host and port of the TLS listener, if there is one.
     """
 
     upstreams: Upstreams
@@ -40,6 +46,9 @@ class Setting:
     domain: str
     head_timeout: float
     idle_timeout: float
+    handshake_timeout: float
+    tls: ssl.SSLContext | None
+    tls_authority: str | None
 
 
 @define(eq=False)
@@ -53,11 +62,13 @@ class ClientConnection:
         peer: The connection; whoever runs `serve` closes it afterwards.
         address: Where the client is.
         setting: Shared with all others.
+        secure: Whether the client speaks TLS.
     """
 
     _peer: Peer
     _address: str
     _setting: Setting
+    _secure: bool = field(default=False, kw_only=True)
 
     async def serve(self) -> None:
         """Answer requests, one after another, until the connection ends."""
@@ -79,6 +90,10 @@ class ClientConnection:
         try:
             request = await self._next_request()
             if request is None:
+                return False
+            check_request(request)
+            if request.method == b"CONNECT":
+                await self._serve_inside(request)
                 return False
             await self._forward(request)
         except EdgeRefusal as refusal:
@@ -113,7 +128,6 @@ class ClientConnection:
         await self._peer.send(*refusal_events(refusal, request, close=close))
 
     async def _forward(self, request: h11.Request) -> None:
-        check_request(request)
         target = self._route(request)
         header = functools.partial(header_of, request)
         with self._setting.upstreams.admit(target, header) as admission:
@@ -139,12 +153,30 @@ class ClientConnection:
             except UnansweredError as exc:
                 raise _refusal(exc) from exc
 
+    async def _serve_inside(self, request: h11.Request) -> None:
+        """Be the proxy and the host behind it, too: agree on TLS, and serve that."""
+        setting = self._setting
+        if setting.tls is None or self._secure:
+            message = "CONNECT is supported on the plain port, if tls_port is set"
+            raise EdgeRefusal.of(501, message)
+        if not is_own_host(
+            request.target.decode("latin-1"),
+            domain=setting.domain,
+            own=setting.tls_authority,
+        ):
+            message = "CONNECT leads to hosts of this platform only, such as"
+            raise EdgeRefusal.of(403, f"{message} api.{setting.domain}:443")
+        await self._peer.send(h11.Response(status_code=200, headers=[]))
+        sock = self._peer.detach()
+        await serve_secure(sock, self._address, setting, tls=setting.tls)
+
     def _route(self, request: h11.Request) -> Target:
         target = route(
             request.headers,
             request.target,
             domain=self._setting.domain,
             sandbox_of=self._setting.upstreams.sandbox_of,
+            is_short_key=self._setting.upstreams.is_short_key,
         )
         if isinstance(target, BadRoute):
             raise EdgeRefusal.of(400, target.message)
@@ -160,11 +192,45 @@ class ClientConnection:
             request=request,
             address=self._address,
             strip=self._setting.upstreams.strip if sandboxed else None,
+            secure=self._secure,
         )
         try:
             await exchange.run(body)
         finally:
             self._setting.dialer.give_back(target, upstream)
+
+
+async def serve_secure(
+    sock: socket.socket,
+    address: str,
+    setting: Setting,
+    *,
+    tls: ssl.SSLContext,
+    refusal: EdgeRefusal | None = None,
+) -> None:
+    """Agree with a client on TLS, then serve it.
+
+    Args:
+        sock: Connected; closed in the end.
+        address: Where the client is.
+        setting: Shared with all others.
+        tls: Makes `SecureSocket`s.
+        refusal: What it is told, whatever it asks; None serves it.
+    """
+    try:
+        secure = await handshake(sock, tls, timeout=setting.handshake_timeout)
+    except OSError as exc:
+        _log.debug("a client did not agree on TLS: %s", exc)
+        return
+    peer = Peer(secure, h11.SERVER, asyncio.get_running_loop())
+    try:
+        connection = ClientConnection(peer, address, setting, secure=True)
+        if refusal is None:
+            await connection.serve()
+        else:
+            await connection.refuse(refusal)
+    finally:
+        peer.close()
 
 
 def _canceller() -> Callable[[], object]:

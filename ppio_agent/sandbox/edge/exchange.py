@@ -53,6 +53,7 @@ class Exchange:
         request: As it came.
         address: Where the client is.
         strip: Whether a header must not reach the upstream; None passes all.
+        secure: Whether the client speaks TLS.
     """
 
     _client: Peer
@@ -60,6 +61,7 @@ class Exchange:
     _request: h11.Request
     _address: str
     _strip: Strip | None
+    _secure: bool = False
     # What the client did wrong in its body.
     _fault: PeerError | None = field(init=False, default=None)
 
@@ -93,7 +95,12 @@ class Exchange:
             await _carry(
                 self._client,
                 self._upstream,
-                forward_request(self._request, client=self._address, strip=self._strip),
+                forward_request(
+                    self._request,
+                    client=self._address,
+                    strip=self._strip,
+                    secure=self._secure,
+                ),
                 body,
                 length=request_length(self._request),
                 strip=self._strip,

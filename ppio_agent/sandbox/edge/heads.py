@@ -60,8 +60,7 @@ def check_request(request: h11.Request) -> None:
     """Refuse what h11 lets pass and the edge does not.
 
     Raises:
-        EdgeRefusal: 400 for a head above the limit and for contradicting lengths,
-            501 for CONNECT.
+        EdgeRefusal: 400 for a head above the limit and for contradicting lengths.
     """
     fields = request.headers
     size = len(request.method) + len(request.target)
@@ -74,12 +73,10 @@ def check_request(request: h11.Request) -> None:
         b"content-length" in names or request.http_version < b"1.1"
     ):
         raise EdgeRefusal.of(400, "the request's length is given in two ways")
-    if request.method == b"CONNECT":
-        raise EdgeRefusal.of(501, "CONNECT is not supported by the local platform")
 
 
 def forward_request(
-    request: h11.Request, *, client: str, strip: Strip | None
+    request: h11.Request, *, client: str, strip: Strip | None, secure: bool = False
 ) -> h11.Request:
     """Return the request as the upstream gets it; its target byte for byte.
 
@@ -88,6 +85,7 @@ def forward_request(
         client: The client's address.
         strip: Whether a header (name in lower case, value) must not be passed on;
             None passes all.
+        secure: Whether it came over TLS.
     """
     fields = [
         (name, value)
@@ -101,7 +99,7 @@ def forward_request(
     else:
         fields.append((b"X-Forwarded-Host", host))
     fields.append((b"X-Forwarded-For", client.encode("latin-1")))
-    fields.append((b"X-Forwarded-Proto", b"http"))
+    fields.append((b"X-Forwarded-Proto", b"https" if secure else b"http"))
     if _tokens(request.headers, b"transfer-encoding"):
         fields.append((b"Transfer-Encoding", b"chunked"))
     wanted = _upgrade(request)

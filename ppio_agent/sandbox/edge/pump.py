@@ -274,6 +274,20 @@ class Peer:
                 await self._wait(deadline)
         self.close()
 
+    def detach(self) -> socket.socket:
+        """Give the socket away, which begins another conversation; close nothing.
+
+        Raises:
+            PeerError: That has already been read of which it would need the beginning.
+        """
+        if self._inbox or self.http.trailing_data[0]:
+            raise PeerError(self, "it did not wait for the answer")
+        if self.ended:
+            raise PeerError(self, "the other side has left")
+        self._closed = self.ended = True
+        self._loop.remove_reader(self._sock)
+        return self._sock
+
     def close(self, *, reset: bool = False) -> None:
         """Close at once. Idempotent.
 

@@ -1,4 +1,4 @@
-"""The edge: the one listener in front of the control plane and all sandboxes.
+"""The edge: what listens in front of the control plane and all sandboxes.
 
 A small HTTP/1.1 proxy that decides per request where it goes. One thread runs all
 connections, so that an open stream costs no thread; an event loop of its own, private
@@ -9,22 +9,27 @@ is done on other threads, few and bounded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Coroutine
 from concurrent import futures
 
+import attrs
 import h11
 
 from ppio_agent._util.closing import Closing
+from ppio_agent._util.net import authority_of, listening_error
 from ppio_agent._util.threads import start_thread
 
 from .addressing import ControlPlane, SandboxPort, Target
-from .connection import ClientConnection, Setting
+from .connection import ClientConnection, Setting, serve_secure
 from .dialer import Dialer
 from .pump import Peer
+from .secure import SecureSocket
 from .upstreams import EdgeRefusal, Upstreams
 
 __all__ = ["ControlPlane", "Edge", "EdgeRefusal", "SandboxPort", "Target", "Upstreams"]
@@ -43,7 +48,7 @@ _STOP_TIME = 2.0
 
 
 class Edge(Closing):
-    """The listener, its thread and its limits.
+    """The listeners, plain and TLS, their thread and their limits.
 
     Args:
         upstreams: What is behind it.
@@ -53,6 +58,9 @@ class Edge(Closing):
         max_connections: Most clients connected at once; more are answered 503.
         head_timeout: Seconds the head of a request may take.
         idle_timeout: Seconds a client may keep a connection without a request.
+        tls: The server's side of TLS; None has no TLS listener, and no CONNECT.
+        tls_port: TCP port of the TLS listener; 0 takes a free one.
+        handshake_timeout: Seconds a client may take to agree on TLS.
 
     Thread safety: thread-safe.
     """
@@ -67,8 +75,13 @@ class Edge(Closing):
         max_connections: int = 1000,
         head_timeout: float = 30.0,
         idle_timeout: float = 75.0,
+        tls: ssl.SSLContext | None = None,
+        tls_port: int = 0,
+        handshake_timeout: float = 10.0,
     ) -> None:
-        self._address = (host, port)
+        self._host = host
+        self._port = port
+        self._tls_port = tls_port
         self._max_connections = max_connections
         self._loop = asyncio.SelectorEventLoop()
         self._dialer = Dialer(upstreams, self._loop, max_waiting=max_connections)
@@ -78,11 +91,17 @@ class Edge(Closing):
             domain=domain,
             head_timeout=head_timeout,
             idle_timeout=idle_timeout,
+            handshake_timeout=handshake_timeout,
+            tls=tls,
+            tls_authority=None,
         )
+        if tls is not None:
+            tls.sslsocket_class = SecureSocket
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._pid = os.getpid()
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
+        self._ports: list[int] = []
         self._thread: threading.Thread | None = None
         # Guards the start and the close.
         self._lock = threading.Lock()
@@ -95,31 +114,45 @@ class Edge(Closing):
             RuntimeError: It was started or closed before.
         """
         with self._lock:
-            if self._closing or self._listener is not None:
+            if self._closing or self._listeners:
                 raise RuntimeError("an edge is started once")
-            family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-            listener = socket.create_server(
-                self._address, family=family, backlog=_BACKLOG
+            secure = self._setting.tls is not None
+            self._listeners = _listen(
+                self._host, [self._port, *([self._tls_port] if secure else [])]
             )
-            listener.settimeout(0)
-            self._listener = listener
-            self._address = listener.getsockname()[:2]
-            self._loop.add_reader(listener, self._accept, listener)
+            self._ports = [it.getsockname()[1] for it in self._listeners]
+            if secure:
+                place = authority_of(self._host, self.tls_port)
+                self._setting = attrs.evolve(self._setting, tls_authority=place)
+            for listener in self._listeners:
+                self._loop.add_reader(listener, self._accept, listener)
             self._thread = start_thread("ppio-edge-1", self._loop.run_forever)
         return self
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
-        if self._listener is None:
-            raise RuntimeError("the edge has not been started")
-        return self._address[1]
+        """The port of the plain listener."""
+        return self._port_of(0)
+
+    @property
+    def tls_port(self) -> int:
+        """The port of the TLS listener."""
+        return self._port_of(1)
 
     @property
     def url(self) -> str:
-        """Where it is reached, without a slash at the end."""
-        host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
-        return f"http://{host}:{self.port}"
+        """Where this machine reaches the plain listener, without a slash at the end."""
+        return f"http://{authority_of(self._host, self.port)}"
+
+    @property
+    def tls_url(self) -> str:
+        """Where this machine reaches the TLS listener."""
+        return f"https://{authority_of(self._host, self.tls_port)}"
+
+    def _port_of(self, which: int) -> int:
+        if len(self._ports) <= which:
+            raise RuntimeError("the edge has not been started, or has no TLS")
+        return self._ports[which]
 
     def close(self, timeout: float = 5.0) -> None:
         """Stop listening, cut what is under way, and end every thread. Idempotent.
@@ -159,42 +192,68 @@ class Edge(Closing):
                 self._loop.remove_reader(listener)
                 self._loop.call_later(_PAUSE, self._resume, listener)
                 return
-            self._take(sock, address[0])
+            self._take(sock, address[0], plain=listener is self._listeners[0])
 
     def _resume(self, listener: socket.socket) -> None:
         if not self._closing:
             self._loop.add_reader(listener, self._accept, listener)
 
-    def _take(self, sock: socket.socket, address: str) -> None:
-        peer = Peer(sock, h11.SERVER, self._loop)
-        connection = ClientConnection(peer, address, self._setting)
+    def _take(self, sock: socket.socket, address: str, *, plain: bool) -> None:
         count = len(self._tasks)
-        if count < self._max_connections:
-            self._run(connection.serve(), peer)
-        elif count < self._max_connections + _REFUSALS_AT_ONCE:
+        if count >= self._max_connections + _REFUSALS_AT_ONCE:
+            sock.close()
+            return
+        refusal = None
+        if count >= self._max_connections:
             message = "too many connections are open"
             refusal = EdgeRefusal.of(503, message, retry_after=1)
-            self._run(connection.refuse(refusal), peer)
-        else:
-            peer.close()
+        tls = self._setting.tls
+        if tls is not None and not plain:
+            work = serve_secure(sock, address, self._setting, tls=tls, refusal=refusal)
+            self._run(work, sock)
+            return
+        peer = Peer(sock, h11.SERVER, self._loop)
+        connection = ClientConnection(peer, address, self._setting)
+        self._run(connection.refuse(refusal) if refusal else connection.serve(), peer)
 
-    def _run(self, work: Coroutine[object, object, None], peer: Peer) -> None:
+    def _run(
+        self, work: Coroutine[object, object, None], owned: Peer | socket.socket
+    ) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             # Here and not in the task: one cancelled before its start runs nothing.
-            peer.close()
+            owned.close()
 
         task.add_done_callback(done)
 
     async def _shut(self) -> None:
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
         self._dialer.stop()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+
+def _listen(host: str, ports: list[int]) -> list[socket.socket]:
+    """Return a listener for each port; all of them or none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for port in ports:
+            try:
+                listener = socket.create_server(
+                    (host, port), family=family, backlog=_BACKLOG
+                )
+            except OSError as error:
+                raise listening_error(error, host, port) from error
+            stack.callback(listener.close)
+            listener.settimeout(0)
+            listeners.append(listener)
+        stack.pop_all()
+    return listeners

@@ -124,6 +124,12 @@ class Upstreams(Protocol):
         Called on the thread that serves all connections.
         """
 
+    def is_short_key(self, text: str) -> bool:
+        """Return whether this is the short form of a key of the platform.
+
+        Called on the thread that serves all connections.
+        """
+
     def sandbox_of(self, access_token: str) -> str | None:
         """Return the id of the live sandbox with this envd token, or None.
 

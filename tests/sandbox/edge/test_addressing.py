@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import string
 
 import pytest
@@ -14,6 +15,7 @@ from ppio_agent.sandbox.edge.addressing import (
     ControlPlane,
     SandboxPort,
     Target,
+    is_own_host,
     route,
 )
 
@@ -21,6 +23,7 @@ DOMAIN = "sandbox.test"
 ID = "abcdefghij0123456789"
 OTHER = "b" * 20
 TOKENS = {"live-token": ID}
+SHORT = "0123456789abcdef" * 2
 
 ids = st.text(string.ascii_lowercase + string.digits, min_size=20, max_size=20)
 ports = st.integers(1, 65535)
@@ -33,7 +36,20 @@ def ask(
 ) -> Target | BadRoute:
     """Route a request given as readable text."""
     fields = [(n.lower().encode(), v.encode()) for n, v in headers.items()]
-    return route(fields, target.encode(), domain=domain, sandbox_of=TOKENS.get)
+    return find(fields, target.encode(), domain)
+
+
+def find(
+    fields: list[tuple[bytes, bytes]], target: bytes = b"/", domain: str = DOMAIN
+) -> Target | BadRoute:
+    """Route a request given as it comes."""
+    return route(
+        fields,
+        target,
+        domain=domain,
+        sandbox_of=TOKENS.get,
+        is_short_key=SHORT.__eq__,
+    )
 
 
 def is_bad(found: Target | BadRoute) -> bool:
@@ -96,7 +112,7 @@ def test_a_port_out_of_range_is_refused(port: str) -> None:
     """In the headers, and in a label as far as it looks like one."""
     headers = {"Host": "x", "PPIO-Sandbox-Id": ID, "PPIO-Sandbox-Port": port}
     fields = [(n.lower().encode(), v.encode()) for n, v in headers.items()]
-    assert is_bad(route(fields, b"/", domain=DOMAIN, sandbox_of=TOKENS.get))
+    assert is_bad(find(fields))
     if port.isascii() and port.isdigit():
         assert is_bad(ask({"Host": f"{port}-{ID}.{DOMAIN}"}))
 
@@ -213,8 +229,84 @@ def test_any_head_has_a_target_or_is_bad(
     headers: list[tuple[bytes, bytes]], target: bytes
 ) -> None:
     """Never an exception, and never a target that cannot exist."""
-    found = route(headers, target, domain=DOMAIN, sandbox_of=TOKENS.get)
+    found = find(headers, target)
     assert isinstance(found, (ControlPlane, SandboxPort, BadRoute))
     if isinstance(found, SandboxPort):
         assert len(found.sandbox_id) == 20
         assert 1 <= found.port <= 65535
+
+
+def basic(user: str) -> dict[str, str]:
+    """Return what a client sends that finds a user name in its URL."""
+    pair = base64.b64encode(f"{user}:".encode()).decode()
+    return {"Host": "127.0.0.1:3443", "Authorization": f"Basic {pair}"}
+
+
+@given(ids, ports, clients)
+def test_a_basic_user_names_port_and_sandbox(
+    sandbox_id: str, port: int, client: str
+) -> None:
+    """As a host label would, where no host name leads here."""
+    user = f"{port}-{sandbox_id}{client}.{SHORT}"
+    assert ask(basic(user)) == SandboxPort(sandbox_id, port)
+
+
+def test_a_basic_user_without_a_short_key_names_nothing() -> None:
+    """An agent's own users may have any names."""
+    assert ask(basic(f"8080-{ID}.{SHORT[:-1]}0")) == ControlPlane()
+    assert ask(basic(f"8080-{ID}")) == ControlPlane()
+    assert ask({**basic("x"), "Authorization": "Basic !"}) == ControlPlane()
+
+
+def test_the_basic_user_api_is_for_the_control_plane() -> None:
+    """Whatever routing headers say; only a host label is stronger."""
+    headers = {**basic(f"api.{SHORT}"), "E2b-Sandbox-Id": ID}
+    assert ask(headers) == ControlPlane()
+    headers["Host"] = f"8080-{ID}.{DOMAIN}"
+    assert ask(headers) == SandboxPort(ID, 8080)
+
+
+def test_a_basic_user_must_agree_with_the_routing_headers() -> None:
+    """As a host label must."""
+    headers = basic(f"8080-{ID}.{SHORT}")
+    assert ask({**headers, "E2b-Sandbox-Id": ID}) == SandboxPort(ID, 8080)
+    assert is_bad(ask({**headers, "E2b-Sandbox-Id": OTHER}))
+    assert is_bad(ask(basic(f"99999-{ID}.{SHORT}")))
+
+
+@pytest.mark.parametrize(
+    ("authority", "own"),
+    [
+        (f"8080-{ID}.{DOMAIN}:443", True),
+        (f"8080-{ID}-local.{DOMAIN.upper()}:443", True),
+        (f"api.{DOMAIN}:443", True),
+        ("127.0.0.1:3443", True),
+        ("127.0.0.1:3444", False),
+        (f"api.{DOMAIN}:80", False),
+        (f"api.{DOMAIN}", False),
+        (f"api.{DOMAIN}.evil.test:443", False),
+        (f"evil.{DOMAIN}:443", False),
+        (f"0-{ID}.{DOMAIN}:443", False),
+        (f"8080-short.{DOMAIN}:443", False),
+        (f"{DOMAIN}:443", False),
+        ("example.com:443", False),
+        ("127.0.0.1:22", False),
+        ("", False),
+    ],
+)
+def test_own_hosts_are_those_of_the_platform(authority: str, *, own: bool) -> None:
+    """The edge is no proxy for anything else."""
+    assert is_own_host(authority, domain=DOMAIN, own="127.0.0.1:3443") is own
+
+
+def test_a_port_of_the_domain_is_that_of_its_hosts() -> None:
+    """As where the TLS listener has the name, but not the port 443."""
+    hosts = {"api.sandbox.test:3443": True, "api.sandbox.test:443": False}
+    for authority, own in hosts.items():
+        assert is_own_host(authority, domain="sandbox.test:3443", own=None) is own
+
+
+@given(st.text(max_size=80))
+def test_no_text_makes_it_fail(text: str) -> None:
+    """An authority is whatever a client sends."""
+    assert is_own_host(text, domain=DOMAIN, own=None) in {True, False}

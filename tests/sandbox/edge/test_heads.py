@@ -118,9 +118,11 @@ def test_an_offer_of_http2_is_ignored() -> None:
     }
 
 
-def test_connect_is_refused() -> None:
-    """The plain listener opens no tunnel."""
-    assert refused(request(method="CONNECT", target="x.test:443")) == 501
+def test_an_agent_learns_how_its_caller_came() -> None:
+    """For links that it makes, and for what it only tells over TLS."""
+    head = forward_request(request(), client="c", strip=None, secure=True)
+    assert dict(head.headers)[b"x-forwarded-proto"] == b"https"
+    assert forwarded()[b"x-forwarded-proto"] == b"http"
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))

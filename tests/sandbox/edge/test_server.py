@@ -62,7 +62,7 @@ def test_an_address_in_use_is_the_callers_error() -> None:
     with serving() as edge:
         before = descriptors()
         second = Edge(Scripted(), port=edge.port)
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(OSError, match="is taken"):
             second.start()
         with pytest.raises(RuntimeError, match="not been started"):
             _ = second.port
