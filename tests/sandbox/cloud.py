@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
@@ -11,29 +14,32 @@ from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from tests.sandbox.agents import HTTP_AGENT, write_agent
 from tests.support import SLOW
 
-__all__ = ["BLUE", "RED", "Cloud"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BLUE", "RED", "Caller", "Cloud", "PlatformProcess"]
 
 RED, BLUE = "sk_red_0123456789", "sk_blue_0123456789"
 
 
-class Cloud:
-    """A running platform and a way to ask it things over HTTP."""
+class Caller:
+    """Asks a platform things over HTTP."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.folder = folder
-        self.config = PlatformConfig(
-            data_dir=folder / "data", keys={RED: "red", BLUE: "blue"}, **settings
-        )
-        self.platform = SandboxPlatform(self.config).start()
+    def __init__(self) -> None:
         self.http = requests.Session()
         self.http.trust_env = False
+
+    @property
+    def url(self) -> str:
+        """Where the platform is."""
+        raise LookupError("of no platform")
 
     def ask(
         self, method: str, path: str, json: Any = None, *, key: str = RED
     ) -> requests.Response:
         return self.http.request(
             method,
-            self.platform.url + path,
+            self.url + path,
             json=json,
             headers={"X-API-KEY": key},
             timeout=30 * SLOW,
@@ -45,21 +51,116 @@ class Cloud:
         headers = {"PPIO-Sandbox-Id": sandbox_id, "PPIO-Sandbox-Port": str(port)}
         return self.http.request(
             more.pop("method", "GET"),
-            self.platform.url + path,
+            self.url + path,
             headers={**headers, **more.pop("headers", {})},
             timeout=30 * SLOW,
             **more,
         )
-
-    def deploy(self, name: str, text: str = HTTP_AGENT) -> str:
-        folder = write_agent(self.folder / "src", name, {"app.py": text})
-        return self.platform.deploy(folder, api_key=RED).template_id
 
     def create(self, template: str = "base", **body: Any) -> str:
         response = self.ask("POST", "/sandboxes", {"templateID": template, **body})
         assert response.status_code == 201, response.text
         return str(response.json()["sandboxID"])
 
+
+class Cloud(Caller):
+    """A running platform and a way to ask it things over HTTP."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        super().__init__()
+        self.folder = folder
+        self.config = PlatformConfig(
+            data_dir=folder / "data", keys={RED: "red", BLUE: "blue"}, **settings
+        )
+        self.platform = SandboxPlatform(self.config).start()
+
+    @property
+    def url(self) -> str:
+        return self.platform.url
+
+    def deploy(self, name: str, text: str = HTTP_AGENT) -> str:
+        folder = write_agent(self.folder / "src", name, {"app.py": text})
+        return self.platform.deploy(folder, api_key=RED).template_id
+
     def close(self) -> None:
         self.http.close()
         self.platform.close()
+
+
+_PROGRAM = """
+import json, sys
+from pathlib import Path
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+
+settings = json.loads(sys.argv[2])
+config = PlatformConfig(data_dir=Path(sys.argv[1]), **settings)
+with SandboxPlatform(config) as platform:
+    for folder in sys.argv[3:]:
+        platform.deploy(folder)
+    print(platform.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class PlatformProcess(Caller):
+    """A platform in a process of its own, to be killed and started again.
+
+    Args:
+        folder: Its data directory is in it.
+        agents: Folders that it deploys.
+        settings: Of the platform.
+    """
+
+    def __init__(self, folder: Path, *agents: Path, **settings: Any) -> None:
+        super().__init__()
+        self.data = folder / "data"
+        self._arguments = [
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            str(self.data),
+            json.dumps({"keys": {RED: "red"}, **settings}),
+            *map(str, agents),
+        ]
+        self._process: subprocess.Popen[str] | None = None
+        self._url = ""
+        self.pids: list[int] = []
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def start(self) -> Self:
+        """Start it; return when it listens."""
+        process = self._process = subprocess.Popen(
+            self._arguments,
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        self.pids.append(process.pid)
+        self._url = process.stdout.readline().strip()
+        assert self._url, "the platform did not start"
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.pids[-1]
+
+    def kill(self) -> None:
+        """End it with SIGKILL. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def close(self) -> None:
+        """End it as a program ends, and check that it does."""
+        process, self._process = self._process, None
+        self.http.close()
+        if process is not None:
+            process.communicate(timeout=20 * SLOW)
+            assert process.returncode == 0

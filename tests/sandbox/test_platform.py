@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -364,53 +362,6 @@ def test_close_leaves_no_process_thread_socket_or_folder(tmp_path: Path) -> None
     assert not (tmp_path / "data" / "platform.json").exists()
     wait_until(lambda: threads() <= before_threads, what=str(threads()))
     assert len(os.listdir("/proc/self/fd")) <= before_fds
-
-
-CRASHING = """
-import sys
-from pathlib import Path
-from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-
-platform = SandboxPlatform(PlatformConfig(data_dir=Path(sys.argv[1]))).start()
-platform.deploy(sys.argv[2])
-print(platform.url, platform.api_key, flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_killed_platform_leaves_no_process_and_can_be_started_again(
-    tmp_path: Path,
-) -> None:
-    folder = write_agent(tmp_path, "echo")
-    command = [sys.executable, "-c", CRASHING, str(tmp_path / "data"), str(folder)]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        url, key = process.stdout.readline().split()
-        ids = []
-        for _ in range(2):
-            made = requests.post(
-                f"{url}/sandboxes",
-                json={"templateID": "echo"},
-                headers={"X-API-KEY": key},
-                timeout=30,
-            )
-            ids.append(made.json()["sandboxID"])
-        pause = f"{url}/sandboxes/{ids[0]}/pause"
-        requests.post(pause, headers={"X-API-KEY": key}, timeout=30)
-        assert all(_marked(sandbox_id) for sandbox_id in ids)
-        process.kill()
-    wait_until(lambda: not any(_marked(sandbox_id) for sandbox_id in ids), timeout=10)
-
-    config = PlatformConfig(data_dir=tmp_path / "data")
-    with SandboxPlatform(config) as platform:
-        assert platform.api_key == key
-        assert platform.sandboxes.list_sandboxes() == []
-        assert list((tmp_path / "data" / "sandboxes").iterdir()) == []
-        assert platform.templates.get("echo").name == "echo"
-        assert platform.sandboxes.logs_of(ids[1]).is_dir()
 
 
 def test_a_data_directory_that_is_taken_away_is_told_without_a_traceback(
