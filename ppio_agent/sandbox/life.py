@@ -38,6 +38,7 @@ class Identity:
         root: Its folder.
         line: Where its supervisor is reached.
         orphan_grace: Seconds it outlives a platform that crashed.
+        command_deadline: `enforce` kills a command at the time limit of its caller.
         access_token: What callers of envd must show; None is no check.
         traffic_token: What callers of its other ports must show; None is no check.
     """
@@ -50,6 +51,7 @@ class Identity:
     root: Path
     line: Line
     orphan_grace: float = 0.0
+    command_deadline: str = "off"
     access_token: str | None = field(default=None, repr=False)
     traffic_token: str | None = field(default=None, repr=False)
 
@@ -68,6 +70,7 @@ class Identity:
             access_token=self.access_token,
             allow_internet=self.options.allow_internet,
             orphan_grace=self.orphan_grace,
+            command_deadline=self.command_deadline,
         )
 
 

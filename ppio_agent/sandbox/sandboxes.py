@@ -144,6 +144,7 @@ class Sandboxes:
                 path=str(self._folders.sockets / sandbox_id), secret=secret_token()
             ),
             orphan_grace=self._config.orphan_grace,
+            command_deadline=self._config.command_deadline,
             access_token=secret_token() if options.secure else None,
             traffic_token=None if options.public_traffic else secret_token(),
         )

@@ -27,6 +27,7 @@ HTTP_STATUS = {
     "permission_denied": 403,
     "not_found": 404,
     "already_exists": 409,
+    "failed_precondition": 400,
     "resource_exhausted": 429,
     "internal": 500,
     "unimplemented": 501,

@@ -70,6 +70,7 @@ class SandboxSpec:
         access_token: What callers of envd must show; None is no check.
         allow_internet: Whether it may reach the network.
         orphan_grace: Seconds it outlives a platform that crashed.
+        command_deadline: `enforce` kills a command at the time limit of its caller.
     """
 
     sandbox_id: str
@@ -84,6 +85,7 @@ class SandboxSpec:
     access_token: str | None = field(default=None, repr=False)
     allow_internet: bool = True
     orphan_grace: float = 0.0
+    command_deadline: str = "off"
 
 
 @frozen(kw_only=True)

@@ -47,6 +47,7 @@ def boot_message(
         "memory_bytes": spec.memory_mb * 1024 * 1024,
         "cpus": spec.cpus,
         "access_token": spec.access_token,
+        "command_deadline": spec.command_deadline,
     }
 
 

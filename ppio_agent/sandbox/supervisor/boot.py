@@ -32,6 +32,7 @@ class Boot(NamedTuple):
         memory_bytes: Limit of all processes together.
         cpus: How many CPUs may be used.
         access_token: Of envd; None is no check.
+        command_deadline: `enforce` kills a command at the time limit of its caller.
     """
 
     sandbox_id: str
@@ -50,6 +51,7 @@ class Boot(NamedTuple):
     memory_bytes: int
     cpus: float
     access_token: str | None
+    command_deadline: str = "off"
 
 
 def choose_cpus(cpus: float) -> tuple[int, ...]:

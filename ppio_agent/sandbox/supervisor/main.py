@@ -216,18 +216,24 @@ class Supervisor:
             from .envd import Envd
             from .http import Connection
             from .process_service import ProcessService
+            from .roots import Roots
 
             boot, agent = self._boot, self._agent
+            roots = Roots.of(
+                home=boot.home, app=boot.app, tmp=boot.tmp, confined=boot.confined
+            )
             processes = ProcessService(
                 self._loop,
                 env=boot.env,
-                home=boot.home,
-                app=boot.app,
+                roots=roots,
                 agent=None if agent is None else (agent, boot.entrypoint or ""),
                 spawn=lambda command, stdin: self._spawn(command, stdin=stdin),
                 adopt=self._adopt,
+                enforce_deadline=boot.command_deadline == "enforce",
             )
-            envd = Envd(access_token=boot.access_token, processes=processes)
+            envd = Envd(
+                self._loop, boot, processes=processes, roots=roots, usage=self._load
+            )
             loop = self._loop
             self._serve_envd = lambda sock: Connection(loop, sock, envd)
         return self._serve_envd
@@ -251,14 +257,14 @@ class Supervisor:
         self._reply(message)
 
     def _usage(self, message: dict[str, Any]) -> None:
+        self._reply(message, **self._load()._asdict())
+
+    def _load(self) -> tree.Load:
+        """Measure the sandbox; of processes that have ended the CPU time counts."""
         load = tree.measure(tree.walk(self._pid))
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._reply(
-            message,
-            cpu_seconds=load.cpu_seconds + ended.ru_utime + ended.ru_stime,
-            rss_bytes=load.rss_bytes,
-            processes=load.processes,
-        )
+        seconds = load.cpu_seconds + ended.ru_utime + ended.ru_stime
+        return load._replace(cpu_seconds=seconds)
 
     def _sample(self) -> None:
         if self._ending:

@@ -1,135 +1,58 @@
-"""`process.Process` of envd: start a program, stream what it says, tell how it ended.
+"""`process.Process` of envd: start programs, follow, feed and signal them.
 
 Source: platform.md section 9.
 """
 
 from __future__ import annotations
 
-import binascii
-import errno
-import json
 import os
 import re
+import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ppio_agent.exceptions import WireError
-from ppio_agent.wire.connect import STREAM_CONTENT_TYPE, FrameReader, encode_frame
-
 from .agent import Agent
+from .event_stream import EventStream, fail_stream
 from .http import Connection, Request
-from .loop import Loop, Timer
+from .loop import Loop
+from .process_messages import (
+    StartRequest,
+    names_agent,
+    parse_input,
+    parse_selector,
+    parse_signal,
+    parse_start,
+)
 from .program import ExitStatus, Program
+from .roots import Roots
+from .rpc import Message, RpcError, as_rpc_error, only_frame, parse_message
 from .spawn import Child, Command
 
-__all__ = ["ProcessService", "RpcError", "StartRequest", "names_agent", "parse_start"]
+__all__ = ["ProcessService"]
 
-_MAX_DATA = 32 * 1024
-_MAX_BACKLOG = 1024 * 1024
-_KEEPALIVE = 90.0
-_BASH = ("bash", "/bin/bash", "/usr/bin/bash")
-_REASONS = {
-    errno.ENOENT: "not_found",
-    errno.ENOTDIR: "not_found",
-    errno.EACCES: "permission_denied",
-    errno.EPERM: "permission_denied",
-    errno.EAGAIN: "resource_exhausted",
-    errno.ENOMEM: "resource_exhausted",
-    errno.EMFILE: "resource_exhausted",
-}
+_MAX_INPUT = 8 * 1024 * 1024
 
 
-class RpcError(Exception):
-    """A call fails with this Connect code."""
+class _Process(NamedTuple):
+    """A live program, and what it is known by."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class StartRequest(NamedTuple):
-    """What a caller wants started.
-
-    Attributes:
-        argv: Program and arguments.
-        envs: Set over the environment of the sandbox.
-        cwd: Where; None is the home folder.
-        stdin: Whether its input stays open.
-    """
-
-    argv: list[str]
-    envs: dict[str, str]
-    cwd: str | None
-    stdin: bool
-
-
-def parse_start(payload: bytes) -> StartRequest:
-    """Read the message of a `Start`. Pure.
-
-    Raises:
-        RpcError: It is not a message of that kind, or asks for what is not there.
-    """
-    try:
-        message = json.loads(payload)
-    except (ValueError, RecursionError) as exc:
-        raise RpcError("invalid_argument", "the message is not JSON") from exc
-    body = _field(message, "$", dict)
-    if body.get("pty") is not None:
-        raise RpcError("unimplemented", "pty is not supported by the local platform")
-    process = _field(body.get("process"), "$.process", dict)
-    cmd = _text(process.get("cmd"), "$.process.cmd")
-    if not cmd:
-        raise RpcError("invalid_argument", "$.process.cmd: expected a program")
-    args = _field(process.get("args") or [], "$.process.args", list)
-    envs = _field(process.get("envs") or {}, "$.process.envs", dict)
-    for name in envs:
-        if not name or "=" in _text(name, "$.process.envs"):
-            raise RpcError("invalid_argument", "$.process.envs: bad name of a variable")
-    cwd = process.get("cwd")
-    stdin = body.get("stdin")
-    return StartRequest(
-        argv=[cmd, *(_text(arg, "$.process.args") for arg in args)],
-        envs={name: _text(value, "$.process.envs") for name, value in envs.items()},
-        cwd=_text(cwd, "$.process.cwd") or None if cwd is not None else None,
-        stdin=True if stdin is None else _field(stdin, "$.stdin", bool),
-    )
-
-
-def _field(value: Any, path: str, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise RpcError("invalid_argument", f"{path}: expected {kind.__name__}")
-    return value
-
-
-def _text(value: Any, path: str) -> str:
-    text: str = _field(value, path, str)
-    if "\0" in text:
-        raise RpcError("invalid_argument", f"{path}: holds a zero byte")
-    return text
-
-
-def names_agent(argv: list[str], entrypoint: str) -> bool:
-    """Whether a command is the one by which clients in the field start the agent."""
-    options = " ".join(argv[1:-1])
-    return (
-        argv[0] in _BASH
-        and re.fullmatch(r"(-l )?-l?c", options) is not None
-        and argv[-1] == f"cd /app && sudo -E python {entrypoint}"
-    )
+    program: Program
+    config: Mapping[str, Any]
+    tag: str | None
 
 
 class ProcessService:
-    """Starts programs in the sandbox and streams them to callers.
+    """Starts programs in the sandbox and lets callers do with them what they may.
 
     Args:
         loop: Where streams wait.
         env: The environment of the sandbox.
-        home: Where programs start by default, and what relative paths are below.
-        app: What `/app` means.
+        roots: What folders of callers mean.
         agent: The agent, and its entrypoint; None without one.
         spawn: Starts a command; told whether its input stays open.
         adopt: Makes the program of a started child.
+        enforce_deadline: Whether a program is killed at the time limit of its caller.
 
     Thread safety: one thread at a time.
     """
@@ -139,37 +62,97 @@ class ProcessService:
         loop: Loop,
         *,
         env: Mapping[str, str],
-        home: str,
-        app: str,
+        roots: Roots,
         agent: tuple[Agent, str] | None,
         spawn: Callable[[Command, bool], Child],
         adopt: Callable[[Child], Program],
+        enforce_deadline: bool = False,
     ) -> None:
         self._loop = loop
         self._env = env
-        self._home = home
-        self._app = app
+        self._roots = roots
         self._agent = agent
         self._spawn = spawn
         self._adopt = adopt
+        self._enforce_deadline = enforce_deadline
+        self._started: dict[int, _Process] = {}
 
-    def start(self, request: Request, connection: Connection) -> None:
+    # Streams
+
+    def start(self, request: Request, body: bytes, connection: Connection) -> None:
         """Answer `Start`: a stream of the program's events until it has ended."""
-        content_type = request.headers.get("content-type", "").partition(";")[0]
-        if content_type.strip().lower() != STREAM_CONTENT_TYPE:
-            headers = {"accept-post": STREAM_CONTENT_TYPE}
-            connection.reply(415, headers=headers)
-            return
-        connection.begin(200, {"content-type": STREAM_CONTENT_TYPE})
         try:
-            wanted = parse_start(_only_frame(request.body))
-            interval = _interval(request.headers.get("keepalive-ping-interval"))
+            wanted = parse_start(parse_message(only_frame(body)))
+            limit = _time_limit(request.headers.get("connect-timeout-ms"))
             program = self._program(wanted)
         except RpcError as exc:
-            connection.write(_end_frame(exc.code, exc.message))
-            connection.end()
+            fail_stream(connection, exc)
             return
-        EventStream(self._loop, connection, program, keepalive=interval).begin()
+        stream = EventStream(self._loop, connection, program, request.headers)
+        stream.begin()
+        if limit is not None and self._enforce_deadline:
+            self._limit(limit, program, stream)
+
+    def connect(self, request: Request, body: bytes, connection: Connection) -> None:
+        """Answer `Connect`: a stream of what the program does from now on."""
+        try:
+            program = self._find(parse_message(only_frame(body))).program
+        except RpcError as exc:
+            fail_stream(connection, exc)
+            return
+        EventStream(self._loop, connection, program, request.headers).begin()
+
+    # Calls
+
+    def list_live(self, _: Message) -> dict[str, Any]:
+        """Answer `List`: the live programs that were started here, and the agent."""
+        return {"processes": [_described(each) for each in self._live()]}
+
+    def send_signal(self, body: Message) -> dict[str, Any]:
+        """Answer `SendSignal`: to the program and all in its group."""
+        signum = parse_signal(body)
+        if signum == 0:
+            raise RpcError("invalid_argument", "$.signal: expected a signal")
+        _signal_group(self._find(body).program, signum)
+        return {}
+
+    def send_input(
+        self, body: Message, answer: Callable[[dict[str, Any] | RpcError], None]
+    ) -> None:
+        """Answer `SendInput` when the program's pipe has taken all of it."""
+        data = parse_input(body)
+        program = self._find(body).program
+        if program.pending_input + len(data) > _MAX_INPUT:
+            raise RpcError("resource_exhausted", "the process does not read its input")
+
+        def taken(left: int) -> None:
+            answer(_closed() if left else {})
+
+        if not program.write(data, taken):
+            raise _closed()
+
+    def close_stdin(self, body: Message) -> dict[str, Any]:
+        """Answer `CloseStdin`: the program reads its input's end after all of it."""
+        self._find(body).program.close_stdin()
+        return {}
+
+    # Which process
+
+    def _live(self) -> list[_Process]:
+        found = list(self._started.values())
+        if self._agent is not None:
+            agent, entrypoint = self._agent
+            config = {"cmd": "python", "args": [entrypoint], "cwd": "/app"}
+            if agent.program is not None:
+                found.insert(0, _Process(agent.program, config, None))
+        return found
+
+    def _find(self, body: Message) -> _Process:
+        wanted = parse_selector(body)
+        for process in self._live():
+            if wanted in ((process.program.pid, None), (None, process.tag)):
+                return process
+        raise RpcError("not_found", f"{wanted} not found")
 
     def _program(self, wanted: StartRequest) -> Program:
         """Return the program asked for: started now, or the agent that runs already."""
@@ -179,117 +162,70 @@ class ProcessService:
                 return agent.program or agent.start(wanted.envs)
             env = {**self._env, **wanted.envs}
             command = Command(wanted.argv, env, self._folder(wanted.cwd))
-            return self._adopt(self._spawn(command, wanted.stdin))
+            program = self._adopt(self._spawn(command, wanted.stdin))
         except OSError as exc:
-            code = _REASONS.get(exc.errno or 0, "invalid_argument")
-            message = f"{wanted.argv[0]} could not be started: {exc.strerror}"
-            raise RpcError(code, message) from exc
+            what = f"{wanted.argv[0]} could not be started"
+            raise as_rpc_error(exc, what) from exc
+        self._started[program.pid] = _Process(program, wanted.config, wanted.tag)
+        program.attach(_AtEnd(lambda: self._started.pop(program.pid, None)))
+        return program
+
+    def _limit(self, seconds: float, program: Program, stream: EventStream) -> None:
+        """Kill a program in time, whether or not its caller is still there."""
+
+        def expire() -> None:
+            _signal_group(program, signal.SIGKILL)
+            stream.fail("deadline_exceeded", f"the command ran for {seconds:g} s")
+
+        program.attach(_AtEnd(self._loop.call_later(seconds, expire).cancel))
 
     def _folder(self, cwd: str | None) -> str:
-        if cwd is None:
-            return self._home
-        if cwd == "/app" or cwd.startswith("/app/"):
-            folder = self._app + cwd.removeprefix("/app")
-        elif cwd == "/home/user" or cwd.startswith("/home/user/"):
-            folder = self._home + cwd.removeprefix("/home/user")
-        else:
-            folder = os.path.join(self._home, cwd)
+        """Return where a program starts.
+
+        It may go wherever it likes afterwards, so that the way is not guarded here.
+        """
+        try:
+            folder = self._roots.locate(cwd or "").host
+        except RpcError:
+            folder = cwd or ""
         if not os.path.isdir(folder):
             raise RpcError("invalid_argument", f"cwd {cwd!r} does not exist")
         return folder
 
 
-class EventStream:
-    """What one caller is told of one program.
+class _AtEnd:
+    """A `Listener` that makes one call when a program has ended."""
 
-    The program lives on when the caller leaves, and is not held back by one that does
-    not read: past 1 MiB unread the stream ends.
-    """
-
-    def __init__(
-        self, loop: Loop, connection: Connection, program: Program, *, keepalive: float
-    ) -> None:
-        self._loop = loop
-        self._connection = connection
-        self._program = program
-        self._keepalive = keepalive
-        self._timer: Timer | None = None
-        self._last_sent = 0.0
-
-    def begin(self) -> None:
-        """Say that the program runs, and tell all of it from now on."""
-        self._connection.on_gone = self._stop
-        self._send({"start": {"pid": self._program.pid}})
-        self._program.attach(self)
-        self._keep_alive()
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
 
     def output(self, stream: str, data: bytes) -> None:
-        """Pass output on, in frames of bounded size."""
-        for start in range(0, len(data), _MAX_DATA):
-            if self._connection.backlog > _MAX_BACKLOG:
-                self._finish(
-                    "resource_exhausted", "the caller does not read the output"
-                )
-                return
-            piece = binascii.b2a_base64(data[start : start + _MAX_DATA], newline=False)
-            self._send({"data": {stream: piece.decode("ascii")}})
+        """Take no note."""
 
-    def ended(self, status: ExitStatus) -> None:
-        """Pass the end on."""
-        text = str(status)
-        event: dict[str, Any] = {
-            "exitCode": -1 if status.code is None else status.code,
-            "exited": status.code is not None,
-            "status": text,
-        }
-        if status.code != 0:
-            event["error"] = text
-        self._send({"end": event})
-        self._finish()
-
-    def _send(self, event: Mapping[str, Any]) -> None:
-        payload = json.dumps({"event": event}, separators=(",", ":")).encode()
-        self._last_sent = self._loop.now()
-        self._connection.write(encode_frame(payload))
-
-    def _keep_alive(self) -> None:
-        """Send something whenever nothing was sent for the interval."""
-        left = self._last_sent + self._keepalive - self._loop.now()
-        if left <= 0:
-            self._send({"keepalive": {}})
-            left = self._keepalive
-        self._timer = self._loop.call_later(left, self._keep_alive)
-
-    def _finish(self, code: str | None = None, message: str = "") -> None:
-        self._stop()
-        self._connection.write(_end_frame(code, message))
-        self._connection.end()
-
-    def _stop(self) -> None:
-        self._program.detach(self)
-        if self._timer is not None:
-            self._timer.cancel()
+    def ended(self, _: ExitStatus) -> None:
+        """Make the call."""
+        self._call()
 
 
-def _only_frame(body: bytes) -> bytes:
-    if body[:1] == b"\x01":
-        raise RpcError("unimplemented", "compressed messages are not supported")
-    reader = FrameReader()
-    try:
-        frames = reader.feed(body)
-    except WireError as exc:
-        raise RpcError("invalid_argument", str(exc)) from exc
-    if len(frames) != 1 or reader.pending:
-        raise RpcError("invalid_argument", "expected one message")
-    return frames[0].payload
+def _described(process: _Process) -> dict[str, Any]:
+    told = {"config": process.config, "pid": process.program.pid}
+    return told if process.tag is None else {**told, "tag": process.tag}
 
 
-def _end_frame(code: str | None, message: str = "") -> bytes:
-    end = {} if code is None else {"error": {"code": code, "message": message}}
-    return encode_frame(json.dumps(end, separators=(",", ":")).encode(), end=True)
+def _signal_group(program: Program, signum: int) -> None:
+    # It is not reaped yet, so that its group is still its own.
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signum)
 
 
-def _interval(value: str | None) -> float:
-    if value is None or not re.fullmatch(r"[0-9]{1,6}", value.strip()):
-        return _KEEPALIVE
-    return float(value) or _KEEPALIVE
+def _closed() -> RpcError:
+    return RpcError("failed_precondition", "the input of the process is closed")
+
+
+def _time_limit(value: str | None) -> float | None:
+    """Return the seconds that a `Connect-Timeout-Ms` allows; None without a limit."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,10}", value.strip()):
+        raise RpcError("invalid_argument", "Connect-Timeout-Ms: expected milliseconds")
+    return int(value) / 1000 or None

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from .loop import READ, Loop
+from .loop import READ, WRITE, Loop
 from .spawn import Child
 
 __all__ = ["ExitStatus", "Listener", "Program"]
 
 _CHUNK = 65536
+
+Taken = Callable[[int], object]
 
 
 class ExitStatus(NamedTuple):
@@ -63,8 +67,12 @@ class Program:
         self.pid = child.pid
         self._loop = loop
         self._stdin = child.stdin
+        self._input: deque[tuple[memoryview, Taken]] = deque()
+        self._input_over = child.stdin is None
         self._listeners: list[Listener] = []
         self._pipes = {"stdout": child.stdout, "stderr": child.stderr}
+        if child.stdin is not None:
+            os.set_blocking(child.stdin, False)
         for stream, fd in self._pipes.items():
             loop.watch(fd, READ, partial(self._ready, stream, fd))
 
@@ -77,15 +85,74 @@ class Program:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    @property
+    def pending_input(self) -> int:
+        """Bytes of input that the program has not taken yet."""
+        return sum(len(left) for left, _ in self._input)
+
+    def write(self, data: bytes, taken: Taken) -> bool:
+        """Give the program input, behind what it was given before.
+
+        Args:
+            data: The input.
+            taken: Told once how many bytes of it the program's pipe did not take; not
+                called if the answer is False.
+
+        Returns:
+            False if the input is closed.
+        """
+        if self._stdin is None or self._input_over:
+            return False
+        self._input.append((memoryview(data), taken))
+        if len(self._input) == 1:
+            self._feed(self._stdin)
+        return True
+
+    def close_stdin(self) -> None:
+        """Let the program read the end of its input after all of it. Idempotent."""
+        self._input_over = True
+        if not self._input:
+            self._drop_input()
+
+    def _feed(self, fd: int) -> None:
+        while self._input:
+            left, taken = self._input[0]
+            try:
+                left = left[os.write(fd, left) :]
+            except BlockingIOError:
+                break
+            except OSError:  # it has closed its end
+                self._drop_input()
+                return
+            if left:
+                self._input[0] = (left, taken)
+                break
+            self._input.popleft()
+            taken(0)
+        if self._input:
+            self._loop.watch(fd, WRITE, lambda _: self._feed(fd))
+            return
+        self._loop.unwatch(fd)
+        if self._input_over:
+            self._drop_input()
+
+    def _drop_input(self) -> None:
+        """Close the input, whatever is still to be written."""
+        if self._stdin is not None:
+            self._loop.unwatch(self._stdin)
+            os.close(self._stdin)
+            self._stdin = None
+        while self._input:
+            left, taken = self._input.popleft()
+            taken(len(left))
+
     def reaped(self, wait_status: int) -> None:
         """Take note that the program has ended.
 
         Its children may still hold the pipes: what they write is read on, and told to
         listeners that stay attached.
         """
-        if self._stdin is not None:
-            os.close(self._stdin)
-            self._stdin = None
+        self._drop_input()
         for stream, fd in list(self._pipes.items()):
             # A bound, for a child that writes without end would keep us here.
             for _ in range(16):

@@ -236,7 +236,7 @@ def test_a_program_that_cannot_be_run_is_an_error_of_the_stream(
         assert stream.error is not None
         assert stream.error["code"] == code
         assert cmd in stream.error["message"]
-    wait_until(lambda: len(os.listdir(folder)) == before)
+    wait_until(lambda: len(os.listdir(folder)) <= before)
 
 
 def test_programs_run_side_by_side_each_in_its_own_group(lab: Lab) -> None:
@@ -356,7 +356,7 @@ def test_health_needs_no_token_all_else_does(lab: Lab) -> None:
 def test_only_users_of_the_sandbox_are_known(lab: Lab, user: str, status: int) -> None:
     """Two names mean the one user there is."""
     basic = base64.b64encode(f"{user}:".encode()).decode()
-    found, _ = lab.start().envd("/files", headers={"Authorization": f"Basic {basic}"})
+    found, _ = lab.start().envd("/nothing", headers={"Authorization": f"Basic {basic}"})
 
     assert status == found
 

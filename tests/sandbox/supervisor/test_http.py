@@ -86,8 +86,12 @@ def peer() -> Iterator[MakePeer]:
 
 def echo(request: Request, connection: Connection) -> None:
     """Answer with what was asked."""
-    answer = [request.method, request.path, request.body.decode()]
-    connection.reply_json(200, answer)
+
+
+    def answer(body: bytes) -> None:
+        connection.reply_json(200, [request.method, request.path, body.decode()])
+
+    connection.collect(answer)
 
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r\n"

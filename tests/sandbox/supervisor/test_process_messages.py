@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppio_agent.sandbox.supervisor.process_service import (
-    RpcError,
+from ppio_agent.sandbox.supervisor.process_messages import (
     StartRequest,
     names_agent,
     parse_start,
 )
+from ppio_agent.sandbox.supervisor.rpc import RpcError, parse_message
 
 
 def parse(**message: object) -> StartRequest:
     """Parse a message given as keywords."""
-    return parse_start(json.dumps(message).encode())
+    return parse_start(parse_message(json.dumps(message).encode()))
 
 
 def test_a_whole_message_is_read() -> None:
@@ -26,15 +26,15 @@ def test_a_whole_message_is_read() -> None:
     found = parse(
         process={"cmd": "ls", "args": ["-l"], "envs": {"A": "b"}, "cwd": "/app"},
         stdin=False,
-        tag="ignored",
+        tag="mine",
     )
 
-    assert StartRequest(["ls", "-l"], {"A": "b"}, "/app", stdin=False) == found
+    assert StartRequest(["ls", "-l"], {"A": "b"}, "/app", "mine", stdin=False) == found
 
 
 def test_what_is_absent_has_its_default() -> None:
     """No arguments, no variables, the home folder, and an open input."""
-    assert StartRequest(["ls"], {}, None, stdin=True) == parse(process={"cmd": "ls"})
+    assert StartRequest(["ls"], {}, None, None, stdin=True) == parse(process={"cmd": "ls"})
     assert parse(process={"cmd": "ls", "args": None, "cwd": ""}).cwd is None
 
 
@@ -66,7 +66,7 @@ def test_a_wrong_message_is_refused(message: dict[str, object], code: str) -> No
 def test_any_payload_is_a_request_or_refused(payload: bytes) -> None:
     """Nothing else can come of it."""
     try:
-        code = "" if parse_start(payload).argv else "no program"
+        code = "" if parse_start(parse_message(payload)).argv else "no program"
     except RpcError as exc:
         code = exc.code
     assert code in {"", "invalid_argument", "unimplemented"}
