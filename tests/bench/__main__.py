@@ -14,7 +14,18 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from .environments import CLIENTS, PEERS, ROOT, SERVERS, Unavailable
-from .groups import blocking, client, echo, limits, ping, process, streams
+from .groups import (
+    blocking,
+    client,
+    echo,
+    limits,
+    ping,
+    process,
+    streams,
+)
+from .groups import (
+    platform as local,
+)
 from .plan import FULL, QUICK, Plan
 from .processes import call, serving
 from .report import Side, document, insert
@@ -32,6 +43,7 @@ _GROUPS = MappingProxyType[str, Callable[[Plan], Found]](
         "process": process.measure,
         "limits": limits.measure,
         "client": client.measure,
+        "platform": local.measure,
     }
 )
 

@@ -17,6 +17,9 @@ __all__ = ["LINES", "Beside", "Line", "rows"]
 _OTHERS = {
     "ideal": "the ideal",
     "silence": "the handler's silence",
+    "plain start": "a plain start of the same program",
+    "isolated": "in bubblewrap, from the warm pool",
+    "direct": "the same agent, connected to directly",
 }
 
 
@@ -286,6 +289,75 @@ _CLIENT = [
     ),
 ]
 
+_PLATFORM = [
+    Line(
+        "create/p50",
+        "platform, create to first `/ping`, p50, ms",
+        (Beside("plain start", _ratio("<=", 0.25)), Beside("isolated")),
+    ),
+    Line(
+        "create/p95",
+        "platform, create to first `/ping`, p95, ms",
+        (Beside(None, _own("<", 100.0)), Beside("plain start")),
+    ),
+    Line(
+        "create/p95",
+        "the same in bubblewrap, p95, ms",
+        (Beside(None, _own("<", 100.0)), Beside("plain start")),
+        ours="isolated",
+    ),
+    Line(
+        "platform/20",
+        "platform, 20 creates at once until all answer, s",
+        [Beside(None, _own("<", 1.0))],
+    ),
+    Line("edge/p50", "edge, small request, p50, ms", [Beside("direct")]),
+    Line(
+        "edge/more/p50",
+        "edge, small request, more than direct, p50, ms",
+        [Beside(None, _own("<=", 1.5))],
+    ),
+    Line(
+        "edge/more/p99",
+        "edge, small request, more than direct, p99, ms",
+        [Beside(None, _own("<=", 5.0))],
+    ),
+    Line(
+        "edge/chunk",
+        "edge, delay of a streamed event, more than direct, p50, ms",
+        [Beside(None, _own("<=", 2.0))],
+    ),
+    Line(
+        "edge/bulk",
+        "edge, 1 GiB body, MiB/s",
+        [Beside("direct", _ratio(">=", 0.5))],
+    ),
+    Line(
+        "edge/grown",
+        "edge, 1 GiB body, growth of the platform, MiB",
+        [Beside(None, _own("<=", 16.0))],
+    ),
+    *(
+        Line(f"platform/{key}", f"platform, {what}, ms", [Beside(None, target)])
+        for key, what, target in (
+            ("pause", "pause of 20 processes", _own("<", 50.0)),
+            ("resume", "resume of 20 processes", _own("<", 50.0)),
+            ("kill", "`DELETE` of an agent that obeys SIGTERM", _own("<", 300.0)),
+            ("start", "start until it serves", _own("<", 1000.0)),
+        )
+    ),
+    Line(
+        "platform/uss",
+        "own memory of an idle supervisor, MiB",
+        [Beside(None, _own("<=", 10.0))],
+    ),
+    Line(
+        "platform/cpu",
+        "CPU of 50 idle sandboxes and their platform, % of a core",
+        [Beside(None, _own("<=", 2.0))],
+    ),
+]
+
 LINES: tuple[Line, ...] = (
     *_ECHO,
     Line(
@@ -298,6 +370,7 @@ LINES: tuple[Line, ...] = (
     *_PROCESS,
     *_LIMITS,
     *_CLIENT,
+    *_PLATFORM,
 )
 
 
