@@ -15,10 +15,23 @@ from attrs import frozen
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.times import format_time
 
-__all__ = ["LogEntry", "LogQuery", "parse_entry", "read_log", "select_entries"]
+__all__ = [
+    "FILES",
+    "LEVELS",
+    "LogEntry",
+    "LogQuery",
+    "Numbering",
+    "parse_entry",
+    "read_log",
+    "select_entries",
+]
 
-_LEVELS: Final = ("debug", "info", "warn", "error")
-_FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
+LEVELS: Final = ("debug", "info", "warn", "error")
+"""From the least to the most serious."""
+
+FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
+"""Names of the files of a log, the oldest first."""
+
 _LONGEST_AGE: Final = 253402300799999  # the last millisecond of the year 9999
 
 
@@ -79,9 +92,32 @@ class LogQuery:
             before = entry.at < self.start
             if entry.at != self.start and before is not self.backward:
                 return False
-        if _LEVELS.index(entry.level) < _LEVELS.index(self.level):
+        if LEVELS.index(entry.level) < LEVELS.index(self.level):
             return False
         return self.search in entry.line
+
+
+class Numbering:
+    """Gives each entry of a log a number that is the same whoever reads it again.
+
+    Numbers rise; they are the entry's time in microseconds, or the next free one. Of
+    entries of one millisecond all have to be there for the same result.
+
+    Example:
+        >>> numbering = Numbering()
+        >>> numbering.of(LogEntry(at=7, level="info", line="a", stream="stdout"))
+        7000
+        >>> numbering.of(LogEntry(at=7, level="info", line="b", stream="stdout"))
+        7001
+    """
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def of(self, entry: LogEntry) -> int:
+        """Return the number of the next entry."""
+        self._last = max(self._last + 1, entry.at * 1000)
+        return self._last
 
 
 def parse_entry(raw: bytes) -> LogEntry | None:
@@ -105,7 +141,7 @@ def _level_of(line: str) -> str:
         return "info"
     level = str(found.get("level", "info")).lower() if isinstance(found, dict) else ""
     level = {"warning": "warn", "critical": "error", "fatal": "error"}.get(level, level)
-    return level if level in _LEVELS else "info"
+    return level if level in LEVELS else "info"
 
 
 def select_entries(entries: Iterable[LogEntry], query: LogQuery) -> list[LogEntry]:
@@ -118,7 +154,7 @@ def select_entries(entries: Iterable[LogEntry], query: LogQuery) -> list[LogEntr
 
 def read_log(folder: Path) -> Iterator[LogEntry]:
     """Yield all entries in the log files of `folder`, oldest first."""
-    for name in _FILES:
+    for name in FILES:
         try:
             file = (folder / name).open("rb")
         except OSError:

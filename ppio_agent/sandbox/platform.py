@@ -38,9 +38,10 @@ from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import Template
 
 from .config import PlatformConfig
-from .control import Control, create_app, lane_of
+from .control import Control, create_app, lane_of, refusal_of
 from .datadir import DataDir, Running
 from .keys import DEFAULT_TENANT, KeyRing
+from .metrics import Metrics
 from .plugin import TemplateFolder
 from .reach import Reach
 from .sandboxes import Folders, Sandboxes
@@ -66,7 +67,7 @@ class _Parts:
     templates: Templates
     sandboxes: Sandboxes
     viewer: Viewer
-    backend_name: str
+    backend: Backend
     url: str
     api_key: str = field(repr=False)
     tenant: str
@@ -168,17 +169,13 @@ class SandboxPlatform(Closing):
             templates=templates,
             sandboxes=sandboxes,
             viewer=Viewer(domain=config.domain, url=url),
-            backend_name=backend.name,
+            backend=backend,
             url=url,
             api_key=api_key,
             tenant=tenant,
             started=self._clock(),
         )
-        server = self._server(parts, socket_path, uploads=data.uploads)
-        stack.callback(lambda: server.close(self._left()))
-        server.start()
-        # Closed first: agents end while their last answers still get through.
-        stack.callback(lambda: sandboxes.close(self._left()))
+        self._serve(stack, parts, socket_path, uploads=data.uploads)
         data.announce(Running(url=url, pid=os.getpid(), api_key=api_key))
         stack.callback(data.withdraw)
         return parts
@@ -207,22 +204,35 @@ class SandboxPlatform(Closing):
         templates.collect()
         return templates, sandboxes
 
-    def _server(self, parts: _Parts, socket_path: Path, *, uploads: Path) -> Server:
+    def _serve(
+        self, stack: ExitStack, parts: _Parts, socket_path: Path, *, uploads: Path
+    ) -> None:
+        sandboxes = parts.sandboxes
+        metrics = Metrics(sandboxes.list_sandboxes, monotonic=self._clock)
         control = Control(
             config=self._config,
             keys=parts.keys,
             templates=parts.templates,
-            sandboxes=parts.sandboxes,
+            sandboxes=sandboxes,
+            metrics=metrics,
             viewer=parts.viewer,
             status=self._status,
             uploads=uploads,
         )
-        return Server(
+        server = Server(
             create_app(control),
             unix_socket=str(socket_path),
-            config=ServerConfig(max_request_size=MAX_BYTES),
+            config=ServerConfig(max_request_size=MAX_BYTES, problem=refusal_of),
             lanes=Lanes(classify=lane_of),
         )
+        stack.callback(lambda: server.close(self._left()))
+        server.start()
+        # Closed before it: agents end while their last answers still get through.
+        stack.callback(lambda: sandboxes.close(self._left()))
+        metrics.start()
+        stack.callback(metrics.close)
+        # First of all: who listens is told that the platform ends, not its sandbox.
+        stack.callback(control.streams.close)
 
     @cached_property
     def _hooks(self) -> Hooks:
@@ -257,6 +267,15 @@ class SandboxPlatform(Closing):
             self._parts = None
         atexit.unregister(self.close)
 
+    def abort(self) -> None:
+        """Kill all sandboxes without grace, also while `close` waits for them.
+
+        Their end is `close`'s to see to. From any thread; not from a signal handler.
+        """
+        parts = self._parts
+        if parts is not None and self.running:
+            parts.backend.close()
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -282,6 +301,11 @@ class SandboxPlatform(Closing):
     def domain(self) -> str:
         """The domain that host names of sandboxes are built from."""
         return self._config.domain
+
+    @property
+    def backend_name(self) -> str:
+        """How sandboxes run: the name of the backend that was chosen."""
+        return self._up.backend.name
 
     @property
     def api_key(self) -> str:
@@ -337,7 +361,7 @@ class SandboxPlatform(Closing):
         config, up = self._config, self._up
         return {
             "version": __version__,
-            "backend": up.backend_name,
+            "backend": up.backend.name,
             "sandboxes": up.sandboxes.counts(),
             "limits": {
                 "maxSandboxesPerTenant": config.max_sandboxes_per_tenant,

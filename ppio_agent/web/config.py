@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import ge, gt
+
+from .kit import Reply, problem
 
 __all__ = ["ServerConfig"]
 
@@ -32,6 +35,7 @@ class ServerConfig:
         connection_timeout: Seconds an idle connection is kept open.
         headers: Sent with every answer the server itself makes (a refusal, an
             unparsable request), as the application sends them with its own.
+        problem: Makes these answers; called as `kit.problem` is.
 
     Thread safety: immutable.
     """
@@ -43,6 +47,7 @@ class ServerConfig:
     request_timeout: float = field(default=60.0, validator=gt(0.0))
     connection_timeout: int = field(default=120, validator=gt(0))
     headers: tuple[tuple[str, str], ...] = field(default=(), converter=tuple)
+    problem: Callable[..., Reply] = problem
 
     def connection_limit(self) -> int:
         """Return how many connections are open at most.

@@ -26,7 +26,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.headers import REQUEST_ID
 
-from .kit import problem, request_id_of, status_line
+from .kit import request_id_of, status_line
 from .lanes import Refusal, error_code
 
 __all__ = ["ProblemTask", "Task"]
@@ -213,14 +213,14 @@ class ProblemTask(Task):
         """Send the problem."""
         cause = self.request.error
         refused = isinstance(cause, Refusal)
-        limit = self.channel.server.ppio_config.max_request_size
-        error = cause.error if refused else _as_error(cause, limit)
+        config = self.channel.server.ppio_config
+        error = cause.error if refused else _as_error(cause, config.max_request_size)
         # A request that could not be read leaves no known place to read on from.
         self.close_on_finish = not refused or cause.close
         self.channel.linger = self.close_on_finish
         request_id = request_id_of(self.request.headers.get("X_REQUEST_ID"))
-        own = (*self.channel.server.ppio_config.headers, (REQUEST_ID, request_id))
-        reply = problem(error, request_id, headers=own)
+        own = (*config.headers, (REQUEST_ID, request_id))
+        reply = config.problem(error, request_id, headers=own)
         self._send(reply.respond(self._start))
 
     def _start(self, status: str, headers: list[tuple[str, str]]) -> None:

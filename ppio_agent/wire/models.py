@@ -33,6 +33,7 @@ __all__ = [
     "Principal",
     "Sandbox",
     "SandboxDetail",
+    "SandboxMetric",
     "SandboxState",
     "Template",
 ]
@@ -226,6 +227,26 @@ class SandboxDetail(ListedSandbox):
     network: Json = None
     lifecycle: Json = None
     agent: Mapping[str, Json] | None = None
+
+
+@frozen(kw_only=True)
+class SandboxMetric(CamelModel):
+    """What a sandbox used at one instant.
+
+    Attributes:
+        cpu_used_pct: In percent; 100 is all of `cpu_count`.
+        mem_total: Bytes, as all below.
+    """
+
+    timestamp: datetime
+    timestamp_unix: int
+    cpu_count: int
+    cpu_used_pct: float
+    mem_total: int
+    mem_used: int
+    mem_cache: int = 0
+    disk_total: int
+    disk_used: int
 
 
 @frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -15,14 +16,14 @@ from ppio_agent.web import Lane
 from .kit import Control, answer, error_answer, files_answer, unexpected_answer
 from .sandbox_routes import sandbox_routes
 from .template_routes import template_routes
+from .watch_routes import watch_routes
 
 __all__ = ["create_app", "lane_of"]
 
 _HEALTHZ: Final = "/platform/v1/healthz"
+_STREAM: Final = re.compile(r"/platform/v1/sandboxes/[^/]*/(?:events|logs/stream)")
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _NOT_HERE: Final[Mapping[str, str]] = {
-    "/sandboxes/metrics": "metrics",
-    "/sandboxes/<_id>/metrics": "metrics",
     "/sandboxes/<_id>/snapshots": "snapshots",
     "/sandboxes/<_id>/clone": "clone",
     "/sandboxes/<_id>/fork": "fork",
@@ -32,9 +33,10 @@ _NOT_HERE: Final[Mapping[str, str]] = {
     "/sandboxes/<_id>/volume-mounts": "volume-mounts",
     "/sandboxes/<_id>/network": "network",
     "/sandboxes/<_id>/quota": "quota",
+    "/sandboxes/quota": "quota",
+    "/sandboxes/events": "events",
+    "/snapshots": "snapshots",
     "/sandboxes/<_id>/events": "events",
-    "/platform/v1/sandboxes/<_id>/events": "events",
-    "/platform/v1/sandboxes/<_id>/logs/stream": "logs/stream",
     "/v3/templates": "building templates by the API",
     "/templates/<_id>/builds/<path:_rest>": "building templates by the API",
     "/v2/templates/<_id>/builds/<path:_rest>": "building templates by the API",
@@ -50,9 +52,15 @@ _NOT_HERE: Final[Mapping[str, str]] = {
 
 
 def lane_of(method: str, path: str, headers: Mapping[str, str]) -> Lane:
-    """Return the server's lane of a request: health checks never wait."""
+    """Return the server's lane of a request.
+
+    Health checks never wait, and streams, which have a thread for as long as they are
+    read, take none of those of other requests.
+    """
     del method, headers
-    return Lane.EXPRESS if path == _HEALTHZ else Lane.INVOKE
+    if path == _HEALTHZ:
+        return Lane.EXPRESS
+    return Lane.READ if _STREAM.fullmatch(path) else Lane.INVOKE
 
 
 def create_app(control: Control) -> Flask:
@@ -66,6 +74,7 @@ def create_app(control: Control) -> Flask:
     app.register_error_handler(OSError, files_answer)
     app.register_error_handler(Exception, unexpected_answer)
     app.register_blueprint(sandbox_routes(control))
+    app.register_blueprint(watch_routes(control))
     app.register_blueprint(template_routes(control))
     app.add_url_rule(_HEALTHZ, "healthz", lambda: answer(status=204))
     app.add_url_rule(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,18 +12,25 @@ from attrs import field, frozen
 from flask import Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from ppio_agent.exceptions import PPIOAgentError, TemplateManifestError, ValidationError
+from ppio_agent.exceptions import (
+    InternalServerError,
+    PPIOAgentError,
+    TemplateManifestError,
+    ValidationError,
+)
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.metrics import Metrics
 from ppio_agent.sandbox.options import parse_body
 from ppio_agent.sandbox.sandboxes import Sandboxes
 from ppio_agent.sandbox.templates.store import Templates
-from ppio_agent.web import read_body
+from ppio_agent.web import Reply, read_body
 from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json, decode_json, encode_json
 from ppio_agent.wire.model import CamelModel
 
 from .once import Once
+from .streams import Streams
 from .views import Viewer
 
 __all__ = [
@@ -33,7 +40,9 @@ __all__ = [
     "decoded",
     "error_answer",
     "files_answer",
+    "positive",
     "raw_body",
+    "refusal_of",
     "tenant",
     "unexpected_answer",
 ]
@@ -54,8 +63,10 @@ class Control:
         templates: The templates.
         sandboxes: The live sandboxes.
         viewer: Makes answers of them.
+        metrics: What sandboxes use.
         status: Gives what `GET /platform/v1/status` answers.
         uploads: Folder for archives while they are read.
+        streams: Those that are open.
         creates: Remembers the answers to creates with an idempotency key.
     """
 
@@ -63,9 +74,11 @@ class Control:
     keys: KeyRing
     templates: Templates
     sandboxes: Sandboxes
+    metrics: Metrics
     viewer: Viewer
     status: Callable[[], Mapping[str, Json]]
     uploads: Path
+    streams: Streams = field(factory=Streams)
     creates: Once[dict[str, Json]] = field(factory=Once)
 
 
@@ -129,8 +142,7 @@ def error_answer(error: Exception) -> Response:
             for path, line, message in error.problems
         ]
     response = _refusal(error.http_status, error.message, **facts)
-    if error.http_status in (429, 503):
-        response.headers[RETRY_AFTER] = str(max(1, math.ceil(error.retry_after or 1)))
+    response.headers.extend(_hint(error))
     if error.http_status >= 500 and error.http_status not in (501, 503):
         _log.warning("%s %s failed: %s", request.method, request.path, error.message)
     return response
@@ -147,6 +159,30 @@ def files_answer(error: OSError) -> Response:
     _log.error("%s %s failed: %s", request.method, request.path, error)
     reason = (error.strerror or "they fail").lower()
     return _refusal(500, f"the platform cannot use its files: {reason}")
+
+
+def refusal_of(
+    error: BaseException,
+    request_id: str | None,
+    *,
+    headers: Sequence[tuple[str, str]] = (),
+) -> Reply:
+    """Return the answer that the server itself gives, too busy or unable to read.
+
+    In the form of all the others; see `ppio_agent.web.problem`.
+    """
+    del request_id
+    if not isinstance(error, PPIOAgentError):
+        error = InternalServerError("internal error")
+    own = [("Content-Type", "application/json"), *headers, *_hint(error)]
+    body = {"code": error.http_status, "message": error.message}
+    return Reply(error.http_status, own, encode_json(body))
+
+
+def _hint(error: PPIOAgentError) -> list[tuple[str, str]]:
+    if error.http_status not in (429, 503):
+        return []
+    return [(RETRY_AFTER, str(max(1, math.ceil(error.retry_after or 1))))]
 
 
 def _refusal(status: int, message: str, **facts: Json) -> Response:

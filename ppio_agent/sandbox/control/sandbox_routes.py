@@ -10,7 +10,6 @@ from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.sandbox.live import LiveSandbox
-from ppio_agent.sandbox.logview import LogQuery, read_log, select_entries
 from ppio_agent.sandbox.options import not_supported, parse_create
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_KEY,
@@ -23,13 +22,10 @@ from ppio_agent.wire.model import CamelModel
 from .kit import Control, answer, body_as, decoded, positive, raw_body, tenant
 from .listing import page, whole_number
 from .metadata_filter import matches, parse_filter
-from .views import log_lines
 
 __all__ = ["sandbox_routes"]
 
 _STATES: Final = ("running", "paused")
-_LEVELS: Final = ("debug", "info", "warn", "error")
-_LATEST: Final = 253402300799999
 
 
 @frozen(kw_only=True)
@@ -71,8 +67,6 @@ def sandbox_routes(control: Control) -> Blueprint:
         ("/sandboxes/<sandbox_id>/resume", "POST", handlers.resume),
         ("/sandboxes/<sandbox_id>/timeout", "POST", handlers.set_timeout),
         ("/sandboxes/<sandbox_id>/refreshes", "POST", handlers.refresh),
-        ("/sandboxes/<sandbox_id>/logs", "GET", handlers.logs),
-        ("/v2/sandboxes/<sandbox_id>/logs", "GET", handlers.logs_page),
     ):
         name = f"{handler.__name__}_{rule.count('v2')}"
         routes.add_url_rule(rule, name, handler, methods=[method])
@@ -207,35 +201,6 @@ class _SandboxRoutes:
         self._sandbox(sandbox_id).extend(seconds)
         return answer(status=204)
 
-    def logs(self, sandbox_id: str) -> Response:
-        query = LogQuery(start=_instant("start"), limit=_limit())
-        folder = self._control.sandboxes.logs_of(
-            sandbox_key(sandbox_id), tenant=tenant()
-        )
-        return answer(log_lines(select_entries(read_log(folder), query)))
-
-    def logs_page(self, sandbox_id: str) -> Response:
-        args = request.args
-        direction = args.get("direction", "forward")
-        level = args.get("level", "debug")
-        if direction not in ("forward", "backward") or level not in _LEVELS:
-            raise ValidationError(
-                "query: expected direction forward or backward, and level"
-                f" {', '.join(_LEVELS)}"
-            )
-        query = LogQuery(
-            start=_instant("cursor"),
-            limit=_limit(),
-            backward=direction == "backward",
-            level=level,
-            search=args.get("search", ""),
-        )
-        folder = self._control.sandboxes.logs_of(
-            sandbox_key(sandbox_id), tenant=tenant()
-        )
-        entries = select_entries(read_log(folder), query)
-        return answer({"logs": [entry.to_dict() for entry in entries]})
-
 
 def _word(sandbox: LiveSandbox) -> str:
     return sandbox.life.state.wire
@@ -248,15 +213,3 @@ def _alias(sandbox: LiveSandbox) -> str:
 def _place(sandbox: LiveSandbox) -> tuple[int, str]:
     """Return where a sandbox is in lists: by its start, in milliseconds, then its id."""
     return int(sandbox.life.started_at.timestamp() * 1000), sandbox.id
-
-
-def _instant(name: str) -> int | None:
-    text = request.args.get(name)
-    if not text:
-        return None
-    return whole_number(text, name, default=0, low=0, high=_LATEST)
-
-
-def _limit() -> int:
-    text = request.args.get("limit")
-    return whole_number(text, "limit", default=1000, low=1, high=1000)

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import datetime, timezone
 from typing import Final
 
 import attrs
 from attrs import frozen
 
+from ppio_agent.sandbox.backends.base import AgentStatus
 from ppio_agent.sandbox.live import LiveSandbox
 from ppio_agent.sandbox.logview import LogEntry
+from ppio_agent.sandbox.metrics import Sample
 from ppio_agent.sandbox.records import BuildInfo, TemplateRecord
 from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.models import (
     ListedSandbox,
     Sandbox,
     SandboxDetail,
+    SandboxMetric,
     SandboxState,
     Template,
 )
 from ppio_agent.wire.times import format_time
 
-__all__ = ["Viewer", "log_lines"]
+__all__ = ["Viewer", "agent_view", "log_lines", "metric_view"]
 
 _CLIENT: Final = "local"
 _ENVD_VERSION: Final = "0.5.7"
 _DISK_MB: Final = 1024
+_MIB: Final = 1024 * 1024
 _PUBLIC: Final = ""
 
 
@@ -53,6 +58,7 @@ class Viewer:
             domain=self.domain,
             alias=identity.alias,
             envd_access_token=identity.access_token,
+            traffic_access_token=identity.traffic_token,
             edge_url=self.url,
         ).to_dict()
 
@@ -69,21 +75,15 @@ class Viewer:
             **listed,
             domain=self.domain,
             envd_access_token=identity.access_token,
+            traffic_access_token=identity.traffic_token,
             edge_url=self.url,
             allow_internet_access=identity.options.allow_internet,
-            network={"allowPublicTraffic": True},
+            network={"allowPublicTraffic": identity.options.public_traffic},
             lifecycle={
                 "onTimeout": on_timeout,
                 "autoResume": identity.options.auto_resume,
             },
-            agent={
-                "phase": agent.phase,
-                "exitCode": agent.exit_code,
-                "signal": agent.signal,
-                "startedAt": agent.started_at and format_time(agent.started_at),
-                "readyAt": agent.ready_at and format_time(agent.ready_at),
-                "logTail": agent.log_tail,
-            },
+            agent=agent_view(agent),
         ).to_dict()
 
     def template(self, record: TemplateRecord) -> Template:
@@ -156,6 +156,33 @@ def _listed(sandbox: LiveSandbox) -> ListedSandbox:
         memory_mb=identity.build.memory_mb,
         disk_size_mb=_DISK_MB,
     )
+
+
+def agent_view(agent: AgentStatus) -> dict[str, Json]:
+    """Return how the agent of a sandbox is."""
+    return {
+        "phase": agent.phase,
+        "exitCode": agent.exit_code,
+        "signal": agent.signal,
+        "startedAt": agent.started_at and format_time(agent.started_at),
+        "readyAt": agent.ready_at and format_time(agent.ready_at),
+        "logTail": agent.log_tail,
+    }
+
+
+def metric_view(sandbox: LiveSandbox, sample: Sample) -> dict[str, Json]:
+    """Return what a sandbox used at one instant."""
+    build = sandbox.identity.build
+    return SandboxMetric(
+        timestamp=datetime.fromtimestamp(sample.at / 1000, timezone.utc),
+        timestamp_unix=sample.at // 1000,
+        cpu_count=math.ceil(build.cpus),
+        cpu_used_pct=sample.cpu_percent,
+        mem_total=build.memory_mb * _MIB,
+        mem_used=sample.memory,
+        disk_total=_DISK_MB * _MIB,
+        disk_used=sample.disk,
+    ).to_dict()
 
 
 def log_lines(entries: list[LogEntry]) -> dict[str, Json]:

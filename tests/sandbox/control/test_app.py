@@ -11,13 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
 
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.control import Control, create_app, lane_of
-from ppio_agent.sandbox.control.views import Viewer
-from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.control import lane_of
 from ppio_agent.sandbox.templates.packing import pack
 from ppio_agent.web import Lane
 from ppio_agent.wire.models import (
@@ -28,41 +24,8 @@ from ppio_agent.wire.models import (
     Template,
 )
 from tests.sandbox.agents import write_agent
+from tests.sandbox.control.wirekit import BLUE, RED, Wire, assert_refused
 from tests.sandbox.rig import PlatformRig
-
-RED = {"X-API-KEY": "sk_red"}
-BLUE = {"Authorization": "Bearer sk_blue"}
-
-
-class Wire:
-    """Sends requests to the application."""
-
-    def __init__(self, rig: PlatformRig) -> None:
-        self.rig = rig
-        uploads = rig.folder / "uploads"
-        uploads.mkdir()
-        self.control = Control(
-            config=rig.config,
-            keys=KeyRing(rig.config.keys),
-            templates=rig.templates,
-            sandboxes=rig.sandboxes,
-            viewer=Viewer(domain="sandbox.test", url="http://127.0.0.1:1"),
-            status=lambda: {"version": "1"},
-            uploads=uploads,
-        )
-        self.app = create_app(self.control)
-
-    def ask(
-        self, method: str, path: str, json: Any = None, **more: Any
-    ) -> TestResponse:
-        client: FlaskClient = self.app.test_client()
-        more.setdefault("headers", RED)
-        return client.open(path, method=method, json=json, **more)
-
-    def create(self, **body: Any) -> str:
-        response = self.ask("POST", "/sandboxes", {"templateID": "echo", **body})
-        assert response.status_code == 201, response.text
-        return str(response.json["sandboxID"])  # type: ignore[index]
 
 
 @pytest.fixture
@@ -70,16 +33,6 @@ def wire(tmp_path: Path) -> Iterator[Wire]:
     rig = PlatformRig(tmp_path, max_sandboxes_per_tenant=5)
     yield Wire(rig)
     rig.close()
-
-
-def _refused(response: TestResponse, status: int, message: str = "") -> None:
-    """Assert that an answer is a refusal in the one form clients can read."""
-    assert response.status_code == status, response.text
-    assert response.content_type == "application/json"
-    assert response.json is not None
-    assert response.json["code"] == status
-    assert isinstance(response.json["message"], str)
-    assert message in response.json["message"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +57,6 @@ def _refused(response: TestResponse, status: int, message: str = "") -> None:
         ("POST", "/sandboxes/" + "0" * 20 + "/pause", b"", 404),
         ("POST", "/platform/v1/templates", b"", 400),
         ("POST", "/platform/v1/templates", b"no tar", 400),
-        ("GET", "/sandboxes/metrics", b"", 501),
         ("POST", "/sandboxes/x/snapshots", b"", 501),
         ("POST", "/v3/templates", b"", 501),
         ("GET", "/templates/tags", b"", 501),
@@ -118,7 +70,7 @@ def test_every_refusal_is_json_with_code_and_message(
 ) -> None:
     response = wire.app.test_client().open(path, method=method, data=body, headers=RED)
 
-    _refused(response, status)
+    assert_refused(response, status)
     assert ("is not supported by the local platform" in response.text) == (
         status == 501 and b"internet" not in body
     )
@@ -144,13 +96,13 @@ def test_an_unknown_path_is_named(wire: Wire) -> None:
 def test_a_wrong_key_is_401_on_every_path(wire: Wire, headers: dict[str, str]) -> None:
     for path in ("/sandboxes", "/templates", "/no/such", "/platform/v1/status"):
         response = wire.ask("GET", path, headers=headers)
-        _refused(response, 401, "invalid or missing API key")
+        assert_refused(response, 401, "invalid or missing API key")
 
 
 def test_a_web_page_is_refused_even_with_a_key(wire: Wire) -> None:
     for path in ("/sandboxes", "/platform/v1/healthz"):
         headers = {**RED, "Origin": "http://evil.example"}
-        _refused(wire.ask("GET", path, headers=headers), 403)
+        assert_refused(wire.ask("GET", path, headers=headers), 403)
 
 
 def test_health_needs_no_key_and_never_waits(wire: Wire) -> None:
@@ -170,7 +122,7 @@ def test_an_error_that_nobody_foresaw_tells_nothing(
     monkeypatch.setattr(wire.rig.templates, "list_templates", fail)
     response = wire.ask("GET", "/templates")
 
-    _refused(response, 500, "internal error")
+    assert_refused(response, 500, "internal error")
     assert "s3cret" not in response.text
     assert "s3cret detail" in caplog.text
 
@@ -233,13 +185,13 @@ def test_bodies_are_strict(
 ) -> None:
     response = wire.ask("POST", f"/sandboxes/{wire.create()}/{action}", body)
 
-    _refused(response, 400, message)
+    assert_refused(response, 400, message)
 
 
 def test_pausing_to_disk_is_not_supported(wire: Wire) -> None:
     path = f"/sandboxes/{wire.create()}/pause"
 
-    _refused(wire.ask("POST", path, {"memory": False}), 501)
+    assert_refused(wire.ask("POST", path, {"memory": False}), 501)
     assert wire.ask("POST", path, {"memory": True}).status_code == 204
 
 
@@ -248,7 +200,7 @@ def test_another_tenants_sandbox_is_404_and_in_no_list(wire: Wire) -> None:
 
     for method, action in (("GET", ""), ("DELETE", ""), ("POST", "/pause")):
         path = f"/sandboxes/{sandbox_id}{action}"
-        _refused(wire.ask(method, path, headers=BLUE), 404)
+        assert_refused(wire.ask(method, path, headers=BLUE), 404)
     assert wire.ask("GET", "/sandboxes", headers=BLUE).json == []
     listed = wire.ask("GET", "/v2/sandboxes", headers=BLUE)
     assert (listed.json, listed.headers["x-total-running"]) == ([], "0")
@@ -299,7 +251,7 @@ def test_the_limit_of_a_key_is_429_with_a_hint(wire: Wire) -> None:
     ids = [wire.create() for _ in range(5)]
     response = wire.ask("POST", "/sandboxes", {})
 
-    _refused(response, 429)
+    assert_refused(response, 429)
     assert response.headers["Retry-After"] == "60"
     assert wire.ask("POST", "/sandboxes", {}, headers=BLUE).status_code == 201
     wire.ask("DELETE", f"/sandboxes/{ids[0]}")
@@ -317,7 +269,7 @@ def test_ten_creates_with_one_key_make_one_sandbox(wire: Wire) -> None:
         assert len(set(pool.map(create, range(10)))) == 1
     assert len(wire.rig.backend.started) == 1
     other = wire.ask("POST", "/sandboxes", {"timeout": 61}, headers=headers)
-    _refused(other, 409, "idempotency key")
+    assert_refused(other, 409, "idempotency key")
     theirs = wire.ask(
         "POST",
         "/sandboxes",
@@ -326,31 +278,13 @@ def test_ten_creates_with_one_key_make_one_sandbox(wire: Wire) -> None:
     )
     assert theirs.status_code == 201
     bad = wire.ask("POST", "/sandboxes", {}, headers={**RED, "Idempotency-Key": "a b"})
-    _refused(bad, 400, "Idempotency-Key")
+    assert_refused(bad, 400, "Idempotency-Key")
 
 
 def test_a_start_that_fails_is_500_with_the_supervisors_words(wire: Wire) -> None:
     wire.rig.backend.fails = True
 
-    _refused(wire.ask("POST", "/sandboxes", {}), 500, "did not come up: no room")
-
-
-def test_logs_are_shown_in_both_shapes(wire: Wire) -> None:
-    sandbox_id = wire.create()
-    logs = wire.rig.backend.last.spec.root / "logs" / "agent.log"
-    lines = [f'{{"t": {n}, "stream": "stdout", "line": "l{n}"}}\n' for n in range(4)]
-    logs.write_text("".join(lines))
-
-    old = wire.ask("GET", f"/sandboxes/{sandbox_id}/logs?start=1&limit=2").json
-    assert old is not None
-    assert [line["line"] for line in old["logs"]] == ["l1", "l2"]
-    assert [e["message"] for e in old["logEntries"]] == ["l1", "l2"]
-    query = "cursor=2&direction=backward&search=l"
-    new = wire.ask("GET", f"/v2/sandboxes/{sandbox_id}/logs?{query}").json
-    assert new is not None
-    assert [e["message"] for e in new["logs"]] == ["l2", "l1", "l0"]
-    for bad in ("limit=1001", "cursor=x", "direction=up", "level=loud"):
-        _refused(wire.ask("GET", f"/v2/sandboxes/{sandbox_id}/logs?{bad}"), 400)
+    assert_refused(wire.ask("POST", "/sandboxes", {}), 500, "did not come up: no room")
 
 
 def test_templates_always_have_metadata_of_texts(wire: Wire) -> None:
@@ -379,11 +313,11 @@ def test_templates_are_found_listed_and_deleted(wire: Wire) -> None:
         "templateID": template_id,
         "public": False,
     }
-    _refused(wire.ask("GET", "/templates/echo", headers=BLUE), 404)
-    _refused(wire.ask("DELETE", "/templates/echo", headers=BLUE), 404)
-    _refused(wire.ask("DELETE", "/templates/base"), 403)
+    assert_refused(wire.ask("GET", "/templates/echo", headers=BLUE), 404)
+    assert_refused(wire.ask("DELETE", "/templates/echo", headers=BLUE), 404)
+    assert_refused(wire.ask("DELETE", "/templates/base"), 403)
     assert wire.ask("DELETE", f"/templates/{template_id}").status_code == 204
-    _refused(wire.ask("GET", "/templates/echo"), 404)
+    assert_refused(wire.ask("GET", "/templates/echo"), 404)
 
 
 def test_an_upload_is_201_when_new_and_200_when_not(wire: Wire, tmp_path: Path) -> None:
@@ -407,7 +341,7 @@ def test_an_upload_with_faults_lists_them(wire: Wire, tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("../x"))
     response = wire.ask("POST", "/platform/v1/templates", data=out.getvalue())
 
-    _refused(response, 400)
+    assert_refused(response, 400)
     assert response.json is not None
     assert [(p["path"], p["line"]) for p in response.json["problems"]] == [
         ("metadata.version", 5),

@@ -1,0 +1,166 @@
+"""Routes by which sandboxes are watched: logs, metrics, events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from flask import Blueprint, Response, request
+
+from ppio_agent.exceptions import NotFoundError, ValidationError
+from ppio_agent.sandbox.logfollow import LogFollower
+from ppio_agent.sandbox.logview import LEVELS, LogQuery, read_log, select_entries
+from ppio_agent.sandbox.metrics import as_milliseconds
+from ppio_agent.wire.headers import sandbox_key
+
+from .feeds import LogFeed
+from .journal import Journals
+from .kit import Control, answer, tenant
+from .listing import whole_number
+from .streams import last_event_id
+from .views import log_lines, metric_view
+
+__all__ = ["watch_routes"]
+
+_LATEST: Final = 253402300799999  # the last millisecond of the year 9999
+_MOST_IDS: Final = 100
+
+
+def watch_routes(control: Control) -> Blueprint:
+    """Return the routes of logs, metrics and events."""
+    routes = Blueprint("watch", __name__)
+    handlers = _WatchRoutes(control)
+    for rule, handler in (
+        ("/sandboxes/metrics", handlers.newest_metrics),
+        ("/sandboxes/<sandbox_id>/metrics", handlers.metrics),
+        ("/sandboxes/<sandbox_id>/logs", handlers.logs),
+        ("/v2/sandboxes/<sandbox_id>/logs", handlers.logs_page),
+        ("/platform/v1/sandboxes/<sandbox_id>/logs/stream", handlers.log_stream),
+        ("/platform/v1/sandboxes/<sandbox_id>/events", handlers.events),
+    ):
+        routes.add_url_rule(rule, handler.__name__, handler, methods=["GET"])
+    return routes
+
+
+class _WatchRoutes:
+    """One method a route; each reads the request and returns the answer."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._journals = Journals()
+
+    def metrics(self, sandbox_id: str) -> Response:
+        start, end = (
+            None if value is None else as_milliseconds(value)
+            for value in (_instant("start"), _instant("end"))
+        )
+        if start is not None and end is not None and start > end:
+            raise ValidationError("query parameter end: is before start")
+        sandbox = self._control.sandboxes.get(sandbox_key(sandbox_id), tenant=tenant())
+        series = self._control.metrics.series(sandbox.id)
+        samples = [] if series is None else series.between(start, end)
+        return answer([metric_view(sandbox, sample) for sample in samples])
+
+    def newest_metrics(self) -> Response:
+        given = ",".join(request.args.getlist("sandbox_ids")).split(",")
+        ids = dict.fromkeys(sandbox_key(part.strip()) for part in given if part.strip())
+        if not 1 <= len(ids) <= _MOST_IDS:
+            raise ValidationError(
+                f"query parameter sandbox_ids: expected 1 to {_MOST_IDS} ids"
+            )
+        found = {}
+        for sandbox_id in ids:
+            sandbox = self._control.sandboxes.find(sandbox_id)
+            series = self._control.metrics.series(sandbox_id)
+            if sandbox is None or series is None:
+                continue
+            newest = series.between(None, None)[-1:]
+            if newest and sandbox.identity.tenant == tenant():
+                found[sandbox_id] = metric_view(sandbox, newest[0])
+        return answer({"sandboxes": found})
+
+    def logs(self, sandbox_id: str) -> Response:
+        query = LogQuery(start=_instant("start"), limit=_limit())
+        folder = self._log_folder(sandbox_key(sandbox_id), tenant())
+        return answer(log_lines(select_entries(read_log(folder), query)))
+
+    def logs_page(self, sandbox_id: str) -> Response:
+        direction = request.args.get("direction") or "forward"
+        if direction not in ("forward", "backward"):
+            raise ValidationError(
+                "query parameter direction: expected forward or backward"
+            )
+        query = LogQuery(
+            start=_instant("cursor"),
+            limit=_limit(),
+            backward=direction == "backward",
+            level=_level(),
+            search=request.args.get("search", ""),
+        )
+        folder = self._log_folder(sandbox_key(sandbox_id), tenant())
+        entries = select_entries(read_log(folder), query)
+        return answer({"logs": [entry.to_dict() for entry in entries]})
+
+    def log_stream(self, sandbox_id: str) -> Response:
+        owner, key = tenant(), sandbox_key(sandbox_id)
+        query = LogQuery(level=_level(), search=request.args.get("search", ""))
+        tail: int | None = whole_number(
+            request.args.get("tail"), "tail", default=-1, low=0, high=1000
+        )
+        after = last_event_id()
+        if after is not None or tail == -1:
+            tail = None
+        if after is None:
+            after = max(0, (_instant("start") or 0) * 1000 - 1)
+        self._log_folder(key, owner)  # or it is not there at all
+        sandbox = self._control.sandboxes.find(key)
+
+        def folder() -> Path | None:
+            try:
+                return self._log_folder(key, owner)
+            except NotFoundError:
+                return None  # on its way from one folder to another, or too old
+
+        def feed() -> LogFeed:
+            return LogFeed(
+                LogFollower(folder),
+                query,
+                ended=None if sandbox is None else sandbox.ended,
+                tail=tail,
+            )
+
+        return self._control.streams.respond(owner, feed, after=after)
+
+    def events(self, sandbox_id: str) -> Response:
+        owner = tenant()
+        sandbox = self._control.sandboxes.get(sandbox_key(sandbox_id), tenant=owner)
+        feed = partial(self._journals.of, sandbox)
+        return self._control.streams.respond(owner, feed, after=last_event_id() or 0)
+
+    def _log_folder(self, sandbox_id: str, owner: str) -> Path:
+        return self._control.sandboxes.logs_of(sandbox_id, tenant=owner)
+
+
+def _level() -> str:
+    level = request.args.get("level") or LEVELS[0]
+    if level not in LEVELS:
+        raise ValidationError(_expected("level", LEVELS))
+    return level
+
+
+def _expected(name: str, words: Sequence[str]) -> str:
+    return f"query parameter {name}: expected {', '.join(words[:-1])} or {words[-1]}"
+
+
+def _instant(name: str) -> int | None:
+    text = request.args.get(name)
+    if not text:
+        return None
+    return whole_number(text, name, default=0, low=0, high=_LATEST)
+
+
+def _limit() -> int:
+    text = request.args.get("limit")
+    return whole_number(text, "limit", default=1000, low=1, high=1000)
