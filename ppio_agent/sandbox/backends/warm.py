@@ -1,0 +1,128 @@
+"""Things kept ready, since they take longer to make than anybody likes to wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from ppio_agent._util.threads import start_thread
+
+__all__ = ["WarmPool"]
+
+_log = logging.getLogger(__name__)
+
+_QUIET = 0.5
+_PAUSE_AFTER_FAILURE = 10.0
+_END_LIMIT = 10.0
+
+_T = TypeVar("_T")
+
+
+class WarmPool(Generic[_T]):
+    """Keeps a number of things ready; one thread makes those that are missing.
+
+    It begins when nobody has taken one for half a second, so as not to slow down those
+    who are just using what they took.
+
+    Args:
+        name: Of the thread.
+        size: How many are kept; 0 for none.
+        make: Makes one.
+        discard: Ends one that nobody took.
+        usable: Whether one is still good.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        *,
+        make: Callable[[], _T],
+        discard: Callable[[_T], object],
+        usable: Callable[[_T], bool],
+    ) -> None:
+        self._name = name
+        self._size = size
+        self._make = make
+        self._discard = discard
+        self._usable = usable
+        # Guards what follows; notified when something is missing, and at the end.
+        self._changed = threading.Condition()
+        self._ready: deque[_T] = deque()
+        self._closed = False
+        self._begin_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ready(self) -> int:
+        """How many are ready."""
+        return len(self._ready)
+
+    def begin(self) -> None:
+        """Begin to make them."""
+        with self._changed:
+            if self._size and not self._closed and self._thread is None:
+                self._begin_at = time.monotonic() + _QUIET
+                self._thread = start_thread(self._name, self._run)
+
+    def take(self) -> _T | None:
+        """Return the oldest that is still good; None if there is none. No wait."""
+        found: _T | None = None
+        spoilt: list[_T] = []
+        with self._changed:
+            while self._ready and found is None:
+                oldest = self._ready.popleft()
+                if self._usable(oldest):
+                    found = oldest
+                else:
+                    spoilt.append(oldest)
+            self._begin_at = time.monotonic() + _QUIET
+            self._changed.notify_all()
+        for thing in spoilt:
+            self._discard(thing)
+        return found
+
+    def close(self) -> None:
+        """End all that nobody took. Idempotent.
+
+        Blocking: until one that is just being made is made; 10 s at most.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_END_LIMIT)
+        while self._ready:
+            self._discard(self._ready.popleft())
+
+    def _run(self) -> None:
+        while self._wait_until_wanted():
+            try:
+                thing = self._make()
+            except Exception:  # noqa: BLE001 - the outermost frame of a thread
+                _log.warning("nothing could be kept ready", exc_info=True)
+                with self._changed:
+                    self._begin_at = time.monotonic() + _PAUSE_AFTER_FAILURE
+                continue
+            with self._changed:
+                self._ready.append(thing)
+
+    def _wait_until_wanted(self) -> bool:
+        """Return True when one is to be made, False at the end."""
+        with self._changed:
+            while not self._closed:
+                left = self._begin_at - time.monotonic()
+                if len(self._ready) >= self._size:
+                    self._changed.wait()
+                elif left > 0:
+                    self._changed.wait(left)
+                else:
+                    return True
+            return False
