@@ -7,9 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from ppio_agent.sandbox.backends.zygote_client import ZygoteClient
 from tests.sandbox.cloud import Cloud
 from tests.sandbox.sandboxkit import Lab
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[ZygoteClient]:
+    """A zygote that is there, for all tests of the process."""
+    client = ZygoteClient()
+    assert client.wait_ready(20 * SLOW)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def warm_lab(tmp_path: Path, zygote: ZygoteClient) -> Iterator[Lab]:
+    """Like `lab`, with supervisors and agents that are forks."""
+    lab = Lab(tmp_path, zygote)
+    yield lab
+    lab.close()
 
 
 @pytest.fixture

@@ -25,10 +25,11 @@ from ppio_agent.sandbox.backends.base import (
     SandboxSpec,
 )
 from ppio_agent.sandbox.backends.process import ProcessBackend
+from ppio_agent.sandbox.backends.zygote_client import ZygoteClient
 from ppio_agent.wire.connect import STREAM_CONTENT_TYPE, FrameReader, encode_frame
 from tests.support import processes_marked, wait_until
 
-__all__ = ["SERVER", "Lab", "Sandbox", "StartStream", "request"]
+__all__ = ["SERVER", "Lab", "Sandbox", "StartStream", "no_zygote", "request"]
 
 SERVER = """
 import http.server, json, os, threading
@@ -193,19 +194,34 @@ class Sandbox:
         return set(processes_marked(self.spec.sandbox_id)) - {self.running.pid}
 
 
-class Lab:
-    """A backend, folders for its sandboxes, and a check that none is left."""
+def no_zygote() -> ZygoteClient:
+    """Return one that never has a zygote."""
+    client = ZygoteClient()
+    client.close()
+    return client
 
-    def __init__(self, folder: Path) -> None:
+
+class Lab:
+    """A backend, folders for its sandboxes, and a check that none is left.
+
+    Args:
+        folder: Where sandboxes are.
+        zygote: What their supervisors are forks of; None starts them by exec.
+    """
+
+    def __init__(self, folder: Path, zygote: ZygoteClient | None = None) -> None:
         self.folder = folder
         # Not below `folder`: the path of a socket is short.
         self.sockets = Path(tempfile.mkdtemp())
-        self.backend = ProcessBackend()
+        self.backend = ProcessBackend(zygote or no_zygote())
         self.sandboxes: list[Sandbox] = []
 
     def start(self, source: str | None = None, **options: Any) -> Sandbox:
         """Start a sandbox; with `source`, it is the agent's program."""
-        spec = self.spec(source, **options)
+        return self.begin(self.spec(source, **options))
+
+    def begin(self, spec: SandboxSpec) -> Sandbox:
+        """Start a sandbox whose folder is made."""
         sandbox = Sandbox(spec)
         self.sandboxes.append(sandbox)
         sandbox.running = self.backend.start(

@@ -1,6 +1,7 @@
 """Sandboxes as plain processes of this user: a convenience, not a security boundary.
 
-Each has a supervisor process that owns everything in it, started here by exec.
+Each has a supervisor process that owns everything in it: a fork of the zygote, or, as
+long as there is none, started by exec.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
 from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
 from ppio_agent.sandbox.supervisor.tree import MARKER
@@ -21,8 +24,11 @@ from .handles import ChildProcess, ProcessHandle
 from .layout import Layout
 from .startup import boot_message, import_paths, read_tail
 from .supervised import Holds, SupervisedSandbox, call, listen
+from .zygote_client import ZygoteClient
 
 __all__ = ["ProcessBackend"]
+
+_Started = TypeVar("_Started", bound=ProcessHandle | None)
 
 _START_LIMIT = 10.0
 _REMEMBERED_PORTS = 256
@@ -39,12 +45,18 @@ _BOOTSTRAP = (
 class ProcessBackend:
     """Starts sandboxes as processes of this user; a `Backend`.
 
+    Args:
+        zygote: What it has supervisors forked by; not closed with it. None: by one of
+            its own.
+
     Thread safety: thread-safe.
     """
 
     name = "process"
 
-    def __init__(self) -> None:
+    def __init__(self, zygote: ZygoteClient | None = None) -> None:
+        self._zygote = zygote or ZygoteClient()
+        self._owns_zygote = zygote is None
         self._holds = Holds()
         # Guards _ports, which were given to agents that may not listen yet.
         self._lock = threading.Lock()
@@ -106,20 +118,18 @@ class ProcessBackend:
     def close(self) -> None:
         """Kill, without grace, whatever still runs. Idempotent."""
         self._holds.close()
+        if self._owns_zygote:
+            self._zygote.close()
 
     def _launch(
         self, spec: SandboxSpec, layout: Layout
     ) -> tuple[socket.socket, ProcessHandle]:
-        with listen(spec.line) as listener:
-            # Called before there is anybody, who so finds the platform or its end.
-            sock = call(spec.line)
-            try:
-                process = _exec_supervisor(listener.fileno(), spec.sandbox_id, layout)
-            except BaseException:
-                sock.close()
-                os.unlink(spec.line.path)
-                raise
-        return sock, ChildProcess(process)
+        sock, process = _launch_by(self._zygote.fork, spec, layout)
+        if process is not None:
+            return sock, process
+        # A new socket, for a zygote that was lost may have forked.
+        sock.close()
+        return _launch_by(_exec_supervisor, spec, layout)
 
     def _free_port(self) -> int:
         """Return a loopback port that nobody has, not even a sandbox yet to listen."""
@@ -133,12 +143,31 @@ class ProcessBackend:
                     return port
 
 
+def _launch_by(
+    starter: Callable[[socket.socket, str, Layout], _Started],
+    spec: SandboxSpec,
+    layout: Layout,
+) -> tuple[socket.socket, _Started]:
+    """Start a supervisor; return the line to it and its process."""
+    with listen(spec.line) as listener:
+        # Called before there is anybody, who so finds the platform or its end.
+        sock = call(spec.line)
+        try:
+            process = starter(listener, spec.sandbox_id, layout)
+        except BaseException:
+            sock.close()
+            os.unlink(spec.line.path)
+            raise
+    return sock, process
+
+
 def _exec_supervisor(
-    fd: int, sandbox_id: str, layout: Layout
-) -> subprocess.Popen[bytes]:
+    listener: socket.socket, sandbox_id: str, layout: Layout
+) -> ProcessHandle:
+    fd = listener.fileno()
     arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *import_paths()]
     with open(layout.supervisor_log, "ab") as stderr:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=layout.root,
             # The marker lets a sweep find a supervisor, too.
@@ -149,3 +178,4 @@ def _exec_supervisor(
             pass_fds=(fd,),
             start_new_session=True,
         )
+    return ChildProcess(process)

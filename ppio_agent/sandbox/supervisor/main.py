@@ -21,7 +21,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.supervisor import tree
@@ -33,7 +33,18 @@ from .line import Line, PlatformLine, accept_first, read_boot
 from .loop import Loop, Timer
 from .ports import AGENT_PORT, ENVD_PORT, Ports
 from .program import Program
-from .spawn import READY_FD, Child, Command, Limits, become_subreaper, spawn
+from .spawn import (
+    READY_FD,
+    Child,
+    Command,
+    Forked,
+    Limits,
+    become_subreaper,
+    spawn,
+)
+
+if TYPE_CHECKING:
+    from .forked import Warm
 
 __all__ = ["Supervisor", "main"]
 
@@ -52,12 +63,20 @@ class Supervisor:
             that no other descriptor of this process is there.
         line: The line to the first platform.
         boot: What the sandbox is.
+        warm: What this process has loaded for agents; None if nothing.
     """
 
     def __init__(
-        self, loop: Loop, listener: socket.socket, line: Line, boot: Boot
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        line: Line,
+        boot: Boot,
+        *,
+        warm: Warm | None = None,
     ) -> None:
         self._loop = loop
+        self._warm = warm
         self._boot = boot
         self._pid = os.getpid()
         self._limits = Limits(cpus=choose_cpus(boot.cpus))
@@ -114,7 +133,7 @@ class Supervisor:
         return Agent(
             self._loop,
             command=Command(argv, self._boot.env, self._boot.app),
-            spawn=lambda command: self._spawn(command, ready=True),
+            spawn=self._spawn_agent,
             adopt=self._adopt,
             listens=lambda: next(self._ways(AGENT_PORT), None) is not None,
             report=self._line.send,
@@ -122,14 +141,27 @@ class Supervisor:
             start_timeout=self._boot.start_timeout,
         )
 
+    def _spawn_agent(self, command: Command) -> Child:
+        # Only the first is forked, from `start` of this: a later one is begun deep in
+        # callbacks, of which a fork would have to get out.
+        warm, self._warm = self._warm, None
+        fork = warm is not None and warm.suits(command)
+        return self._spawn(command, ready=True, fork=fork)
+
     def _spawn(
-        self, command: Command, *, stdin: bool = False, ready: bool = False
+        self,
+        command: Command,
+        *,
+        stdin: bool = False,
+        ready: bool = False,
+        fork: bool = False,
     ) -> Child:
         if self._ending:
             raise OSError(errno.ECANCELED, "the sandbox is ending")
         # What a caller sets must not make a process invisible to a sweep.
         env = {**command.env, tree.MARKER: self._boot.sandbox_id}
-        return spawn(command._replace(env=env), self._limits, stdin=stdin, ready=ready)
+        command = command._replace(env=env)
+        return spawn(command, self._limits, stdin=stdin, ready=ready, fork=fork)
 
     def _adopt(self, child: Child) -> Program:
         program = self._programs[child.pid] = Program(self._loop, child)
@@ -318,11 +350,15 @@ class Supervisor:
         self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
-def main(fd: int) -> None:
+def main(fd: int, warm: Warm | None = None) -> None:
     """Supervise one sandbox until it has ended.
 
     Args:
         fd: The listening socket at which the platform has called.
+        warm: What this process has loaded for agents, which then are forks of it.
+
+    Raises:
+        Forked: In such a fork.
     """
     become_subreaper()
     if fd != READY_FD:
@@ -331,10 +367,13 @@ def main(fd: int) -> None:
     os.set_inheritable(READY_FD, False)  # noqa: FBT003 - its only form
     listener = socket.socket(fileno=READY_FD)
     line = accept_first(listener)
-    supervisor = Supervisor(loop := Loop(), listener, line, read_boot(line))
+    boot = read_boot(line)
+    supervisor = Supervisor(loop := Loop(), listener, line, boot, warm=warm)
     try:
         supervisor.start()
         loop.run()
+    except Forked:  # this is the agent, which has nothing to abandon
+        raise
     except BaseException:
         supervisor.abandon()
         raise

@@ -1,29 +1,51 @@
 """Start a program of the sandbox, so that it never outlives its supervisor.
 
 Written on `fork` and `exec` alone: the supervisor has one thread, so that a child may
-run Python between the two, and does without the cost of importing `subprocess`.
+run Python between the two, and does without the cost of importing `subprocess`. A child
+that needs no `exec`, for all it would load is loaded already, leaves the supervisor by
+`Forked`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
-__all__ = ["READY_FD", "Child", "Command", "Limits", "become_subreaper", "spawn"]
+__all__ = [
+    "READY_FD",
+    "Child",
+    "Command",
+    "Forked",
+    "Limits",
+    "Start",
+    "become_dumpable",
+    "become_subreaper",
+    "name_process",
+    "or_end",
+    "spawn",
+]
 
 READY_FD = 3
 """The descriptor on which an agent says that it listens."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
+# Descriptors of a child are kept from here on until all else is closed: above those
+# that it is to have, below every limit.
+_ASIDE = 64
+
+_T = TypeVar("_T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,6 +119,79 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def become_dumpable() -> None:
+    """Let this process be seen and traced by its user again, as any program is."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def name_process(name: str) -> None:
+    """Give this process the name that `ps` and `top` show, of 15 letters at most."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+class Start(NamedTuple):
+    """What a forked child needs to become a program.
+
+    Attributes:
+        command: The program.
+        limits: What it may use.
+        files: What is to be its descriptors 0, 1, 2 and `READY_FD`; None leaves 0 as
+            it is, and gives no `READY_FD`.
+        failure: Where it reports why it could not start; closed when it has.
+        parent: The supervisor's process.
+    """
+
+    command: Command
+    limits: Limits
+    files: tuple[int | None, ...]
+    failure: int
+    parent: int
+
+    def aside(self) -> Start:
+        """Return it with descriptors that nobody else knows of, and so closes."""
+
+        def move(fd: int) -> int:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ASIDE)
+
+        files = tuple(fd if fd is None else move(fd) for fd in self.files)
+        return self._replace(files=files, failure=move(self.failure))
+
+    def settle(self) -> None:
+        """Make the calling child what the program expects to find around it.
+
+        Raises:
+            OSError: It cannot be; `errno` says why.
+        """
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self.parent:  # it died before the line above
+            os._exit(127)
+        os.setpgid(0, 0)
+        # No source is overwritten before it is used: `READY_FD` is taken in the
+        # supervisor (see `Supervisor`), or they are aside.
+        for target, fd in enumerate(self.files):
+            if fd is not None:
+                os.dup2(fd, target)
+        # Python ignores some signals, and whoever started the platform others.
+        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.limits.apply()
+        os.chdir(self.command.cwd)
+
+
+class Forked(BaseException):
+    """Raised in a child that is to become a program without `exec`.
+
+    It takes `start` up to the bottom of the stack, so that nothing of the supervisor is
+    left when the program begins. Nobody on the way may catch it.
+    """
+
+    def __init__(self, start: Start) -> None:
+        super().__init__("a forked child leaves its supervisor")
+        self.start = start
+
+
 class _Pipes:
     """Pipes between this process and a child, closed as a whole when a start fails."""
 
@@ -129,7 +224,12 @@ class _Pipes:
 
 
 def spawn(
-    command: Command, limits: Limits, *, stdin: bool = False, ready: bool = False
+    command: Command,
+    limits: Limits,
+    *,
+    stdin: bool = False,
+    ready: bool = False,
+    fork: bool = False,
 ) -> Child:
     """Start a program in a process group of its own.
 
@@ -138,9 +238,11 @@ def spawn(
         limits: What it may use.
         stdin: Whether its input is a pipe that stays open; else it is empty.
         ready: Whether it gets a pipe as `READY_FD`.
+        fork: Whether it does without `exec`; see `Forked`.
 
     Raises:
         OSError: It could not be started; `errno` says why, as in ENOENT.
+        Forked: In the child, with `fork`.
     """
     pipes = _Pipes()
     try:
@@ -150,10 +252,13 @@ def spawn(
         stdin_end, from_stdin = pipes.outward() if stdin else (None, None)
         ready_end, to_ready = pipes.inward() if ready else (None, None)
         files = (from_stdin, to_stdout, to_stderr, to_ready)
-        parent = os.getpid()
+        start = Start(command, limits, files, to_failure, os.getpid())
         pid = os.fork()
         if pid == 0:
-            _become(partial(_exec, command, limits, files, parent), to_failure)
+            signal.set_wakeup_fd(-1)  # no signal of the child is the supervisor's
+            if fork:
+                raise Forked(or_end(start.aside, to_failure))
+            or_end(partial(_exec, start), to_failure)
         pipes.close_theirs()
         _raise_failure(pid, failure)
     except BaseException:
@@ -176,36 +281,25 @@ def _raise_failure(pid: int, failure: int) -> None:
     raise OSError(number, os.strerror(number))
 
 
-def _become(program: Callable[[], NoReturn], failure: int) -> NoReturn:
-    """Turn the forked child into the program, or report why not and end it."""
+def or_end(step: Callable[[], _T], failure: int) -> _T:
+    """Return what a step of a forked child returns.
+
+    If it fails, the reason is reported at `failure` and the child ends: whatever it
+    would do instead is the supervisor's to do.
+    """
     try:
-        program()
+        return step()
     except OSError as exc:
         os.write(failure, b"%d" % (exc.errno or errno.EINVAL))
     except ValueError:  # a zero byte in an argument
         os.write(failure, b"%d" % errno.EINVAL)
-    finally:
-        os._exit(127)
+    except BaseException:  # noqa: BLE001 - it must not run on as a second supervisor
+        os.write(failure, b"%d" % errno.ECANCELED)
+    os._exit(127)
 
 
-def _exec(
-    command: Command, limits: Limits, files: Sequence[int | None], parent: int
-) -> NoReturn:
-    signal.set_wakeup_fd(-1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(127)
-    os.setpgid(0, 0)
-    # `READY_FD` is taken in the supervisor (see `Supervisor`), so no source here is
-    # overwritten before it is used. All else closes by itself at exec.
-    for target, fd in enumerate(files):
-        if fd is not None:
-            os.dup2(fd, target)
-    # Python ignores some signals, and whoever started the platform others.
-    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    limits.apply()
-    os.chdir(command.cwd)
-    argv = list(command.argv)
-    os.execvpe(argv[0], argv, command.env)  # noqa: S606 - a shell is not wanted
+def _exec(start: Start) -> NoReturn:
+    start.settle()
+    # All other descriptors close by themselves.
+    argv = list(start.command.argv)
+    os.execvpe(argv[0], argv, start.command.env)  # noqa: S606 - a shell is not wanted

@@ -21,6 +21,7 @@ from pathlib import Path
 from ppio_agent.sandbox.backends import process, supervised
 from ppio_agent.sandbox.backends.base import Line, SandboxSpec
 from ppio_agent.sandbox.backends.layout import Layout
+from ppio_agent.sandbox.backends.startup import boot_message
 from ppio_agent.sandbox.supervisor.channel import encode_message
 
 root, entrypoint, told, held = Path(sys.argv[1]), *sys.argv[3:]
@@ -36,10 +37,14 @@ layout = Layout(root=root)
 layout.write(sys.executable)
 listener = supervised.listen(spec.line)
 line = supervised.call(spec.line)
-process._exec_supervisor(listener.fileno(), "orphan", layout)
+process._exec_supervisor(listener, "orphan", layout)
 listener.close()
 if told:
-    line.sendall(encode_message({"boot": process._boot(spec, layout, 1)}))
+    folders = {name: str(root / name) for name in ("home", "app", "tmp")}
+    env = layout.environment(spec, port=1)
+    log = str(layout.agent_log)
+    boot = boot_message(spec, env=env, log=log, port=1, confined=True, **folders)
+    line.sendall(encode_message({"boot": boot}))
 if held and (fork := os.fork()) == 0:  # holds the line open
     signal.pause()
 print(fork if held else 0, flush=True)

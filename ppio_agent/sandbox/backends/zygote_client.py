@@ -1,0 +1,232 @@
+"""The platform's hold on its zygote: started, asked for forks, started again."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import Final
+
+from ppio_agent._util.backoff import Backoff
+from ppio_agent._util.threads import start_thread
+from ppio_agent.sandbox.supervisor.channel import (
+    ChannelError,
+    encode_message,
+    receive_one,
+)
+from ppio_agent.sandbox.supervisor.forked import BASE_ENVIRONMENT
+from ppio_agent.sandbox.supervisor.tree import MARKER
+from ppio_agent.sandbox.zygote import BLANK_ID
+
+from .handles import ForeignProcess, ProcessHandle
+from .layout import Layout
+
+__all__ = ["ZygoteClient"]
+
+_log = logging.getLogger(__name__)
+
+_START_LIMIT: Final = 20.0
+_ANSWER_LIMIT: Final = 2.0
+_END_LIMIT: Final = 2.0
+_STEADY: Final = 60.0
+_TAIL: Final = 1000
+_BACKOFF: Final = Backoff(base=0.5, cap=60.0)
+
+# The first entry of the path would be the current folder. What is loaded by then is
+# what any program finds.
+_BOOTSTRAP = (
+    "import sys; del sys.path[0]; fresh = tuple(sys.modules);"
+    " from ppio_agent.sandbox.zygote import main;"
+    " main(int(sys.argv[1]), int(sys.argv[2]), fresh)"
+)
+
+_numbers = itertools.count(1)
+
+
+class ZygoteClient:
+    """Keeps a zygote running, and asks it for supervisors.
+
+    It is started when it is first asked for something, beside whatever goes on, and
+    again, with growing delays, whenever it has ended. As long as there is none the
+    caller starts supervisors by exec.
+
+    Thread safety: thread-safe. In a forked child of the process it does nothing.
+    """
+
+    def __init__(self) -> None:
+        # Guards all below but _closing.
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        self._closing = threading.Event()
+        self._ready = threading.Event()
+        self._owner = os.getpid()
+
+    @property
+    def pid(self) -> int | None:
+        """The zygote's process; None while there is none to fork."""
+        with self._lock:
+            return self._process.pid if self._process and self._line else None
+
+    def begin(self) -> None:
+        """See to it that there will be a zygote. Idempotent; waits for nothing."""
+        if not hasattr(os, "pidfd_open") or os.getpid() != self._owner:
+            return
+        with self._lock:
+            if self._thread is None and not self._closing.is_set():
+                name = f"ppio-zygote-{next(_numbers)}"
+                self._thread = start_thread(name, self._keep)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Return whether there is a zygote, after at most `timeout` seconds."""
+        self.begin()
+        return self._ready.wait(timeout)
+
+    def fork(
+        self, listener: socket.socket, sandbox_id: str, layout: Layout
+    ) -> ProcessHandle | None:
+        """Have a supervisor forked.
+
+        Args:
+            listener: Where it is to listen.
+            sandbox_id: Its sandbox.
+            layout: The folders of that.
+
+        Returns:
+            Its process; None if there is none. In that case there may be one all the
+            same, which ends as soon as the platform hangs up on its listener.
+
+        Blocking: 2 seconds at most, for each caller at the same time.
+        """
+        self.begin()
+        request = encode_message(
+            {
+                "sandbox_id": sandbox_id,
+                "cwd": str(layout.root),
+                "log": str(layout.supervisor_log),
+            }
+        )
+        with self._lock:
+            if self._line is None or os.getpid() != self._owner:
+                return None
+            if len(sandbox_id) != len(BLANK_ID):
+                return None  # its marker could not be written
+            try:
+                socket.send_fds(self._line, [request], [listener.fileno()])
+                answer, handle = receive_one(self._line)
+            except (OSError, ChannelError):
+                # What it might still say would be taken for the next answer.
+                self._drop_locked()
+                if self._process is not None:
+                    self._process.kill()
+                return None
+        if handle is None:
+            _log.warning("the zygote could not fork: %s", answer.get("error"))
+            return None
+        return ForeignProcess(handle)
+
+    def close(self) -> None:
+        """Let the zygote end when its last supervisor has. Idempotent.
+
+        Blocking: some seconds at most.
+        """
+        if os.getpid() != self._owner:
+            return
+        self._closing.set()
+        with self._lock:
+            thread, process = self._thread, self._process
+            if self._line is None and process is not None:
+                process.kill()  # it is starting, or lost
+            self._drop_locked()
+        if thread is None:
+            return
+        thread.join(_END_LIMIT)
+        if thread.is_alive() and process is not None:
+            process.kill()
+            thread.join(_END_LIMIT)
+
+    def _drop_locked(self) -> None:
+        line, self._line = self._line, None
+        self._ready.clear()
+        if line is not None:
+            line.close()
+
+    # The thread that keeps it
+
+    def _keep(self) -> None:
+        attempt = 0
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self._run_one()
+            except OSError:
+                _log.warning("the zygote could not be started", exc_info=True)
+            attempt = 0 if time.monotonic() - began > _STEADY else attempt + 1
+            self._closing.wait(_BACKOFF.delay(attempt, random.random))
+
+    def _run_one(self) -> None:
+        """Start a zygote and stay with it until it has ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _start(theirs.fileno())
+        with process:
+            with self._lock:
+                self._process = process
+                if self._closing.is_set():
+                    process.kill()
+            self._introduce(ours)
+            # What it forks has errors of its own: this ends when it has ended.
+            said = process.stderr.read() if process.stderr else b""
+        with self._lock:
+            self._process = None
+            self._drop_locked()
+        if not self._closing.is_set():
+            _log.warning(
+                "the zygote has ended (%s), sandboxes start more slowly: %s",
+                process.returncode,
+                said[-_TAIL:].decode("utf-8", "replace").strip() or "it said nothing",
+            )
+
+    def _introduce(self, line: socket.socket) -> None:
+        """Let callers have the zygote once it is ready."""
+        try:
+            _limit(line, _START_LIMIT)
+            receive_one(line)
+            _limit(line, _ANSWER_LIMIT)
+        except (OSError, ChannelError):
+            line.close()  # it ends, and has said why
+            return
+        with self._lock:
+            self._line = line
+            self._ready.set()
+            if self._closing.is_set():
+                self._drop_locked()
+
+
+def _start(line: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _BOOTSTRAP, str(line), str(os.getpid())],
+        cwd="/",
+        # No home, in which packages of the user of this machine might be.
+        env={**BASE_ENVIRONMENT, "HOME": os.devnull, MARKER: BLANK_ID},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=(line,),
+        start_new_session=True,
+    )
+
+
+def _limit(line: socket.socket, seconds: float) -> None:
+    # Not `settimeout`, with which messages would be read in parts.
+    pair = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pair)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pair)
