@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import frozen
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -73,7 +73,9 @@ class Authority:
         try:
             key = serialization.load_pem_private_key(text, None)
             certificate = x509.load_pem_x509_certificate(text)
-        except (TypeError, UnsupportedAlgorithm) as exc:
+            # Its signature is over all of it, and so tells any damage.
+            certificate.verify_directly_issued_by(certificate)
+        except (TypeError, UnsupportedAlgorithm, InvalidSignature) as exc:
             raise ValueError(f"it cannot be read: {exc}") from exc
         if (
             not isinstance(key, ec.EllipticCurvePrivateKey)

@@ -22,7 +22,7 @@ from ppio_agent.exceptions import TLSUnavailableError
 if TYPE_CHECKING:
     from .authority import Authority
 
-__all__ = ["TLS", "open_tls"]
+__all__ = ["TLS", "names_of", "open_tls"]
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +70,27 @@ def open_tls(
     now = dt.datetime.now(dt.timezone.utc) if now is None else now
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = _authority(Authority, folder / _AUTHORITY, now)
-    name = domain.partition(":")[0].lower()
-    hosts = dict.fromkeys([f"*.{name}", *_LOCAL, host])
-    names = [name for name in hosts if name not in _EVERYWHERE]
+    certificate = authority.issue(names_of(domain, host), now)
     bundle = folder / _BUNDLE
     known = _known_authorities(without=AUTHORITY_NAME)
     _write(bundle, "".join(known).encode() + authority.certificate, mode=0o644)
-    return TLS(context=_context(folder, authority.issue(names, now)), bundle=bundle)
+    return TLS(context=_context(folder, certificate), bundle=bundle)
+
+
+def names_of(domain: str, host: str) -> list[str]:
+    """Return the host names and addresses that a certificate has to be for.
+
+    Args:
+        domain: As of `open_tls`.
+        host: As of `open_tls`.
+
+    Example:
+        >>> names_of("sandbox.test", "0.0.0.0")
+        ['*.sandbox.test', 'localhost', '127.0.0.1', '::1']
+    """
+    parent = domain.partition(":")[0].lower()
+    names = dict.fromkeys([f"*.{parent}", *_LOCAL, host])
+    return [name for name in names if name not in _EVERYWHERE]
 
 
 def _authority(kind: type[Authority], path: Path, now: dt.datetime) -> Authority:

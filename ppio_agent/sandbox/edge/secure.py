@@ -47,11 +47,20 @@ class SecureSocket(ssl.SSLSocket):
             raise BlockingIOError from None
 
     def shutdown(self, how: int) -> None:
-        """End the sending side, saying so in TLS; what comes can still be read."""
+        """End the sending side, saying so in TLS; what comes can still be read.
+
+        But it is not said while something is unread: OpenSSL looks for the other
+        side's end at once, and takes anything else for a fault. Should something come
+        at that very moment, only that it comes and ends can be told from then on.
+        """
         if not self._has_unread():
-            # It wants the other side's end next, and takes anything else for a fault.
-            with contextlib.suppress(OSError):
+            try:
                 self.unwrap()
+            except _WAITS:
+                pass  # for the other side's end
+            except OSError:
+                super().shutdown(how)
+                return
         socket.socket.shutdown(self, how)
 
     def _has_unread(self) -> bool:
@@ -75,6 +84,8 @@ async def handshake(
     """
     sock.settimeout(0)
     try:
+        # First, since a failure inside would leave the descriptor to the collector.
+        sock.getpeername()
         secure = context.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False
         )
