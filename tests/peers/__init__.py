@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -58,14 +59,17 @@ def needs_peer(name: str) -> Path:
 
 def make_all() -> None:
     """Make what tests drive, and say in one line what there is."""
-    said = []
-    for name in TESTED:
-        try:
-            interpreter(name)
-            said.append(name)
-        except Unavailable as error:
-            said.append(f"without {name} (its tests skip: {error})")
-    print(f"published packages to test with: {', '.join(said)}")
+    with ThreadPoolExecutor() as pool:
+        said = ", ".join(pool.map(_make_one, TESTED))
+    print(f"published packages to test with: {said}")
+
+
+def _make_one(name: str) -> str:
+    try:
+        interpreter(name)
+    except Unavailable as error:
+        return f"without {name} (its tests skip: {error})"
+    return name
 
 
 def _wanted(name: str) -> str:
@@ -80,11 +84,11 @@ def _is_ready(name: str) -> bool:
 
 def _make(folder: Path, listed: Path) -> str:
     """Make an environment; returns why it cannot be made, or nothing."""
-    python = folder / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
     quick = ("--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=10")
     for command in (
-        (sys.executable, "-m", "venv", "--clear", folder),
-        (python, "-m", "pip", "install", *quick, "--requirement", listed),
+        (sys.executable, "-m", "venv", "--clear", "--without-pip", folder),
+        (*pip, "install", *quick, "--requirement", listed),
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
