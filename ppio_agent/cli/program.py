@@ -28,8 +28,12 @@ from ppio_agent.exceptions import (
 )
 
 from .agent import dev, init, run
+from .doctor import doctor
 from .invoke import invoke
-from .platform import deploy, logs, sandboxes, templates, up
+from .logs import logs
+from .platform import deploy, templates
+from .sandboxes import sandboxes
+from .up import up
 
 __all__ = ["exit_status", "main", "sandbox_main"]
 
@@ -61,7 +65,9 @@ def ppio_agent() -> None:
     """Write, serve, deploy and call AI agents."""
 
 
-for _command in (init, run, dev, up, deploy, templates, sandboxes, logs, invoke):
+for _command in (
+    init, run, dev, up, deploy, templates, sandboxes, logs, invoke, doctor,
+):  # fmt: skip
     ppio_agent.add_command(_command)
 
 

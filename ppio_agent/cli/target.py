@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.hooks import Hooks
-from ppio_agent.transport import Request, Transport, TransportConfig
+from ppio_agent.transport import Kind, Request, Transport, TransportConfig
+from ppio_agent.wire.headers import LAST_EVENT_ID
 from ppio_agent.wire.json import Json, encode_json
+from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, SSEFramer
 
 if TYPE_CHECKING:
     from ppio_agent.client import AgentRuntimeClient
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Target", "find_target"]
 
 _TIMEOUT = 60.0
+_PAGE = 100
+_PREFIXES = ("platform", "v1", "v2")
+# Three times as long as a stream of the platform is ever silent, in seconds.
+_SILENCE = 45.0
 
 
 @frozen(kw_only=True)
@@ -50,7 +56,7 @@ class Target:
         *path: str,
         query: Mapping[str, str | int | None] | None = None,
         body: Json | bytes = None,
-        kind: str = "sandbox",
+        kind: Kind = "sandbox",
         timeout: float = _TIMEOUT,
     ) -> Json:
         """Call the control plane and return its JSON, None if it answers nothing.
@@ -63,26 +69,79 @@ class Target:
             kind: What a 404 means: `sandbox`, `template` or `other`.
             timeout: Seconds in all.
         """
-        headers = {"X-API-KEY": self.api_key}
+        request = self._request(method, path, query, kind, timeout=timeout)
         data: bytes | None = None
+        headers = dict(request.headers)
         if isinstance(body, bytes):
             data, headers["Content-Type"] = body, "application/gzip"
         elif body is not None:
             data, headers["Content-Type"] = encode_json(body), "application/json"
+        request = evolve(request, headers=headers, body=data)
+        response = self.transport.send(request)
+        return response.json() if response.body else None
+
+    def pages(self, *path: str) -> list[dict[str, Json]]:
+        """Return all items of a list that comes in pages."""
+        found: list[dict[str, Json]] = []
+        token: str | None = None
+        while True:
+            query = {"limit": _PAGE, "nextToken": token}
+            request = self._request("GET", path, query, "other", timeout=_TIMEOUT)
+            response = self.transport.send(request)
+            found += response.json()
+            token = response.headers.get("x-next-token")
+            if not token:
+                return found
+
+    def events(
+        self,
+        *path: str,
+        query: Mapping[str, str | int | None],
+        after: str | None = None,
+    ) -> Iterator[SSEEvent]:
+        """Yield the events of a stream as they come, until it ends or breaks.
+
+        Args:
+            path: Segments of the path; each is quoted.
+            query: Parameters; those that are None are left out.
+            after: Id of the last event that is known already.
+
+        Raises:
+            NetworkError: It broke, or was silent for too long.
+        """
+        request = self._request("GET", path, query, "sandbox", timeout=None)
+        headers = {**request.headers, "Accept": CONTENT_TYPE}
+        if after is not None:
+            headers[LAST_EVENT_ID] = after
+        request = evolve(request, headers=headers, idle_timeout=_SILENCE)
+        framer = SSEFramer()
+        with self.transport.stream(request) as stream:
+            while data := stream.read():
+                for event in framer.feed(data):
+                    if isinstance(event, SSEEvent):
+                        yield event
+
+    def _request(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        query: Mapping[str, str | int | None] | None,
+        kind: Kind,
+        *,
+        timeout: float | None,
+    ) -> Request:
         given = {k: v for k, v in (query or {}).items() if v is not None}
         where = "/".join(quote(part, safe="") for part in path)
-        response = self.transport.send(
-            Request(
-                method=method,
-                url=f"{self.url}/{where}" + (f"?{urlencode(given)}" if given else ""),
-                headers=headers,
-                body=data,
-                deadline=Deadline.after(timeout),
-                kind=kind,  # type: ignore[arg-type]  # one of its words
-                subject=path[1] if len(path) > 1 else "",
-            )
+        # What the call is about comes after the name of its kind.
+        names = [part for part in path if part not in _PREFIXES]
+        return Request(
+            method=method,
+            url=f"{self.url}/{where}" + (f"?{urlencode(given)}" if given else ""),
+            headers={"X-API-KEY": self.api_key},
+            deadline=Deadline.after(timeout),
+            kind=kind,
+            subject=names[1] if len(names) > 1 else "",
         )
-        return response.json() if response.body else None
 
     def client(self) -> AgentRuntimeClient:
         """Return a client of this platform; the caller closes it."""

@@ -3,75 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from ppio_agent import cli
 from ppio_agent.cli.invoke import parse_input
-from ppio_agent.sandbox import SandboxPlatform
+from tests.cli.clikit import AGENT, Command, line, start
 from tests.support import wait_until, write_agent
-
-AGENT = """
-    from ppio_agent import PPIOAgentRuntimeApp
-
-    app = PPIOAgentRuntimeApp()
-
-    @app.entrypoint
-    def agent(request):
-        prompt = request["prompt"]
-        if prompt == "fail":
-            raise RuntimeError("the agent is not amused")
-        if prompt == "bytes":
-            return b"no JSON"
-        if prompt == "stream":
-            return iter(["one", "two"])
-        print("asked", prompt)
-        return f"you said {prompt}"
-
-    if __name__ == "__main__":
-        app.run()
-"""
-
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def command(
-    platform: SandboxPlatform,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> Command:
-    """Run a command in this process, against the tests' platform, in a new folder."""
-    monkeypatch.setenv("PPIO_API_URL", platform.url)
-    monkeypatch.setenv("PPIO_API_KEY", platform.api_key)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, of: Callable[[list[str]], None] = cli.main) -> Done:
-        with pytest.raises(SystemExit) as ended:
-            of(list(argv))
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return Done(int(ended.value.code or 0), out, err)
-
-    return run
 
 
 def test_a_new_agent_is_written_deployed_and_asked(command: Command) -> None:
@@ -278,45 +219,6 @@ def test_input_is_json_or_a_question(text: str, request_: dict[str, str]) -> Non
     assert parse_input(text) == request_
 
 
-def _start(*argv: str, data_dir: Path) -> subprocess.Popen[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PPIO_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "ppio_agent.cli", *argv],
-        env={**kept, "PPIO_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _line(process: subprocess.Popen[str], word: str) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if word in line:
-            return line
-    assert process.stderr is not None
-    raise AssertionError(process.stderr.read())
-
-
-def test_up_serves_until_it_is_stopped(tmp_path: Path) -> None:
-    """Other commands find it; a second one says so; Ctrl-C ends it with status 0."""
-    folder = write_agent(tmp_path / "a", AGENT, name="asked")
-    with _start("up", "--port", "0", data_dir=tmp_path) as platform:
-        url = _line(platform, "PPIO_API_URL").partition("=")[2].strip()
-        with _start("up", "--port", "0", data_dir=tmp_path) as second:
-            error = second.communicate(timeout=30)[1]
-            assert second.returncode == 3
-            assert url in error
-        for argv in (["deploy", str(folder)], ["invoke", "asked", "hi"]):
-            with _start(*argv, data_dir=tmp_path) as other:
-                out, err = other.communicate(timeout=60)
-                assert other.returncode == 0, err
-        assert out == "you said hi\n"
-        platform.send_signal(signal.SIGINT)
-        platform.communicate(timeout=30)
-    assert platform.returncode == 0
-
-
 def test_a_taken_port_is_explained(tmp_path: Path) -> None:
     """Neither `run` nor `up` shows a traceback when another program listens."""
     (tmp_path / "app.py").write_text("def agent(request): return 1")
@@ -324,9 +226,9 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         for argv in (
             ["run", str(tmp_path / "app.py"), "--port", port],
-            ["up", "--port", port],
+            ["up", "--port", port, "--backend", "process"],
         ):
-            with _start(*argv, data_dir=tmp_path) as process:
+            with start(*argv, data_dir=tmp_path) as process:
                 error = process.communicate(timeout=30)[1]
             assert process.returncode == 5, error
             assert port in error
@@ -337,7 +239,7 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
 def test_run_says_where_it_serves(tmp_path: Path) -> None:
     """The address stands on standard error; SIGTERM ends it with status 0."""
     (tmp_path / "app.py").write_text("def agent(request): return 1")
-    with _start(
+    with start(
         "run", str(tmp_path / "app.py"), "--port", "0", data_dir=tmp_path
     ) as process:
         assert process.stderr is not None
@@ -354,12 +256,12 @@ def test_dev_serves_again_after_a_change(tmp_path: Path) -> None:
     """A saved file is served without a word from the user."""
     script = tmp_path / "app.py"
     script.write_text("print('first', flush=True)\ndef agent(request): return 1\n")
-    with _start("dev", str(script), "--port", "0", data_dir=tmp_path) as process:
-        _line(process, "first")
+    with start("dev", str(script), "--port", "0", data_dir=tmp_path) as process:
+        line(process, "first")
         script.write_text(
             "print('second one', flush=True)\ndef agent(request): return 2\n"
         )
-        _line(process, "second one")
+        line(process, "second one")
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0

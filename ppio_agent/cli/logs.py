@@ -1,0 +1,125 @@
+"""Printing what the agent in a sandbox wrote, and writes."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import NetworkError, NotFoundError, ServiceUnavailableError
+from ppio_agent.wire.json import decode_json_text
+from ppio_agent.wire.times import parse_time
+
+from .target import Target, find_target
+
+__all__ = ["logs"]
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_PAGE = 1000
+# How long a platform that was restarted is waited for, and how often it is tried.
+_PATIENCE = 60.0
+_RETRY_EVERY = 1.0
+
+
+def _seconds(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if match is None:
+        raise click.BadParameter("expected a time such as 30s, 10m, 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command()
+@click.argument("sandbox_id", metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C or its end.")
+@click.option(
+    "--since", callback=_seconds, metavar="TIME", help="Only the last 10m, 2h, …"
+)
+@click.option("--tail", type=click.IntRange(1, _PAGE), help="Only the last lines.")
+def logs(
+    sandbox_id: str, *, follow: bool, since: float | None, tail: int | None
+) -> None:
+    """Print what the agent in the sandbox ID wrote."""
+    start = 0 if since is None else max(0, int((time.time() - since) * 1000))
+    with find_target() as target:
+        if follow:
+            lines = _follow(target, sandbox_id, start, tail)
+        elif tail is not None:
+            lines = iter(_last(target, sandbox_id, start, tail))
+        else:
+            lines = _all(target, sandbox_id, start)
+        for line in lines:
+            click.echo(line)
+
+
+def _page(target: Target, sandbox_id: str, **query: Any) -> list[dict[str, Any]]:
+    found = target.call("GET", "v2", "sandboxes", sandbox_id, "logs", query=query)
+    entries: list[dict[str, Any]] = found["logs"]
+    return entries
+
+
+def _last(target: Target, sandbox_id: str, start: int, tail: int) -> list[str]:
+    newest_first = _page(target, sandbox_id, direction="backward", limit=tail)
+    wanted = [entry for entry in newest_first if _instant(entry) >= start]
+    return [entry["message"] for entry in reversed(wanted)]
+
+
+def _all(target: Target, sandbox_id: str, start: int) -> Iterator[str]:
+    """Yield all lines, page by page; each begins where the last one ended."""
+    cursor, seen = start, 0
+    while True:
+        page = _page(target, sandbox_id, cursor=cursor, limit=_PAGE)
+        for entry in page[seen:]:
+            yield entry["message"]
+        if len(page) < _PAGE:
+            return
+        last = _instant(page[-1])
+        # The next page begins with what this one had of its last millisecond.
+        seen = sum(_instant(entry) == last for entry in page)
+        cursor, seen = (last, seen) if seen < _PAGE else (last + 1, 0)
+
+
+def _instant(entry: dict[str, Any]) -> int:
+    return round(parse_time(entry["timestamp"]).timestamp() * 1000)
+
+
+def _follow(
+    target: Target, sandbox_id: str, start: int, tail: int | None
+) -> Iterator[str]:
+    """Yield lines as they come, until the sandbox is gone.
+
+    A connection that breaks is made again, also to a platform that was restarted.
+    """
+    path = ("platform", "v1", "sandboxes", sandbox_id, "logs", "stream")
+    query = {"start": start, "tail": tail}
+    last: str | None = None
+    patience, wait = Deadline.after(_PATIENCE), threading.Event()
+    while True:
+        try:
+            for event in target.events(*path, query=query, after=last):
+                patience = Deadline.after(_PATIENCE)
+                last = event.id or last
+                if event.event == "log":
+                    yield decode_json_text(event.data)["message"]
+                elif event.event == "error":
+                    raise ServiceUnavailableError(
+                        decode_json_text(event.data)["message"]
+                    )
+                elif event.event == "end":
+                    return
+        except NotFoundError:
+            if last is None:
+                raise
+            return  # it was there before
+        except NetworkError:
+            if patience.expired:
+                raise
+        wait.wait(_RETRY_EVERY)

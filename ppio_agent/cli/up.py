@@ -1,0 +1,139 @@
+"""Running the local platform in the foreground, for as long as one likes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ppio_agent.sandbox import SandboxPlatform
+
+__all__ = ["up"]
+
+_LOOK_EVERY = 0.5  # seconds between two looks for a signal
+_TLS_PORT = 3443
+_INTERRUPTED = 130
+_LOG_SIZE = 10 * 1024 * 1024
+_OLD_LOGS = 2
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_UNPROTECTED = (
+    "sandboxes are plain processes of yours: they can read your files, use your network"
+    " and reach your other programs; run only code that you would run yourself"
+)
+
+
+@click.command()
+@click.option("--host", help="Address to bind.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port.  [default: 3900]")
+@click.option("--tls", "tls_port", type=click.IntRange(0, 65535), is_flag=False,
+              flag_value=_TLS_PORT, metavar="[PORT]",
+              help=f"Listen with TLS, too.  [default port: {_TLS_PORT}]")  # fmt: skip
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "process", "bubblewrap"]),
+    help="How sandboxes run.  [default: auto]",
+)
+@click.option("--key", help="API key to accept.  [default: one is generated and kept]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where all is kept.")
+def up(**options: Any) -> int:
+    """Run the local sandbox platform until Ctrl-C.
+
+    Prints the variables that point clients at it. Ctrl-C ends all sandboxes; a second
+    one ends them at once. What it does is logged in logs/platform.log of the data
+    directory.
+    """
+    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+
+    given = {name: value for name, value in options.items() if value is not None}
+    key = given.pop("key", None)
+    if key:
+        given["keys"] = {key: "default"}
+    if "PPIO_PLATFORM_PORT" not in os.environ:
+        given.setdefault("port", 3900)
+    config = PlatformConfig.from_env(os.environ, **given)
+    platform = SandboxPlatform(config)
+    stopping = _Stopping(platform)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.signalled())
+    with _logging_to(config.data_dir / "logs" / "platform.log"), platform:
+        _announce(platform)
+        stopping.wait()
+        click.echo("ending all sandboxes ...", err=True)
+    return _INTERRUPTED if stopping.at_once else 0
+
+
+def _announce(platform: SandboxPlatform) -> None:
+    logging.getLogger(__name__).info(
+        "the platform is at %s, process %d, backend %s",
+        platform.url, os.getpid(), platform.backend_name,
+    )  # fmt: skip
+    click.echo(f"the local sandbox platform is at {platform.url}")
+    if platform.backend_name == "process":
+        click.echo(_UNPROTECTED)
+    for name, value in platform.env().items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+    click.echo("Ctrl-C ends it and all its sandboxes", err=True)
+
+
+class _Stopping:
+    """What signals ask for: the first to end, the second to end at once."""
+
+    def __init__(self, platform: SandboxPlatform) -> None:
+        self._platform = platform
+        self._asked = threading.Event()
+        self.at_once = False
+
+    def signalled(self) -> None:
+        """Handle one more signal."""
+        if self.at_once:
+            # Supervisors see that the platform is gone and end their sandboxes.
+            os._exit(_INTERRUPTED)
+        if self._asked.is_set():
+            self.at_once = True
+            # On a thread of its own: this one may be inside of `close`.
+            threading.Thread(target=self._platform.abort, daemon=True).start()
+        self._asked.set()
+
+    def wait(self) -> None:
+        """Wait for the first one."""
+        # In steps: a signal that meets the main thread in a long wait may be handled
+        # on another thread, and then does not wake it.
+        while not self._asked.wait(_LOOK_EVERY):
+            pass
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Log what the package says into a file of bounded size; warnings are shown, too."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Opened with the first record: until the platform has its data directory to
+    # itself, the file may be another's.
+    file = RotatingFileHandler(
+        path, maxBytes=_LOG_SIZE, backupCount=_OLD_LOGS, encoding="utf-8", delay=True
+    )
+    file.setFormatter(logging.Formatter(_LOG_FORMAT))
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    package = logging.getLogger("ppio_agent")
+    before = package.level
+    package.setLevel(logging.INFO)
+    handlers = (file, shown)
+    for handler in handlers:
+        package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.setLevel(before)
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,125 @@
+"""The platform as a program: what it prints, how it ends, what it logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.cli import up
+from tests.cli.clikit import AGENT, line, start
+from tests.support import SLOW, processes_marked, wait_until, write_agent
+
+STUBBORN = """
+    import signal, threading
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("deaf", flush=True)
+    threading.Event().wait()
+"""
+
+
+def _up(data_dir: Path, *options: str) -> subprocess.Popen[str]:
+    argv = ["up", "--port", "0", "--backend", "process", *options]
+    return start(*argv, data_dir=data_dir)
+
+
+def _end(platform: subprocess.Popen[str]) -> tuple[str, str]:
+    platform.send_signal(signal.SIGINT)
+    return platform.communicate(timeout=30 * SLOW)
+
+
+def _variables(platform: subprocess.Popen[str]) -> dict[str, str]:
+    """Return what it says that clients are to be given."""
+    found = {}
+    for name in ("PPIO_API_KEY", "PPIO_API_URL"):
+        found[name] = line(platform, name).partition("=")[2].strip()
+    return found
+
+
+def test_up_serves_until_it_is_stopped(tmp_path: Path) -> None:
+    """Other commands find it; a second one says so; Ctrl-C ends it with status 0."""
+    folder = write_agent(tmp_path / "a", AGENT, name="asked")
+    with _up(tmp_path) as platform:
+        url = line(platform, "PPIO_API_URL").partition("=")[2].strip()
+        with _up(tmp_path) as second:
+            error = second.communicate(timeout=30 * SLOW)[1]
+            assert second.returncode == 3
+            assert url in error
+        for argv in (["deploy", str(folder)], ["invoke", "asked", "hi"]):
+            with start(*argv, data_dir=tmp_path) as other:
+                out, err = other.communicate(timeout=60 * SLOW)
+                assert other.returncode == 0, err
+        assert out == "you said hi\n"
+        _end(platform)
+    assert platform.returncode == 0
+
+
+def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:
+    """In the data directory, without a secret; the screen says what is not safe."""
+    with _up(tmp_path / "d", "--key", "sk_the_key_of_this_test") as platform:
+        assert "run only code that you would run yourself" in line(platform, "plain")
+        key = _variables(platform)["PPIO_API_KEY"]
+        assert key == "sk_the_key_of_this_test"
+        _end(platform)
+    log = (tmp_path / "d" / "platform" / "logs" / "platform.log").read_text()
+
+    assert "the platform is at http://127.0.0.1:" in log
+    assert key not in log
+
+
+def test_a_second_ctrl_c_does_not_wait_for_agents(tmp_path: Path) -> None:
+    """One that ignores SIGTERM would take the grace of five seconds."""
+    folder = write_agent(tmp_path / "a", STUBBORN, name="deaf")
+    with _up(tmp_path) as platform:
+        variables = _variables(platform)
+        with start("deploy", str(folder), data_dir=tmp_path) as deploy:
+            deploy.communicate(timeout=60 * SLOW)
+        marker = f"PPIO_SANDBOX_ID={_create(variables, 'deaf')}"
+        logs = tmp_path / "platform" / "sandboxes"
+        wait_until(
+            lambda: any("deaf" in log.read_text() for log in logs.rglob("agent.log")),
+            timeout=30.0,
+        )
+        platform.send_signal(signal.SIGINT)
+        assert platform.stderr is not None
+        while "ending all sandboxes" not in platform.stderr.readline():
+            pass
+        platform.send_signal(signal.SIGINT)
+        platform.communicate(timeout=4 * SLOW)
+    assert platform.returncode == 130
+    wait_until(lambda: not list(processes_marked(marker)), what="all processes gone")
+
+
+def _create(variables: dict[str, str], template: str) -> str:
+    request = urllib.request.Request(
+        f"{variables['PPIO_API_URL']}/sandboxes",
+        json.dumps({"templateID": template}).encode(),
+        {"X-API-KEY": variables["PPIO_API_KEY"]},
+    )
+    with urllib.request.urlopen(request, timeout=30 * SLOW) as response:
+        return str(json.load(response)["sandboxID"])
+
+
+def test_its_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three files at most, whatever is logged, and none before the first record."""
+    monkeypatch.setattr(up, "_LOG_SIZE", 1000)
+    path = tmp_path / "logs" / "platform.log"
+    log, package = logging.getLogger("ppio_agent.test"), logging.getLogger("ppio_agent")
+    level, handlers = package.level, list(package.handlers)
+    with up._logging_to(path):
+        assert list(path.parent.iterdir()) == []
+        for number in range(200):
+            log.info("record %d", number)
+    names = sorted(file.name for file in path.parent.iterdir())
+
+    assert names == ["platform.log", "platform.log.1", "platform.log.2"]
+    assert all(file.stat().st_size <= 1000 for file in path.parent.iterdir())
+    assert "record 199" in path.read_text()
+    assert re.match(r"\d{4}-\d\d-\d\d .* INFO ppio_agent.test: ", path.read_text())
+    assert (package.level, package.handlers) == (level, handlers)
