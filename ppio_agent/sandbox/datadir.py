@@ -71,6 +71,11 @@ class DataDir:
         return self.path / "blobs"
 
     @property
+    def environments(self) -> Path:
+        """Where requirements of templates are installed."""
+        return self.path / "environments"
+
+    @property
     def sandboxes(self) -> Path:
         """Where live sandboxes have their folders."""
         return self.path / "sandboxes"

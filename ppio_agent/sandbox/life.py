@@ -41,6 +41,7 @@ class Identity:
         command_deadline: `enforce` kills a command at the time limit of its caller.
         access_token: What callers of envd must show; None is no check.
         traffic_token: What callers of its other ports must show; None is no check.
+        python: Interpreter of its agent; None: that of the platform.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Identity:
     command_deadline: str = "off"
     access_token: str | None = field(default=None, repr=False)
     traffic_token: str | None = field(default=None, repr=False)
+    python: str | None = None
 
     def spec(self) -> SandboxSpec:
         """Return what a backend needs to start it, or to take it over."""
@@ -70,6 +72,7 @@ class Identity:
             access_token=self.access_token,
             allow_internet=self.options.allow_internet,
             orphan_grace=self.orphan_grace,
+            python=self.python,
             command_deadline=self.command_deadline,
         )
 

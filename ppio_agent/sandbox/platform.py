@@ -28,6 +28,7 @@ from ppio_agent.sandbox.backends.process import ProcessBackend
 from ppio_agent.sandbox.control.views import Viewer
 from ppio_agent.sandbox.edge.server import Edge
 from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.packing import host_limits, write_status
 from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
 from ppio_agent.sandbox.templates.sources import FolderSource
@@ -186,10 +187,12 @@ class SandboxPlatform(Closing):
         templates = Templates(
             store,
             BlobStore(data.blobs),
+            # Only in the process backend may agents do what their installer does.
+            Environments(data.environments, wheels_only=backend.name != "process"),
             host=host_limits(),
             id_factory=self._id_factory,
             find=self._find_template,
-            in_use=self._builds_in_use,
+            in_use=lambda: sandboxes.builds_in_use(),  # noqa: PLW0108 - not yet made
         )
         sandboxes = Sandboxes(
             self._config,
@@ -243,9 +246,6 @@ class SandboxPlatform(Closing):
 
     def _find_template(self, ref: str) -> Path | None:
         return self._hooks.find_template(ref)
-
-    def _builds_in_use(self) -> frozenset[str]:
-        return self.sandboxes.builds_in_use()
 
     def _left(self) -> float:
         return self._closing.left() or 0.0
@@ -333,24 +333,31 @@ class SandboxPlatform(Closing):
             "E2B_SANDBOX_URL": self.url,
         }
 
-    def deploy(self, path: str | Path, *, api_key: str | None = None) -> Template:
+    def deploy(
+        self, path: str | Path, *, api_key: str | None = None, install: bool = False
+    ) -> Template:
         """Make the agent in a folder a template, and note that in its manifest.
 
         Args:
             path: The folder, or the manifest in it.
             api_key: Whose template it is; None: that of `api_key` of the platform.
+            install: Whether to install its `requirements.txt` into an environment that
+                the agent then runs in; otherwise it runs in the platform's own.
 
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
             ConflictError: The manifest names another template.
             AuthenticationError: The key is not known.
             SandboxPlatformError: A file cannot be read, or not be kept.
+            ServiceUnavailableError: Other requirements are being installed.
+
+        Blocking: with `install`, as long as pip takes, 10 minutes at most.
         """
         up = self._up
         tenant = up.tenant if api_key is None else up.keys.tenant_of(api_key, None)
         source = FolderSource.of(Path(path))
         try:
-            record, _ = up.templates.deploy(source, tenant=tenant)
+            record, _ = up.templates.deploy(source, tenant=tenant, install=install)
         except OSError as error:
             raise SandboxPlatformError(f"{path} was not deployed: {error}") from error
         template = up.viewer.template(record)

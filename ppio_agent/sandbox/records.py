@@ -46,6 +46,7 @@ class Build:
         cpus: CPU limit.
         files: Its files and links.
         compiled: Path and digest of compiled modules; they are not part of the digest.
+        environment: Key of the environment that the agent runs in; None: the platform's.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Build:
     cpus: float = 1.0
     files: tuple[TemplateFile, ...] = field(default=(), repr=False)
     compiled: Mapping[str, str] = field(factory=dict, repr=False)
+    environment: str | None = None
 
 
 @frozen(kw_only=True)

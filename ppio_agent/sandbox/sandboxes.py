@@ -147,6 +147,7 @@ class Sandboxes:
             command_deadline=self._config.command_deadline,
             access_token=secret_token() if options.secure else None,
             traffic_token=None if options.public_traffic else secret_token(),
+            python=self._templates.python_of(build),
         )
         sandbox = LiveSandbox(identity, self._around)
         self._roster.admit(sandbox)
@@ -222,9 +223,10 @@ class Sandboxes:
             raise not_found(sandbox_id)
         return folder
 
-    def builds_in_use(self) -> frozenset[str]:
-        """Return the builds that live sandboxes were made from."""
-        return frozenset(s.identity.build.id for s in self._roster.everyone())
+    def builds_in_use(self) -> dict[str, Build]:
+        """Return the builds that live sandboxes were made from, by their ids."""
+        builds = (sandbox.identity.build for sandbox in self._roster.everyone())
+        return {build.id: build for build in builds}
 
     def counts(self) -> dict[str, int]:
         """Return how many sandboxes are in each state, by its word on the wire."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["HTTP_AGENT", "write_agent"]
+__all__ = ["HTTP_AGENT", "write_agent", "write_wheel"]
 
 MANIFEST = """\
 apiVersion: v1
@@ -77,3 +78,27 @@ def write_agent(
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     return folder
+
+
+def write_wheel(folder: Path, name: str, text: str = "VALUE = 1\n") -> Path:
+    """Write the wheel of a distribution with one module of its name and a command.
+
+    Returns:
+        A `requirements.txt` that asks for it, and for nothing from the network.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-1.0.dist-info"
+    tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {
+        f"{name}.py": f"{text}\ndef main():\n    print(VALUE)\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": tag,
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        for path, content in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(path, content)
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"--no-index\n--find-links {folder}\n{name}==1.0\n")
+    return requirements

@@ -11,6 +11,7 @@ from typing import Any
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.sandboxes import Folders, Sandboxes
 from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import Templates
@@ -51,6 +52,7 @@ class PlatformRig:
         self.templates = Templates(
             self.store,
             BlobStore(folder / "blobs"),
+            Environments(folder / "environments"),
             host=Host(memory_mb=4096, cpus=2.0),
             id_factory=lambda: f"t{next(numbers):019d}",
         )

@@ -71,6 +71,8 @@ class SandboxSpec:
         allow_internet: Whether it may reach the network.
         orphan_grace: Seconds it outlives a platform that crashed.
         command_deadline: `enforce` kills a command at the time limit of its caller.
+        python: Interpreter of the agent, and `python` inside, in an environment of
+            its own; None: that of the platform.
     """
 
     sandbox_id: str
@@ -86,6 +88,7 @@ class SandboxSpec:
     allow_internet: bool = True
     orphan_grace: float = 0.0
     command_deadline: str = "off"
+    python: str | None = None
 
 
 @frozen(kw_only=True)

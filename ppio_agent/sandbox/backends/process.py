@@ -77,7 +77,7 @@ class ProcessBackend:
         """Start a sandbox and its agent; see `Backend.start`."""
         layout = Layout(root=spec.root.absolute())
         try:
-            layout.write(sys.executable)
+            layout.write(spec.python or sys.executable)
             sock, process = self._launch(spec, layout)
         except OSError as exc:
             raise SandboxStartError(

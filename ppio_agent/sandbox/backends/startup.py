@@ -41,7 +41,7 @@ def boot_message(
         "confined": confined,
         "log": log,
         "entrypoint": spec.entrypoint,
-        "python": sys.executable,
+        "python": spec.python or sys.executable,
         "port": port,
         "start_timeout": spec.start_timeout,
         "memory_bytes": spec.memory_mb * 1024 * 1024,

@@ -86,12 +86,26 @@ class _TemplateRoutes:
 
     def upload(self) -> Response:
         owner = tenant()
+        install = _flag(request.args.get("install"), "install")
         with tempfile.TemporaryFile(dir=self._control.uploads) as archive:
             _save(request.environ["wsgi.input"], archive)
             with ArchiveSource.open(archive, max_bytes=MAX_BYTES) as source:
-                record, new = self._control.templates.deploy(source, tenant=owner)
+                record, new = self._control.templates.deploy(
+                    source, tenant=owner, install=install
+                )
         found = self._control.viewer.template_object(record)
         return answer(found, 201 if new else 200)
+
+
+def _flag(text: str | None, name: str) -> bool:
+    """Return a parameter that is true or false; absent is false.
+
+    Raises:
+        ValidationError: It is neither.
+    """
+    if text not in (None, "true", "false"):
+        raise ValidationError(f"{name}: expected true or false")
+    return text == "true"
 
 
 def _place(build: BuildInfo) -> tuple[int, str]:

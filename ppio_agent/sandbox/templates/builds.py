@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -15,8 +17,9 @@ from ppio_agent.wire.json import encode_json
 
 from .blobs import BlobStore
 from .bytecode import cached_path, compiled
+from .environments import Environments
 from .manifest import AgentManifest, Host, manifest_error, parse_manifest
-from .requirements import missing_distributions
+from .requirements import REQUIREMENTS, missing_distributions
 from .snapshot import Candidate, select
 from .sources import Source
 
@@ -24,7 +27,6 @@ __all__ = ["Builder", "Content", "check_source"]
 
 _log = logging.getLogger(__name__)
 
-_REQUIREMENTS: Final = "requirements.txt"
 _LARGEST_READ: Final = 1024 * 1024
 
 
@@ -35,11 +37,13 @@ class Content:
     Attributes:
         manifest: Its manifest.
         files: Its files and links.
-        digest: Digest of both; equal ones make equal sandboxes.
+        environment: Key of the environment with its requirements; None: not installed.
+        digest: Digest of all of it; equal ones make equal sandboxes.
     """
 
     manifest: AgentManifest
     files: tuple[TemplateFile, ...] = field(repr=False)
+    environment: str | None = None
     digest: str
 
 
@@ -71,25 +75,54 @@ class Builder:
 
     Args:
         blobs: Where files are kept.
+        environments: Where requirements are installed.
         host: The most that a manifest may ask for.
 
     Thread safety: thread-safe.
     """
 
-    def __init__(self, blobs: BlobStore, *, host: Host) -> None:
+    def __init__(
+        self, blobs: BlobStore, environments: Environments, *, host: Host
+    ) -> None:
         self._blobs = blobs
+        self._environments = environments
         self._host = host
 
-    def keep(self, source: Source) -> Content:
+    @contextmanager
+    def keep(self, source: Source, *, install: bool) -> Iterator[Content]:
         """Check what `source` holds, and keep its files.
+
+        Args:
+            source: A folder or an archive.
+            install: Whether to install its requirements, too.
+
+        Yields:
+            What is kept; its environment for as long as the block lasts, or what
+            refers to it.
 
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
+            ServiceUnavailableError: Other requirements are being installed.
         """
         manifest, chosen = check_source(source, host=self._host)
-        files = tuple(self._kept(candidate) for candidate in chosen)
-        _warn_of_missing(manifest, chosen)
-        return Content(manifest=manifest, files=files, digest=_digest(files, manifest))
+        requirements = _requirements(chosen)
+        if not install:
+            _warn_of_missing(manifest, requirements)
+        with self._environment(requirements if install else None) as environment:
+            files = tuple(self._kept(candidate) for candidate in chosen)
+            yield Content(
+                manifest=manifest,
+                files=files,
+                environment=environment,
+                digest=_digest(files, manifest, environment),
+            )
+
+    def _environment(
+        self, requirements: bytes | None
+    ) -> AbstractContextManager[str | None]:
+        if requirements is None:
+            return nullcontext()
+        return self._environments.hold(requirements)
 
     def _kept(self, candidate: Candidate) -> TemplateFile:
         if candidate.open is None:
@@ -154,22 +187,31 @@ def _compiled_of(build: Build) -> dict[tuple[str, str], str]:
     }
 
 
-def _digest(files: tuple[TemplateFile, ...], manifest: AgentManifest) -> str:
+def _digest(
+    files: tuple[TemplateFile, ...], manifest: AgentManifest, environment: str | None
+) -> str:
     listed = [[f.path, f.executable, f.digest or f"-> {f.link}"] for f in files]
     content = {"files": listed, "document": manifest.document()}
+    if environment is not None:
+        content["environment"] = environment
     return sha256(encode_json(content)).hexdigest()
 
 
-def _warn_of_missing(manifest: AgentManifest, chosen: list[Candidate]) -> None:
+def _requirements(chosen: list[Candidate]) -> bytes | None:
     for candidate in chosen:
-        if candidate.path != _REQUIREMENTS or candidate.open is None:
-            continue
-        with candidate.open() as content:
-            text = content.read(_LARGEST_READ).decode("utf-8", "replace")
-        missing = missing_distributions(text)
-        if missing:
-            _log.warning(
-                "requirements of agent %s are not installed: %s",
-                manifest.name,
-                ", ".join(missing),
-            )
+        if candidate.path == REQUIREMENTS and candidate.open is not None:
+            if candidate.size > _LARGEST_READ:
+                raise manifest_error([(REQUIREMENTS, 0, "is larger than 1 MiB")])
+            with candidate.open() as content:
+                return content.read()
+    return None
+
+
+def _warn_of_missing(manifest: AgentManifest, requirements: bytes | None) -> None:
+    missing = missing_distributions((requirements or b"").decode("utf-8", "replace"))
+    if missing:
+        _log.warning(
+            "requirements of agent %s are not installed: %s",
+            manifest.name,
+            ", ".join(missing),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import (
     ConflictError,
     PermissionDeniedError,
+    SandboxPlatformError,
     TemplateNotFoundError,
 )
 from ppio_agent.sandbox.keys import DEFAULT_TENANT
@@ -24,7 +25,8 @@ from ppio_agent.wire.headers import sandbox_key
 from ppio_agent.wire.model import structure
 
 from .blobs import BlobStore
-from .builds import Builder
+from .builds import Builder, Content
+from .environments import Environments
 from .manifest import AgentManifest, Host
 from .sources import FolderSource, Source
 
@@ -44,10 +46,11 @@ class Templates:
     Args:
         store: Where records are kept.
         blobs: Where files are kept.
+        environments: Where requirements are installed.
         host: The most that a manifest may ask for.
         id_factory: Makes ids of templates: 20 of a-z and 0-9.
         find: Asked for the folder of a reference that is not held.
-        in_use: Gives the builds that live sandboxes were made from.
+        in_use: Gives the builds that live sandboxes were made from, by their ids.
         clock: The present instant.
 
     Thread safety: thread-safe.
@@ -57,16 +60,18 @@ class Templates:
         self,
         store: DocumentStore,
         blobs: BlobStore,
+        environments: Environments,
         *,
         host: Host,
         id_factory: Callable[[], str],
         find: Callable[[str], Path | None] = lambda _ref: None,
-        in_use: Callable[[], Set[str]] = frozenset,
+        in_use: Callable[[], Mapping[str, Build]] = dict,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._builder = Builder(blobs, host=host)
+        self._environments = environments
+        self._builder = Builder(blobs, environments, host=host)
         self._id_factory = id_factory
         self._find = find
         self._in_use = in_use
@@ -111,6 +116,17 @@ class Templates:
             digests.update(entry.digest for entry in build.files)
             digests.update(build.compiled.values())
         self._blobs.keep_only(digests)
+        self._retire_environments()
+        self._environments.clear_away(unfinished=True)
+
+    def _retire_environments(self) -> None:
+        """Give up those that neither a build nor a live sandbox refers to."""
+        there = self._environments.keys()
+        if not there:
+            return
+        builds = [structure(Build, d.body) for d in self._store.scan(_BUILD)]
+        builds += self._in_use().values()
+        self._environments.retire(there - {build.environment for build in builds})
 
     def list_templates(self, *, tenant: str | None = None) -> list[TemplateRecord]:
         """Return the tenant's templates and the public ones; None: all there are."""
@@ -182,11 +198,16 @@ class Templates:
         return [structure(TemplateRecord, document.body) for document in found]
 
     def deploy(
-        self, source: Source, *, tenant: str = DEFAULT_TENANT
+        self, source: Source, *, tenant: str = DEFAULT_TENANT, install: bool = False
     ) -> tuple[TemplateRecord, bool]:
         """Make what is in `source` the latest build of its template.
 
         The same content makes no new build.
+
+        Args:
+            source: A folder or an archive.
+            tenant: Whose template it is.
+            install: Whether its agent runs in an environment with its requirements.
 
         Returns:
             The template, and whether there is a new build.
@@ -194,8 +215,14 @@ class Templates:
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
             ConflictError: The manifest names a template that its name is not of.
+            ServiceUnavailableError: Other requirements are being installed.
         """
-        content = self._builder.keep(source)
+        with self._builder.keep(source, install=install) as content:
+            done = self._add(tenant, content)
+        self._environments.clear_away()
+        return done
+
+    def _add(self, tenant: str, content: Content) -> tuple[TemplateRecord, bool]:
         manifest = content.manifest
         like = self._latest_build(self._named(tenant, manifest.name))
         compiled = self._builder.compiled(content.files, like)
@@ -213,6 +240,7 @@ class Templates:
                 cpus=manifest.cpus,
                 files=content.files,
                 compiled=compiled,
+                environment=content.environment,
             )
             return self._add_build(tenant, manifest, build, content.digest), True
 
@@ -270,6 +298,8 @@ class Templates:
             Put(_NAME, f"{tenant}/{record.name}", {"id": record.id}),
             *(Delete(_BUILD, b.id) for b in dropped),
         )
+        if dropped:
+            self._retire_environments()
         return record
 
     def _described(
@@ -305,6 +335,24 @@ class Templates:
                 Delete(_NAME, f"{tenant}/{record.name}"),
                 *(Delete(_BUILD, build.id) for build in record.builds),
             )
+            self._retire_environments()
+        self._environments.clear_away()
+
+    def python_of(self, build: Build) -> str | None:
+        """Return the interpreter that a build's agent runs with; None: any.
+
+        Raises:
+            SandboxPlatformError: Its environment is gone.
+        """
+        if build.environment is None:
+            return None
+        python = self._environments.python(build.environment)
+        if not python.exists():
+            raise SandboxPlatformError(
+                f"the environment of template {build.template_id} is gone, or the"
+                " Python it was made with: deploy it again with its requirements"
+            )
+        return str(python)
 
     def fill(self, build: Build, folder: Path) -> None:
         """Make `folder` and write a build's files into it."""

@@ -18,7 +18,9 @@ from ppio_agent.exceptions import (
     TemplateManifestError,
     TemplateNotFoundError,
 )
+from ppio_agent.sandbox.records import Build
 from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import BASE_ID, Templates
@@ -33,7 +35,7 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.used: set[str] = set()
+        self.used: dict[str, Build] = {}
         self.found: dict[str, Path] = {}
         self.numbers = iter(range(1000))
         self.store = open_store("memory://")
@@ -43,6 +45,7 @@ class Rig:
         return Templates(
             self.store,
             BlobStore(self.folder / "blobs"),
+            Environments(self.folder / "environments"),
             host=HOST,
             id_factory=lambda: f"{next(self.numbers):020d}",
             find=self.found.get,
@@ -178,13 +181,13 @@ def test_the_newest_five_builds_and_those_in_use_are_kept(
     rig: Rig, agent: Callable[..., FolderSource]
 ) -> None:
     first, _ = rig.templates.deploy(agent("x = 0\n"))
-    rig.used = {first.latest.id}
+    rig.used = {first.latest.id: rig.templates.choose("bot")[1]}
     for number in range(1, 8):
         record, _ = rig.templates.deploy(agent(f"x = {number}\n"))
 
     assert len(record.builds) == 6
     assert record.builds[0] == first.latest
-    rig.used = set()
+    rig.used = {}
     record, _ = rig.templates.deploy(agent("x = 9\n"))
     assert len(record.builds) == 5
 
@@ -259,6 +262,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from ppio_agent.sandbox.templates.blobs import BlobStore
+from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import Templates
@@ -266,7 +270,8 @@ from ppio_agent.storage import open_store
 
 data, source = Path(sys.argv[1]), Path(sys.argv[2])
 store = open_store(f"sqlite:///{data}/x.db")
-templates = Templates(store, BlobStore(data / "blobs"), id_factory=lambda: "t" * 20,
+templates = Templates(store, BlobStore(data / "blobs"), Environments(data / "env"),
+                      id_factory=lambda: "t" * 20,
                       host=Host(memory_mb=4096, cpus=2.0))
 store.write = lambda *_: os.kill(os.getpid(), 9)
 templates.deploy(FolderSource.of(source))
