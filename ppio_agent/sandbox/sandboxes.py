@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from typing import Final
 import attrs
 from attrs import frozen
 
-from ppio_agent._util.clock import Deadline
+from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import secret_token
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.sandbox.backends.base import Backend, Line
@@ -66,6 +67,7 @@ class Sandboxes:
         folders: Where they are.
         id_factory: Makes ids: 20 of a-z and 0-9, not to be guessed.
         monotonic: The clock that their time runs by.
+        utc: The present instant, by which their time goes on after a crash.
 
     Thread safety: thread-safe.
     """
@@ -80,6 +82,7 @@ class Sandboxes:
         folders: Folders,
         id_factory: Callable[[], str],
         monotonic: Callable[[], float] = time.monotonic,
+        utc: Callable[[], datetime] = utc_now,
     ) -> None:
         self._config = config
         self._store = store
@@ -102,6 +105,7 @@ class Sandboxes:
             on_end=self._on_end,
             paused_timeout=config.paused_timeout,
             monotonic=monotonic,
+            utc=utc,
         )
         self._roster = Roster(config, monotonic=monotonic)
         self.ended = EndedLogs(store, folders.ended)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.sandboxes import Folders, Sandboxes
 from ppio_agent.sandbox.templates.blobs import BlobStore
@@ -18,8 +21,12 @@ from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import DocumentStore, open_store
 from tests.sandbox.agents import write_agent
 from tests.sandbox.fakes import FakeBackend, FakeSandbox
+from tests.support import wait_until
 
 __all__ = ["PlatformRig"]
+
+
+_NUMBERS = itertools.count()
 
 
 class PlatformRig:
@@ -28,8 +35,10 @@ class PlatformRig:
     Args:
         folder: Its data directory.
         store: Its store; None: one of its own, in memory.
+        agent: Whether `echo` is deployed, which takes a while.
         left: What a rig that crashed on this folder and store has left.
         monotonic: Its clock.
+        utc: The present instant.
         settings: Of the platform.
     """
 
@@ -38,8 +47,10 @@ class PlatformRig:
         folder: Path,
         *,
         store: DocumentStore | None = None,
+        agent: bool = True,
         left: Iterable[FakeSandbox] = (),
         monotonic: Callable[[], float] = time.monotonic,
+        utc: Callable[[], datetime] = utc_now,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -48,13 +59,12 @@ class PlatformRig:
         )
         self.backend = FakeBackend()
         self.store = store or open_store("memory://")
-        numbers = itertools.count()
         self.templates = Templates(
             self.store,
             BlobStore(folder / "blobs"),
             Environments(folder / "environments"),
             host=Host(memory_mb=4096, cpus=2.0),
-            id_factory=lambda: f"t{next(numbers):019d}",
+            id_factory=lambda: f"t{next(_NUMBERS):019d}",
         )
         self.sandboxes = Sandboxes(
             self.config,
@@ -66,13 +76,24 @@ class PlatformRig:
                 sockets=folder / "sockets",
                 ended=folder / "logs",
             ),
-            id_factory=lambda: f"s{next(numbers):019d}",
+            id_factory=lambda: f"s{next(_NUMBERS):019d}",
             monotonic=monotonic,
+            utc=utc,
         )
+        self.monotonic = monotonic
         self.backend.left = list(left)
         self.sandboxes.recover()
-        source = FolderSource.of(write_agent(folder / "src"))
-        self.echo = self.templates.deploy(source, tenant="red")[0]
+        if agent:
+            source = FolderSource.of(write_agent(folder / "src"))
+            self.echo = self.templates.deploy(source, tenant="red")[0]
+
+    def settle(self) -> None:
+        """Return when all that is due by its clock has been done."""
+        done = threading.Event()
+        self.sandboxes._timers.at(self.monotonic(), done.set)
+        assert done.wait(5)
+        pool = self.sandboxes._background
+        wait_until(lambda: pool.busy == pool.waiting == 0)
 
     def crash(self) -> list[FakeSandbox]:
         """Stop as if killed; return what lives on."""

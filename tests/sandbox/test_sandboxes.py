@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ import pytest
 
 from ppio_agent.exceptions import (
     NotFoundError,
-    PPIOAgentError,
     SandboxLimitError,
     SandboxPlatformError,
     SandboxStartError,
@@ -194,50 +192,3 @@ def test_what_a_crash_left_is_cleared_away(tmp_path: Path) -> None:
         assert (logs / "agent.log").read_text() == "left"
     finally:
         rig.close()
-
-
-def test_random_use_from_many_threads_leaks_nothing(tmp_path: Path) -> None:
-    """Create, pause, connect, kill, expire and crash, all at once."""
-    rig = PlatformRig(tmp_path, max_sandboxes_per_tenant=6, max_sandboxes=8)
-    unexpected: list[BaseException] = []
-
-    def use(seed: int) -> None:
-        rng = random.Random(seed)
-        for _ in range(120):
-            try:
-                _one_step(rig, rng)
-            except PPIOAgentError:
-                continue
-            except BaseException as error:
-                unexpected.append(error)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(use, range(8)))
-    rig.close()
-
-    assert unexpected == []
-    assert _folders(rig) == []
-    assert rig.sandboxes._roster.everyone() == []
-    assert all(not sandbox.alive for sandbox in rig.backend.started)
-
-
-def _one_step(rig: PlatformRig, rng: random.Random) -> None:
-    tenant = rng.choice(["red", "blue"])
-    mine = rig.sandboxes.list_sandboxes(tenant=tenant)
-    if not mine or rng.random() < 0.3:
-        rig.sandboxes.create(CreateOptions(pauses=rng.random() < 0.3), tenant=tenant)
-        return
-    sandbox = rng.choice(mine)
-    what = rng.choice(["pause", "connect", "kill", "expire", "crash"])
-    if what == "pause":
-        sandbox.pause()
-    elif what == "connect":
-        sandbox.connect(rng.randint(1, 9))
-    elif what == "kill":
-        rig.sandboxes.kill(sandbox.id)
-    elif what == "expire":
-        sandbox.set_timeout(0)
-    else:
-        for held in list(rig.backend.started):
-            if held.spec.sandbox_id == sandbox.id and held.alive:
-                held.lose()
