@@ -14,7 +14,6 @@ Linux only.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -33,14 +32,13 @@ from ppio_agent.sandbox.supervisor.channel import (
 )
 from ppio_agent.sandbox.supervisor.forked import Warm, preload, run
 from ppio_agent.sandbox.supervisor.main import main as supervise
+from ppio_agent.sandbox.supervisor.marker import Marker
 from ppio_agent.sandbox.supervisor.spawn import become_subreaper, name_process
 
-__all__ = ["BLANK_ID", "Marker", "Request", "Zygote", "main"]
+__all__ = ["BLANK_ID", "Request", "Zygote", "main"]
 
 BLANK_ID = "-" * 20
 """Value of the marker of the zygote itself: of the length that all ids have."""
-
-_ENV_START = 47  # of the fields of /proc/self/stat from the state on
 
 
 class Request(NamedTuple):
@@ -57,40 +55,6 @@ class Request(NamedTuple):
     cwd: str
     log: str
     listener: int
-
-
-class Marker:
-    """The sandbox's id in the environment that others see of this process.
-
-    `/proc/<pid>/environ` shows the memory in which the environment was handed to the
-    program; a fork has its own copy, in which a value of the same length may be put.
-
-    Raises:
-        RuntimeError: It is not where it should be.
-    """
-
-    def __init__(self) -> None:
-        name = f"{tree.MARKER}=".encode()
-        with open("/proc/self/environ", "rb") as file:
-            offset = file.read().find(name + BLANK_ID.encode())
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        self._address = int(fields[_ENV_START]) + offset + len(name)
-        if offset < 0 or not self._reads(BLANK_ID):
-            raise RuntimeError("the environment of this process is not where it was")
-
-    def write(self, sandbox_id: str) -> None:
-        """Mark this process.
-
-        Raises:
-            ValueError: The id has another length.
-        """
-        if len(sandbox_id) != len(BLANK_ID) or not sandbox_id.isascii():
-            raise ValueError(f"{sandbox_id!r} is no id of a sandbox")
-        ctypes.memmove(self._address, sandbox_id.encode(), len(sandbox_id))
-
-    def _reads(self, value: str) -> bool:
-        return ctypes.string_at(self._address, len(value)) == value.encode()
 
 
 class Zygote:
@@ -219,7 +183,7 @@ def main(line: int, platform_pid: int, fresh: Collection[str]) -> None:
         platform_pid: Its process, the parent.
         fresh: The modules that this interpreter had loaded when it had started.
     """
-    marker = Marker()
+    marker = Marker(BLANK_ID)
     warm = preload(fresh)
     become_subreaper()
     name_process("ppio-zygote")

@@ -69,6 +69,22 @@ _HOST_ETC = (
     "ssl/openssl.cnf",
     "timezone",
 )
+# Settings of the kernel belong to root, and a platform of root runs its sandboxes as the
+# same user to the kernel, rights or not. bwrap covers some of them, on some machines.
+_KERNEL = (
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "dynamic_debug",
+    "fs",
+    "irq",
+    "mtrr",
+    "pressure",
+    "scsi",
+    "sys",
+    "sysrq-trigger",
+)
 # Of the folder of an interpreter or a virtual environment, which may be that of a whole
 # project with more in it.
 _INTERPRETER = (
@@ -127,6 +143,8 @@ def arguments(plan: Plan) -> list[str]:
         if any(_is_below(path, outer) for outer in (*_SYSTEM, *plan.visible)):
             found += ["--tmpfs", path]
     found += ["--proc", "/proc", "--dev", "/dev"]
+    for name in _KERNEL:
+        found += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     found += ["--ro-bind", str(plan.root / "bin"), BIN]
     for name, inside in OWN.items():
         found += ["--bind", str(plan.root / name), inside]

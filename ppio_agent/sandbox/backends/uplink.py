@@ -33,17 +33,22 @@ _LIMIT = 5.0
 _LOOK_EVERY = 0.002
 _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
+# Standard input and output are the two namespaces: a helper may close other descriptors
+# that it inherits, and as root it has given up the right to look into other processes.
 # One shell waits for the helper, so that its number is nobody else's, the other for the
 # end of the pipe. Only the helper carries the marker: a sweep that killed the shells
 # first would leave a helper whose environment it may not read.
 _WATCHED = """\
-exec 3<&0 </dev/null
-PPIO_SANDBOX_ID="$0" "$@" 3<&- &
+exec 3<&2 4<&0 5<&1 </dev/null >/dev/null 2>>"$1"
+shift
+PPIO_SANDBOX_ID="$0" "$@" <&4 >&5 3<&- 4<&- 5<&- &
 helper=$!
+exec 4<&- 5<&-
 { read -r _ <&3; kill -9 $helper; } 2>/dev/null &
 wait $helper
 kill $! 2>/dev/null
 """
+_NETNS, _USERNS = "/proc/self/fd/0", "/proc/self/fd/1"
 
 
 @frozen(kw_only=True)
@@ -58,22 +63,24 @@ class Helper:
     name: str
     path: str
 
-    def command(self, *, netns: str, userns: str, uid: int) -> list[str]:
+    def command(self, uid: int) -> list[str]:
         """Return the command that connects a namespace. Pure.
 
+        Its standard input has to be the network namespace, its standard output the user
+        namespace that owns that.
+
         Args:
-            netns: Path of the network namespace.
-            userns: Path of the user namespace that owns it.
             uid: Who runs it; as root, pasta would become another user, who may not
                 enter the namespace.
         """
         if self.name == "slirp4netns":
             options = ["--configure", "--mtu=65520", "--disable-host-loopback"]
-            options += ["--cidr=10.0.2.0/24", "--userns-path", userns]
-            return [self.path, *options, "--netns-type=path", netns, "tap0"]
+            options += ["--cidr=10.0.2.0/24", "--userns-path", _USERNS]
+            return [self.path, *options, "--netns-type=path", _NETNS, "tap0"]
         options = ["--foreground", "--quiet", "--config-net", "--no-map-gw"]
         options += ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
-        options += ["--dns-forward", _NAMESERVER, "--userns", userns, "--netns", netns]
+        options += ["--dns-forward", _NAMESERVER, "--userns", _USERNS]
+        options += ["--netns", _NETNS]
         return [self.path, *options, *(["--runas", "0"] if uid == 0 else [])]
 
 
@@ -148,20 +155,15 @@ def _start(
         until_up.callback(os.close, netns)
         userns = fcntl.ioctl(netns, _NS_GET_USERNS)
         until_up.callback(os.close, userns)
-        # Named through this process: a helper closes what it inherits.
-        own = f"/proc/{os.getpid()}/fd"
-        command = helper.command(
-            netns=f"{own}/{netns}", userns=f"{own}/{userns}", uid=os.geteuid()
+        command = helper.command(os.geteuid())
+        watcher = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHED, sandbox_id, str(log), *command],
+            stdin=netns,
+            stdout=userns,
+            stderr=alive,
+            env={"PATH": f"/usr/bin:/bin:{_ADMIN_PATH}"},
+            start_new_session=True,
         )
-        with open(log, "ab") as said:
-            watcher = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCHED, sandbox_id, *command],
-                stdin=alive,
-                stdout=said,
-                stderr=said,
-                env={"PATH": f"/usr/bin:/bin:{_ADMIN_PATH}"},
-                start_new_session=True,
-            )
         try:
             if _wait_for_route(watcher, pid):
                 return watcher

@@ -197,9 +197,9 @@ def _settle(start: Start) -> tuple[bytes, str]:
         The source of the program and its path.
     """
     start.settle()
-    become_dumpable()  # as by exec
     kept = {0, 1, 2, start.failure}
     _close_all_but(kept if start.files[3] is None else {*kept, READY_FD})
+    become_dumpable()  # as by exec, when nothing of the supervisor is open any more
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)

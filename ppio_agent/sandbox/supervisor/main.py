@@ -31,7 +31,7 @@ from .boot import Boot, choose_cpus
 from .dial import Dial
 from .line import Line, PlatformLine, accept_first, read_boot
 from .loop import Loop, Timer
-from .ports import AGENT_PORT, ENVD_PORT, Ports
+from .ports import AGENT_PORT, ENVD_PORT, Ports, open_hosts
 from .program import Program
 from .spawn import (
     READY_FD,
@@ -45,6 +45,7 @@ from .spawn import (
 
 if TYPE_CHECKING:
     from .forked import Warm
+    from .marker import Marker
 
 __all__ = ["Supervisor", "main"]
 
@@ -81,7 +82,8 @@ class Supervisor:
         self._pid = os.getpid()
         self._limits = Limits(cpus=choose_cpus(boot.cpus))
         self._programs: dict[int, Program] = {}
-        self._ports = Ports(partial(tree.walk, self._pid))
+        own = Ports(partial(tree.walk, self._pid))
+        self._hosts = own.hosts if boot.confined else open_hosts
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
         self._paused = False
@@ -108,7 +110,11 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the agent, if there is one, and keep watch."""
-        signums = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        signums = {signal.SIGCHLD}
+        if self._boot.confined:
+            # Else it is a first process, which gets no signal from inside unless it
+            # handles it, and is ended from outside without one.
+            signums |= {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         self._loop.watch_signals(signums, self._on_signal)
         self._say_ready()
         if self._agent is None:
@@ -239,7 +245,7 @@ class Supervisor:
         """Yield where a logical port is reached, as far as it is the sandbox's own."""
         real = (self._boot.port, AGENT_PORT) if port == AGENT_PORT else (port,)
         for candidate in real:
-            for host in self._ports.hosts(candidate):
+            for host in self._hosts(candidate):
                 yield host, candidate
 
     def _load_envd(self) -> Callable[[socket.socket], object]:
@@ -350,12 +356,13 @@ class Supervisor:
         self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
-def main(fd: int, warm: Warm | None = None) -> None:
+def main(fd: int, warm: Warm | None = None, marker: Marker | None = None) -> None:
     """Supervise one sandbox until it has ended.
 
     Args:
         fd: The listening socket at which the platform has called.
         warm: What this process has loaded for agents, which then are forks of it.
+        marker: Of this process, if it was started before it was known for what.
 
     Raises:
         Forked: In such a fork.
@@ -368,6 +375,8 @@ def main(fd: int, warm: Warm | None = None) -> None:
     listener = socket.socket(fileno=READY_FD)
     line = accept_first(listener)
     boot = read_boot(line)
+    if marker is not None:
+        marker.write(boot.sandbox_id)
     supervisor = Supervisor(loop := Loop(), listener, line, boot, warm=warm)
     try:
         supervisor.start()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .listeners import Listener, listeners
 
-__all__ = ["AGENT_PORT", "ENVD_PORT", "Ports", "routes"]
+__all__ = ["AGENT_PORT", "ENVD_PORT", "Ports", "open_hosts", "routes"]
 
 AGENT_PORT = 8080
 """Logical port of the agent, whichever port it really listens on."""
@@ -54,6 +54,14 @@ def routes(found: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
         if place is not None:
             ways.append((host, places[place]))
     return ways
+
+
+def open_hosts(port: int) -> list[str]:
+    """Return the hosts to try for `port`, best first, where every port is our own.
+
+    So it is in a network namespace of one sandbox.
+    """
+    return [host for host, _ in routes(listeners(), port)]
 
 
 def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:

@@ -27,6 +27,7 @@ __all__ = [
     "Limits",
     "Start",
     "become_dumpable",
+    "become_opaque",
     "become_subreaper",
     "name_process",
     "or_end",
@@ -122,6 +123,11 @@ def become_subreaper() -> None:
 def become_dumpable() -> None:
     """Let this process be seen and traced by its user again, as any program is."""
     _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def become_opaque() -> None:
+    """Let nobody of the same user look into this process or its forks, on Linux."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def name_process(name: str) -> None:

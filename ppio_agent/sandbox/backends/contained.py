@@ -1,0 +1,271 @@
+"""One blank sandbox in namespaces of its own: started, held on to, and ended.
+
+Blank means that its supervisor waits to be told what it is to be.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
+from io import FileIO
+from json import loads
+from pathlib import Path
+
+from attrs import frozen
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.sandbox.supervisor.forked import BASE_ENVIRONMENT
+from ppio_agent.sandbox.supervisor.tree import MARKER
+
+from .base import Line
+from .bwrap_args import (
+    ETC,
+    OWN,
+    Plan,
+    arguments,
+    interpreter_parts,
+    package_part,
+)
+from .handles import ForeignProcess
+from .layout import write_programs
+from .startup import import_paths, package_origins, read_tail
+from .supervised import call, listen
+from .uplink import Helper, connect, resolver
+
+__all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
+
+_INFO_LIMIT = 5.0
+_END_LIMIT = 2.0
+_BOOTSTRAP = (
+    "import sys; sys.path += sys.argv[3:];"
+    " from ppio_agent.sandbox.supervisor.contained import main;"
+    " main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+# As any program of the interpreter starts, for agents are to be forks of it. The first
+# entry of the path would be the current folder.
+_WARM_BOOTSTRAP = (
+    "import sys; del sys.path[0]; fresh = tuple(sys.modules);"
+    " from ppio_agent.sandbox.supervisor.contained import main;"
+    " main(int(sys.argv[1]), int(sys.argv[2]), fresh)"
+)
+
+
+def supervisor_log(root: Path) -> Path:
+    """Return where bwrap and the supervisor complain, which nobody inside can see."""
+    return root / "supervisor.log"
+
+
+class ContainedProcess:
+    """A supervisor in its namespaces, and what waits outside for its end.
+
+    Args:
+        pid: The supervisor, as this process sees it.
+        monitor: The `bwrap` that waits for it.
+
+    Raises:
+        OSError: It has ended.
+    """
+
+    def __init__(self, pid: int, monitor: subprocess.Popen[bytes]) -> None:
+        self._process = ForeignProcess(os.pidfd_open(pid))
+        self._waiting = [monitor]
+
+    @property
+    def pid(self) -> int:
+        """See `ProcessHandle.pid`."""
+        return self._process.pid
+
+    def also_wait_for(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait in `close` for a child that ends when the supervisor has."""
+        self._waiting.append(process)
+
+    def wait(self, timeout: float) -> bool:
+        """See `ProcessHandle.wait`."""
+        return self._process.wait(timeout)
+
+    def kill(self) -> None:
+        """See `ProcessHandle.kill`; the end of the first process is that of all."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """See `ProcessHandle.close`; children that waited for its end are reaped."""
+        self._process.close()
+        deadline = Deadline.after(_END_LIMIT)
+        while self._waiting:
+            _reap(self._waiting.pop(), deadline)
+
+
+def _reap(process: subprocess.Popen[bytes], deadline: Deadline) -> None:
+    try:
+        process.wait(deadline.left())
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@frozen(kw_only=True)
+class Bwrap:
+    """How sandboxes are made on this machine.
+
+    Attributes:
+        path: The program `bwrap`.
+        helpers: What connects them to the network.
+        no_namespaces: Whether `bwrap` can keep those inside from making namespaces.
+        hidden: Folders that no sandbox may see.
+    """
+
+    path: str
+    helpers: Sequence[Helper] = ()
+    no_namespaces: bool = True
+    hidden: Sequence[str] = ()
+
+    def make(
+        self,
+        sandbox_id: str,
+        root: Path,
+        line: Line,
+        *,
+        internet: bool,
+        warm: bool = False,
+    ) -> tuple[socket.socket, ContainedProcess]:
+        """Make a blank sandbox.
+
+        Args:
+            sandbox_id: Its marker.
+            root: Its folder; what is missing in it is made.
+            line: Where its supervisor is reached.
+            internet: Whether it is connected to the network.
+            warm: Whether its supervisor loads what agents load while it waits.
+
+        Returns:
+            The line to the supervisor, and its process.
+
+        Raises:
+            SandboxStartError: It cannot be made; nothing of it is left.
+            OSError: The same, for its files.
+        """
+        _write_files(root)
+        try:
+            return self._make(sandbox_id, root, line, internet=internet, warm=warm)
+        except OSError as exc:
+            said = read_tail(supervisor_log(root)).strip()
+            raise SandboxStartError(
+                f"sandbox {sandbox_id} could not be started: {said or exc}"
+            ) from exc
+
+    def _make(
+        self, sandbox_id: str, root: Path, line: Line, *, internet: bool, warm: bool
+    ) -> tuple[socket.socket, ContainedProcess]:
+        with ExitStack() as always, ExitStack() as on_error:
+            listener = always.enter_context(listen(line))
+            on_error.callback(Path(line.path).unlink, missing_ok=True)
+            # Called before there is anybody, who so finds the platform or its end.
+            sock = call(line)
+            on_error.callback(sock.close)
+            info, info_end = map(always.enter_context, _pipe())
+            alive, alive_end = map(always.enter_context, _pipe())
+            ends = (listener.fileno(), info_end.fileno(), alive_end.fileno())
+            monitor = self._exec(sandbox_id, root, ends, warm=warm)
+            on_error.callback(_reap, monitor, Deadline.after(_END_LIMIT))
+            info_end.close()
+            alive_end.close()
+            process = ContainedProcess(_read_pid(info), monitor)
+            on_error.callback(process.close)
+            on_error.callback(process.kill)
+            if internet:
+                helper = connect(
+                    self.helpers,
+                    process.pid,
+                    sandbox_id=sandbox_id,
+                    alive=alive.fileno(),
+                    log=root / "uplink.log",
+                )
+                process.also_wait_for(helper)
+            on_error.pop_all()
+        return sock, process
+
+    def _exec(
+        self, sandbox_id: str, root: Path, ends: tuple[int, int, int], *, warm: bool
+    ) -> subprocess.Popen[bytes]:
+        listener, info, alive = ends
+        told = [str(listener), str(alive)]
+        if warm:
+            python = [sys.executable, "-c", _WARM_BOOTSTRAP, *told]
+        else:
+            python = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *told]
+            python += import_paths()
+        plan = Plan(
+            root=root,
+            visible=_visible(),
+            hidden=self.hidden,
+            environment={MARKER: sandbox_id, **BASE_ENVIRONMENT},
+            command=python,
+            info_fd=info,
+            no_namespaces=self.no_namespaces,
+        )
+        with open(supervisor_log(root), "ab") as stderr:
+            return subprocess.Popen(
+                [self.path, *arguments(plan)],
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=ends,
+                start_new_session=True,
+            )
+
+
+def _pipe() -> tuple[FileIO, FileIO]:
+    reader, writer = os.pipe()
+    return FileIO(reader, "rb"), FileIO(writer, "wb")
+
+
+def _read_pid(info: FileIO) -> int:
+    """Return the pid of the first process, which bwrap tells when it has made it.
+
+    Raises:
+        OSError: It has made none.
+    """
+    deadline, text = Deadline.after(_INFO_LIMIT), b""
+    while select.select([info], [], [], deadline.left())[0]:
+        part = info.read(4096)
+        if not part:
+            break
+        text += part
+    try:
+        return int(loads(text)["child-pid"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise OSError("bwrap has made no process") from exc
+
+
+@cache
+def _visible() -> tuple[str, ...]:
+    """Return what of the host, besides the system, is needed to run a supervisor."""
+    found = [package_part(origin) for origin in package_origins()]
+    for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix}:
+        # By both names, where one leads to the other by a link.
+        found += interpreter_parts(prefix)
+        found += interpreter_parts(os.path.realpath(prefix))
+    # A chain of links may lead anywhere.
+    found.append(os.path.realpath(sys.executable))
+    return tuple(dict.fromkeys(path for path in found if os.path.exists(path)))
+
+
+def _write_files(root: Path) -> None:
+    """Make the folders and files of a sandbox that are not there yet."""
+    for name in (*OWN, "bin", "etc"):
+        (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_programs(root / "bin", sys.executable)
+    try:
+        host = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        host = ""
+    for name, text in {**ETC, "resolv.conf": resolver(host)}.items():
+        (root / "etc" / name).write_text(text, encoding="utf-8")
