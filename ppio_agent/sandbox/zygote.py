@@ -80,18 +80,19 @@ class Zygote:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._asked = True
+        self._childless = True
 
     def serve(self) -> Request | None:
         """Fork as often as is asked for.
 
         Returns:
             In a fork what it is to be, with nothing left of this; None when nobody
-            asks any more and the last supervisor has ended.
+            asks any more and the last supervisor, and what it left, has ended.
 
         Blocking: until then.
         """
         self._say({"ready": True})
-        while self._asked or self._supervisors:
+        while self._asked or not self._childless:
             asking = [self._line.fileno(), self._platform] if self._asked else []
             ready, _, _ = select.select([self._wake, *asking], [], [])
             if self._wake in ready:
@@ -137,6 +138,7 @@ class Zygote:
             self._leave()
             return True
         self._supervisors.add(pid)
+        self._childless = False
         handle = os.pidfd_open(pid)
         self._say({"pid": pid}, handle)
         os.close(handle)
@@ -160,12 +162,17 @@ class Zygote:
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
         orphans = False
-        with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = ended
-                # One that ends as it should has seen that nothing is left of it.
-                orphans = orphans or status != 0 or pid not in self._supervisors
-                self._supervisors.discard(pid)
+        while not self._childless:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._childless = True
+                break
+            if pid == 0:
+                break
+            # One that ends as it should has seen that nothing is left of it.
+            orphans = orphans or status != 0 or pid not in self._supervisors
+            self._supervisors.discard(pid)
         if not orphans:
             return
         me = os.getpid()

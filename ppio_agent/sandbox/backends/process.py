@@ -55,7 +55,7 @@ class ProcessBackend:
     name = "process"
 
     def __init__(self, zygote: ZygoteClient | None = None) -> None:
-        self._zygote = zygote or ZygoteClient()
+        self.zygote = zygote or ZygoteClient()
         self._owns_zygote = zygote is None
         self._holds = Holds()
         # Guards _ports, which were given to agents that may not listen yet.
@@ -119,12 +119,12 @@ class ProcessBackend:
         """Kill, without grace, whatever still runs. Idempotent."""
         self._holds.close()
         if self._owns_zygote:
-            self._zygote.close()
+            self.zygote.close()
 
     def _launch(
         self, spec: SandboxSpec, layout: Layout
     ) -> tuple[socket.socket, ProcessHandle]:
-        sock, process = _launch_by(self._zygote.fork, spec, layout)
+        sock, process = _launch_by(self.zygote.fork, spec, layout)
         if process is not None:
             return sock, process
         # A new socket, for a zygote that was lost may have forked.
