@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ __all__ = ["PlatformConfig", "default_data_dir"]
 
 _PREFIX: Final = "PPIO_PLATFORM_"
 _HIGHEST_PORT: Final = 65535
+_TWO_LABELS: Final = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+(:[0-9]+)?")
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -60,7 +62,8 @@ class PlatformConfig:
         data_dir: Where templates, sandboxes and logs are; made with mode 0700.
         host: Address of the one listener.
         port: Its port; 0 takes a free one.
-        domain: Given to clients; they build host names of sandboxes from it.
+        domain: Given to clients; they build host names of sandboxes from it. With TLS
+            it needs two labels or more.
         keys: API key → tenant name. Empty: one key is generated, kept in `data_dir`
             (0600), and belongs to the tenant `default`.
         any_key: Accept every key of at least 8 characters, each as its own tenant;
@@ -110,9 +113,7 @@ class PlatformConfig:
     paused_timeout: float = field(
         default=86400.0, validator=gt(0), metadata={"read": float}
     )
-    orphan_grace: float = field(
-        default=30.0, validator=ge(0), metadata={"read": float}
-    )
+    orphan_grace: float = field(default=30.0, validator=ge(0), metadata={"read": float})
     backend: str = field(
         default="auto",
         validator=in_(("auto", "process", "bubblewrap")),
@@ -138,6 +139,11 @@ class PlatformConfig:
             raise ValueError(
                 f"host {self.host} can be reached by others: give keys of your own,"
                 " and leave any_key off"
+            )
+        if self.tls_port is not None and not _TWO_LABELS.fullmatch(self.domain):
+            raise ValueError(
+                f"domain {self.domain} cannot be used with tls_port: clients accept no"
+                " certificate for all names of one label; take two, as in sandbox.test"
             )
 
     @classmethod

@@ -76,6 +76,11 @@ class DataDir:
         return self.path / "environments"
 
     @property
+    def tls(self) -> Path:
+        """Where the certificate authority is kept."""
+        return self.path / "tls"
+
+    @property
     def sandboxes(self) -> Path:
         """Where live sandboxes have their folders."""
         return self.path / "sandboxes"

@@ -20,11 +20,12 @@ from attrs import field, frozen
 from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
-from ppio_agent._util.net import listening_error
 from ppio_agent.exceptions import SandboxPlatformError, SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
 from ppio_agent.sandbox.backends.process import ProcessBackend
+from ppio_agent.sandbox.control.domains import Domains
+from ppio_agent.sandbox.control.kit import asked_host
 from ppio_agent.sandbox.control.views import Viewer
 from ppio_agent.sandbox.edge.server import Edge
 from ppio_agent.sandbox.templates.blobs import BlobStore
@@ -46,6 +47,7 @@ from .metrics import Metrics
 from .plugin import TemplateFolder
 from .reach import Reach
 from .sandboxes import Folders, Sandboxes
+from .tls import TLS, open_tls
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +71,9 @@ class _Parts:
     sandboxes: Sandboxes
     viewer: Viewer
     backend: Backend
+    domains: Domains
     url: str
+    bundle: Path | None
     api_key: str = field(repr=False)
     tenant: str
     started: float
@@ -123,6 +127,7 @@ class SandboxPlatform(Closing):
 
         Raises:
             PlatformAlreadyRunningError: Another one uses the data directory.
+            TLSUnavailableError: `tls_port` is set, and the extra `tls` not installed.
             SandboxUnavailableError: This machine cannot run local sandboxes.
             OSError: The address is taken, or the data directory cannot be written.
         """
@@ -155,29 +160,39 @@ class SandboxPlatform(Closing):
         folders = Folders(live=data.sandboxes, sockets=sockets, ended=data.logs)
         templates, sandboxes = self._make_sandboxes(folders, data, store, backend)
         socket_path = sockets / "control.sock"
+        tls = _open_tls(data, config)
         edge = Edge(
             Reach(sandboxes, ring, socket_path),
             host=config.host,
             port=config.port,
             domain=config.domain,
+            tls=tls.context if tls else None,
+            tls_port=config.tls_port or 0,
         )
         stack.callback(lambda: edge.close(self._left()))
-        _listen(edge, config)
-        url = _reachable(config.host, edge.port)
+        edge.start()
+        domains = Domains(domain=config.domain, tls_authority=edge.tls_authority)
         api_key, tenant = next(iter(keys.items()))
         parts = _Parts(
             keys=ring,
             templates=templates,
             sandboxes=sandboxes,
-            viewer=Viewer(domain=config.domain, url=url),
+            viewer=Viewer(
+                domain=lambda tenant: domains.given(
+                    asked_host(), ring.short_of(tenant)
+                ),
+                url=edge.url,
+            ),
             backend=backend,
-            url=url,
+            domains=domains,
+            url=edge.url,
+            bundle=tls.bundle if tls else None,
             api_key=api_key,
             tenant=tenant,
             started=self._clock(),
         )
         self._serve(stack, parts, socket_path, uploads=data.uploads)
-        data.announce(Running(url=url, pid=os.getpid(), api_key=api_key))
+        data.announce(Running(url=edge.url, pid=os.getpid(), api_key=api_key))
         stack.callback(data.withdraw)
         return parts
 
@@ -298,9 +313,20 @@ class SandboxPlatform(Closing):
         return self._up.url
 
     @property
+    def tls_url(self) -> str | None:
+        """Where clients of this machine reach it over TLS; None if `tls_port` is."""
+        authority = self._up.domains.tls_authority
+        return authority and f"https://{authority}"
+
+    @property
     def domain(self) -> str:
-        """The domain that host names of sandboxes are built from."""
-        return self._config.domain
+        """What clients with `api_key` build host names of sandboxes from.
+
+        With TLS it begins with a user name that stands for the key, and is not for
+        others to see.
+        """
+        up = self._up
+        return up.domains.given("", up.keys.short_of(up.tenant))
 
     @property
     def backend_name(self) -> str:
@@ -323,8 +349,14 @@ class SandboxPlatform(Closing):
         return self._up.sandboxes
 
     def env(self) -> dict[str, str]:
-        """Return the environment that points clients at it: ours, PPIO's and E2B's."""
+        """Return the environment that points clients at it: ours, PPIO's and E2B's.
+
+        With TLS it has also what the older of PPIO's need, which know https only.
+        """
+        bundle = self._up.bundle
+        secure = {"PPIO_DOMAIN": self.domain, "SSL_CERT_FILE": str(bundle)}
         return {
+            **(secure if bundle else {}),
             "PPIO_API_KEY": self.api_key,
             "PPIO_API_URL": self.url,
             "PPIO_SANDBOX_URL": self.url,
@@ -379,14 +411,7 @@ class SandboxPlatform(Closing):
         }
 
 
-def _listen(edge: Edge, config: PlatformConfig) -> None:
-    try:
-        edge.start()
-    except OSError as error:
-        raise listening_error(error, config.host, config.port) from error
-
-
-def _reachable(host: str, port: int) -> str:
-    """Return the URL at which this machine reaches a listener."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _open_tls(data: DataDir, config: PlatformConfig) -> TLS | None:
+    if config.tls_port is None:
+        return None
+    return open_tls(data.tls, domain=config.domain, host=config.host)

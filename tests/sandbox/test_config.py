@@ -70,3 +70,12 @@ def test_an_open_address_needs_keys_that_were_chosen() -> None:
 
 def test_keys_are_in_no_repr() -> None:
     assert "sk_secret" not in repr(PlatformConfig(keys={"sk_secret": "t"}))
+
+
+@pytest.mark.parametrize("domain", ["localhost", "test:443", "*.test", "a..test"])
+def test_tls_needs_a_domain_that_certificates_can_be_for(domain: str) -> None:
+    """Clients refuse `*.localhost`; without TLS it will do."""
+    assert PlatformConfig(domain=domain).domain == domain
+    with pytest.raises(ValueError, match="tls_port"):
+        PlatformConfig(domain=domain, tls_port=0)
+    assert PlatformConfig(domain="a.test:3443", tls_port=0).tls_port == 0

@@ -10,6 +10,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ppio_agent.exceptions import PermissionDeniedError, PPIOAgentError, WireError
+from ppio_agent.sandbox.keys import basic_user
 from ppio_agent.sandbox.options import not_supported
 from ppio_agent.web import Lane
 
@@ -21,6 +22,7 @@ from .watch_routes import watch_routes
 __all__ = ["create_app", "lane_of"]
 
 _HEALTHZ: Final = "/platform/v1/healthz"
+_LIST: Final = ("GET", "/templates")
 _STREAM: Final = re.compile(r"/platform/v1/sandboxes/[^/]*/(?:events|logs/stream)")
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _NOT_HERE: Final[Mapping[str, str]] = {
@@ -94,9 +96,24 @@ def _authenticate(control: Control) -> None:
         raise PermissionDeniedError("requests of web pages are not accepted")
     if request.path == _HEALTHZ:
         return
-    g.tenant = control.keys.tenant_of(
-        request.headers.get("X-API-KEY"), request.headers.get("Authorization")
+    api_key = request.headers.get("X-API-KEY")
+    authorization = request.headers.get("Authorization")
+    g.tenant = _lister(control, api_key, authorization) or control.keys.tenant_of(
+        api_key, authorization
     )
+
+
+def _lister(
+    control: Control, api_key: str | None, authorization: str | None
+) -> str | None:
+    """Return who lists templates with no more than the short form of a key, or None.
+
+    Clients that find it in their URL send that alone, and only in this call.
+    """
+    label, _, short = (basic_user(authorization) or "").partition(".")
+    if api_key or label != "api" or (request.method, request.path) != _LIST:
+        return None
+    return control.keys.tenant_of_short(short)
 
 
 def _refuses(what: str) -> Callable[..., Response]:

@@ -36,6 +36,7 @@ from .views import Viewer
 __all__ = [
     "Control",
     "answer",
+    "asked_host",
     "body_as",
     "decoded",
     "error_answer",
@@ -80,6 +81,11 @@ class Control:
     uploads: Path
     streams: Streams = field(factory=Streams)
     creates: Once[dict[str, Json]] = field(factory=Once)
+
+
+def asked_host() -> str:
+    """Return the host that the request names, as it names it; empty without one."""
+    return request.headers.get("Host", "")
 
 
 def tenant() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Final
 
@@ -40,11 +40,11 @@ class Viewer:
     """Makes wire shapes of what the platform holds.
 
     Attributes:
-        domain: What clients build host names from.
+        domain: What clients of a tenant build host names from.
         url: Where routing by header works.
     """
 
-    domain: str
+    domain: Callable[[str], str]
     url: str
 
     def created(self, sandbox: LiveSandbox) -> dict[str, Json]:
@@ -55,7 +55,7 @@ class Viewer:
             template_id=identity.build.template_id,
             client_id=_CLIENT,
             envd_version=_ENVD_VERSION,
-            domain=self.domain,
+            domain=self.domain(identity.tenant),
             alias=identity.alias,
             envd_access_token=identity.access_token,
             traffic_access_token=identity.traffic_token,
@@ -73,7 +73,7 @@ class Viewer:
         listed = attrs.asdict(_listed(sandbox), recurse=False)
         return SandboxDetail(
             **listed,
-            domain=self.domain,
+            domain=self.domain(identity.tenant),
             envd_access_token=identity.access_token,
             traffic_access_token=identity.traffic_token,
             edge_url=self.url,

@@ -140,14 +140,14 @@ class Edge(Closing):
         return self._port_of(1)
 
     @property
+    def tls_authority(self) -> str | None:
+        """Where this machine reaches the TLS listener; None: there is none."""
+        return self._setting.tls_authority
+
+    @property
     def url(self) -> str:
         """Where this machine reaches the plain listener, without a slash at the end."""
         return f"http://{authority_of(self._host, self.port)}"
-
-    @property
-    def tls_url(self) -> str:
-        """Where this machine reaches the TLS listener."""
-        return f"https://{authority_of(self._host, self.tls_port)}"
 
     def _port_of(self, which: int) -> int:
         if len(self._ports) <= which:

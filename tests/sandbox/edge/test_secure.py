@@ -133,7 +133,7 @@ def test_requests_over_tls_are_as_any_other(
 
 def test_the_edge_says_where_it_is_reached(edge: Edge) -> None:
     """The two listeners have their own ports."""
-    assert edge.tls_url == f"https://127.0.0.1:{edge.tls_port}"
+    assert edge.tls_authority == f"127.0.0.1:{edge.tls_port}"
     assert edge.tls_port != edge.port
 
 
