@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ppio_agent.exceptions import ConfigurationError, ConflictError
@@ -117,7 +117,8 @@ def opened(
 ) -> Iterator[sqlite3.Connection]:
     """Open a file, which stays open if the block, which prepares it, succeeds.
 
-    The file and its folder are made when absent.
+    The file and its folder are made when absent, for this user alone: what is kept may
+    be secret.
 
     Args:
         path: The file.
@@ -129,6 +130,10 @@ def opened(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Files beside it, such as the log, get the mode of this one. One that is there
+        # is not touched: closing it would let go of this process's locks on it.
+        with suppress(FileExistsError):
+            path.touch(mode=0o600, exist_ok=False)
         db = sqlite3.connect(
             path, timeout=busy, isolation_level=None, check_same_thread=False
         )

@@ -56,3 +56,14 @@ def test_a_second_process_sees_a_write_that_was_not_closed(tmp_path: Path) -> No
     finally:
         reader.close()
         writer.close()
+
+
+def test_what_is_kept_is_for_this_user_alone(tmp_path: Path) -> None:
+    store = SqliteDocumentStore(tmp_path / "new" / "x.db")
+    try:
+        store.write(Put("k", "a", {"token": "secret"}))
+        modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "new").iterdir()}
+    finally:
+        store.close()
+
+    assert modes == {0o600}
