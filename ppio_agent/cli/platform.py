@@ -11,6 +11,10 @@ from .target import find_target
 
 __all__ = ["deploy", "templates"]
 
+_DEPLOY_TIMEOUT = 300.0
+# Longer than the platform gives to those who install before, and to this one.
+_INSTALL_TIMEOUT = 1500.0
+
 
 @click.command()
 @click.argument(
@@ -19,9 +23,14 @@ __all__ = ["deploy", "templates"]
 @click.option(
     "--config", type=click.Path(path_type=Path), help="The manifest, if not in DIR."
 )
+@click.option(
+    "--install", is_flag=True, help="Install its requirements.txt for it alone."
+)
 @click.option("--dry-run", is_flag=True, help="Check only; change nothing.")
 @json_option
-def deploy(folder: Path, config: Path | None, *, dry_run: bool, as_json: bool) -> None:
+def deploy(
+    folder: Path, config: Path | None, *, install: bool, dry_run: bool, as_json: bool
+) -> None:
     """Deploy the agent in DIR, as its .ppio-agent.yaml says."""
     from ppio_agent.sandbox.templates import packing
 
@@ -36,7 +45,9 @@ def deploy(folder: Path, config: Path | None, *, dry_run: bool, as_json: bool) -
     with find_target() as target:
         record = target.call(
             "POST", "platform", "v1", "templates",
-            body=package.archive, kind="template", timeout=300.0,
+            query={"install": "true" if install else None},
+            body=package.archive, kind="template",
+            timeout=_INSTALL_TIMEOUT if install else _DEPLOY_TIMEOUT,
         )  # fmt: skip
     packing.write_status(package.manifest_path, record)
     if as_json:

@@ -101,16 +101,20 @@ class DataDir:
         Raises:
             PlatformAlreadyRunningError: Another platform holds it.
 
-        Blocking: 5 s at most, when the other is just starting.
+        Blocking: 5 s at most, when the other is just starting, or was just killed.
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Freed by the kernel however the process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise _already_running(self.path) from None
+        deadline = Deadline.after(_STARTING_WAIT)
+        tick = threading.Event()
+        while not _locked(lock):
+            running = read_running(self.path)
+            # Nothing is announced yet by one that is just starting. One that has gone
+            # was killed, and a child that it was starting holds the lock for a moment.
+            if deadline.expired or (running is not None and _lives(running.pid)):
+                os.close(lock)
+                raise _already_running(self.path, running)
+            tick.wait(0.02)
         self._lock_fd = lock
         # What a platform that was killed has left.
         self.withdraw()
@@ -189,13 +193,28 @@ def read_running(path: Path) -> Running | None:
         return None
 
 
-def _already_running(path: Path) -> PlatformAlreadyRunningError:
-    deadline = Deadline.after(_STARTING_WAIT)
-    tick = threading.Event()
-    running = read_running(path)
-    while running is None and not deadline.expired:
-        tick.wait(0.02)
-        running = read_running(path)
+def _locked(lock: int) -> bool:
+    """Lock a file unless another process has; freed however this process ends."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
+
+
+def _already_running(
+    path: Path, running: Running | None
+) -> PlatformAlreadyRunningError:
     where = f" at {running.url} (process {running.pid})" if running else ""
     return PlatformAlreadyRunningError(
         f"a platform{where} uses the data directory {path}: use that one,"

@@ -150,6 +150,17 @@ def test_every_mistake_in_a_manifest_is_listed(command: Command) -> None:
         assert "spec.entrypoint" in done.err
 
 
+def test_requirements_are_installed_when_asked_to(command: Command) -> None:
+    """What pip says is shown when it cannot."""
+    folder = write_agent(Path("r"), AGENT)
+    (folder / "requirements.txt").write_text("--no-index\nno-such-thing==1\n")
+    assert command("deploy", "r").status == 0
+    done = command("deploy", "r", "--install")
+    assert done.status == 2
+    assert "requirements.txt: cannot be installed: pip ended with 1; " in done.err
+    assert "no-such-thing==1" in done.err
+
+
 def test_a_wrong_key_is_explained(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
 
-RUNNING = Running(url="http://127.0.0.1:1", pid=42, api_key="sk_x")
+RUNNING = Running(url="http://127.0.0.1:1", pid=os.getpid(), api_key="sk_x")
 
 
 @pytest.fixture
@@ -64,6 +66,21 @@ def test_a_second_platform_waits_for_one_that_is_just_starting(data: DataDir) ->
         DataDir(data.path).acquire()
 
     assert info.value.url == RUNNING.url
+    timer.join()
+
+
+def test_one_that_was_killed_is_waited_for(data: DataDir) -> None:
+    """A child that it was just making has its lock until it is another program."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    data.announce(attrs.evolve(RUNNING, pid=process.pid))
+    timer = threading.Timer(0.1, data.release)
+    timer.start()
+
+    other = DataDir(data.path)
+    other.acquire()
+    assert read_running(data.path) is None
+    other.release()
     timer.join()
 
 
