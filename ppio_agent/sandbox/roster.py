@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from ppio_agent.exceptions import ServiceUnavailableError
@@ -12,6 +13,8 @@ from .limits import admit
 from .live import LiveSandbox
 
 __all__ = ["Roster"]
+
+_REMEMBERED = 1000
 
 
 class Roster:
@@ -33,6 +36,8 @@ class Roster:
         self._lock = threading.Lock()
         self._live: dict[str, LiveSandbox] = {}
         self._owners: dict[str, str] = {}  # access token → sandbox id
+        # Clients that name a sandbox by its token alone are told that it has ended.
+        self._departed: deque[str] = deque()  # the newest tokens of those that left
         self._closed = False
 
     def admit(self, sandbox: LiveSandbox) -> None:
@@ -74,9 +79,13 @@ class Roster:
 
     def leave(self, sandbox: LiveSandbox) -> None:
         """Free the place of a sandbox. Idempotent."""
+        token = sandbox.identity.access_token
         with self._lock:
-            self._live.pop(sandbox.id, None)
-            self._owners.pop(sandbox.identity.access_token or "", None)
+            if self._live.pop(sandbox.id, None) is None or token is None:
+                return
+            self._departed.append(token)
+            if len(self._departed) > _REMEMBERED:
+                del self._owners[self._departed.popleft()]
 
     def close(self) -> bool:
         """Admit no more; return whether that is new."""
@@ -90,7 +99,10 @@ class Roster:
         return None if sandbox is None or sandbox.doomed else sandbox
 
     def owner_of(self, access_token: str) -> str | None:
-        """Return the id of the sandbox with this envd token, or None; no wait."""
+        """Return the id of the sandbox with this envd token, or None; no wait.
+
+        Those of the newest 1000 that have ended are known, too.
+        """
         return self._owners.get(access_token)
 
     def everyone(self) -> list[LiveSandbox]:

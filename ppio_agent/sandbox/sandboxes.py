@@ -178,7 +178,7 @@ class Sandboxes:
         return self._roster.find(sandbox_id)
 
     def owner_of(self, access_token: str) -> str | None:
-        """Return the id of the live sandbox with this envd token, or None; no wait."""
+        """Return the id of the sandbox with this envd token; see `Roster.owner_of`."""
         return self._roster.owner_of(access_token)
 
     def get(self, sandbox_id: str, *, tenant: str | None = None) -> LiveSandbox:

@@ -18,6 +18,7 @@ from ppio_agent.exceptions import (
     ServiceUnavailableError,
     TemplateNotFoundError,
 )
+from ppio_agent.sandbox import roster
 from ppio_agent.sandbox.machine import EndReason
 from ppio_agent.sandbox.options import CreateOptions
 from ppio_agent.storage import Put, open_store
@@ -57,6 +58,24 @@ def test_a_sandbox_gets_its_files_its_row_and_its_limits(rig: PlatformRig) -> No
     assert rig.templates.get("echo", tenant="red").spawn_count == 1
 
 
+def test_a_token_still_names_its_sandbox_after_the_end(
+    rig: PlatformRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the newest only: callers that know nothing else are told that it has ended."""
+    monkeypatch.setattr(roster, "_REMEMBERED", 1)
+    tokens = {}
+    for _ in range(2):
+        sandbox = rig.sandboxes.create(ECHO, tenant="red")
+        tokens[sandbox.id] = sandbox.identity.access_token or ""
+        rig.sandboxes.kill(sandbox.id)
+        assert rig.sandboxes.owner_of(tokens[sandbox.id]) == sandbox.id
+        assert rig.sandboxes.find(sandbox.id) is None
+    assert [rig.sandboxes.owner_of(token) for token in tokens.values()] == [
+        None,
+        sandbox.id,
+    ]
+
+
 def test_a_killed_sandbox_leaves_its_logs_only(rig: PlatformRig) -> None:
     sandbox = rig.sandboxes.create(ECHO, tenant="red")
     root = rig.backend.last.spec.root
@@ -66,7 +85,6 @@ def test_a_killed_sandbox_leaves_its_logs_only(rig: PlatformRig) -> None:
     assert (_folders(rig), rig.store.scan("sandbox")) == ([], ())
     logs = rig.sandboxes.logs_of(sandbox.id, tenant="red")
     assert (logs / "agent.log").read_text() == "hello"
-    assert rig.sandboxes.owner_of(sandbox.identity.access_token or "") is None
     with pytest.raises(NotFoundError):
         rig.sandboxes.kill(sandbox.id)
     with pytest.raises(NotFoundError):
