@@ -1,13 +1,14 @@
 """Frames of the Connect protocol's streams: a flag byte, a length, a payload.
 
+Without attrs, which a supervisor would load for this alone.
+
 Source: the Connect protocol, "Streaming RPCs" (connectrpc.com/docs/protocol).
 """
 
 from __future__ import annotations
 
 import struct
-
-from attrs import frozen
+from typing import NamedTuple
 
 from ppio_agent.exceptions import WireError
 
@@ -40,8 +41,7 @@ _COMPRESSED = 0b01
 _END = 0b10
 
 
-@frozen
-class Frame:
+class Frame(NamedTuple):
     """One message of a stream; the last has `end` set and may carry an error."""
 
     payload: bytes

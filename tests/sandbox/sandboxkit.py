@@ -79,13 +79,15 @@ def request(
 
 
 class StartStream:
-    """The events of one `Start`, read as they come."""
+    """The events of one `Start` or `Connect`, read as they come."""
 
     def __init__(
         self,
         sock: socket.socket,
         message: Mapping[str, Any],
         headers: Mapping[str, str],
+        *,
+        call: str = "Start",
     ) -> None:
         self.begun = time.monotonic()
         self._connection = http.client.HTTPConnection("sandbox")
@@ -93,7 +95,7 @@ class StartStream:
         sock.settimeout(20)
         head = {"Content-Type": STREAM_CONTENT_TYPE, **headers}
         body = encode_frame(json.dumps(message).encode())
-        self._connection.request("POST", "/process.Process/Start", body, head)
+        self._connection.request("POST", f"/process.Process/{call}", body, head)
         self._response = self._connection.getresponse()
         self.status = self._response.status
         self._reader = FrameReader()
@@ -184,6 +186,21 @@ class Sandbox:
             message["stdin"] = stdin
         sock = self.running.dial(ENVD_PORT, 5.0)
         return StartStream(sock, message, headers or {})
+
+    def follow(self, pid: int) -> StartStream:
+        """Connect to a program through envd."""
+        sock = self.running.dial(ENVD_PORT, 5.0)
+        return StartStream(sock, {"process": {"pid": pid}}, {}, call="Connect")
+
+    def rpc(self, call: str, **message: Any) -> tuple[int, dict[str, Any]]:
+        """Make one unary call to envd, as in `process.Process/List`."""
+        status, body = self.envd(
+            f"/{call}",
+            method="POST",
+            body=json.dumps(message).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        return status, json.loads(body)
 
     def sh(self, script: str, **options: Any) -> StartStream:
         """Start a script of the login shell through envd."""

@@ -7,6 +7,7 @@ Source: platform.md section 9.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -18,13 +19,13 @@ from typing import Any
 from .roots import Place, Roots
 from .rpc import Message, RpcError
 from .slices import Steps
+from .trees import OPEN_FOLDER, carry, remove
 from .walk import Spot, find
 
 __all__ = ["FilesystemService"]
 
 _MAX_DEPTH = 16
 _MAX_ENTRIES = 10_000
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TYPES = {stat.S_IFREG: "FILE_TYPE_FILE", stat.S_IFDIR: "FILE_TYPE_DIRECTORY"}
 
 Json = dict[str, Any]
@@ -65,17 +66,23 @@ class FilesystemService:
                 ) from exc
             return {"entry": self._entry(spot.stat(), spot, place)}
 
-    def move(self, body: Message) -> Json:
+    def move(self, body: Message) -> Steps[Json]:
         """Answer `Move`: a file that is in the way is replaced, a folder is not."""
         source = self._place(body, "source")
         target = self._place(body, "destination")
         self._refuse_root(source)
+        yield
         with self._find(source, follow=False) as old:
             old.stat()
             with self._find(target, follow=False, make=True) as new:
                 with suppress(FileNotFoundError):
                     self._make_way(old, new, target)
-                os.rename(old.name, new.name, src_dir_fd=old.fd, dst_dir_fd=new.fd)
+                try:
+                    os.rename(old.name, new.name, src_dir_fd=old.fd, dst_dir_fd=new.fd)
+                except OSError as exc:
+                    if exc.errno != errno.EXDEV:
+                        raise
+                    yield from carry(old, new)
                 return {"entry": self._entry(new.stat(), new, target)}
 
     def list_dir(self, body: Message) -> Steps[Json]:
@@ -88,7 +95,7 @@ class FilesystemService:
         with self._find(place, follow=True) as spot:
             if not stat.S_ISDIR(spot.stat().st_mode):
                 raise RpcError("invalid_argument", f"{place.path} is not a folder")
-            fd = spot.open(_FOLDER)
+            fd = spot.open(OPEN_FOLDER)
         for _ in self._list(fd, place, depth, found):
             yield
         return {"entries": found}
@@ -98,13 +105,17 @@ class FilesystemService:
         place = self._place(body, "path")
         self._refuse_root(place)
         with self._find(place, follow=False) as spot:
-            yield from _remove(spot.fd, spot.name)
+            yield from remove(spot.fd, spot.name)
         return {}
 
     def _place(self, body: Message, name: str) -> Place:
         return self._roots.locate(body.text(name))
 
     def _find(self, place: Place, *, follow: bool, make: bool = False) -> Spot:
+        if self._roots.confined and not follow:
+            # A link that leads out is refused as such, even where it is not followed.
+            with suppress(OSError), find(self._roots, place, follow=True):
+                pass
         return find(self._roots, place, follow=follow, make=make)
 
     def _refuse_root(self, place: Place) -> None:
@@ -137,6 +148,8 @@ class FilesystemService:
                 entry = self._listed(fd, name, below)
                 if entry is None:
                     continue
+                if len(found) == _MAX_ENTRIES:
+                    raise _too_many(place)
                 found.append(entry)
                 is_folder = entry["permissions"].startswith("d")
                 inner = _open_folder(fd, name) if is_folder and depth > 1 else None
@@ -193,28 +206,9 @@ class FilesystemService:
 def _open_folder(fd: int, name: str) -> int | None:
     """Open a folder to list it, or return None if that is not allowed any more."""
     try:
-        return os.open(name, _FOLDER, dir_fd=fd)
+        return os.open(name, OPEN_FOLDER, dir_fd=fd)
     except (PermissionError, FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _remove(folder: int, name: str) -> Steps[None]:
-    """Remove a file, or a folder from its leaves on, without following a link."""
-    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    yield
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=folder)
-        return
-    fd = os.open(name, _FOLDER, dir_fd=folder)
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                # Somebody else may be at it, too.
-                with suppress(FileNotFoundError):
-                    yield from _remove(fd, entry.name)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=folder)
 
 
 def _too_many(place: Place) -> RpcError:

@@ -45,7 +45,6 @@ _CODES = {
     errno.ENAMETOOLONG: "invalid_argument",
     errno.ENOEXEC: "invalid_argument",
     errno.E2BIG: "invalid_argument",
-    errno.EXDEV: "invalid_argument",
     errno.ECANCELED: "unavailable",
     errno.EAGAIN: "resource_exhausted",
     errno.ENOMEM: "resource_exhausted",

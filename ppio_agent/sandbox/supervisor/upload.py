@@ -90,8 +90,9 @@ class Upload:
             RpcError: It is not whole.
             OSError: As the class does.
         """
-        if self._unpack is not None and not self._unpack.eof:
-            raise _bad("the packed body is cut")
+        unpack = self._unpack
+        if unpack is not None and (not unpack.eof or unpack.unused_data):
+            raise _bad("the packed body is cut, or something follows it")
         if self._reader is None:
             self._end_file()
         elif not self._reader.over:

@@ -354,11 +354,114 @@ def test_health_needs_no_token_all_else_does(lab: Lab) -> None:
     ("user", "status"), [("user", 501), ("root", 501), ("", 501), ("alice", 401)]
 )
 def test_only_users_of_the_sandbox_are_known(lab: Lab, user: str, status: int) -> None:
-    """Two names mean the one user there is."""
+    """Two names mean the one user there is, in the header as in the query."""
+    sandbox = lab.start()
     basic = base64.b64encode(f"{user}:".encode()).decode()
-    found, _ = lab.start().envd("/nothing", headers={"Authorization": f"Basic {basic}"})
+    headers = {"Authorization": f"Basic {basic}"}
 
-    assert status == found
+    assert sandbox.envd("/nothing", headers=headers)[0] == status
+    assert sandbox.envd(f"/nothing?username={user}")[0] == status
+
+
+@pytest.mark.parametrize("header", ["Basic a", "Basic gICA"])
+def test_a_user_that_cannot_be_read_is_unknown(lab: Lab, header: str) -> None:
+    """It is not taken for none; another scheme is."""
+    sandbox = lab.start()
+
+    assert sandbox.envd("/nothing", headers={"Authorization": "Bearer x"})[0] == 501
+    assert sandbox.envd("/nothing", headers={"Authorization": header})[0] == 401
+
+
+def test_a_sandbox_is_measured(lab: Lab) -> None:
+    """In the words of the cloud; its CPU time since it was measured last."""
+    sandbox = lab.serve(cpus=1.0, memory_mb=512)
+    status, body = sandbox.envd("/metrics")
+    found = json.loads(body)
+
+    assert status == 200
+    assert (found["cpu_count"], found["mem_total"]) == (1, 512 * 1024 * 1024)
+    assert 0 < found["mem_used"] < found["mem_total"]
+    assert 0 < found["disk_used"] < found["disk_total"]
+    assert abs(found["ts"] - time.time()) < 5
+    sandbox.start("python", "-c", "sum(range(10**7))").rest()
+    assert json.loads(sandbox.envd("/metrics")[1])["cpu_used_pct"] > 5
+
+
+def test_the_environment_is_told_and_never_set_from_here(lab: Lab) -> None:
+    """What every program of the sandbox begins with."""
+    sandbox = lab.start(env={"A": "b"})
+    status, body = sandbox.envd("/envs")
+    found = json.loads(body)
+
+    assert status == 200
+    assert (found["A"], found["PPIO_SANDBOX_ID"]) == ("b", sandbox.spec.sandbox_id)
+    status, body = sandbox.envd("/init", method="POST", body=b'{"envVars":{"A":"c"}}')
+    assert (status, json.loads(body)["code"]) == (403, "permission_denied")
+
+
+def test_files_are_called_like_processes(lab: Lab) -> None:
+    """Also what is done in slices; an error names the file."""
+    sandbox = lab.start()
+    service = "filesystem.Filesystem"
+    for number in range(300):
+        (sandbox.spec.root / "home" / f"{number:03}").mkdir()
+
+    assert sandbox.rpc(f"{service}/MakeDir", path="d/e")[0] == 200
+    entries = sandbox.rpc(f"{service}/ListDir", path="d")[1]["entries"]
+    assert [entry["path"] for entry in entries] == ["/home/user/d/e"]
+    status, body = sandbox.rpc(f"{service}/Move", source="d", destination="/app/d")
+    assert (status, body["entry"]["path"]) == (200, "/app/d")
+    assert len(sandbox.rpc(f"{service}/ListDir")[1]["entries"]) == 301
+    assert sandbox.rpc(f"{service}/Remove", path="/app/d") == (200, {})
+    assert sandbox.rpc(f"{service}/Stat", path="/app/d") == (
+        404,
+        {"code": "not_found", "message": "/app/d: no such file or directory"},
+    )
+    assert sandbox.rpc(f"{service}/Stat", path=1)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "application/proto"}, 415),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, 501),
+        (
+            {
+                "Content-Type": "application/json; charset=utf-8",
+                "Content-Encoding": "identity",
+                "Accept-Encoding": "gzip",
+                "Connect-Protocol-Version": "1",
+                "User-Agent": "connect",
+            },
+            200,
+        ),
+    ],
+    ids=["proto", "gzip", "as SDKs do"],
+)
+def test_a_call_is_plain_json(lab: Lab, headers: dict[str, str], status: int) -> None:
+    """Whatever else comes with it; answers are never packed."""
+    found, _ = lab.start().envd(
+        "/process.Process/List", method="POST", body=b"{}", headers=headers
+    )
+
+    assert found == status
+
+
+@pytest.mark.parametrize(
+    "path", ["process.Process/StreamInput", "filesystem.Filesystem/WatchDir"]
+)
+def test_a_stream_that_is_not_there_is_told_in_a_stream(lab: Lab, path: str) -> None:
+    """For clients of streams read nothing else."""
+    status, answer = lab.start().envd(
+        f"/{path}",
+        method="POST",
+        body=encode_frame(b"{}"),
+        headers={"Content-Type": STREAM_CONTENT_TYPE},
+    )
+    (frame,) = FrameReader().feed(answer)
+
+    assert (status, frame.end) == (200, True)
+    assert json.loads(frame.payload)["error"]["code"] == "unimplemented"
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ def peer() -> Iterator[MakePeer]:
 def echo(request: Request, connection: Connection) -> None:
     """Answer with what was asked."""
 
-
     def answer(body: bytes) -> None:
         connection.reply_json(200, [request.method, request.path, body.decode()])
 
@@ -165,6 +164,74 @@ def test_a_body_over_the_limit_is_refused_before_it_is_whole(peer: MakePeer) -> 
         client.sock.sendall(bytes(length - 1))
 
     assert client.answer()[0] == 413
+
+
+def test_a_body_that_is_not_wanted_is_dropped(peer: MakePeer) -> None:
+    """The client reads why, and goes on; it is told before it has sent it all."""
+
+    def refuse(request: Request, connection: Connection) -> None:
+        connection.reply(403, request.path.encode())
+
+    client = peer(refuse)
+    client.sock.sendall(
+        b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
+    )
+    assert client.answer() == (403, b"/a")
+    client.sock.sendall(bytes(900_000))
+
+    assert client.ask(GET) == (403, b"/a")
+
+
+def test_a_body_that_was_not_asked_for_ends_the_connection(peer: MakePeer) -> None:
+    """Nobody knows whether it will come: the next request could be taken for it."""
+    client = peer(lambda request, connection: connection.reply(403))
+    client.sock.sendall(
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+        b"Expect: 100-continue\r\n\r\n"
+    )
+
+    assert client.answer()[0] == 403
+    assert client.sock.recv(10) == b""
+
+
+def test_a_body_is_handed_on_as_it_comes(peer: MakePeer) -> None:
+    """Each piece before the next is read; nothing after the answer."""
+    pieces: list[bytes] = []
+    taken = threading.Event()
+
+    def take(request: Request, connection: Connection) -> None:
+        def on_data(data: bytes) -> None:
+            pieces.append(data)
+            taken.set()
+
+        connection.receive(on_data, lambda: connection.reply(200, b"".join(pieces)))
+
+    client = peer(take)
+    client.sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\none")
+    assert taken.wait(5)
+    assert pieces == [b"one"]
+    assert client.ask(b"two") == (200, b"onetwo")
+
+
+def test_a_source_is_asked_as_fast_as_the_client_reads(peer: MakePeer) -> None:
+    """So that an answer of any length takes no memory."""
+    backlogs: list[int] = []
+
+    def answer(request: Request, connection: Connection) -> None:
+        def more() -> None:
+            backlogs.append(connection.backlog)
+            connection.write(bytes(100_000))
+            if len(backlogs) == 50:
+                connection.end()
+
+        connection.source = more
+        connection.begin(200, {})
+
+    client = peer(answer)
+    status, body = client.ask(GET, 65536)
+
+    assert (status, len(body)) == (200, 5_000_000)
+    assert backlogs == [0] * 50
 
 
 def test_a_failing_handler_is_a_500_and_no_more(peer: MakePeer) -> None:
