@@ -41,11 +41,11 @@ class Viewer:
 
     Attributes:
         domain: What clients of a tenant build host names from.
-        url: Where routing by header works.
+        url: Gives where routing by header works for the client that asks.
     """
 
     domain: Callable[[str], str]
-    url: str
+    url: Callable[[], str]
 
     def created(self, sandbox: LiveSandbox) -> dict[str, Json]:
         """Return a sandbox as create, connect and resume answer it."""
@@ -59,7 +59,7 @@ class Viewer:
             alias=identity.alias,
             envd_access_token=identity.access_token,
             traffic_access_token=identity.traffic_token,
-            edge_url=self.url,
+            edge_url=self.url(),
         ).to_dict()
 
     def listed(self, sandbox: LiveSandbox) -> dict[str, Json]:
@@ -76,7 +76,7 @@ class Viewer:
             domain=self.domain(identity.tenant),
             envd_access_token=identity.access_token,
             traffic_access_token=identity.traffic_token,
-            edge_url=self.url,
+            edge_url=self.url(),
             allow_internet_access=identity.options.allow_internet,
             network={"allowPublicTraffic": identity.options.public_traffic},
             lifecycle={
@@ -173,7 +173,7 @@ def agent_view(agent: AgentStatus) -> dict[str, Json]:
 def metric_view(sandbox: LiveSandbox, sample: Sample) -> dict[str, Json]:
     """Return what a sandbox used at one instant."""
     build = sandbox.identity.build
-    return SandboxMetric(
+    metric = SandboxMetric(
         timestamp=datetime.fromtimestamp(sample.at / 1000, timezone.utc),
         timestamp_unix=sample.at // 1000,
         cpu_count=math.ceil(build.cpus),
@@ -182,7 +182,13 @@ def metric_view(sandbox: LiveSandbox, sample: Sample) -> dict[str, Json]:
         mem_used=sample.memory,
         disk_total=_DISK_MB * _MIB,
         disk_used=sample.disk,
-    ).to_dict()
+    )
+    # Clients of the API's first version know no bytes.
+    in_mib = {
+        "memTotalMiB": build.memory_mb,
+        "memUsedMiB": math.ceil(sample.memory / _MIB),
+    }
+    return {**metric.to_dict(), **in_mib}
 
 
 def log_lines(entries: list[LogEntry]) -> dict[str, Json]:

@@ -221,8 +221,9 @@ def test_metrics_are_listed_in_a_range_of_either_unit(wire: Wire) -> None:
     metric = SandboxMetric.from_dict(found)
     assert set(found) == {
         "timestamp", "timestampUnix", "cpuCount", "cpuUsedPct", "memTotal", "memUsed",
-        "memCache", "diskTotal", "diskUsed",
+        "memCache", "diskTotal", "diskUsed", "memTotalMiB", "memUsedMiB",
     }  # fmt: skip
+    assert (found["memUsedMiB"], found["memTotalMiB"]) == (1, 1024)
     assert (metric.mem_used, metric.mem_total) == (4096, 1024**3)
     assert metric.disk_used > 0
     at = metric.timestamp_unix
