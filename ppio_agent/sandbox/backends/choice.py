@@ -40,7 +40,8 @@ def choose_backend(
             everything, and otherwise processes.
         place: Where it may put what it makes.
         hidden: The platform's data directory, which no sandbox may see.
-        warm: How many blank sandboxes bubblewrap keeps ready.
+        warm: How many blank sandboxes bubblewrap keeps ready; 0 also lets the zygote of
+            processes wait for the first sandbox.
         environ: Whose `PATH` is searched for programs.
 
     Raises:
@@ -49,7 +50,7 @@ def choose_backend(
     Blocking: where bubblewrap is tried, the life of one sandbox, some 0.2 s.
     """
     if name == "process":
-        return ProcessBackend()
+        return _processes(warm)
     reason = ""
     helpers = find_helpers(environ.get("PATH", os.defpath))
     if name == "auto" and not helpers:
@@ -79,7 +80,14 @@ def choose_backend(
         " ppio-agent doctor tells what is missing",
         reason,
     )
-    return ProcessBackend()
+    return _processes(warm)
+
+
+def _processes(warm: int) -> ProcessBackend:
+    backend = ProcessBackend()
+    if warm:
+        backend.zygote.begin()
+    return backend
 
 
 def _probe(backend: BubblewrapBackend, place: Place) -> None:

@@ -46,7 +46,7 @@ facts.update({
         sys.prefix, sys.exec_prefix, sys.base_prefix, sys.getrecursionlimit(),
         sys.getswitchinterval(), sys.dont_write_bytecode, sys.warnoptions,
         sys._xoptions, sys.getfilesystemencoding(), sys.getdefaultencoding(),
-        sys.excepthook is sys.__excepthook__, sys.displayhook is sys.__displayhook__,
+        sys.displayhook is sys.__displayhook__,
         sys.gettrace(), sys.getprofile(), hasattr(sys, "last_value"),
         sys.stdout is sys.__stdout__, [type(f).__name__ for f in sys.meta_path],
     ],
