@@ -19,6 +19,7 @@ from .listing import page, whole_number
 __all__ = ["template_routes"]
 
 _CHUNK: Final = 1 << 20
+_TYPE: Final = "template_build"
 
 
 def template_routes(control: Control) -> Blueprint:
@@ -54,7 +55,9 @@ class _TemplateRoutes:
         args = request.args
         number = whole_number(args.get("page"), "page", default=1, low=1, high=10**9)
         limit = whole_number(args.get("limit"), "limit", default=100, low=1, high=100)
-        found = self._objects()
+        # All templates here are of the one type; clients name it unasked.
+        kind = args.get("template_type") or _TYPE
+        found = self._objects() if kind == _TYPE else []
         first = (number - 1) * limit
         return answer({
             "templates": found[first : first + limit],
