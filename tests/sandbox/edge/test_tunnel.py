@@ -250,7 +250,10 @@ def test_a_request_with_a_body_switches_behind_it(
     post = b"POST / HTTP/1.1\r\n" + host() + OFFER + b"Content-Length: 4\r\n\r\n"
     with Client(edge) as client:
         client.send(post + b"bo")
-        wait_until(lambda: upstreams.dials == [AGENT])
+        client.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.sock.recv(1)
+        client.sock.settimeout(10 * SLOW)
         client.send(b"dy").send(b"after")
         switched(client)
         assert client.read(9) == b"bodyafter"
