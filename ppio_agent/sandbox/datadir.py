@@ -86,6 +86,11 @@ class DataDir:
         return self.path / "sandboxes"
 
     @property
+    def blank(self) -> Path:
+        """Where sandboxes are that are kept ready for whom they will be."""
+        return self.path / "blank"
+
+    @property
     def logs(self) -> Path:
         """Where logs of ended sandboxes are kept."""
         return self.path / "logs"

@@ -23,7 +23,8 @@ from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import SandboxPlatformError, SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
-from ppio_agent.sandbox.backends.process import ProcessBackend
+from ppio_agent.sandbox.backends.bubblewrap import Place
+from ppio_agent.sandbox.backends.choice import choose_backend
 from ppio_agent.sandbox.control.domains import Domains
 from ppio_agent.sandbox.control.kit import asked_host
 from ppio_agent.sandbox.control.views import Viewer
@@ -127,6 +128,7 @@ class SandboxPlatform(Closing):
 
         Raises:
             PlatformAlreadyRunningError: Another one uses the data directory.
+            BackendUnavailableError: The backend that is asked for does not work here.
             TLSUnavailableError: `tls_port` is set, and the extra `tls` not installed.
             SandboxUnavailableError: This machine cannot run local sandboxes.
             OSError: The address is taken, or the data directory cannot be written.
@@ -153,10 +155,15 @@ class SandboxPlatform(Closing):
         ring = KeyRing(keys, any_key=config.any_key)
         store = open_store(f"sqlite:///{data.database}")
         stack.callback(store.close)
-        backend = self._given_backend or ProcessBackend()
-        stack.callback(backend.close)
         sockets = data.make_socket_folder()
         stack.callback(data.remove_socket_folder)
+        backend = self._given_backend or choose_backend(
+            config.backend,
+            Place(blank=data.blank, sockets=sockets),
+            hidden=data.path,
+            warm=config.warm,
+        )
+        stack.callback(backend.close)
         folders = Folders(live=data.sandboxes, sockets=sockets, ended=data.logs)
         templates, sandboxes = self._make_sandboxes(folders, data, store, backend)
         socket_path = sockets / "control.sock"

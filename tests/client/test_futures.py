@@ -210,7 +210,7 @@ if __name__ == "__main__":
 
 def test_cancel_reaches_the_agent_and_its_sandbox(tmp_path: Path) -> None:
     """On the real platform: it returns at once, the agent sees it, the sandbox goes."""
-    config = PlatformConfig(data_dir=tmp_path / "data", port=0)
+    config = PlatformConfig(data_dir=tmp_path / "data", port=0, backend="process")
     with SandboxPlatform(config) as platform:
         platform.deploy(write_agent(tmp_path / "slow", AGENT, name="slow"))
         config = ClientConfig(base_url=platform.url)

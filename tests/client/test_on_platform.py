@@ -82,7 +82,7 @@ spec:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatform]:
     folder = tmp_path_factory.mktemp("platform")
-    config = PlatformConfig(data_dir=folder / "data", port=0)
+    config = PlatformConfig(data_dir=folder / "data", port=0, backend="process")
     with SandboxPlatform(config) as platform:
         scripts = {
             "counter": AGENT,

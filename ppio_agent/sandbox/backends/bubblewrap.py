@@ -176,10 +176,15 @@ class BubblewrapBackend:
     def _make(
         self, spec: SandboxSpec, root: Path
     ) -> tuple[socket.socket, ContainedProcess]:
-        spare = self._spares.take() if spec.allow_internet is self._connected else None
+        fits = spec.allow_internet is self._connected and spec.python is None
+        spare = self._spares.take() if fits else None
         if spare is None:
             return self._bwrap.make(
-                spec.sandbox_id, root, spec.line, internet=spec.allow_internet
+                spec.sandbox_id,
+                root,
+                spec.line,
+                internet=spec.allow_internet,
+                python=spec.python,
             )
         try:
             spare.move_in(root, spec.line)

@@ -107,7 +107,9 @@ class Plan:
     Attributes:
         root: Its folder on the host; holds the folders of `OWN`, `bin` and `etc`.
         visible: Further files and folders of the host, read-only at their own paths.
-        hidden: Folders of the host that are empty inside, wherever they are.
+        hidden: Folders of the host that are empty inside, wherever they are, but for
+            what of them is in `shown`.
+        shown: What is visible, too, even below a hidden folder.
         environment: Of the first process, which is the supervisor.
         command: The supervisor.
         info_fd: Where bwrap writes what it has made.
@@ -118,6 +120,7 @@ class Plan:
     root: Path
     visible: Sequence[str]
     hidden: Sequence[str] = ()
+    shown: Sequence[str] = ()
     environment: Mapping[str, str]
     command: Sequence[str]
     info_fd: int
@@ -148,6 +151,9 @@ def arguments(plan: Plan) -> list[str]:
     found += ["--ro-bind", str(plan.root / "bin"), BIN]
     for name, inside in OWN.items():
         found += ["--bind", str(plan.root / name), inside]
+    # After its own folders, since what is shown may be below /tmp of the host.
+    for path in plan.shown:
+        found += ["--ro-bind", path, path]
     found += ["--dir", "/run", "--symlink", "/run", "/var/run"]
     found += ["--symlink", TMP, "/var/tmp"]  # noqa: S108 - the sandbox's own
     # Last: whatever is not one of its own folders cannot be written, memory is not

@@ -10,9 +10,9 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from io import FileIO
 from json import loads
 from pathlib import Path
@@ -134,6 +134,7 @@ class Bwrap:
         *,
         internet: bool,
         warm: bool = False,
+        python: str | None = None,
     ) -> tuple[socket.socket, ContainedProcess]:
         """Make a blank sandbox.
 
@@ -143,6 +144,8 @@ class Bwrap:
             line: Where its supervisor is reached.
             internet: Whether it is connected to the network.
             warm: Whether its supervisor loads what agents load while it waits.
+            python: The interpreter inside, in an environment of its own; None for this
+                one.
 
         Returns:
             The line to the supervisor, and its process.
@@ -151,9 +154,11 @@ class Bwrap:
             SandboxStartError: It cannot be made; nothing of it is left.
             OSError: The same, for its files.
         """
-        _write_files(root)
+        _write_files(root, python or sys.executable)
+        shown = () if python is None else (str(Path(python).parents[1]),)
+        start = partial(self._exec, sandbox_id, root, warm=warm, shown=shown)
         try:
-            return self._make(sandbox_id, root, line, internet=internet, warm=warm)
+            return self._make(sandbox_id, root, line, start, internet=internet)
         except OSError as exc:
             said = read_tail(supervisor_log(root)).strip()
             raise SandboxStartError(
@@ -161,7 +166,13 @@ class Bwrap:
             ) from exc
 
     def _make(
-        self, sandbox_id: str, root: Path, line: Line, *, internet: bool, warm: bool
+        self,
+        sandbox_id: str,
+        root: Path,
+        line: Line,
+        start: Callable[[tuple[int, int, int]], subprocess.Popen[bytes]],
+        *,
+        internet: bool,
     ) -> tuple[socket.socket, ContainedProcess]:
         with ExitStack() as always, ExitStack() as on_error:
             listener = always.enter_context(listen(line))
@@ -172,7 +183,7 @@ class Bwrap:
             info, info_end = map(always.enter_context, _pipe())
             alive, alive_end = map(always.enter_context, _pipe())
             ends = (listener.fileno(), info_end.fileno(), alive_end.fileno())
-            monitor = self._exec(sandbox_id, root, ends, warm=warm)
+            monitor = start(ends)
             on_error.callback(_reap, monitor, Deadline.after(_END_LIMIT))
             info_end.close()
             alive_end.close()
@@ -192,7 +203,13 @@ class Bwrap:
         return sock, process
 
     def _exec(
-        self, sandbox_id: str, root: Path, ends: tuple[int, int, int], *, warm: bool
+        self,
+        sandbox_id: str,
+        root: Path,
+        ends: tuple[int, int, int],
+        *,
+        warm: bool,
+        shown: Sequence[str],
     ) -> subprocess.Popen[bytes]:
         listener, info, alive = ends
         told = [str(listener), str(alive)]
@@ -205,6 +222,7 @@ class Bwrap:
             root=root,
             visible=_visible(),
             hidden=self.hidden,
+            shown=shown,
             environment={MARKER: sandbox_id, **BASE_ENVIRONMENT},
             command=python,
             info_fd=info,
@@ -258,11 +276,11 @@ def _visible() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in found if os.path.exists(path)))
 
 
-def _write_files(root: Path) -> None:
+def _write_files(root: Path, python: str) -> None:
     """Make the folders and files of a sandbox that are not there yet."""
     for name in (*OWN, "bin", "etc"):
         (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_programs(root / "bin", sys.executable)
+    write_programs(root / "bin", python)
     try:
         host = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:

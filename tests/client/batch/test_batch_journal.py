@@ -371,7 +371,7 @@ for item in client.invoke_many(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxPlatform]:
     folder = tmp_path_factory.mktemp("platform")
-    config = PlatformConfig(data_dir=folder / "data", port=0)
+    config = PlatformConfig(data_dir=folder / "data", port=0, backend="process")
     with SandboxPlatform(config) as platform:
         platform.deploy(write_agent(folder / "runs", AGENT, name="runs"))
         yield platform
