@@ -67,7 +67,7 @@ class Envd:
         self._usage = usage
         self._measured = (loop.now(), usage().cpu_seconds)
         self._processes = processes
-        self._files = Files(roots)
+        self._files = Files(loop, roots)
         files = FilesystemService(roots)
         self._streams = {
             "/process.Process/Start": processes.start,

@@ -14,9 +14,11 @@ from urllib.parse import quote
 from ppio_agent.wire.connect import HTTP_STATUS
 
 from .http import Connection, Request
+from .loop import Loop
 from .ranges import parse_range
 from .roots import Roots
 from .rpc import RpcError, as_rpc_error
+from .slices import run_in_slices
 from .upload import MAX_UPLOAD, Upload
 from .walk import find
 
@@ -30,12 +32,14 @@ class Files:
     """Sends and takes the files of the sandbox.
 
     Args:
+        loop: Where long work is cut.
         roots: Which files those are.
 
     Thread safety: one thread at a time.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, loop: Loop, roots: Roots) -> None:
+        self._loop = loop
         self._roots = roots
 
     def get(
@@ -89,19 +93,25 @@ class Files:
             _fail(connection, exc, path)
             return
 
+        def failed(error: Exception) -> None:
+            upload.abandon()
+            connection.release()
+            _fail(connection, error, path)
+
         def on_data(data: bytes) -> None:
-            try:
-                upload.feed(data)
-            except Exception as exc:  # noqa: BLE001 - told to the caller
-                upload.abandon()
-                _fail(connection, exc, path)
+            connection.hold()
+            run_in_slices(
+                self._loop,
+                upload.feed(data),
+                done=lambda _: connection.release(),
+                failed=failed,
+            )
 
         def on_end() -> None:
             try:
                 written = upload.finish()
             except Exception as exc:  # noqa: BLE001 - told to the caller
-                upload.abandon()
-                _fail(connection, exc, path)
+                failed(exc)
             else:
                 connection.reply_json(200, written)
 

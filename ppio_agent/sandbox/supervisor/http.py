@@ -84,6 +84,7 @@ class Connection:
         self._out = bytearray()
         self._open = True
         self._last = False
+        self._held = False
         self._closing = False
         sock.settimeout(0)
         loop.watch(sock.fileno(), READ, self._ready)
@@ -98,6 +99,18 @@ class Connection:
     ) -> None:
         """Take the body in pieces, as they come; neither is called after the answer."""
         self._on_data, self._on_body = on_data, on_end
+
+    def hold(self) -> None:
+        """Read no more of the client until `release`."""
+        self._held = True
+        self._flush()
+
+    def release(self) -> None:
+        """Read on. Idempotent."""
+        if self._held:
+            self._held = False
+            self._flush()
+            self._loop.call_later(0, self._advance)  # it may hold more already
 
     def collect(self, done: Callable[[bytes], None]) -> None:
         """Take the body as a whole; one over `MAX_BODY` is refused."""
@@ -205,7 +218,7 @@ class Connection:
 
     def _advance(self) -> None:
         try:
-            while self._open and not self._closing and self._take():
+            while not (self._held or self._closing) and self._open and self._take():
                 pass
         except h11.RemoteProtocolError as exc:
             self._refuse(exc.error_status_hint, "invalid_argument", str(exc))
@@ -270,7 +283,9 @@ class Connection:
         if self._closing and not self._out:
             self.close()
             return
-        events = READ | WRITE if self._out or self.source is not None else READ
+        events = 0 if self._held else READ
+        if self._out or self.source is not None:
+            events |= WRITE
         self._loop.watch(self._sock.fileno(), events, self._ready)
 
 

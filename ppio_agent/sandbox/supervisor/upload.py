@@ -17,6 +17,7 @@ from typing import Any
 from .multipart import MultipartError, MultipartReader, Part, PartEnd, boundary_of
 from .roots import Place, Roots
 from .rpc import RpcError
+from .slices import Steps
 from .walk import find
 
 __all__ = ["MAX_UPLOAD", "Upload"]
@@ -67,8 +68,8 @@ class Upload:
         else:
             self._file = _File(roots, roots.locate(path))
 
-    def feed(self, data: bytes) -> None:
-        """Take the next piece of the body.
+    def feed(self, data: bytes) -> Steps[None]:
+        """Take the next piece of the body, which unpacked may be large.
 
         Raises:
             RpcError: As the class does.
@@ -82,6 +83,7 @@ class Upload:
                 self._take_parts(self._reader, piece)
             elif self._file is not None:
                 self._file.write(piece)
+            yield
 
     def finish(self) -> list[dict[str, Any]]:
         """Return what was written, now that the body is whole.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ppio_agent.sandbox.supervisor.http import MAX_BODY, Connection, Request
 from ppio_agent.sandbox.supervisor.loop import Loop
+from tests.support import wait_until
 
 Handler = Callable[[Request, Connection], None]
 
@@ -29,7 +30,7 @@ class Peer:
         self.connection = Connection(self.loop, theirs, handler)
         self._wake, watched = socket.socketpair()
         self._watched = watched
-        self.loop.watch(watched.fileno(), 1, lambda _: self.loop.stop())
+        self.loop.watch(watched.fileno(), 1, self._woken)
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
         self._thread.start()
 
@@ -57,6 +58,14 @@ class Peer:
                 body += event.data
             elif isinstance(event, h11.EndOfMessage):
                 return status, body
+
+    def wake(self) -> None:
+        """Let the loop look at its timers."""
+        self._wake.send(b"w")
+
+    def _woken(self, _: int) -> None:
+        if self._watched.recv(1) == b"x":
+            self.loop.stop()
 
     def close(self) -> None:
         """End the thread."""
@@ -211,6 +220,33 @@ def test_a_body_is_handed_on_as_it_comes(peer: MakePeer) -> None:
     assert taken.wait(5)
     assert pieces == [b"one"]
     assert client.ask(b"two") == (200, b"onetwo")
+
+
+def test_a_client_waits_while_it_is_held(peer: MakePeer) -> None:
+    """Nothing of it is lost, and its end is seen only then."""
+    pieces: list[bytes] = []
+    held = threading.Event()
+
+    def take(request: Request, connection: Connection) -> None:
+        def on_data(data: bytes) -> None:
+            pieces.append(data)
+            connection.hold()
+            held.set()
+
+        connection.receive(on_data, lambda: connection.reply(200, b"".join(pieces)))
+
+    client = peer(take)
+    client.sock.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\none")
+    assert held.wait(5)
+    client.sock.sendall(b"two" + GET)
+    client.loop.call_later(0.05, client.connection.release)
+    client.wake()
+    wait_until(lambda: len(pieces) == 2)
+    assert pieces == [b"one", b"two"]
+    client.loop.call_later(0, client.connection.release)
+    client.wake()
+
+    assert client.answer() == (200, b"onetwo")
 
 
 def test_a_source_is_asked_as_fast_as_the_client_reads(peer: MakePeer) -> None:

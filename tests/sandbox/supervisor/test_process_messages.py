@@ -34,7 +34,9 @@ def test_a_whole_message_is_read() -> None:
 
 def test_what_is_absent_has_its_default() -> None:
     """No arguments, no variables, the home folder, and an open input."""
-    assert StartRequest(["ls"], {}, None, None, stdin=True) == parse(process={"cmd": "ls"})
+    assert StartRequest(["ls"], {}, None, None, stdin=True) == parse(
+        process={"cmd": "ls"}
+    )
     assert parse(process={"cmd": "ls", "args": None, "cwd": ""}).cwd is None
 
 
