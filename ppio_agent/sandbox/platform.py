@@ -25,8 +25,8 @@ from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
 from ppio_agent.sandbox.backends.bubblewrap import Place
 from ppio_agent.sandbox.backends.choice import choose_backend
-from ppio_agent.sandbox.control.domains import Domains
 from ppio_agent.sandbox.control.kit import asked_host
+from ppio_agent.sandbox.control.places import Places
 from ppio_agent.sandbox.control.views import Viewer
 from ppio_agent.sandbox.edge.server import Edge
 from ppio_agent.sandbox.templates.blobs import BlobStore
@@ -72,7 +72,7 @@ class _Parts:
     sandboxes: Sandboxes
     viewer: Viewer
     backend: Backend
-    domains: Domains
+    places: Places
     url: str
     bundle: Path | None
     api_key: str = field(repr=False)
@@ -178,20 +178,22 @@ class SandboxPlatform(Closing):
         )
         stack.callback(lambda: edge.close(self._left()))
         edge.start()
-        domains = Domains(domain=config.domain, tls_authority=edge.tls_authority)
+        places = Places(
+            domain=config.domain, url=edge.url, tls_authority=edge.tls_authority
+        )
         api_key, tenant = next(iter(keys.items()))
         parts = _Parts(
             keys=ring,
             templates=templates,
             sandboxes=sandboxes,
             viewer=Viewer(
-                domain=lambda tenant: domains.given(
+                domain=lambda tenant: places.domain_for(
                     asked_host(), ring.short_of(tenant)
                 ),
-                url=edge.url,
+                url=lambda: places.url_for(asked_host()),
             ),
             backend=backend,
-            domains=domains,
+            places=places,
             url=edge.url,
             bundle=tls.bundle if tls else None,
             api_key=api_key,
@@ -322,7 +324,7 @@ class SandboxPlatform(Closing):
     @property
     def tls_url(self) -> str | None:
         """Where clients of this machine reach it over TLS; None if `tls_port` is."""
-        authority = self._up.domains.tls_authority
+        authority = self._up.places.tls_authority
         return authority and f"https://{authority}"
 
     @property
@@ -333,7 +335,7 @@ class SandboxPlatform(Closing):
         others to see.
         """
         up = self._up
-        return up.domains.given("", up.keys.short_of(up.tenant))
+        return up.places.domain_for("", up.keys.short_of(up.tenant))
 
     @property
     def backend_name(self) -> str:

@@ -164,6 +164,7 @@ def test_hosts_that_clients_build_lead_to_the_sandbox(
     made = _create(platform, http)
     place = f"{made['sandboxID']}-{made['clientID']}.{made['domain']}"
 
+    assert made["edgeURL"] == platform.tls_url  # not the plain one, for who chose TLS
     answer = _open(http, f"https://8080-{place}/x")
     assert answer.status_code == 200, answer.text
     seen = {name.lower(): value for name, value in answer.json()["headers"].items()}
@@ -189,6 +190,7 @@ def test_who_asks_by_a_name_is_given_names(
     host = f"8080-{made['sandboxID']}.{made['domain']}"
     answer = http.get(f"https://{host}/x", timeout=30 * SLOW)
     assert answer.status_code == 200, answer.text
+    assert made["edgeURL"] == "https://api.sandbox.test"
     with pytest.raises(requests.exceptions.ProxyError, match="403"):
         http.get("https://example.test/")
 

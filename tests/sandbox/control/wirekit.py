@@ -33,7 +33,9 @@ class Wire:
             templates=rig.templates,
             sandboxes=rig.sandboxes,
             metrics=self.metrics,
-            viewer=Viewer(domain=lambda _: "sandbox.test", url="http://127.0.0.1:1"),
+            viewer=Viewer(
+                domain=lambda _: "sandbox.test", url=lambda: "http://127.0.0.1:1"
+            ),
             status=lambda: {"version": "1"},
             uploads=uploads,
         )
