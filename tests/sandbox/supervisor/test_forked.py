@@ -212,6 +212,17 @@ PROGRAMS = {
                 sys.exit(3)
             print(os.waitstatus_to_exitcode(os.wait()[1]))
         """,
+    "an app that says when it listens": """
+        import os, threading
+        from ppio_agent.serving import PPIOAgentRuntimeApp
+        app = PPIOAgentRuntimeApp()
+        app.entrypoint(lambda request: request)
+        reader, writer = os.pipe()
+        os.dup2(writer, int(os.environ["PPIO_READY_FD"]))
+        threading.Thread(target=app.run, daemon=True).start()
+        print(os.read(reader, 8), flush=True)
+        os._exit(0)
+        """,
     "descriptors that it opens": """
         import gc, os, tempfile
         files = [tempfile.TemporaryFile() for _ in range(40)]
