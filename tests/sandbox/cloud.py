@@ -64,10 +64,14 @@ class Caller:
 
 
 class Cloud(Caller):
-    """A running platform and a way to ask it things over HTTP."""
+    """A running platform and a way to ask it things over HTTP.
+
+    Its backend is `process`, which is there everywhere, unless a setting says otherwise.
+    """
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__()
+        settings.setdefault("backend", "process")
         self.folder = folder
         self.config = PlatformConfig(
             data_dir=folder / "data", keys={RED: "red", BLUE: "blue"}, **settings

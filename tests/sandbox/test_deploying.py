@@ -18,7 +18,7 @@ import pytest
 from ppio_agent.exceptions import TemplateManifestError
 from tests.sandbox.agents import HTTP_AGENT, write_agent, write_wheel
 from tests.sandbox.cloud import RED, Cloud
-from tests.support import SLOW, wait_until
+from tests.support import SLOW, needs_program, wait_until
 
 # Says which Python it is, what it has of its own, and what `python` is in its sandbox.
 INSTALLED_AGENT = (
@@ -34,7 +34,7 @@ from pathlib import Path
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 
 data, folder, install = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "install"
-with SandboxPlatform(PlatformConfig(data_dir=data)) as platform:
+with SandboxPlatform(PlatformConfig(data_dir=data, backend="process")) as platform:
     print("up", flush=True)
     for number in itertools.count(int(sys.argv[4])):
         (folder / "data.txt").write_text(str(number) * 1000)
@@ -112,21 +112,29 @@ def test_a_kill_while_requirements_are_installed_leaves_nothing_half_made(
         cloud.close()
 
 
-def test_an_agent_runs_in_the_environment_of_its_requirements(cloud: Cloud) -> None:
+@pytest.mark.parametrize("backend", ["process", "bubblewrap"])
+def test_an_agent_runs_in_the_environment_of_its_requirements(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So does `python` in its sandbox; the framework is there without being asked for."""
-    folder = write_agent(cloud.folder / "src", "needy", {"app.py": INSTALLED_AGENT})
-    wheels = cloud.folder / "wheels"
-    write_wheel(wheels, "made_up", "VALUE = 'own'\n").rename(
-        folder / "requirements.txt"
-    )
-    answer = _upload(cloud, folder, "?install=true")
-
-    assert answer == (201, [])
-    status = cloud.agent(cloud.create("needy")).json()["status"].split()
-    (environment,) = (cloud.folder / "data" / "environments").iterdir()
-    assert status == [str(environment), str(environment), "own"]
-    assert cloud.ask("DELETE", "/templates/needy").status_code == 204
-    assert environment.exists(), "its sandbox still runs"
+    if backend == "bubblewrap":
+        needs_program("bwrap")
+    write_wheel(tmp_path / "wheels", "made_up", "VALUE = 'own'\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    files = {"app.py": INSTALLED_AGENT, "requirements.txt": "made_up==1.0\n"}
+    folder = write_agent(tmp_path / "src", "needy", files)
+    cloud = Cloud(tmp_path, backend=backend, warm=0)
+    try:
+        assert _upload(cloud, folder, "?install=true") == (201, [])
+        status = cloud.agent(cloud.create("needy")).json()["status"].split()
+        (environment,) = (tmp_path / "data" / "environments").iterdir()
+        assert status == [str(environment), str(environment), "own"]
+        assert cloud.ask("DELETE", "/templates/needy").status_code == 204
+        assert environment.exists(), "its sandbox still runs"
+        assert _upload(cloud, folder, "?install=yes")[0] == 400
+    finally:
+        cloud.close()
 
 
 def test_faulty_uploads_are_refused_and_nothing_is_written(cloud: Cloud) -> None:
