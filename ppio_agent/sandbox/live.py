@@ -15,18 +15,15 @@ from ppio_agent.exceptions import NotFoundError, SandboxStateError
 from ppio_agent.sandbox.backends.base import AgentStatus, LostReason, RunningSandbox
 
 from .changes import Change, Changes, Listener
-from .idle import IdleWatch
+from .due import Due
 from .life import Identity, Life, Surroundings, not_found
 from .limits import extended_end
 from .machine import Effect, Event, State, Step, at_end, step
-from .timers import Timer
+from .turns import TURN_TIMEOUT, Turns
 
-__all__ = ["TURN_TIMEOUT", "LiveSandbox"]
+__all__ = ["LiveSandbox"]
 
 _log = logging.getLogger(__name__)
-
-TURN_TIMEOUT: Final = 10.0
-"""Longest a request waits while the sandbox changes its state, in seconds."""
 
 _KILL_GRACE: Final = 2.0
 
@@ -52,21 +49,15 @@ class LiveSandbox:
         self.ended = threading.Event()
         self._timeout = float(identity.options.timeout)
         self._running: RunningSandbox | None = None
+        self._turns = Turns(identity.id)
         self._changes = Changes()
-        self._idle = IdleWatch(
-            identity.options.idle_timeout,
+        self._due = Due(
+            idle_timeout=identity.options.idle_timeout,
             timers=around.timers,
             monotonic=around.monotonic,
-            on_idle=self._on_due,
+            background=around.background,
+            look=self._look,
         )
-        # Orders transitions and is held over their I/O; readers never take it.
-        self._turn = threading.Lock()
-        # Guards _doomed, _looking and _timer; notified on each change of state or
-        # agent.
-        self._changed = threading.Condition()
-        self._doomed = False
-        self._looking = False
-        self._timer: Timer | None = None
 
     @property
     def id(self) -> str:
@@ -76,12 +67,12 @@ class LiveSandbox:
     @property
     def doomed(self) -> bool:
         """Whether it is being killed, or has been: nobody may use it any more."""
-        return self._doomed
+        return self._turns.doomed
 
     @property
     def changing(self) -> bool:
         """Whether it is on its way from one state to another."""
-        return self._turn.locked()
+        return self._turns.changing
 
     @property
     def agent(self) -> AgentStatus:
@@ -99,7 +90,7 @@ class LiveSandbox:
         Raises:
             NotFoundError: It has none yet, or no longer.
         """
-        if self._running is None or self._doomed:
+        if self._running is None or self.doomed:
             raise not_found(self.id)
         return self._running
 
@@ -113,8 +104,7 @@ class LiveSandbox:
         Returns:
             Whether it holds.
         """
-        with self._changed:
-            return self._changed.wait_for(condition, timeout)
+        return self._turns.wait_for(condition, timeout)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Have `listener` told each transition and each report of the agent.
@@ -130,11 +120,11 @@ class LiveSandbox:
 
     def traffic_began(self) -> None:
         """Take note that an exchange with it is under way; no wait, no I/O."""
-        self._idle.began()
+        self._due.idle.began()
 
     def traffic_ended(self) -> None:
         """Take note that an exchange with it is over; no wait, no I/O."""
-        self._idle.ended()
+        self._due.idle.ended()
 
     def start(self, prepare: Callable[[], object]) -> None:
         """Start its processes; return when its supervisor is ready.
@@ -149,15 +139,15 @@ class LiveSandbox:
         Whatever is raised, nothing of it is left.
         """
         try:
-            with self._turn:
-                if not self._doomed:
+            with self._turns.awaited():
+                if not self.doomed:
                     prepare()
                     self._running = self._around.backend.start(
                         self.identity.spec(),
                         on_agent=self._on_agent,
                         on_lost=self._on_lost,
                     )
-                if not self._doomed:
+                if not self.doomed:
                     self.life = attrs.evolve(self.life, started_at=self._around.utc())
                     self._apply(Event.READY)
                     self._around.on_life(self)
@@ -166,7 +156,7 @@ class LiveSandbox:
             self.kill(Event.START_FAILED if starting else Event.KILL, grace=0.0)
             raise
         self._notify()
-        if self._doomed:
+        if self.doomed:
             self.ended.wait(TURN_TIMEOUT)
             raise SandboxStateError(f"sandbox {self.id} was killed while it started")
 
@@ -178,7 +168,7 @@ class LiveSandbox:
 
         Blocking: at most 2 seconds.
         """
-        with self._turn:
+        with self._turns.awaited():
             self._running = self._around.backend.adopt(
                 self.identity.spec(), on_agent=self._on_agent, on_lost=self._on_lost
             )
@@ -192,7 +182,7 @@ class LiveSandbox:
                 self.life = attrs.evolve(self.life, state=state)
             self._set_end(ends)
             if state is State.RUNNING:
-                self._idle.start()
+                self._due.idle.start()
             self._around.on_life(self)
 
     def pause(self) -> None:
@@ -275,11 +265,7 @@ class LiveSandbox:
         """
         if not self._doom():
             return False
-        try:
-            with self._turn:
-                self._destroy(event, grace)
-        finally:
-            self._finish()
+        self._end(event, grace)
         return True
 
     def _resume(self, timeout: float, *, pauses: bool | None = None) -> None:
@@ -292,20 +278,16 @@ class LiveSandbox:
             self.life = attrs.evolve(self.life, pauses=pauses)
 
     @contextmanager
-    def _taking_turn(self, *, timeout: float | None = None) -> Iterator[None]:
-        if not self._turn.acquire(timeout=TURN_TIMEOUT if timeout is None else timeout):
-            raise SandboxStateError(f"sandbox {self.id} is changing state: try again")
+    def _taking_turn(self) -> Iterator[None]:
         try:
-            if self._doomed:
-                raise not_found(self.id)
-            before = self.life
-            try:
-                yield
-            finally:
-                if self.life is not before:
-                    self._around.on_life(self)
+            with self._turns.taken():
+                before = self.life
+                try:
+                    yield
+                finally:
+                    if self.life is not before:
+                        self._around.on_life(self)
         finally:
-            self._turn.release()
             self._notify()
 
     def _apply(self, event: Event) -> None:
@@ -322,9 +304,9 @@ class LiveSandbox:
     def _carry_out(self, effect: Effect) -> None:
         if effect is Effect.ARM_TTL:
             self._set_end(self._now() + self._timeout)
-            self._idle.start()
+            self._due.idle.start()
         elif effect is Effect.ARM_PAUSED_TTL:
-            self._idle.stop()
+            self._due.idle.stop()
             self._set_end(self._now() + self._around.paused_timeout)
         elif effect is Effect.FREEZE:
             self.processes().pause()
@@ -334,40 +316,19 @@ class LiveSandbox:
     def _set_end(self, ends: float) -> None:
         left = timedelta(seconds=ends - self._now())
         self.life = attrs.evolve(self.life, ends=ends, end_at=self._around.utc() + left)
-        with self._changed:
-            if self._timer is not None:
-                self._timer.cancel()
-            if not self._doomed:
-                self._timer = self._around.timers.at(ends, self._on_due)
-
-    def _on_due(self) -> None:
-        """Look, on another thread, whether its time or its use has ended."""
-        with self._changed:
-            if self._looking:
-                return
-            self._looking = True
-        self._around.background(self._look)
+        self._due.at(ends)
 
     def _look(self) -> None:
-        with self._changed:
-            self._looking = False
-        with self._turn:
-            event = None if self._doomed else self._due()
+        """End it, or pause it, if an end of it has come."""
+        with self._turns.awaited():
+            event = None
+            if not self.doomed:
+                event = self._due.event(self.life.state, self.life.ends)
             ends = event is not None and not self._pauses_at(event) and self._doom()
-            if event is not None and ends:
-                self._destroy(event, _KILL_GRACE)
-        if ends:
-            self._finish()
+        if event is not None and ends:
+            self._end(event, _KILL_GRACE)
         else:
             self._notify()
-
-    def _due(self) -> Event | None:
-        """Return what is due now; for what is not due yet a timer is set."""
-        if self._now() >= self.life.ends:
-            return Event.TTL
-        if self.life.state is State.RUNNING and self._idle.over():
-            return Event.IDLE
-        return None
 
     def _pauses_at(self, end: Event) -> bool:
         """Pause it if that is its end; one that cannot be paused has to be killed."""
@@ -383,23 +344,22 @@ class LiveSandbox:
         return True
 
     def _doom(self) -> bool:
-        with self._changed:
-            if self._doomed:
-                return False
-            self._doomed = True
-            if self._timer is not None:
-                self._timer.cancel()
-            self._changed.notify_all()
-        self._idle.stop()
-        return True
+        """Let nobody use it any more; return whether the caller is to end it."""
+        first = self._turns.doom()
+        self._due.cancel()
+        return first
 
-    def _destroy(self, event: Event, grace: float) -> None:
-        """End all processes; the caller has doomed it and has the turn."""
-        self._enter(step(self.life.state, event))
-        # Kept before the first process ends: what was killed is not taken up again.
-        self._around.on_life(self)
-        if self._running is not None:
-            self._running.kill(grace)
+    def _end(self, event: Event, grace: float) -> None:
+        """End all processes of what the caller has doomed, and tell of it."""
+        try:
+            with self._turns.awaited():
+                self._enter(step(self.life.state, event))
+                # Before the first process ends: what was killed is not taken up again.
+                self._around.on_life(self)
+                if self._running is not None:
+                    self._running.kill(grace)
+        finally:
+            self._finish()
 
     def _finish(self) -> None:
         try:
@@ -433,8 +393,7 @@ class LiveSandbox:
         )
 
     def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        self._turns.notify()
         self._changes.tell()
 
     def _now(self) -> float:

@@ -17,9 +17,10 @@ from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.wire.json import Json
 
 from .keys import KeyRing
-from .live import TURN_TIMEOUT, LiveSandbox
+from .live import LiveSandbox
 from .machine import State
 from .sandboxes import Sandboxes
+from .turns import TURN_TIMEOUT
 
 __all__ = ["Reach"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
-from ppio_agent.sandbox import live
+from ppio_agent.sandbox import turns
 from ppio_agent.sandbox.backends.base import AgentStatus, Line
 from ppio_agent.sandbox.changes import Change
 from ppio_agent.sandbox.life import Identity, Life, Surroundings
@@ -247,7 +247,7 @@ def test_of_many_killers_one_kills(rig: Rig) -> None:
 def test_who_waits_too_long_for_a_turn_is_told(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "TURN_TIMEOUT", 0.05)
+    monkeypatch.setattr(turns, "TURN_TIMEOUT", 0.05)
     sandbox = rig.started()
     go_on = threading.Event()
     rig.backend.last.during["pause"] = lambda: go_on.wait(5)
