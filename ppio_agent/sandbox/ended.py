@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from ppio_agent._util.clock import utc_now
 from ppio_agent.storage import Delete, DocumentStore, Put
 from ppio_agent.wire.model import structure
 
+from .logview import FILES, LARGEST_FILE
+
 __all__ = ["SANDBOX_ROW", "EndedLogs", "remove_tree"]
 
 _log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ _KIND: Final = "ended"
 _KEPT_FOR: Final = timedelta(hours=24)
 _MOST: Final = 100
 _REMEMBERED: Final = 10_000
+_LOGS: Final = (*FILES, "supervisor.log")
 
 
 def remove_tree(path: Path) -> None:
@@ -56,6 +60,20 @@ def _open_folders(path: Path) -> None:
             inner = Path(folder, name)
             if not inner.is_symlink():
                 inner.chmod(0o700)
+
+
+def _strip(logs: Path) -> None:
+    """Leave only log files in a folder; an agent may have put other things there."""
+    for entry in logs.iterdir():
+        about = entry.lstat()
+        if stat.S_ISDIR(about.st_mode):
+            remove_tree(entry)
+        elif (
+            entry.name not in _LOGS
+            or not stat.S_ISREG(about.st_mode)
+            or about.st_size > LARGEST_FILE
+        ):
+            entry.unlink()
 
 
 @frozen(kw_only=True)
@@ -105,6 +123,7 @@ class EndedLogs:
         """
         logs = root / "logs"
         if logs.is_dir():
+            _strip(logs)
             logs.replace(self._folder / sandbox_id)
         remove_tree(root)
         ended = {"tenant": tenant, "ended_at": self._clock(), "reason": reason}

@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from .logview import FILES, LogEntry, Numbering, parse_entry
+from .logview import FILES, LogEntry, Numbering, open_log, parse_entry
 
 __all__ = ["LogFollower"]
 
@@ -81,7 +81,7 @@ class LogFollower:
         # From the newest on: files move towards older names while they are looked at.
         for name in reversed(FILES):
             with contextlib.suppress(OSError):
-                file = (folder / name).open("rb", buffering=0)
+                file = open_log(folder / name)
                 if os.fstat(file.fileno()).st_ino == present:
                     file.close()
                     return newer

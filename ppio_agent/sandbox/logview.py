@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
+from functools import partial
+from io import BufferedReader, FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -17,10 +21,12 @@ from ppio_agent.wire.times import format_time
 
 __all__ = [
     "FILES",
+    "LARGEST_FILE",
     "LEVELS",
     "LogEntry",
     "LogQuery",
     "Numbering",
+    "open_log",
     "parse_entry",
     "read_log",
     "select_entries",
@@ -32,6 +38,12 @@ LEVELS: Final = ("debug", "info", "warn", "error")
 FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
 """Names of the files of a log, the oldest first."""
 
+LARGEST_FILE: Final = 20 << 20
+"""Size of a file of a log, in bytes, that none has: twice what is written to one."""
+
+_STREAMS: Final = ("stdout", "stderr")
+# A line of 64 KiB takes six times that if each byte of it is escaped.
+_LONGEST_LINE: Final = 1 << 20
 _LONGEST_AGE: Final = 253402300799999  # the last millisecond of the year 9999
 
 
@@ -120,15 +132,35 @@ class Numbering:
         return self._last
 
 
+def open_log(path: Path) -> FileIO:
+    """Open a log file as what it is: written by those in the sandbox, if they like.
+
+    Raises:
+        OSError: There is none, or something else has been put in its place.
+    """
+    # Neither a link to a file of the host is followed nor a pipe waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = FileIO(os.open(path, flags), "rb")
+    about = os.fstat(file.fileno())
+    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_FILE:
+        file.close()
+        raise OSError(f"{path} is not a log file")
+    return file
+
+
 def parse_entry(raw: bytes) -> LogEntry | None:
-    """Return the entry of a line of a log file; None if it is not whole."""
+    """Return the entry of a line of a log file; None if it is not one."""
     try:
         found = json.loads(raw)
         at, line, stream = found["t"], found["line"], found["stream"]
-    except (ValueError, TypeError, KeyError):
-        return None  # a torn last line
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None  # a torn last line, or one that an agent has put there
     if type(at) is not int or not 0 <= at <= _LONGEST_AGE:
         return None
+    if not isinstance(line, str) or stream not in _STREAMS:
+        return None
+    if not line.isascii():
+        line = line.encode("utf-8", "replace").decode()  # halves of characters
     return LogEntry(at=at, level=_level_of(line), line=line, stream=stream)
 
 
@@ -156,11 +188,11 @@ def read_log(folder: Path) -> Iterator[LogEntry]:
     """Yield all entries in the log files of `folder`, oldest first."""
     for name in FILES:
         try:
-            file = (folder / name).open("rb")
+            file = BufferedReader(open_log(folder / name))
         except OSError:
             continue  # not written yet, or moved on while we look
         with file:
-            for raw in file:
+            for raw in iter(partial(file.readline, _LONGEST_LINE), b""):
                 entry = parse_entry(raw)
                 if entry is not None:
                     yield entry

@@ -92,3 +92,19 @@ def test_a_folder_is_removed_whatever_modes_it_has(tmp_path: Path) -> None:
     remove_tree(tmp_path / "a")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_log_files_are_kept(ended: EndedLogs, tmp_path: Path) -> None:
+    """An agent may have used the folder for other things."""
+    root = tmp_path / "r"
+    (root / "logs" / "deep" / "er").mkdir(parents=True)
+    for name in ("agent.log", "agent.log.1", "other"):
+        (root / "logs" / name).write_text("x")
+    (root / "logs" / "agent.log.2").symlink_to(tmp_path)
+    with (root / "logs" / "agent.log.1").open("wb") as file:
+        file.truncate(2**40)
+    ended.bury("r", tenant="red", reason="request", root=root)
+
+    folder = ended.find("r", "red")
+    assert folder is not None
+    assert [entry.name for entry in folder.iterdir()] == ["agent.log"]

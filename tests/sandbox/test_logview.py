@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,42 @@ def test_an_entry_on_the_wire() -> None:
         "message": "x",
         "fields": {"stream": "stdout"},
     }
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"t": 1, "stream": "stdout", "line": 5}',
+        b'{"t": 1, "stream": "other", "line": "x"}',
+        b'{"t": 1, "stream": ["stdout"], "line": "x"}',
+        b'{"t": true, "stream": "stdout", "line": "x"}',
+        b'{"t": 1e9, "stream": "stdout", "line": "x"}',
+        b"[" * 100_000,
+        b"7",
+    ],
+)
+def test_what_an_agent_may_have_written_there_itself_is_left_out(raw: bytes) -> None:
+    """Only what has the shape of an entry is one."""
+    assert parse_entry(raw) is None
+
+
+def test_half_a_character_is_replaced() -> None:
+    """It could not be sent on."""
+    entry = parse_entry(rb'{"t": 1, "stream": "stdout", "line": "a\ud800b"}')
+
+    assert entry is not None
+    assert entry.line == "a?b"
+
+
+def test_only_log_files_are_read(tmp_path: Path) -> None:
+    """No link to a file of the host, no pipe, no folder, nothing without end."""
+    (tmp_path / "secret").write_bytes(_raw(1, "s3cret"))
+    (tmp_path / "agent.log").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "agent.log.1")
+    with (tmp_path / "agent.log.2").open("wb") as file:
+        file.truncate(2**40)
+
+    assert list(read_log(tmp_path)) == []
+    (tmp_path / "agent.log").unlink()
+    (tmp_path / "agent.log").mkdir()
+    assert list(read_log(tmp_path)) == []
