@@ -190,6 +190,8 @@ def main(line: int, platform_pid: int, fresh: Collection[str]) -> None:
         platform_pid: Its process, the parent.
         fresh: The modules that this interpreter had loaded when it had started.
     """
+    # Whoever started the platform may have blocked some.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     marker = Marker(BLANK_ID)
     warm = preload(fresh)
     become_subreaper()

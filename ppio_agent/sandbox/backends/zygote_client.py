@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 from ppio_agent._util.backoff import Backoff
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.sandbox.supervisor.channel import (
     ChannelError,
     encode_message,
@@ -83,7 +84,8 @@ class ZygoteClient:
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 name = f"ppio-zygote-{next(_numbers)}"
-                self._thread = start_thread(name, self._keep)
+                with suppress(NoThreadError):  # at the next occasion, perhaps
+                    self._thread = start_thread(name, self._keep)
 
     def wait_ready(self, timeout: float) -> bool:
         """Return whether there is a zygote, after at most `timeout` seconds."""
@@ -166,17 +168,26 @@ class ZygoteClient:
         while not self._closing.is_set():
             began = time.monotonic()
             try:
-                self._run_one()
-            except OSError:
-                _log.warning("the zygote could not be started", exc_info=True)
+                ended = self._run_one()
+            except OSError as exc:
+                ended = f"could not be started: {exc}"
+            if not self._closing.is_set():
+                # Where it never comes up, as on a system that it is not made for, the
+                # first time says it all.
+                level = logging.WARNING if attempt == 0 else logging.DEBUG
+                _log.log(level, "the zygote %s; sandboxes start more slowly", ended)
             attempt = 0 if time.monotonic() - began > _STEADY else attempt + 1
             self._closing.wait(_BACKOFF.delay(attempt, random.random))
 
-    def _run_one(self) -> None:
-        """Start a zygote and stay with it until it has ended."""
+    def _run_one(self) -> str:
+        """Start a zygote and stay with it; return how it ended."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = _start(theirs.fileno())
+        try:
+            with theirs:
+                process = _start(theirs.fileno())
+        except OSError:
+            ours.close()
+            raise
         with process:
             with self._lock:
                 self._process = process
@@ -188,12 +199,8 @@ class ZygoteClient:
         with self._lock:
             self._process = None
             self._drop_locked()
-        if not self._closing.is_set():
-            _log.warning(
-                "the zygote has ended (%s), sandboxes start more slowly: %s",
-                process.returncode,
-                said[-_TAIL:].decode("utf-8", "replace").strip() or "it said nothing",
-            )
+        tail = said[-_TAIL:].decode("utf-8", "replace").strip()
+        return f"has ended with {process.returncode}: {tail or 'it said nothing'}"
 
     def _introduce(self, line: socket.socket) -> None:
         """Let callers have the zygote once it is ready."""
