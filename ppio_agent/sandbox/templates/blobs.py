@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Set
+from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +27,7 @@ class BlobStore:
     A blob is written under a temporary name, synced and renamed, so one that has its
     name is whole, whenever the process or the machine stops.
 
-    Thread safety: thread-safe, but for `keep_only`.
+    Thread safety: thread-safe; see `keep_only`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,7 +41,7 @@ class BlobStore:
             source: A binary file at its beginning; seekable.
         """
         digest, size = _measure(source)
-        if self._path(digest).exists():
+        if self._touch(digest):
             return digest, size
         source.seek(0)
         temporary = self._root / f"new-{new_id()}"
@@ -70,19 +72,34 @@ class BlobStore:
         shutil.copyfile(self._path(digest), to)
         to.chmod(0o755 if executable else 0o644)
 
-    def keep_only(self, digests: Set[str]) -> int:
+    def keep_only(self, digests: Set[str], *, unused_for: float = 0.0) -> int:
         """Remove all other blobs and leftovers; return how many.
 
-        Only while nothing else uses the store.
+        Args:
+            digests: What is referred to.
+            unused_for: Keep, too, what was added in so many seconds, be it anew or
+                once more. With 0, only while nothing else uses the store.
         """
         removed = 0
+        newest = time.time() - unused_for
         for entry in self._root.iterdir():
             found = list(entry.iterdir()) if entry.is_dir() else [entry]
             for path in found:
-                if not (_DIGEST.fullmatch(path.name) and path.name in digests):
-                    path.unlink()
-                    removed += 1
+                if _DIGEST.fullmatch(path.name) and path.name in digests:
+                    continue
+                with suppress(FileNotFoundError):  # a write that is just done
+                    if path.stat().st_mtime <= newest:
+                        path.unlink()
+                        removed += 1
         return removed
+
+    def _touch(self, digest: str) -> bool:
+        """Note that a blob is wanted now; return whether it is there."""
+        try:
+            os.utime(self._path(digest))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest

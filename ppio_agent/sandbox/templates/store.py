@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,8 @@ _TEMPLATE: Final = "template"
 _BUILD: Final = "build"
 _NAME: Final = "template_name"
 _KEPT_BUILDS: Final = 5
+# Longer than a deploy takes that installs requirements.
+_COLLECT_EVERY: Final = timedelta(hours=1)
 
 
 class Templates:
@@ -76,8 +78,10 @@ class Templates:
         self._find = find
         self._in_use = in_use
         self._clock = clock
-        # Orders what reads a record and then writes it, across those two steps.
+        # Orders what reads a record and then writes it, across those two steps; guards
+        # _collected_at.
         self._writing = threading.Lock()
+        self._collected_at = clock()
         if store.get(_TEMPLATE, BASE_ID) is None:
             self._add_base()
 
@@ -107,17 +111,34 @@ class Templates:
         Only while nothing else uses the templates.
         """
         kept = {build.id for record in self._records() for build in record.builds}
+        strays = [d.id for d in self._store.scan(_BUILD) if d.id not in kept]
+        self._store.write(*(Delete(_BUILD, stray) for stray in strays))
+        self._blobs.keep_only(self._digests())
+        self._retire_environments()
+        self._environments.clear_away(unfinished=True)
+
+    def _digests(self) -> set[str]:
+        """Return the blobs that builds refer to."""
         digests: set[str] = set()
         for document in self._store.scan(_BUILD):
-            if document.id not in kept:
-                self._store.write(Delete(_BUILD, document.id))
-                continue
             build = structure(Build, document.body)
             digests.update(entry.digest for entry in build.files)
             digests.update(build.compiled.values())
-        self._blobs.keep_only(digests)
-        self._retire_environments()
-        self._environments.clear_away(unfinished=True)
+        return digests
+
+    def _collect_now_and_then(self) -> None:
+        """Remove blobs of builds that were dropped, if that was long ago.
+
+        A deploy under way refers to nothing yet; what it has added is too new.
+        """
+        with self._writing:
+            now = self._clock()
+            if now < self._collected_at + _COLLECT_EVERY:
+                return
+            self._collected_at = now
+        self._blobs.keep_only(
+            self._digests(), unused_for=_COLLECT_EVERY.total_seconds()
+        )
 
     def _retire_environments(self) -> None:
         """Give up those that neither a build nor a live sandbox refers to."""
@@ -220,6 +241,7 @@ class Templates:
         with self._builder.keep(source, install=install) as content:
             done = self._add(tenant, content)
         self._environments.clear_away()
+        self._collect_now_and_then()
         return done
 
     def _add(self, tenant: str, content: Content) -> tuple[TemplateRecord, bool]:

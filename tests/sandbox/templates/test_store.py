@@ -7,11 +7,14 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import (
     ConflictError,
     PermissionDeniedError,
@@ -38,6 +41,7 @@ class Rig:
         self.used: dict[str, Build] = {}
         self.found: dict[str, Path] = {}
         self.numbers = iter(range(1000))
+        self.later = timedelta()
         self.store = open_store("memory://")
         self.templates = self.open()
 
@@ -50,6 +54,7 @@ class Rig:
             id_factory=lambda: f"{next(self.numbers):020d}",
             find=self.found.get,
             in_use=lambda: self.used,
+            clock=lambda: utc_now() + self.later,
         )
 
     def blobs(self) -> int:
@@ -190,6 +195,33 @@ def test_the_newest_five_builds_and_those_in_use_are_kept(
     rig.used = {}
     record, _ = rig.templates.deploy(agent("x = 9\n"))
     assert len(record.builds) == 5
+
+
+def test_files_of_dropped_builds_go_while_the_platform_runs(
+    rig: Rig, agent: Callable[..., FolderSource]
+) -> None:
+    """Once an hour at most, and only what was not wanted for that long."""
+    for number in range(7):
+        rig.templates.deploy(agent(f"x = {number}\n"))
+    before = rig.blobs()
+    old = time.time() - 3601
+    for path in (rig.folder / "blobs").rglob("*"):
+        if path.is_file():
+            os.utime(path, (old, old))
+    rig.templates.deploy(agent("x = 7\n"))
+    assert rig.blobs() > before
+    rig.later = timedelta(hours=1, seconds=1)
+    record, _ = rig.templates.deploy(agent("x = 8\n"))
+
+    # Five builds of one file each, what they share, and their compiled forms.
+    assert rig.blobs() < before
+    for build in record.builds:
+        choice = rig.templates.choose(f"bot:{build.version}")[1]
+        rig.templates.fill(choice, rig.folder / build.id)
+    (rig.folder / "blobs" / "new-x").write_bytes(b"being written")
+    rig.later = timedelta(hours=3)
+    rig.templates.deploy(agent("x = 9\n"))
+    assert (rig.folder / "blobs" / "new-x").exists()
 
 
 def test_a_build_is_copied_with_links_modes_and_compiled_modules(
