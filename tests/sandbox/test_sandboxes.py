@@ -58,6 +58,18 @@ def test_a_sandbox_gets_its_files_its_row_and_its_limits(rig: PlatformRig) -> No
     assert rig.templates.get("echo", tenant="red").spawn_count == 1
 
 
+@pytest.mark.parametrize("setting", ["off", "enforce"])
+def test_a_sandbox_is_told_what_becomes_of_commands_out_of_time(
+    tmp_path: Path, setting: str
+) -> None:
+    """As the platform is set."""
+    rig = PlatformRig(tmp_path, command_deadline=setting)
+    rig.sandboxes.create(ECHO, tenant="red")
+
+    assert rig.backend.last.spec.command_deadline == setting
+    rig.close()
+
+
 def test_a_token_still_names_its_sandbox_after_the_end(
     rig: PlatformRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

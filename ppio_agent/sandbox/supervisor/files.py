@@ -122,8 +122,10 @@ class Files:
         """Return handle, size and name of a file that is to be read."""
         place = self._roots.locate(path)
         with find(self._roots, place, follow=True) as spot:
-            # Opening a pipe would wait for its other end.
-            fd = spot.open(os.O_RDONLY | os.O_NONBLOCK)
+            # Opening a pipe would wait for its other end, a terminal could become ours.
+            fd = spot.open(os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        # Files that the kernel makes up have no size and are sent as nothing: those
+        # below `/proc/self` would be of this process, whose memory holds the token.
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)

@@ -113,7 +113,10 @@ class ProcessService:
         signum = parse_signal(body)
         if signum == 0:
             raise RpcError("invalid_argument", "$.signal: expected a signal")
-        _signal_group(self._find(body).program, signum)
+        program = self._find(body).program
+        _signal_group(program, signum)
+        if signum == signal.SIGKILL:
+            self._started.pop(program.pid, None)  # gone, though not yet reaped
         return {}
 
     def send_input(

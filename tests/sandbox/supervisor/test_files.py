@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from ppio_agent.sandbox.backends.base import ENVD_PORT
+from ppio_agent.sandbox.supervisor import upload
+from ppio_agent.sandbox.supervisor.files import Files
+from ppio_agent.sandbox.supervisor.http import Connection
+from ppio_agent.sandbox.supervisor.loop import READ, Loop
+from ppio_agent.sandbox.supervisor.roots import Roots
 from ppio_agent.sandbox.supervisor.signatures import sign
 from ppio_agent.sandbox.supervisor.upload import MAX_UPLOAD
 from tests.sandbox.sandboxkit import Lab, Sandbox
@@ -138,6 +145,41 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(lab: Lab) -> None
     client.request("GET", "/health")
     assert client.getresponse().status == 204
     client.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EFBIG, 413), (errno.EIO, 500)],
+)
+def test_a_disk_that_takes_no_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    """By a status of its own, and nothing of the file is left."""
+
+    def full(*_: object) -> int:
+        raise OSError(number, "No More")
+
+    monkeypatch.setattr(upload.os, "write", full)
+    roots = Roots.of(home=str(tmp_path), app="/a", tmp="/t", confined=True)
+    loop = Loop()
+    files = Files(loop, roots)
+    ours, theirs = socket.socketpair()
+    connection = Connection(
+        loop, theirs, lambda request, made: files.post(request, {"path": "f"}, made)
+    )
+    with ours:
+        ours.sendall(
+            b"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
+            b"Content-Type: application/octet-stream\r\n\r\nx"
+        )
+        loop.watch(ours.fileno(), READ, lambda _: loop.stop())
+        loop.run()
+        answer = ours.recv(10_000)
+        connection.close()
+
+    assert answer.startswith(b"HTTP/1.1 %d" % status)
+    assert b"f: no more" in answer
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_client_that_leaves_leaves_nothing_behind(lab: Lab) -> None:

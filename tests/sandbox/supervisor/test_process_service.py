@@ -56,9 +56,9 @@ def test_live_programs_are_listed_and_no_others(lab: Lab) -> None:
             "pid": pid,
         },
     ]
-    assert sandbox.rpc(
-        f"{PROCESS}/SendSignal", process={"pid": str(pid)}, signal="SIGNAL_SIGKILL"
-    ) == (200, {})
+    kill = {"process": {"pid": str(pid)}, "signal": "SIGNAL_SIGKILL"}
+    assert sandbox.rpc(f"{PROCESS}/SendSignal", **kill) == (200, {})
+    assert sandbox.rpc(f"{PROCESS}/SendSignal", **kill)[0] == 404
     assert stream.rest()["end"]["status"] == "signal: killed"
     assert [each["pid"] for each in listed(sandbox)] == [agent]
 
