@@ -19,6 +19,7 @@ from typing import TypeAlias
 import h11
 
 from .heads import HEAD_LIMIT
+from .secure import SecureSocket
 
 __all__ = ["Body", "Peer", "PeerError"]
 
@@ -211,12 +212,11 @@ class Peer:
         Raises:
             PeerError: The other side is gone.
         """
-        while not self._inbox:
-            if self._error is not None:
-                raise PeerError(self, "the connection was lost") from self._error
-            if self.ended:
-                return b""
+        while not (self._inbox or self.ended):
             await self._wait(None)
+        garbled = isinstance(self._sock, SecureSocket) and self._sock.garbled
+        if garbled or (self._error is not None and not self._inbox):
+            raise PeerError(self, "the connection was lost") from self._error
         data, self._inbox = self._inbox, b""
         self._resume()
         return data

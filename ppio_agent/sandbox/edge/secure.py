@@ -23,7 +23,12 @@ class SecureSocket(ssl.SSLSocket):
     Where the base class asks for more bytes or for room, this raises `BlockingIOError`
     as a plain socket does. A read takes a whole record of TLS if it has room for one,
     so that nothing is left inside that a selector would not see.
+
+    Attributes:
+        garbled: Whether what is received makes no sense any more; see `shutdown`.
     """
+
+    garbled = False
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Receive; see `socket.recv`."""
@@ -59,6 +64,7 @@ class SecureSocket(ssl.SSLSocket):
             except _WAITS:
                 pass  # for the other side's end
             except OSError:
+                self.garbled = True
                 super().shutdown(how)
                 return
         socket.socket.shutdown(self, how)

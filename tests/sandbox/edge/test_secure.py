@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.client
 import logging
@@ -19,6 +20,7 @@ from typing import BinaryIO
 
 import pytest
 
+from ppio_agent.sandbox.edge.secure import SecureSocket
 from ppio_agent.sandbox.edge.server import Edge
 from ppio_agent.sandbox.tls import TLS, open_tls
 from tests.sandbox.edge.edgekit import (
@@ -346,6 +348,40 @@ def test_websockets_pass(edge: Edge, tls: TLS, upstreams: Scripted) -> None:
         client.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         assert client.send(get(more=more)).head()[0] == 101
         assert client.send(b"end").read() == b"END"
+
+
+def test_what_cannot_be_deciphered_any_more_is_not_passed_on(
+    edge: Edge, tls: TLS, upstreams: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a client sends at the moment that the other side ends."""
+
+    def refused(_: SecureSocket) -> socket.socket:
+        raise ssl.SSLError("application data after close notify")
+
+    def agent(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(
+            b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+        )
+        sock.shutdown(socket.SHUT_WR)
+        said.set()
+        with contextlib.suppress(ConnectionResetError):
+            got.extend(iter(lambda: sock.recv(1000), b""))
+        ended.set()
+
+    monkeypatch.setattr(SecureSocket, "unwrap", refused)
+    got: list[bytes] = []
+    said, ended = threading.Event(), threading.Event()
+    upstreams.serve(AGENT, agent)
+    more = b"Connection: Upgrade\r\nUpgrade: echo\r\n"
+    with SecureClient(edge, tls) as client:
+        assert client.send(get(more=more)).head()[0] == 101
+        assert said.wait(10 * SLOW)
+        with contextlib.suppress(OSError):
+            assert client.read() == b""
+            client.send(b"secret" * 10)
+        assert ended.wait(10 * SLOW)
+    assert got == []
 
 
 def test_many_clients_at_once(edge: Edge, tls: TLS, upstreams: Scripted) -> None:
