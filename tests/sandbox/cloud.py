@@ -146,7 +146,9 @@ class PlatformProcess(Caller):
         assert process.stdout is not None
         self.pids.append(process.pid)
         self._url = process.stdout.readline().strip()
-        assert self._url, "the platform did not start"
+        if not self._url:
+            self.kill()
+            raise AssertionError("the platform did not start")
         return self
 
     @property

@@ -218,7 +218,8 @@ def test_whatever_dies_at_random_nothing_is_left(tmp_path: Path) -> None:
     print(f"seed {seed}")  # to repeat a failure
     rng = random.Random(seed)
     agent = write_agent(tmp_path, "echo")
-    platform = PlatformProcess(tmp_path, agent, orphan_grace=5).start()
+    platform = PlatformProcess(tmp_path, agent, backend="process", orphan_grace=5)
+    platform.start()
     stop = threading.Event()
     done: list[str] = []
     try:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.platform import SandboxPlatform
 from ppio_agent.sandbox.recovery import kill_marked
 from tests.sandbox.agents import HTTP_AGENT, write_agent
 from tests.sandbox.cloud import PlatformProcess
-from tests.support import SLOW, processes_marked, wait_until
+from tests.support import SLOW, needs_program, processes_marked, wait_until
 
 FLED = """\
 import os, subprocess
@@ -51,9 +53,19 @@ def _left(ids: list[str]) -> dict[str, list[int]]:
     return {sandbox_id: pids for sandbox_id, pids in marked.items() if pids}
 
 
-def test_a_platform_that_is_started_again_goes_on_with_all(tmp_path: Path) -> None:
+@pytest.fixture(params=["process", "bubblewrap"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of each backend that this machine has."""
+    if request.param == "bubblewrap":
+        needs_program("bwrap")
+    return str(request.param)
+
+
+def test_a_platform_that_is_started_again_goes_on_with_all(
+    tmp_path: Path, backend: str
+) -> None:
     """Acceptance 9: same ids, tokens and memory; the paused one is paused."""
-    with _five(tmp_path, orphan_grace=20) as (platform, ids):
+    with _five(tmp_path, backend=backend, orphan_grace=20) as (platform, ids):
         before = {i: platform.ask("GET", f"/sandboxes/{i}").json() for i in ids}
         child = platform.agent(ids[-1]).json()["env"]["CHILD"]
         pids = _left(ids)
@@ -85,9 +97,11 @@ def test_a_platform_that_is_started_again_goes_on_with_all(tmp_path: Path) -> No
         assert list((platform.data / "sandboxes").iterdir()) == []
 
 
-def test_not_started_again_nothing_is_left_after_the_grace(tmp_path: Path) -> None:
+def test_not_started_again_nothing_is_left_after_the_grace(
+    tmp_path: Path, backend: str
+) -> None:
     """Acceptance 9; a later platform buries what there was."""
-    with _five(tmp_path, orphan_grace=1) as (platform, ids):
+    with _five(tmp_path, backend=backend, orphan_grace=1) as (platform, ids):
         platform.kill()
         begun = time.monotonic()
         wait_until(lambda: _left(ids) == {}, timeout=1 + 5, what=str(_left(ids)))

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -168,6 +169,49 @@ def test_time_to_live_kills_connect_never_shortens_and_timeout_does(
     resumed = cloud.ask("POST", f"/sandboxes/{pausing}/connect", {"timeout": 60})
     assert resumed.status_code == 201
     assert cloud.agent(pausing).status_code == 200
+
+
+class SlowBody:
+    """A body that takes 1.5 seconds to be read."""
+
+    def __init__(self) -> None:
+        self._pieces = [b'"a', b"b", b'c"', b""]
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+    def read(self, _: int) -> bytes:
+        if len(self._pieces) > 1:  # when all is sent, the answer may be there
+            threading.Event().wait(0.5)
+        return self._pieces.pop(0)
+
+
+@pytest.mark.slow
+def test_a_sandbox_that_nobody_uses_is_paused_and_a_request_wakes_it(
+    cloud: Cloud,
+) -> None:
+    """An upload that is under way is use, however slow it is."""
+    sandbox_id = cloud.create(
+        "echo",
+        metadata={"idle_timeout": "1"},
+        autoPause=True,
+        autoResume={"enabled": True},
+    )
+
+    def state() -> str:
+        found = cloud.ask("GET", f"/sandboxes/{sandbox_id}").json()["state"]
+        return str(found)
+
+    sent = cloud.agent(sandbox_id, "/invocations", method="POST", data=SlowBody())
+    ended = time.monotonic()
+    assert (sent.status_code, state()) == (200, "running")
+    wait_until(lambda: state() == "paused")
+    assert time.monotonic() - ended > 0.9
+    assert cloud.agent(sandbox_id).json()["count"] == 1
+    assert state() == "running"
 
 
 def test_chunks_pass_one_by_one_and_a_reader_that_stops_stops_the_agent(
