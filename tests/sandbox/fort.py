@@ -12,7 +12,7 @@ import attrs
 from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend, Place
 from ppio_agent.sandbox.backends.contained import Bwrap
 from ppio_agent.sandbox.backends.diagnosis import keeps_namespaces
-from ppio_agent.sandbox.backends.uplink import find_helpers
+from ppio_agent.sandbox.backends.uplink import Helper, find_helpers
 from tests.sandbox.sandboxkit import Lab, Sandbox
 from tests.support import needs_program
 
@@ -60,7 +60,18 @@ class Fort(Lab):
             hidden=(str(folder),),
         )
         self.place = Place(blank=folder / "blank", sockets=self.sockets)
-        self.backend = BubblewrapBackend(self.bwrap, self.place, warm=warm)
+        self.backend = self.blanks = BubblewrapBackend(
+            self.bwrap, self.place, warm=warm
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether blank sandboxes are connected to the network."""
+        return bool(self.bwrap.helpers)
+
+    def helper(self, name: str) -> Helper:
+        """Return a helper that this machine need not have."""
+        return Helper(name=name, path=name)
 
     def hide(self, folder: Path) -> None:
         """Let no later sandbox see a folder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -100,8 +101,11 @@ def _probe(backend: BubblewrapBackend, place: Place) -> None:
         line=Line(path=str(place.sockets / sandbox_id), secret=secret_token()),
         allow_internet=False,
     )
-    sandbox = backend.start(spec, on_agent=lambda _: None, on_lost=lambda _: None)
     try:
-        sandbox.dial(ENVD_PORT, _DIAL_LIMIT).close()
+        sandbox = backend.start(spec, on_agent=lambda _: None, on_lost=lambda _: None)
+        try:
+            sandbox.dial(ENVD_PORT, _DIAL_LIMIT).close()
+        finally:
+            sandbox.kill(0.0)
     finally:
-        sandbox.kill(0.0)
+        shutil.rmtree(spec.root, ignore_errors=True)

@@ -15,7 +15,6 @@ __all__ = ["WarmPool"]
 
 _log = logging.getLogger(__name__)
 
-_QUIET = 0.5
 _PAUSE_AFTER_FAILURE = 10.0
 _END_LIMIT = 10.0
 
@@ -25,8 +24,8 @@ _T = TypeVar("_T")
 class WarmPool(Generic[_T]):
     """Keeps a number of things ready; one thread makes those that are missing.
 
-    It begins when nobody has taken one for half a second, so as not to slow down those
-    who are just using what they took.
+    It begins when nobody has taken one for a while, so as not to slow down those who
+    are just using what they took.
 
     Args:
         name: Of the thread.
@@ -34,6 +33,7 @@ class WarmPool(Generic[_T]):
         make: Makes one.
         discard: Ends one that nobody took.
         usable: Whether one is still good.
+        quiet: Seconds for which nobody must have taken one.
 
     Thread safety: thread-safe.
     """
@@ -46,12 +46,14 @@ class WarmPool(Generic[_T]):
         make: Callable[[], _T],
         discard: Callable[[_T], object],
         usable: Callable[[_T], bool],
+        quiet: float = 0.5,
     ) -> None:
         self._name = name
         self._size = size
         self._make = make
         self._discard = discard
         self._usable = usable
+        self._quiet = quiet
         # Guards what follows; notified when something is missing, and at the end.
         self._changed = threading.Condition()
         self._ready: deque[_T] = deque()
@@ -68,7 +70,7 @@ class WarmPool(Generic[_T]):
         """Begin to make them."""
         with self._changed:
             if self._size and not self._closed and self._thread is None:
-                self._begin_at = time.monotonic() + _QUIET
+                self._begin_at = time.monotonic() + self._quiet
                 self._thread = start_thread(self._name, self._run)
 
     def take(self) -> _T | None:
@@ -82,7 +84,7 @@ class WarmPool(Generic[_T]):
                     found = oldest
                 else:
                     spoilt.append(oldest)
-            self._begin_at = time.monotonic() + _QUIET
+            self._begin_at = max(self._begin_at, time.monotonic() + self._quiet)
             self._changed.notify_all()
         for thing in spoilt:
             self._discard(thing)
@@ -112,7 +114,11 @@ class WarmPool(Generic[_T]):
                     self._begin_at = time.monotonic() + _PAUSE_AFTER_FAILURE
                 continue
             with self._changed:
-                self._ready.append(thing)
+                closed = self._closed
+                if not closed:
+                    self._ready.append(thing)
+            if closed:
+                self._discard(thing)
 
     def _wait_until_wanted(self) -> bool:
         """Return True when one is to be made, False at the end."""

@@ -1,0 +1,91 @@
+"""What a machine lacks for bubblewrap, and how to get it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppio_agent.sandbox.backends.bubblewrap import diagnose
+from ppio_agent.sandbox.backends.diagnosis import explain, keeps_namespaces
+from tests.support import needs_program
+
+
+def _program(folder: Path, name: str, script: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_machine_with_nothing_lacks_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the package that has it."""
+    monkeypatch.setattr("ppio_agent.sandbox.backends.uplink._ADMIN_PATH", "/none")
+    found = diagnose({"PATH": str(tmp_path)})
+
+    assert [check.what for check in found] == [
+        "bwrap",
+        "user namespaces",
+        "pasta or slirp4netns",
+    ]
+    assert [check.ok for check in found] == [False] * 3
+    assert "bubblewrap" in found[0].how
+    assert "passt" in found[2].how
+
+
+def test_namespaces_that_are_refused_come_with_the_reason(tmp_path: Path) -> None:
+    """As bwrap gives it."""
+    _program(
+        tmp_path, "bwrap", "echo 'No permissions to create namespaces' >&2; exit 1"
+    )
+    found = {check.what: check for check in diagnose({"PATH": str(tmp_path)})}
+
+    assert found["bwrap"].ok
+    assert not found["user namespaces"].ok
+    assert "No permissions to create namespaces" in found["user namespaces"].how
+
+
+def test_a_machine_with_everything_is_well() -> None:
+    """There is nothing to be done."""
+    for name in ("bwrap", "pasta"):
+        needs_program(name)
+
+    assert [(check.ok, check.how) for check in diagnose()] == [(True, "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"kernel/apparmor_restrict_unprivileged_userns": "1"}, "apparmor-profiles"),
+        ({"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
+        ({"user/max_user_namespaces": "0"}, "max_user_namespaces=15000"),
+        ({}, "as in most containers"),
+    ],
+)
+def test_the_cause_is_read_from_the_settings_of_the_kernel(
+    settings: dict[str, str], advice: str
+) -> None:
+    """What bwrap said comes first."""
+    text = explain("bwrap: refused\n", lambda name: settings.get(name, ""))
+
+    assert text.startswith("bwrap: refused (")
+    assert advice in text
+
+
+@pytest.mark.parametrize(
+    ("said", "keeps"),
+    [
+        ("echo bubblewrap 0.8.0", True),
+        ("echo bubblewrap 0.11.0", True),
+        ("echo bubblewrap 1.0", True),
+        ("echo bubblewrap 0.4.1", False),
+        ("exit 1", False),
+    ],
+)
+def test_what_a_bwrap_can_do_is_known_by_its_version(
+    tmp_path: Path, said: str, *, keeps: bool
+) -> None:
+    """An old one cannot keep those inside from making user namespaces."""
+    assert keeps_namespaces(_program(tmp_path, "bwrap", said)) is keeps
