@@ -109,6 +109,8 @@ class ZygoteClient:
         Blocking: 2 seconds at most, for each caller at the same time.
         """
         self.begin()
+        if os.getpid() != self._owner or len(sandbox_id) != len(BLANK_ID):
+            return None  # not its zygote, or a mark that could not be written
         request = encode_message(
             {
                 "sandbox_id": sandbox_id,
@@ -117,10 +119,8 @@ class ZygoteClient:
             }
         )
         with self._lock:
-            if self._line is None or os.getpid() != self._owner:
+            if self._line is None:
                 return None
-            if len(sandbox_id) != len(BLANK_ID):
-                return None  # its marker could not be written
             try:
                 socket.send_fds(self._line, [request], [listener.fileno()])
                 answer, handle = receive_one(self._line)

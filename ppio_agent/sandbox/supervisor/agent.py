@@ -16,7 +16,7 @@ from .spawn import READY_FD, Child, Command
 __all__ = ["Agent"]
 
 _FIRST_PROBE = 0.005
-_PROBE_GROWTH = 1.5
+_PROBE_GROWTH = 1.2
 _LAST_PROBE = 0.1
 
 

@@ -1,0 +1,93 @@
+"""The zygote by itself: what it answers, and when it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ppio_agent.sandbox.supervisor.channel import encode_message, receive_one
+from ppio_agent.sandbox.zygote import Request, Zygote
+
+REQUEST = {"sandbox_id": "a" * 20, "cwd": "/", "log": "/log"}
+
+
+@pytest.fixture
+def sigchld() -> Iterator[None]:
+    """Signals as they were, after the test."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, handler)
+
+
+def ask(line: socket.socket) -> int:
+    """Ask for a supervisor with one end of a pipe as its listener; return the other."""
+    reader, writer = os.pipe()
+    socket.send_fds(line, [encode_message(REQUEST)], [writer])
+    os.close(writer)
+    return reader
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_a_fork_that_fails_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, and nothing of the request is kept; the line's end ends it."""
+    ours, theirs = socket.socketpair()
+    zygote = Zygote(theirs, os.pidfd_open(os.getpid()))
+    reader = ask(ours)
+    ours.shutdown(socket.SHUT_WR)
+
+    def fork() -> int:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert zygote.serve() is None
+    zygote._leave()
+
+    assert receive_one(ours) == ({"ready": True}, None)
+    assert "no more processes" in receive_one(ours)[0]["error"]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    ours.close()
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_a_fork_has_its_request_and_nothing_of_the_zygote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its line, its handles and its signals are the zygote's alone."""
+    ours, theirs = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    zygote = Zygote(theirs, os.pidfd_open(os.getpid()))
+    reader = ask(ours)
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    request = zygote.serve()
+
+    assert isinstance(request, Request)
+    assert request._replace(listener=-1) == Request(**REQUEST, listener=-1)
+    os.write(request.listener, b"x")
+    assert os.read(reader, 1) == b"x"
+    os.close(request.listener)
+    os.close(reader)
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # its end of the line
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    ours.close()
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_a_platform_that_has_ended_asks_for_nothing_more() -> None:
+    """Even if somebody holds its end of the line."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    zygote = Zygote(theirs, os.pidfd_open(pid))
+
+    assert zygote.serve() is None
+    zygote._leave()
+    os.waitpid(pid, 0)
+    ours.close()
