@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from ppio_agent._util.net import is_loopback, listening_error
+from ppio_agent._util.net import authority_of, is_loopback, listening_error
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_a_taken_port_is_named_with_what_to_do() -> None:
     )
     other = listening_error(OSError(errno.EACCES, "Permission denied"), "::", 80)
     assert other.strerror == "cannot listen on :::80: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("host", "authority"),
+    [
+        ("127.0.0.1", "127.0.0.1:80"),
+        ("box.example", "box.example:80"),
+        ("::1", "[::1]:80"),
+        ("0.0.0.0", "127.0.0.1:80"),
+        ("::", "[::1]:80"),
+    ],
+)
+def test_a_listener_is_reached_where_it_listens(host: str, authority: str) -> None:
+    """One at all addresses by that of this machine."""
+    assert authority_of(host, 80) == authority

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ppio_agent.exceptions import AuthenticationError
+from ppio_agent.sandbox import keys
 from ppio_agent.sandbox.keys import KeyRing, basic_user
 
 KEYS = {"sk_red": "red", "sk_blue": "blue"}
@@ -49,6 +52,19 @@ def test_any_key_of_eight_characters_is_a_tenant_of_its_own() -> None:
     assert ring.tenant_of("sk_red", None) == "red"
     with pytest.raises(AuthenticationError):
         ring.tenant_of("short", None)
+
+
+def test_keys_that_were_seen_are_bounded_in_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever asks with ever new ones; the newest are still recognised."""
+    monkeypatch.setattr(keys, "_MOST_SEEN", 3)
+    ring = KeyRing(KEYS, any_key=True)
+    for number in range(10):
+        ring.tenant_of(f"unknown-{number}", None)
+
+    assert len(ring._seen) == 3
+    assert ring.is_credential("x-api-key", "unknown-9")
 
 
 def test_only_keys_of_the_platform_are_credentials() -> None:
@@ -125,3 +141,16 @@ def test_a_basic_user_with_a_short_form_is_a_credential() -> None:
 )
 def test_a_basic_header_names_a_user(header: str | None, user: str | None) -> None:
     assert basic_user(header) == user
+
+
+@given(st.text(st.characters(max_codepoint=255, exclude_characters=":")), st.text())
+def test_any_user_name_is_read_back(user: str, password: str) -> None:
+    pair = user.encode("latin-1") + b":" + password.encode()
+    assert basic_user(f"Basic {base64.b64encode(pair).decode()}") == user
+
+
+@given(st.text())
+def test_any_header_is_a_credential_or_not(value: str) -> None:
+    ring = KeyRing(KEYS, any_key=True)
+    assert not ring.is_credential("authorization", f"Basic {value}")
+    assert ring.tenant_of_short(value) is None
