@@ -77,7 +77,8 @@ def _announce(platform: SandboxPlatform) -> None:
         "the platform is at %s, process %d, backend %s",
         platform.url, os.getpid(), platform.backend_name,
     )  # fmt: skip
-    click.echo(f"the local sandbox platform is at {platform.url}")
+    secure = f" and {platform.tls_url}" if platform.tls_url else ""
+    click.echo(f"the local sandbox platform is at {platform.url}{secure}")
     if platform.backend_name == "process":
         click.echo(_UNPROTECTED)
     for name, value in platform.env().items():

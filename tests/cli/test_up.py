@@ -73,6 +73,17 @@ def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:
     assert key not in log
 
 
+def test_tls_is_told_with_what_clients_need_for_it(tmp_path: Path) -> None:
+    """Its address, and the variables of clients that know https only."""
+    pytest.importorskip("cryptography")
+    with _up(tmp_path, "--tls", "0") as platform:
+        assert " and https://" in line(platform, "the local sandbox platform")
+        bundle = line(platform, "SSL_CERT_FILE").partition("=")[2].strip()
+        assert Path(bundle).is_file()
+        _end(platform)
+    assert platform.returncode == 0
+
+
 def test_a_second_ctrl_c_does_not_wait_for_agents(tmp_path: Path) -> None:
     """One that ignores SIGTERM would take the grace of five seconds."""
     folder = write_agent(tmp_path / "a", STUBBORN, name="deaf")

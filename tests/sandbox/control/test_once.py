@@ -12,6 +12,7 @@ from ppio_agent.exceptions import (
     RateLimitError,
     ServiceUnavailableError,
 )
+from ppio_agent.sandbox.control import once as once_module
 from ppio_agent.sandbox.control.once import Once
 from tests.sandbox.fakes import FakeClock
 
@@ -86,3 +87,14 @@ def test_nobody_waits_longer_than_the_limit() -> None:
             once.run("key", b"", lambda: 2)
         go_on.set()
         assert slow.result(5) == 1
+
+
+def test_keys_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten first, whatever is asked of it in ten minutes."""
+    monkeypatch.setattr(once_module, "_MOST_KEYS", 3)
+    once: Once[int] = Once()
+    for number in range(10):
+        once.run(number, b"", lambda: 1)
+
+    assert len(once._entries) <= 4
+    assert 9 in once._entries

@@ -1,0 +1,80 @@
+"""Journals of sandboxes: bounded, shared by readers, and gone with their sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent.sandbox.backends.base import AgentStatus
+from ppio_agent.sandbox.changes import Change
+from ppio_agent.sandbox.control.journal import Journal, Journals
+from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.machine import EndReason, State
+from ppio_agent.sandbox.options import CreateOptions
+from tests.sandbox.rig import PlatformRig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[PlatformRig]:
+    rig = PlatformRig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def _make(rig: PlatformRig) -> LiveSandbox:
+    return rig.sandboxes.create(CreateOptions(template="echo"), tenant="red")
+
+
+def _change(state: State, reason: EndReason | None = None) -> Change:
+    return Change(
+        kind="state", state=state, reason=reason, agent=AgentStatus(), at=utc_now()
+    )
+
+
+def test_all_readers_of_a_sandbox_have_one_journal(rig: PlatformRig) -> None:
+    """So that the ids of one stream are good for the next."""
+    journals, sandbox = Journals(), _make(rig)
+    first = journals.of(sandbox)
+    assert journals.of(sandbox) is first
+    assert [note.event for note in first.read(0, 0.0)] == ["agent", "state"]
+
+
+def test_a_journal_goes_with_its_sandbox(rig: PlatformRig) -> None:
+    """However many there were; and one that is asked for too late is over at once."""
+    journals = Journals()
+    sandboxes = [_make(rig) for _ in range(5)]
+    for sandbox in sandboxes:
+        journals.of(sandbox)
+        rig.sandboxes.kill(sandbox.id)
+    assert journals._journals == {}
+
+    late = journals.of(sandboxes[0])
+    assert late.read(0, 0.0)[-1].kind == "end"
+    assert journals._journals == {}
+
+
+def test_the_newest_hundred_events_are_kept() -> None:
+    """Numbers go on; who was away for longer sees them jump."""
+    journal = Journal("x", wall_clock=lambda: 1.0)
+    for _ in range(250):
+        journal.add(_change(State.RUNNING))
+    notes = journal.read(0, 0.0)
+
+    assert [note.seq for note in notes] == list(range(1151, 1251))
+    assert journal.read(1249, 0.0) == notes[-1:]
+    assert journal.read(1250, 0.0) == []
+
+
+def test_nothing_follows_the_end() -> None:
+    """Which says why the sandbox is gone."""
+    journal = Journal("x")
+    journal.add(_change(State.KILLED, EndReason.MEMORY))
+    journal.add(_change(State.RUNNING))
+    notes = journal.read(0, 0.0)
+
+    assert [(n.event, n.kind) for n in notes] == [("state", "chunk"), (None, "end")]
+    assert json.loads(notes[-1].data) == {"reason": "memory"}
