@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
-__all__ = ["ECHO", "theirs"]
+from tests.peers import needs_peer
+from tests.sandbox.agents import write_agent
+
+__all__ = ["ECHO", "write_theirs", "write_theirs_whole"]
 
 ECHO = """\
 import http.server, json, os
@@ -58,17 +62,10 @@ http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 """Answers with what it was sent, or streams the `words` of a request."""
 
 
-def theirs(python: Path) -> str:
-    """Return an agent of `ppio-sandbox`, with the packages of its environment.
+_THEIRS = """\
+import os, shutil, sys, tempfile
 
-    It listens where it is told to: its own default is port 8080 of all addresses, which
-    only one program of a machine can have.
-    """
-    (packages,) = python.parents[1].glob("lib/python*/site-packages")
-    return f"""\
-import os, site
-
-site.addsitedir({str(packages)!r})
+{find_packages}
 
 from ppio_sandbox.agent_runtime import AgentRuntimeApp
 
@@ -87,5 +84,43 @@ async def words(asked):
         yield {{"word": word}}
 
 
-app.run(port=int(os.environ["PORT"]), host=os.environ["HOST"])
+{run}
 """
+
+_UNPACK = """\
+sys.path.append(tempfile.mkdtemp())
+shutil.unpack_archive("packages.tar", sys.path[-1])
+"""
+
+
+def write_theirs(parent: Path) -> Path:
+    """Write the folder of an agent of `ppio-sandbox` 2.1.0 for the process backend.
+
+    It finds its packages on the host, and has to be told where to listen: by itself it
+    takes port 8080, which only one program of a machine can.
+    """
+    source = _THEIRS.format(
+        find_packages=f"sys.path.append({str(_packages())!r})",
+        run='app.run(port=int(os.environ["PORT"]), host=os.environ["HOST"])',
+    )
+    return write_agent(parent, "theirs", {"app.py": source})
+
+
+def write_theirs_whole(parent: Path) -> Path:
+    """Write the folder of one as it is in the cloud: its packages are in it."""
+    source = _THEIRS.format(find_packages=_UNPACK, run="app.run()")
+    folder = write_agent(parent, "theirs", {"app.py": source})
+    # As one file: two thousand take seconds to deploy.
+    with tarfile.open(folder / "packages.tar", "w") as archive:
+        archive.add(_packages(), ".", filter=_needed)
+    return folder
+
+
+def _packages() -> Path:
+    (found,) = needs_peer("ppio-2").parents[1].glob("lib/python*/site-packages")
+    return found
+
+
+def _needed(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    unused = {"__pycache__", "tests", "tzdata", "markdown_it"}
+    return None if unused & set(Path(member.name).parts) else member
