@@ -134,6 +134,8 @@ def error_answer(error: Exception) -> Response:
         message = error.description or error.name
         if status == 404:
             message = f"there is nothing at {request.path}"[:_MAX_MESSAGE]
+        elif status == 405:
+            message = f"{request.path} takes no {request.method}"[:_MAX_MESSAGE]
         response = _refusal(status, message)
         for name, value in error.get_headers():
             if name.lower() == "allow":

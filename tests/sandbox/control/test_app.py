@@ -81,6 +81,10 @@ def test_an_unknown_path_is_named(wire: Wire) -> None:
     found = wire.ask("GET", "/no/such/path").get_json()
     assert found["message"] == "there is nothing at /no/such/path"
 
+    refused = wire.ask("PUT", "/sandboxes")
+    assert refused.get_json()["message"] == "/sandboxes takes no PUT"
+    assert {"GET", "POST"} <= set(refused.headers["Allow"].split(", "))
+
     found = wire.ask("GET", "/" + "x" * 500).get_json()
     assert len(found["message"]) == 200
 
