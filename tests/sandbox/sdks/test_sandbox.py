@@ -5,6 +5,7 @@ Acceptance 2. What each test does is the function of its name in `scripts/sandbo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ppio_agent.sandbox import SandboxPlatform
 from tests.sandbox.agents import write_agent
 from tests.sandbox.sdks.peer import Peer
 
+ROOT = Path(__file__).parents[3]
 SPELLINGS = ("ppio-2 old", "ppio-2 new", "e2b")
 """Without a domain `ppio-sandbox` spells as its first version did."""
 
@@ -21,7 +23,7 @@ COVERED = frozenset({
     "Sandbox.create", "Sandbox.connect", "Sandbox.get_host", "Sandbox.get_info",
     "Sandbox.get_metrics", "Sandbox.is_running", "Sandbox.kill", "Sandbox.list",
     "Sandbox.pause", "Sandbox.set_timeout", "Sandbox.download_url",
-    "Sandbox.upload_url",
+    "Sandbox.upload_url", "Sandbox.beta_create",
     "Commands.run", "Commands.connect", "Commands.kill", "Commands.list",
     "Commands.send_stdin",
     "CommandHandle.wait", "CommandHandle.disconnect", "CommandHandle.kill",
@@ -61,7 +63,6 @@ LEFT_OUT = {
     "Pty.stream_input": _NOT_LOCAL,
     "Commands.stream_input": _NOT_LOCAL,
     "Commands.close_stdin": _CARRIED,
-    "Sandbox.beta_create": _CARRIED,
     "Sandbox.beta_pause": _CARRIED,
 }
 """The calls that are not covered, and why."""
@@ -119,3 +120,18 @@ def test_every_call_is_covered_or_said_not_to_be(peer: Peer) -> None:
     """A new version of a package with more calls fails here."""
     assert set(peer.do("public_calls")) <= COVERED | set(LEFT_OUT)
     assert not COVERED & set(LEFT_OUT)
+
+
+def test_the_documentation_names_the_same_calls() -> None:
+    """All of both tables, each in the right one."""
+    page = (ROOT / "docs" / "wire.md").read_text()
+    section = page.partition("## Published clients")[2].partition("\n## ")[0]
+    done, _, left_out = section.partition("These are not covered")
+    left_out = left_out.partition("What takes care")[0]
+    assert set(re.findall(r"`([A-Z]\w+\.\w+)`", done)) == COVERED
+    named = {call for row in left_out.splitlines() for call in _first_cell(row)}
+    assert named == set(LEFT_OUT)
+
+
+def _first_cell(row: str) -> list[str]:
+    return re.findall(r"`([A-Z]\w+\.\w+)`", row.split("|")[1]) if "|" in row else []
