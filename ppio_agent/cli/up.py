@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ __all__ = ["up"]
 _LOOK_EVERY = 0.5  # seconds between two looks for a signal
 _TLS_PORT = 3443
 _INTERRUPTED = 130
+_DESCRIPTORS = 16_384
 _LOG_SIZE = 10 * 1024 * 1024
 _OLD_LOGS = 2
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -63,6 +64,7 @@ def up(**options: Any) -> int:
     config = PlatformConfig.from_env(os.environ, **given)
     platform = SandboxPlatform(config)
     stopping = _Stopping(platform)
+    _allow_descriptors()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.signalled())
     with _logging_to(config.data_dir / "logs" / "platform.log"), platform:
@@ -70,6 +72,18 @@ def up(**options: Any) -> int:
         stopping.wait()
         click.echo("ending all sandboxes ...", err=True)
     return _INTERRUPTED if stopping.at_once else 0
+
+
+def _allow_descriptors() -> None:
+    """Allow this process more descriptors: each open stream takes two of them."""
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = hard if hard != resource.RLIM_INFINITY else _DESCRIPTORS
+    with suppress(OSError, ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(soft, min(most, _DESCRIPTORS)), hard)
+        )
 
 
 def _announce(platform: SandboxPlatform) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import signal
 import subprocess
 import urllib.request
@@ -58,6 +59,20 @@ def test_up_serves_until_it_is_stopped(tmp_path: Path) -> None:
         assert out == "you said hi\n"
         _end(platform)
     assert platform.returncode == 0
+
+
+def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
+    """The usual limit of 1024 would do for 500 streams only."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with _up(tmp_path) as platform:
+            line(platform, "PPIO_API_URL")
+            soft, hard = resource.prlimit(platform.pid, resource.RLIMIT_NOFILE)
+            _end(platform)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (soft, hard) == (min(16_384, limits[1]), limits[1])
 
 
 def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:

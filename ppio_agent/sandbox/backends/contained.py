@@ -252,7 +252,10 @@ def _read_pid(info: FileIO) -> int:
         OSError: It has made none.
     """
     deadline, text = Deadline.after(_INFO_LIMIT), b""
-    while select.select([info], [], [], deadline.left())[0]:
+    # `select` refuses descriptors from 1024 on, which a busy platform has.
+    told = select.poll()
+    told.register(info, select.POLLIN)
+    while told.poll((deadline.left() or 0.0) * 1000):
         part = info.read(4096)
         if not part:
             break
