@@ -51,11 +51,12 @@ class EventStream:
 
     def begin(self) -> None:
         """Say that the program runs, and tell all of it from now on."""
-        self._connection.begin(200, {"content-type": STREAM_CONTENT_TYPE})
         self._connection.on_gone = self._stop
+        self._connection.begin(200, {"content-type": STREAM_CONTENT_TYPE})
         self._send({"start": {"pid": self._program.pid}})
-        self._program.attach(self)
-        self._keep_alive()
+        if not self._over:  # else the caller has left meanwhile
+            self._program.attach(self)
+            self._keep_alive()
 
     def output(self, stream: str, data: bytes) -> None:
         """Pass output on, in frames of bounded size."""
@@ -83,8 +84,6 @@ class EventStream:
 
     def _keep_alive(self) -> None:
         """Send something whenever nothing was sent for the interval."""
-        if self._over:  # the caller left while it was told of the start
-            return
         left = self._last_sent + self._keepalive - self._loop.now()
         if left <= 0:
             self._send({"keepalive": {}})

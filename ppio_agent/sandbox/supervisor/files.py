@@ -71,8 +71,8 @@ class Files:
         if wanted is not None:
             last = wanted.stop - 1
             headers["content-range"] = f"bytes {wanted.start}-{last}/{size}"
-        connection.begin(200 if wanted is None else 206, headers)
-        _Download(connection, fd, sent).begin()
+        status = 200 if wanted is None else 206
+        _Download(connection, fd, sent).begin(status, headers)
 
     def post(
         self, request: Request, query: Mapping[str, str], connection: Connection
@@ -142,10 +142,12 @@ class _Download:
         self._at = sent.start
         self._stop = sent.stop
 
-    def begin(self) -> None:
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
         self._connection.on_gone = self._close
         self._connection.source = self._more
-        self._more()
+        self._connection.begin(status, headers)
+        if self._fd >= 0:  # else the client has left meanwhile
+            self._more()
 
     def _more(self) -> None:
         size = min(_PIECE, self._stop - self._at)

@@ -163,10 +163,13 @@ class Connection:
             self._open = False
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
-            gone, self.on_gone = self.on_gone, None
             self.source = self._on_data = self._on_body = None
-            if gone is not None:
-                gone()
+            self._leave()
+
+    def _leave(self) -> None:
+        gone, self.on_gone = self.on_gone, None
+        if gone is not None:
+            gone()
 
     def _send(self, *events: h11.Event) -> None:
         if not self._open:
@@ -264,6 +267,7 @@ class Connection:
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._leave()  # whoever was to answer does not any more
             self._closing = True
             self.reply_json(status, {"code": code, "message": message})
         else:

@@ -205,6 +205,24 @@ def test_a_client_that_leaves_leaves_nothing_behind(lab: Lab) -> None:
     assert (home / "old").stat().st_size == 5_000_000
 
 
+def test_a_body_that_breaks_off_in_itself_leaves_nothing_behind(lab: Lab) -> None:
+    """It is refused, and what came of it is gone."""
+    sandbox = lab.start()
+    home = sandbox.spec.root / "home"
+    files = sorted(os.listdir(home))
+    with sandbox.running.dial(ENVD_PORT, 5.0) as sock:
+        sock.settimeout(10 * SLOW)
+        sock.sendall(
+            b"POST /files?path=f HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/octet-stream\r\n\r\n3\r\none\r\n"
+        )
+        wait_until(lambda: len(os.listdir(home)) == len(files) + 1)
+        sock.sendall(b"no size\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 400"
+    assert sorted(os.listdir(home)) == files
+    assert in_home(f"/proc/{sandbox.running.pid}/fd") == []
+
+
 def in_home(handles: str) -> list[str]:
     """Return the files below the home folder that a process has open."""
     found = []
