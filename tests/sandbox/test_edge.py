@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 
 import pytest
 
 from tests.sandbox.cloud import Cloud
 from tests.sandbox.edge.edgekit import Client
+from tests.support import SLOW, wait_until
 
 # Speaks on sockets: an echo by WebSocket (RFC 6455), and an upload that is told of
 # as soon as it begins.
@@ -74,6 +76,15 @@ def _host(sandbox_id: str, port: int = 8080) -> bytes:
     return f"Host: {port}-{sandbox_id}.sandbox.test\r\n".encode()
 
 
+def _upgrade(sandbox_id: str) -> bytes:
+    """Return the request for a WebSocket; its key is the example of RFC 6455, 1.3."""
+    return (
+        b"GET /socket HTTP/1.1\r\n" + _host(sandbox_id) + b"Connection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+
+
 def _frame(data: bytes, opcode: int = 1) -> bytes:
     """Return a frame as clients send it: final and masked."""
     mask = os.urandom(4)
@@ -94,14 +105,9 @@ def test_a_web_socket_reaches_the_agent(cloud: Cloud) -> None:
     """Frames that come right behind the heads included, until it is closed."""
     cloud.deploy("sockets", SOCKET_AGENT)
     sandbox_id = cloud.create("sockets")
-    # The example of RFC 6455, 1.3.
-    request = (
-        b"GET /socket HTTP/1.1\r\n" + _host(sandbox_id) + b"Connection: Upgrade\r\n"
-        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
     with _client(cloud) as client:
-        status, headers = client.send(request + _frame(b"early")).head()
+        client.send(_upgrade(sandbox_id) + _frame(b"early"))
+        status, headers = client.head()
         assert status == 101
         assert headers["sec-websocket-accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         assert _read_frame(client) == (1, b"hello")
@@ -112,6 +118,19 @@ def test_a_web_socket_reaches_the_agent(cloud: Cloud) -> None:
         client.send(_frame(b"", opcode=8))
         assert _read_frame(client) == (8, b"")
         assert client.read() == b""
+
+
+@pytest.mark.slow
+def test_an_open_web_socket_is_traffic(cloud: Cloud) -> None:
+    """Though nothing moves in it; with its end the sandbox begins to be idle."""
+    cloud.deploy("sockets", SOCKET_AGENT)
+    sandbox_id = cloud.create("sockets", metadata={"idle_timeout": "1"})
+    path = f"/sandboxes/{sandbox_id}"
+    with _client(cloud) as client:
+        assert client.send(_upgrade(sandbox_id)).head()[0] == 101
+        threading.Event().wait(2.0)
+        assert cloud.ask("GET", path).status_code == 200
+    wait_until(lambda: cloud.ask("GET", path).status_code == 404, timeout=5 * SLOW)
 
 
 def test_the_agent_gets_an_upload_as_it_is_sent(cloud: Cloud) -> None:
