@@ -155,8 +155,7 @@ class SandboxPlatform(Closing):
         ring = KeyRing(keys, any_key=config.any_key)
         store = open_store(f"sqlite:///{data.database}")
         stack.callback(store.close)
-        sockets = data.make_socket_folder()
-        stack.callback(data.remove_socket_folder)
+        sockets, left = _open_sockets(stack, data)
         backend = self._given_backend or choose_backend(
             config.backend,
             Place(blank=data.blank, sockets=sockets),
@@ -177,6 +176,13 @@ class SandboxPlatform(Closing):
             tls_port=config.tls_port or 0,
         )
         stack.callback(lambda: edge.close(self._left()))
+        edge.listen()
+        stack.callback(lambda: sandboxes.close(self._left()))
+        # Without its address it must not take over sandboxes, which it could only end;
+        # who calls meanwhile is answered when they are there.
+        sandboxes.recover()
+        left.callback(data.remove_socket_folder)
+        templates.collect()
         edge.start()
         places = Places(
             domain=config.domain, url=edge.url, tls_authority=edge.tls_authority
@@ -186,12 +192,7 @@ class SandboxPlatform(Closing):
             keys=ring,
             templates=templates,
             sandboxes=sandboxes,
-            viewer=Viewer(
-                domain=lambda tenant: places.domain_for(
-                    asked_host(), ring.short_of(tenant)
-                ),
-                url=lambda: places.url_for(asked_host()),
-            ),
+            viewer=_viewer(places, ring),
             backend=backend,
             places=places,
             url=edge.url,
@@ -227,8 +228,6 @@ class SandboxPlatform(Closing):
             id_factory=self._id_factory,
             monotonic=self._clock,
         )
-        sandboxes.recover()
-        templates.collect()
         return templates, sandboxes
 
     def _serve(
@@ -418,6 +417,26 @@ class SandboxPlatform(Closing):
             },
             "uptime": round(self._clock() - up.started, 3),
         }
+
+
+def _viewer(places: Places, ring: KeyRing) -> Viewer:
+    return Viewer(
+        domain=lambda tenant: places.domain_for(asked_host(), ring.short_of(tenant)),
+        url=lambda: places.url_for(asked_host()),
+    )
+
+
+def _open_sockets(stack: ExitStack, data: DataDir) -> tuple[Path, ExitStack]:
+    """Return the folder for sockets, and what is done at its turn in `stack`.
+
+    A new folder is removed then. What a platform that crashed has left is reached in
+    an old one, which is kept until that is taken over.
+    """
+    folder = data.make_socket_folder()
+    left = stack.enter_context(ExitStack())
+    if not any(folder.iterdir()):
+        left.callback(data.remove_socket_folder)
+    return folder, left
 
 
 def _open_tls(data: DataDir, config: PlatformConfig) -> TLS | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +112,21 @@ def test_not_started_again_nothing_is_left_after_the_grace(
         assert later.sandboxes.list_sandboxes() == []
         assert list((tmp_path / "data" / "sandboxes").iterdir()) == []
         assert all(later.sandboxes.logs_of(sandbox_id).is_dir() for sandbox_id in ids)
+
+
+def test_a_platform_that_cannot_start_leaves_them_to_the_next(tmp_path: Path) -> None:
+    """Without its address it could only end them."""
+    with (
+        _five(tmp_path, backend="process", orphan_grace=20) as (platform, ids),
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
+        platform.kill()
+        config = PlatformConfig(
+            data_dir=platform.data, backend="process", port=taken.getsockname()[1]
+        )
+        with pytest.raises(OSError, match="taken"):
+            SandboxPlatform(config).start()
+        platform.start()
+
+        assert [platform.agent(i).json()["count"] for i in ids[1:]] == [2, 2, 2, 2]
+        platform.close()

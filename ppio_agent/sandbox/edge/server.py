@@ -106,8 +106,8 @@ class Edge(Closing):
         # Guards the start and the close.
         self._lock = threading.Lock()
 
-    def start(self) -> Edge:
-        """Listen and serve.
+    def listen(self) -> None:
+        """Take the addresses; who connects waits until `start`.
 
         Raises:
             OSError: The address cannot be listened at.
@@ -124,6 +124,19 @@ class Edge(Closing):
             if secure:
                 place = authority_of(self._host, self.tls_port)
                 self._setting = attrs.evolve(self._setting, tls_authority=place)
+
+    def start(self) -> Edge:
+        """Serve; listen first, unless that was done.
+
+        Raises:
+            OSError: The address cannot be listened at.
+            RuntimeError: It was started or closed before.
+        """
+        if not self._listeners:
+            self.listen()
+        with self._lock:
+            if self._closing or self._thread is not None:
+                raise RuntimeError("an edge is started once")
             for listener in self._listeners:
                 self._loop.add_reader(listener, self._accept, listener)
             self._thread = start_thread("ppio-edge-1", self._loop.run_forever)
@@ -167,6 +180,9 @@ class Edge(Closing):
         if self._thread is not None:
             shut = asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
             futures.wait([shut], _STOP_TIME)
+        else:
+            for listener in self._listeners:
+                listener.close()
         self._dialer.close(timeout)
         if self._thread is not None:
             # Only now, since the loop closes the sockets that were just being opened.

@@ -196,6 +196,31 @@ def test_it_is_started_once() -> None:
             edge.start()
 
 
+def test_who_connects_before_it_serves_is_served_when_it_does() -> None:
+    edge = Edge(Scripted())
+    try:
+        edge.listen()
+        with pytest.raises(RuntimeError, match="once"):
+            edge.listen()
+        with socket.create_connection(("127.0.0.1", edge.port)) as early:
+            early.sendall(b"nonsense\r\n\r\n")
+            edge.start()
+            early.settimeout(10)
+            assert early.recv(100).startswith(b"HTTP/1.1 400")
+    finally:
+        edge.close()
+
+
+def test_one_that_only_listened_closes() -> None:
+    """And leaves no descriptor."""
+    before = descriptors()
+    edge = Edge(Scripted())
+    edge.listen()
+    edge.close()
+
+    assert descriptors() == before
+
+
 def test_one_that_was_never_started_closes() -> None:
     """And leaves no descriptor."""
     before = descriptors()
