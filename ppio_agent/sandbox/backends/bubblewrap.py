@@ -19,9 +19,10 @@ from .base import AGENT_PORT, Line, OnAgent, OnLost, SandboxSpec
 from .bwrap_args import APP, BIN, HOME, LOGS, TMP
 from .contained import Bwrap, ContainedProcess, supervisor_log
 from .diagnosis import Check, diagnose
+from .holds import Holds
 from .layout import environment, search_path
 from .startup import boot_message, read_tail
-from .supervised import Holds, SupervisedSandbox
+from .supervised import SupervisedSandbox
 from .warm import WarmPool
 
 __all__ = ["BubblewrapBackend", "Check", "Place", "diagnose"]

@@ -35,8 +35,8 @@ from .bwrap_args import (
 )
 from .handles import ForeignProcess
 from .layout import write_programs
+from .line import call, listen
 from .startup import import_paths, package_origins, read_tail
-from .supervised import call, listen
 from .uplink import Helper, connect, resolver
 
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]

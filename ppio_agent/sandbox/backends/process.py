@@ -21,9 +21,11 @@ from ppio_agent.sandbox.supervisor.tree import MARKER
 
 from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ChildProcess, ProcessHandle
+from .holds import Holds
 from .layout import Layout
+from .line import call, listen
 from .startup import boot_message, import_paths, read_tail
-from .supervised import Holds, SupervisedSandbox, call, listen
+from .supervised import SupervisedSandbox
 from .zygote_client import ZygoteClient
 
 __all__ = ["ProcessBackend"]

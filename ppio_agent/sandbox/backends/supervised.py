@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 from attrs import define, field
 
 from ppio_agent._util.threads import start_thread
-from ppio_agent.exceptions import SandboxStartError, SandboxStateError
+from ppio_agent.exceptions import SandboxStateError
 from ppio_agent.sandbox.supervisor import tree
 from ppio_agent.sandbox.supervisor.channel import (
     ChannelError,
@@ -31,11 +30,11 @@ from ppio_agent.sandbox.supervisor.channel import (
     receive,
 )
 
-from .base import AgentStatus, Line, LostReason, OnAgent, OnLost, SandboxSpec, Usage
+from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
 from .handles import ForeignProcess, PidProcess, ProcessHandle
 from .reports import parse_agent, parse_error, parse_ready, parse_usage
 
-__all__ = ["Holds", "SupervisedSandbox", "call", "listen"]
+__all__ = ["SupervisedSandbox"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,59 +42,6 @@ _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
 _EXIT_LIMIT = 1.0
 _MAX_FDS = 64
-_CALL_LIMIT = 1.0
-_SEND_LIMIT = 5
-_BACKLOG = 4
-
-
-def listen(line: Line) -> socket.socket:
-    """Make the socket at which a supervisor is reached; it is for the supervisor.
-
-    Raises:
-        OSError: It cannot be made there.
-    """
-    with suppress(FileNotFoundError):
-        os.unlink(line.path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(line.path)
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def call(line: Line) -> socket.socket:
-    """Connect to a supervisor, or to one that is yet to be started, and greet it.
-
-    Raises:
-        OSError: Nobody listens there.
-
-    Blocking: a second at most.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_CALL_LIMIT)
-        sock.connect(line.path)
-        greeting = {"hello": line.secret}
-        try:
-            handle = os.pidfd_open(os.getpid())
-        except (AttributeError, OSError):
-            sock.sendall(encode_message(greeting))
-        else:
-            try:
-                socket.send_fds(sock, [encode_message(greeting)], [handle])
-            finally:
-                os.close(handle)
-        # A supervisor that does not read must not hold its callers for ever.
-        sock.settimeout(None)
-        limit = struct.pack("ll", _SEND_LIMIT, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 @define(eq=False)
@@ -427,110 +373,3 @@ class SupervisedSandbox:
         find = partial(tree.members, process.pid, self._id)
         tree.sweep(find, timeout=_KILL_SLACK)
         process.kill()
-
-
-class Holds:
-    """The sandboxes of one backend: begun, taken over, and ended with it.
-
-    Thread safety: thread-safe.
-    """
-
-    def __init__(self) -> None:
-        # Guards _held and _closed.
-        self._lock = threading.Lock()
-        self._held: set[SupervisedSandbox] = set()
-        self._closed = False
-        self._numbers = itertools.count(1)
-
-    def begin(
-        self,
-        spec: SandboxSpec,
-        sock: socket.socket,
-        process: ProcessHandle | None,
-        *,
-        boot: Mapping[str, Any] | None,
-        on_agent: OnAgent,
-        on_lost: OnLost,
-        timeout: float,
-    ) -> SupervisedSandbox | None:
-        """Return the sandbox behind a line once it is up; None if it does not come up.
-
-        Args:
-            spec: What it is.
-            sock: The line; owned from now on.
-            process: The supervisor, as of `SupervisedSandbox`.
-            boot: What it is to be told; None if it was told before.
-            on_agent: Told each change of the agent.
-            on_lost: Told once if it ends unasked.
-            timeout: Most seconds to wait.
-
-        Raises:
-            SandboxStartError: The backend is closed. Nothing is left, as when it does
-                not come up.
-        """
-        sandbox = SupervisedSandbox(
-            spec,
-            process,
-            sock,
-            on_agent=on_agent,
-            on_lost=on_lost,
-            on_gone=self._forget,
-        )
-        with self._lock:
-            closed = self._closed
-            if not closed:
-                self._held.add(sandbox)
-        name = f"ppio-sandbox-{next(self._numbers)}"
-        try:
-            up = sandbox.start(
-                None if closed else boot,
-                timeout=0.0 if closed else timeout,
-                thread_name=name,
-            )
-        except BaseException:  # an interrupt leaves no sandbox that nobody holds
-            sandbox.begin_kill(0.0)
-            raise
-        if closed or not up:
-            sandbox.kill(0.0)
-        if closed:
-            raise SandboxStartError("the backend is closed")
-        return sandbox if up else None
-
-    def adopt(
-        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
-    ) -> SupervisedSandbox:
-        """Take over a sandbox of another platform; see `Backend.adopt`."""
-        try:
-            sock = call(spec.line)
-        except OSError as exc:
-            raise SandboxStartError(
-                f"nobody answers for sandbox {spec.sandbox_id}: {exc}"
-            ) from exc
-        found = self.begin(
-            spec,
-            sock,
-            None,
-            boot=None,
-            on_agent=on_agent,
-            on_lost=on_lost,
-            timeout=_CALL_LIMIT,
-        )
-        if found is None:
-            raise SandboxStartError(
-                f"sandbox {spec.sandbox_id} does not let itself be taken over"
-            )
-        return found
-
-    def close(self) -> None:
-        """Kill, without grace, whatever still runs. Idempotent."""
-        with self._lock:
-            self._closed = True
-            held = list(self._held)
-        for sandbox in held:
-            sandbox.begin_kill(0.0)
-        for sandbox in held:
-            sandbox.kill(0.0)
-
-    def _forget(self, sandbox: SupervisedSandbox) -> None:
-        with self._lock:
-            self._held.discard(sandbox)

@@ -1,0 +1,70 @@
+"""The platform's end of the line to a supervisor; `supervisor.line` is the other."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import suppress
+
+from ppio_agent.sandbox.supervisor.channel import encode_message
+
+from .base import Line
+
+__all__ = ["CALL_LIMIT", "call", "listen"]
+
+CALL_LIMIT = 1.0
+"""Seconds within which a supervisor that is there takes a call."""
+
+_SEND_LIMIT = 5
+_BACKLOG = 4
+
+
+def listen(line: Line) -> socket.socket:
+    """Make the socket at which a supervisor is reached; it is for the supervisor.
+
+    Raises:
+        OSError: It cannot be made there.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(line.path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(line.path)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def call(line: Line) -> socket.socket:
+    """Connect to a supervisor, or to one that is yet to be started, and greet it.
+
+    Raises:
+        OSError: Nobody listens there.
+
+    Blocking: a second at most.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(CALL_LIMIT)
+        sock.connect(line.path)
+        greeting = {"hello": line.secret}
+        try:
+            handle = os.pidfd_open(os.getpid())
+        except (AttributeError, OSError):
+            sock.sendall(encode_message(greeting))
+        else:
+            try:
+                socket.send_fds(sock, [encode_message(greeting)], [handle])
+            finally:
+                os.close(handle)
+        # A supervisor that does not read must not hold its callers for ever.
+        sock.settimeout(None)
+        limit = struct.pack("ll", _SEND_LIMIT, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
