@@ -21,7 +21,7 @@ import site
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.machinery import SourceFileLoader
@@ -50,8 +50,10 @@ _START_NAMES = ("LANG", "LANGUAGE")
 # only: a sandbox imports nothing of the layer that it is in.
 _AGENTS = (
     "attrs",
+    "encodings.idna",
     "flask",
     "http.server",
+    "importlib.metadata",
     "ppio_agent.serving",
     "ppio_agent.serving.app",
     "ppio_agent.serving.server",
@@ -68,9 +70,11 @@ class Warm(NamedTuple):
 
     Attributes:
         names: First parts of the names of modules that a fresh one has not loaded.
+        stamps: Files of installed packages among them, and when they were changed.
     """
 
     names: frozenset[str]
+    stamps: tuple[tuple[str, int], ...] = ()
 
     def suits(self, command: Command) -> bool:
         """Return whether a fork of this process can be what `exec` would make of it."""
@@ -82,6 +86,9 @@ class Warm(NamedTuple):
             return False
         # Packages that were installed for the user of the sandbox.
         if os.path.isdir(os.path.join(command.env.get("HOME", ""), ".local", "lib")):
+            return False
+        # A package that was upgraded since.
+        if any(_changed_at(path) != stamp for path, stamp in self.stamps):
             return False
         return not self._shadowed(os.path.dirname(script))
 
@@ -134,15 +141,32 @@ def preload(fresh: Iterable[str]) -> Warm:
     package = importlib.import_module(_SUPERVISOR)
     for info in pkgutil.iter_modules(package.__path__, f"{_SUPERVISOR}."):
         importlib.import_module(info.name)
+    before = set(sys.modules)
     for name in _AGENTS:
         importlib.import_module(name)
+    sys.modules["importlib.metadata"].entry_points()  # it remembers what is where
+    stamps = tuple(_stamps(sys.modules.keys() - before))
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an imported module has started a thread")
     gc.collect()
     gc.freeze()
     gc.enable()
     names = {_first(name) for name in sys.modules} - {_first(name) for name in fresh}
-    return Warm(frozenset(names))
+    return Warm(frozenset(names), stamps)
+
+
+def _stamps(modules: Iterable[str]) -> Iterator[tuple[str, int]]:
+    for name in modules:
+        path = getattr(sys.modules[name], "__file__", None)
+        if path and _first(name) not in sys.stdlib_module_names:
+            yield path, _changed_at(path)
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _first(name: str) -> str:

@@ -333,6 +333,23 @@ def test_a_program_with_packages_of_its_user_is_not_forked(tmp_path: Path) -> No
     assert not suits(tmp_path / "app", {}, env=env)
 
 
+def test_a_program_is_not_forked_once_a_loaded_package_was_changed(
+    tmp_path: Path,
+) -> None:
+    """The fork would have parts of two versions."""
+    assert suits(tmp_path, {})
+    package = tmp_path / "package.py"
+    package.write_text("")
+    warm = Warm(frozenset(), ((str(package), package.stat().st_mtime_ns),))
+    command = COMMAND._replace(cwd=str(tmp_path))
+    assert warm.suits(command)
+
+    os.utime(package, (1, 1))
+    assert not warm.suits(command)
+    package.unlink()
+    assert not warm.suits(command)
+
+
 @pytest.mark.parametrize(
     "argv",
     [("/bin/other", "app.py"), (sys.executable, "missing.py"), (sys.executable,)],
