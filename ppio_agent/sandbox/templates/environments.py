@@ -86,16 +86,8 @@ class Environments:
         with self._lock:
             self._held[key] += 1
         try:
-            if not self._making.acquire(timeout=self._timeout):
-                raise ServiceUnavailableError(
-                    "other environments are being made: deploy again later",
-                    retry_after=60.0,
-                )
-            try:
-                if not self.python(key).exists():
-                    self._make(key, requirements)
-            finally:
-                self._making.release()
+            if not self.python(key).exists():
+                self._make_in_turn(key, requirements)
             yield key
         finally:
             with self._lock:
@@ -128,6 +120,18 @@ class Environments:
             if folder.name.startswith((_OLD, _NEW) if unfinished else _OLD):
                 # Its pip may have outlived the platform: then the next time.
                 rmtree(folder, ignore_errors=True)
+
+    def _make_in_turn(self, key: str, requirements: bytes) -> None:
+        if not self._making.acquire(timeout=self._timeout):
+            raise ServiceUnavailableError(
+                "other environments are being made: deploy again later",
+                retry_after=60.0,
+            )
+        try:
+            if not self.python(key).exists():  # nobody has made it meanwhile
+                self._make(key, requirements)
+        finally:
+            self._making.release()
 
     def _make(self, key: str, requirements: bytes) -> None:
         if self._wheels_only:
