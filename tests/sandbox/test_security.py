@@ -170,7 +170,7 @@ for path in ("/app/x", "/home/user/x", "/tmp/x", "/var/tmp/x", "/dev/shm/x"):
 
     own = {name for name in found if name.startswith("own ")}
     assert {found[name] for name in own} == {None}
-    assert {found[name] for name in found.keys() - own} == {"OSError"}
+    assert {found[name] for name in found.keys() - own} <= set(REFUSED)
     assert len(own) == 5
 
 
@@ -194,7 +194,9 @@ attempt("readable", lambda: bool(open("/proc/sys/kernel/core_pattern").read()))
 """
     )
 
-    assert found == {"writable": [], "core_pattern": "OSError", "readable": True}
+    assert found["writable"] == []
+    assert found["core_pattern"] in REFUSED
+    assert found["readable"]
 
 
 # The platform and other processes

@@ -139,18 +139,19 @@ def arguments(plan: Plan) -> list[str]:
     found += ["--info-fd", str(plan.info_fd)]
     for path in _SYSTEM:
         found += ["--ro-bind-try", path, path]
+    found += ["--proc", "/proc", "--dev", "/dev"]
+    for name in _KERNEL:
+        found += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
     found += _mount_etc(plan.root)
+    found += ["--ro-bind", str(plan.root / "bin"), BIN]
+    # Before what is visible: an interpreter may be in a folder of one of their names.
+    for name, inside in OWN.items():
+        found += ["--bind", str(plan.root / name), inside]
     for path in _outermost(plan.visible):
         found += ["--ro-bind-try", path, path]
     for path in plan.hidden:
         if any(_is_below(path, outer) for outer in (*_SYSTEM, *plan.visible)):
             found += ["--tmpfs", path]
-    found += ["--proc", "/proc", "--dev", "/dev"]
-    for name in _KERNEL:
-        found += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    found += ["--ro-bind", str(plan.root / "bin"), BIN]
-    for name, inside in OWN.items():
-        found += ["--bind", str(plan.root / name), inside]
     # After its own folders, since what is shown may be below /tmp of the host.
     for path in plan.shown:
         found += ["--ro-bind", path, path]

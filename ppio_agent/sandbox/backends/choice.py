@@ -67,7 +67,7 @@ def choose_backend(
         )
         backend = BubblewrapBackend(bwrap, place, warm=warm)
         try:
-            _probe(backend, place)
+            _probe(backend, place, internet=name == "auto")
         except (OSError, SandboxPlatformError) as exc:
             backend.close()
             reason = explain(str(exc))
@@ -91,7 +91,7 @@ def _processes(warm: int) -> ProcessBackend:
     return backend
 
 
-def _probe(backend: BubblewrapBackend, place: Place) -> None:
+def _probe(backend: BubblewrapBackend, place: Place, *, internet: bool) -> None:
     """Make a sandbox, reach into it, and end it."""
     sandbox_id = new_id()[:20]
     spec = SandboxSpec(
@@ -99,7 +99,7 @@ def _probe(backend: BubblewrapBackend, place: Place) -> None:
         template_id="probe",
         root=place.blank / sandbox_id,
         line=Line(path=str(place.sockets / sandbox_id), secret=secret_token()),
-        allow_internet=False,
+        allow_internet=internet,
     )
     try:
         sandbox = backend.start(spec, on_agent=lambda _: None, on_lost=lambda _: None)

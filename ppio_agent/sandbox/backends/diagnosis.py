@@ -23,6 +23,8 @@ _SETTINGS = (
     "user/max_user_namespaces",
 )
 
+_REFUSALS = ("namespace", "uid map", "not permitted", "Permission denied")
+
 
 class Check(NamedTuple):
     """One thing that the bubblewrap backend needs.
@@ -133,9 +135,11 @@ def explain(said: str, read: Callable[[str], str] = _read_setting) -> str:
         cause = "user namespaces are off: sysctl kernel.unprivileged_userns_clone=1"
     elif most == "0":
         cause = "user namespaces are off: sysctl user.max_user_namespaces=15000"
-    else:
+    elif any(word in said for word in _REFUSALS):
         cause = (
             "usually user namespaces are disabled, as in most containers: allow them"
             " there, or run outside"
         )
+    else:
+        return said.strip()
     return f"{said.strip()} ({cause})"

@@ -115,7 +115,7 @@ def test_a_sandbox_is_taken_over_as_it_is(fort: Fort) -> None:
     assert again.get()["count"] == 2
     assert again.running.pid == sandbox.running.pid
     again.running.kill(1.0)
-    assert not Path(f"/proc/{sandbox.running.pid}").exists()
+    wait_until(lambda: not Path(f"/proc/{sandbox.running.pid}").exists())
 
 
 def test_a_bwrap_that_fails_is_said_with_what_it_says(fort: Fort) -> None:

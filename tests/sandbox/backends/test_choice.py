@@ -83,7 +83,7 @@ def test_processes_are_what_was_asked_for(
 def test_a_machine_with_everything_gets_bubblewrap(machine: Machine) -> None:
     """After a sandbox was made, reached and ended, of which nothing is left."""
     machine.add_real("bwrap")
-    machine.add("pasta")
+    machine.add_real("pasta")
     backend = machine.choose("auto")
 
     assert backend.name == "bubblewrap"
@@ -113,6 +113,18 @@ def test_a_machine_that_lacks_something_gets_processes(
     assert machine.choose("auto").name == "process"
     assert [reason in record.getMessage() for record in caplog.records] == [True]
     assert "plain processes" in caplog.text
+
+
+def test_a_helper_that_cannot_connect_is_as_none(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else no sandbox could be made but those that do without the network."""
+    machine.add_real("bwrap")
+    machine.add("pasta", "echo no tun device >&2; exit 1")
+
+    assert machine.choose("auto").name == "process"
+    assert "no tun device" in caplog.text
+    assert machine.choose("bubblewrap").name == "bubblewrap"
 
 
 def test_bubblewrap_that_was_asked_for_and_does_not_work_is_an_error(

@@ -68,10 +68,16 @@ def test_the_cause_is_read_from_the_settings_of_the_kernel(
     settings: dict[str, str], advice: str
 ) -> None:
     """What bwrap said comes first."""
-    text = explain("bwrap: refused\n", lambda name: settings.get(name, ""))
+    text = explain("bwrap: Permission denied\n", lambda name: settings.get(name, ""))
 
-    assert text.startswith("bwrap: refused (")
+    assert text.startswith("bwrap: Permission denied (")
     assert advice in text
+
+
+def test_another_failure_is_not_put_down_to_the_kernel() -> None:
+    """It says itself what it is."""
+    said = "bwrap: execvp python: No such file or directory"
+    assert explain(said, lambda _: "") == said
 
 
 @pytest.mark.parametrize(
