@@ -25,6 +25,7 @@ from ppio_agent.wire.models import (
     Principal,
     Sandbox,
     SandboxDetail,
+    SandboxMetric,
     SandboxState,
     Template,
 )
@@ -68,6 +69,9 @@ WIRE: list[tuple[type[WireModel], dict[str, Any]]] = [
     (SandboxDetail, {**LISTED, "domain": "d", "envdAccessToken": "x",
         "trafficAccessToken": "y", "edgeURL": "http://h", "allowInternetAccess": True,
         "network": {"a": 1}, "lifecycle": {}, "agent": {"phase": "ready"}}),
+    (SandboxMetric, {"timestamp": WHEN, "timestampUnix": 1, "cpuCount": 2,
+        "cpuUsedPct": 0.5, "memTotal": 4, "memUsed": 3, "memCache": 2, "diskTotal": 9,
+        "diskUsed": 8}),
     (Template, {"templateID": "t", "aliases": ["a"], "names": ["n"], "version": "1",
         "description": "d", "tags": ["x"], "metadata": {"a": 1}, "createdAt": WHEN,
         "updatedAt": WHEN, "createdBy": {"id": "u"}, "buildID": "b", "buildCount": 1,
