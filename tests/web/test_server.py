@@ -276,6 +276,23 @@ def test_pings_do_not_wait_for_blocked_handlers(serve: Serve, blocker: Blocker) 
         client.socket.close()
 
 
+def test_a_service_with_its_own_form_of_errors_has_it_in_refusals_too(
+    serve: Serve,
+) -> None:
+    """What the server answers without the application looks like the rest."""
+
+    def own(error: BaseException, request_id: str | None, *, headers: Any) -> Reply:
+        body = f"{getattr(error, 'http_status', 0)} for {request_id}"
+        return Reply(400, headers, body.encode())
+
+    server = serve(lambda *_: [], problem=own)
+    with RawClient(server.port) as client:
+        answer = client.ask("/", Content_Length="x", X_Request_Id="r1")
+
+    assert (answer.status, answer.body) == (400, b"400 for r1")
+    assert answer.headers["x-request-id"] == "r1"
+
+
 def test_of_three_at_once_one_is_refused(serve: Serve, blocker: Blocker) -> None:
     """One slot, one place: the third hears 503 in < 50 ms, the others are served."""
     server = serve(blocker, max_concurrency=1, max_queue=1)
