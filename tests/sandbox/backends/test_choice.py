@@ -169,3 +169,14 @@ def test_blank_sandboxes_are_kept_ready_from_then_on(machine: Machine) -> None:
     backend.close()
     assert threads() == []
     assert not machine.place.blank.exists()
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+def test_the_zygote_begins_with_the_platform_if_anything_is_kept_ready(
+    machine: Machine, warm: int
+) -> None:
+    """With `warm=0` it waits for the first sandbox."""
+    threads = new_threads("ppio-zygote-")
+    machine.choose("process", warm=warm)
+
+    assert len(threads()) == warm
