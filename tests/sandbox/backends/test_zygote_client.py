@@ -121,7 +121,7 @@ def test_many_at_once_are_all_forks(warm_lab: Lab, zygote: ZygoteClient) -> None
 
     assert len(started) == 20
     assert all(is_fork(sandbox.running, zygote) for sandbox in started)
-    assert before == os.listdir(f"/proc/{zygote.pid}/fd")
+    wait_until(lambda: before == os.listdir(f"/proc/{zygote.pid}/fd"))
 
 
 # Who is killed
