@@ -68,13 +68,14 @@ class Recovery:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         rows = self._store.scan(SANDBOX_ROW)
         found = [s for s in map(self._restored, rows) if s is not None]
-        self._adopt_all(found)
-        lost = [row for row in rows if self._roster.find(row.id) is None]
+        # Not asked of the roster: one whose time was over may be gone from it already.
+        taken = self._adopt_all(found)
+        lost = [row for row in rows if row.id not in taken]
         kill_marked(self._ended.dead() | {row.id for row in lost})
         for row in lost:
             self._bury(row)
         for leftover in self._folder.iterdir():
-            if self._roster.find(leftover.name) is None:
+            if leftover.name not in taken:
                 remove_tree(leftover)
         self._ended.prune()
         self._sweep_later()
@@ -93,18 +94,20 @@ class Recovery:
         life = row.life(now=around.utc(), monotonic=around.monotonic())
         return LiveSandbox(identity, around, life=life)
 
-    def _adopt_all(self, sandboxes: list[LiveSandbox]) -> None:
-        if not sandboxes:
-            return
-        # One thread each: those that do not answer are all waited for at once.
-        pool = WorkerPool("ppio-sandbox-recovery", max_threads=len(sandboxes))
-        try:
-            for sandbox in sandboxes:
-                pool.submit(partial(self._adopt, sandbox))
-        finally:
-            pool.close(None)
+    def _adopt_all(self, sandboxes: list[LiveSandbox]) -> set[str]:
+        """Take up all at once; return the ids of those that answer."""
+        taken: set[str] = set()
+        if sandboxes:
+            # One thread each: those that do not answer are waited for together.
+            pool = WorkerPool("ppio-sandbox-recovery", max_threads=len(sandboxes))
+            try:
+                for sandbox in sandboxes:
+                    pool.submit(partial(self._adopt, sandbox, taken))
+            finally:
+                pool.close(None)
+        return taken
 
-    def _adopt(self, sandbox: LiveSandbox) -> None:
+    def _adopt(self, sandbox: LiveSandbox, taken: set[str]) -> None:
         # In the roster before it is taken up: it may end at once.
         self._roster.enter(sandbox)
         try:
@@ -115,6 +118,7 @@ class Recovery:
                 raise
             _log.warning("sandbox %s is lost: %s", sandbox.id, error)
         else:
+            taken.add(sandbox.id)
             _log.info("sandbox %s goes on", sandbox.id)
 
     def _bury(self, document: Document) -> None:

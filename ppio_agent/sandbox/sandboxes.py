@@ -15,7 +15,7 @@ from attrs import frozen
 
 from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import secret_token
-from ppio_agent._util.threads import WorkerPool
+from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 from ppio_agent.sandbox.backends.base import Backend, Line
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import DocumentStore, Put
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _STOP_GRACE: Final = 5.0
 _REAPERS: Final = 16
+_LATER: Final = 0.1
 _LAST_WAIT: Final = 1.0
 
 
@@ -90,6 +91,7 @@ class Sandboxes:
         self._backend = backend
         self._folders = folders
         self._id_factory = id_factory
+        self._monotonic = monotonic
         self._timers = Timers("ppio-sandbox-timer", clock=monotonic)
         # A sandbox has at most two things to be done at once: its time and its loss.
         self._background = WorkerPool(
@@ -287,6 +289,9 @@ class Sandboxes:
     def _later(self, job: Callable[[], object]) -> None:
         try:
             self._background.submit(job)
+        except PoolSaturatedError:
+            # Of those taken over there may be more than may be made.
+            self._timers.at(self._monotonic() + _LATER, lambda: self._later(job))
         except RuntimeError:
             # Closed: then `close` ends every sandbox itself.
             _log.debug("nothing is done in the background any more", exc_info=True)

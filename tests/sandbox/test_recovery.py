@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -166,6 +167,9 @@ def test_one_whose_time_has_passed_ends_by_its_rule(
     else:
         wait_until(lambda: rig.sandboxes.list_sandboxes() == [])
         wait_until(lambda: crash.store.scan(SANDBOX_ROW) == ())
+        ended = crash.store.get("ended", before.id)
+        assert ended is not None
+        assert ended.body["reason"] == "timeout"
 
 
 def test_what_does_not_answer_is_buried_with_its_log_kept(crash: Crash) -> None:
@@ -235,6 +239,21 @@ def test_those_that_go_on_count_even_where_fewer_may_be_now(crash: Crash) -> Non
     assert {s.id for s in rig.sandboxes.list_sandboxes(tenant="red")} == made
     with pytest.raises(SandboxLimitError):
         rig.sandboxes.create(ECHO, tenant="red")
+
+
+def test_of_too_many_every_one_ends_in_its_time(crash: Crash) -> None:
+    """Also when more end at once than this platform would ever have made."""
+    for tenant in ["red", "blue"] * 20:
+        sandbox = crash.first.sandboxes.create(CreateOptions(), tenant=tenant)
+        _rewrite(crash.store, sandbox, end_at=utc_now() - timedelta(seconds=5))
+    hold = threading.Event()
+    for fake in crash.first.backend.started:
+        fake.during["kill"] = lambda: hold.wait(5)
+    rig = crash.restart(max_sandboxes=1)
+    wait_until(lambda: rig.sandboxes._background.waiting == 18)
+    hold.set()
+
+    wait_until(lambda: crash.store.scan(SANDBOX_ROW) == ())
 
 
 def test_a_platform_that_was_closed_leaves_nothing_to_take_up(crash: Crash) -> None:
