@@ -86,6 +86,7 @@ class Supervisor:
         self._hosts = own.hosts if boot.confined else open_hosts
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
+        self._gauge = tree.Gauge(self._pid)
         self._paused = False
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
@@ -307,7 +308,7 @@ class Supervisor:
     def _sample(self) -> None:
         if self._ending:
             return
-        load = tree.measure(tree.walk(self._pid))
+        load = self._gauge.read()
         if load.rss_bytes > self._boot.memory_bytes:
             most = self._boot.memory_bytes
             self._over(f"{load.rss_bytes} bytes of memory, the limit is {most}")
