@@ -342,7 +342,8 @@ def test_a_table_of_processes_is_not_filled_for_others(fort: Fort) -> None:
         except BlockingIOError:
             print("refused at", made, flush=True)
         threading.Event().wait()
-        """
+        """,
+        memory_mb=65536,  # which they would use up before
     )
     wait_until(lambda: sandbox.lost or _logged(sandbox, "refused at"), timeout=20.0)
 
