@@ -18,7 +18,7 @@ from tests.support import SLOW, wait_until
 PARENT = """
 import os, signal, sys
 from pathlib import Path
-from ppio_agent.sandbox.backends import process, supervised
+from ppio_agent.sandbox.backends import line, process
 from ppio_agent.sandbox.backends.base import Line, SandboxSpec
 from ppio_agent.sandbox.backends.layout import Layout
 from ppio_agent.sandbox.backends.startup import boot_message
@@ -35,8 +35,8 @@ spec = SandboxSpec(
 )
 layout = Layout(root=root)
 layout.write(sys.executable)
-listener = supervised.listen(spec.line)
-line = supervised.call(spec.line)
+listener = line.listen(spec.line)
+sock = line.call(spec.line)
 process._exec_supervisor(listener, "orphan", layout)
 listener.close()
 if told:
@@ -44,7 +44,7 @@ if told:
     env = layout.environment(spec, port=1)
     log = str(layout.agent_log)
     boot = boot_message(spec, env=env, log=log, port=1, confined=True, **folders)
-    line.sendall(encode_message({"boot": boot}))
+    sock.sendall(encode_message({"boot": boot}))
 if held and (fork := os.fork()) == 0:  # holds the line open
     signal.pause()
 print(fork if held else 0, flush=True)
