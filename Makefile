@@ -19,10 +19,12 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
 
+# Tests wait more than they compute: more workers than cores are of use.
+WORKERS ?= 2
 test: check
 	@.ci/packages
 	@.ci/peers
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

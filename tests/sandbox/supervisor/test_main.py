@@ -115,11 +115,11 @@ def test_no_supervisor_stays_when_a_platform_is_killed_amid_creates(
     tmp_path: Path,
 ) -> None:
     """At whatever instant of their start the platform goes."""
-    for number in range(10):
+    for number in range(6):
         arguments = [sys.executable, "-c", PLATFORM, str(tmp_path / str(number))]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platform:
             assert platform.stdout is not None
             assert platform.stdout.readline() == b"creating\n"
-            threading.Event().wait(0.02 + 0.01 * number)
+            threading.Event().wait(0.02 + 0.02 * number)
             platform.kill()
     wait_until(lambda: not supervisors_below(tmp_path), timeout=8, what="all end")
