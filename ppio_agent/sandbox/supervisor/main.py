@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Supervisor", "main"]
 
 _SAMPLE = 0.5
+_IDLE_SAMPLE = 2.0
 _MAX_PROCESSES = 256
 _KILL_AGAIN = 0.02
 _GIVE_UP = 5.0
@@ -87,6 +88,8 @@ class Supervisor:
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
         self._gauge = tree.Gauge(self._pid)
+        self._sample_timer: Timer | None = None
+        self._sample_delay = _SAMPLE
         self._paused = False
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
@@ -125,7 +128,7 @@ class Supervisor:
             # A failure is reported as the agent's exit; the sandbox goes on.
             with suppress(OSError):
                 self._agent.start()
-        self._loop.call_later(_SAMPLE, self._sample)
+        self._sample_in(_SAMPLE)
 
     def abandon(self) -> None:
         """Kill what is left, without the loop."""
@@ -225,6 +228,8 @@ class Supervisor:
 
     def _dial(self, message: dict[str, Any]) -> None:
         port = int(message["port"])
+        if self._sample_delay > _SAMPLE:  # what was idle has something to do
+            self._sample_in(_SAMPLE)
         if port == ENVD_PORT:
             ours, theirs = socket.socketpair()
             self._load_envd()(ours)
@@ -308,14 +313,22 @@ class Supervisor:
     def _sample(self) -> None:
         if self._ending:
             return
-        load = self._gauge.read()
+        before, load = self._gauge.last, self._gauge.read()
         if load.rss_bytes > self._boot.memory_bytes:
             most = self._boot.memory_bytes
             self._over(f"{load.rss_bytes} bytes of memory, the limit is {most}")
         elif load.processes > _MAX_PROCESSES:
             self._over(f"{load.processes} processes, the limit is {_MAX_PROCESSES}")
+        elif load == before:
+            self._sample_in(min(2 * self._sample_delay, _IDLE_SAMPLE))
         else:
-            self._loop.call_later(_SAMPLE, self._sample)
+            self._sample_in(_SAMPLE)
+
+    def _sample_in(self, delay: float) -> None:
+        if self._sample_timer is not None:
+            self._sample_timer.cancel()
+        self._sample_delay = delay
+        self._sample_timer = self._loop.call_later(delay, self._sample)
 
     def _over(self, what: str) -> None:
         self._log.note(f"the sandbox is killed: it has {what}")

@@ -275,23 +275,26 @@ class Gauge:
 
     Args:
         root: The process whose descendants are measured.
+
+    Attributes:
+        last: What `read` returned last.
     """
 
     def __init__(self, root: int) -> None:
+        self.last: Load | None = None
         self._root = root
         self._pids: list[int] = []
-        self._last: Load | None = None
         self._trusted = 0
 
     def read(self) -> Load:
         """Return what all processes below use together now."""
-        if self._trusted < _TRUST and self._last is not None:
+        if self._trusted < _TRUST and self.last is not None:
             self._trusted += 1
-            if measure(self._pids) == self._last:
-                return self._last
+            if measure(self._pids) == self.last:
+                return self.last
         self._pids, self._trusted = walk(self._root), 0
-        self._last = measure(self._pids)
-        return self._last
+        self.last = measure(self._pids)
+        return self.last
 
 
 def send(process: Process, signum: int) -> bool:
