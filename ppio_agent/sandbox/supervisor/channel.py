@@ -101,9 +101,7 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return _receive(sock, _CHUNK)
 
 
-def _receive(
-    sock: socket.socket, size: int, flags: int = 0
-) -> tuple[bytes, list[int]]:
+def _receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
     fds = array.array("i")
     room = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
     flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)
