@@ -19,7 +19,7 @@ from .marker import Marker
 from .spawn import become_opaque
 from .tree import MARKER
 
-__all__ = ["main"]
+__all__ = ["counts_by_namespace", "main"]
 
 _KEYCTL = {"x86_64": 250, "aarch64": 219}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -44,7 +44,7 @@ def main(fd: int, alive: int, fresh: Collection[str] | None = None) -> None:
     marker = None if fresh is None else Marker(os.environ[MARKER])
     become_opaque()
     _leave_keyring()
-    if _counts_by_namespace(os.uname().release):
+    if counts_by_namespace(os.uname().release):
         resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
     # A first process gets, from inside, only signals that it handles.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -68,8 +68,8 @@ def _leave_keyring() -> None:
         ctypes.CDLL(None).syscall(keyctl, _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
-def _counts_by_namespace(release: str) -> bool:
-    """Whether this kernel counts the processes of a user in each namespace alone.
+def counts_by_namespace(release: str) -> bool:
+    """Return whether a kernel counts the processes of a user in each namespace alone.
 
     An older one would count those of the platform's user on the whole machine.
     """

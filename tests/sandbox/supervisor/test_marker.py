@@ -1,55 +1,59 @@
-"""The mark in the environment that others see of a process."""
+"""A process that is marked after it was started."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ppio_agent.sandbox.supervisor.marker import Marker
 from ppio_agent.sandbox.supervisor.tree import MARKER
+from tests.support import processes_marked
 
-BLANK = "-" * 20
-
-MARKED = f"""
-import os
+_PROGRAM = """
+import os, sys
 from ppio_agent.sandbox.supervisor.marker import Marker
-marker = Marker("{BLANK}")
-os.environ.clear()
-os.environ["OTHER"] = "x" * 5000
-for sandbox_id in ("short", "é" * 20):
+
+marker = Marker("blank")
+for refused in ("longer", "s", "\\u00fcmlau"):
     try:
-        marker.write(sandbox_id)
-    except ValueError as exc:
-        print(exc)
+        marker.write(refused)
+    except ValueError:
+        continue
+    sys.exit(1)
+marker.write("other")
 if os.fork() == 0:
-    marker.write("a" * 20)
-    print(open("/proc/self/environ").read(), flush=True)
-    os._exit(0)
+    marker.write("child")
+    print("ready", flush=True)
+    sys.stdin.read()
 os.wait()
-print(open("/proc/self/environ").read(), flush=True)
 """
 
 
-def test_a_fork_is_marked_in_the_place_of_its_parents_mark() -> None:
-    """For it alone, whatever became of the variables; another length is refused."""
-    found = subprocess.run(
-        [sys.executable, "-u", "-c", MARKED],
-        env={"A": "1", MARKER: BLANK, "Z": "2", "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    short, foreign, fork, parent = found.stdout.splitlines()
+def test_a_process_and_its_fork_are_found_by_their_own_marks() -> None:
+    """As if each had been started with its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM],
+        env={MARKER: "blank", "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            assert list(processes_marked(f"{MARKER}=other")) == [process.pid]
+            (child,) = processes_marked(f"{MARKER}=child")
+            assert child != process.pid
+            assert process.pid not in processes_marked(f"{MARKER}=blank")
+        finally:
+            process.stdin.close()
+    assert process.returncode == 0
 
-    assert "'short' is no id" in short
-    assert "is no id" in foreign
-    assert f"\0{MARKER}={'a' * 20}\0" in fork
-    assert f"\0{MARKER}={BLANK}\0" in parent
 
-
-def test_a_process_without_a_mark_cannot_be_marked() -> None:
-    """It says so, before it is relied on."""
+def test_a_process_that_carries_no_mark_cannot_be_marked() -> None:
+    """Its memory is not written to at random."""
     with pytest.raises(RuntimeError, match="environment"):
-        Marker("no such value of the variable")
+        Marker("no-such-value-in-any-environment")
