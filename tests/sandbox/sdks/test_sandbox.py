@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.sandbox import SandboxPlatform
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from tests.sandbox.agents import write_agent
 from tests.sandbox.sdks.peer import Peer
+from tests.support import needs_program
 
 ROOT = Path(__file__).parents[3]
-SPELLINGS = ("ppio-2 old", "ppio-2 new", "e2b")
-"""Without a domain `ppio-sandbox` spells as its first version did."""
 
 COVERED = frozenset({
     "Sandbox.create", "Sandbox.connect", "Sandbox.get_host", "Sandbox.get_info",
@@ -68,14 +67,30 @@ LEFT_OUT = {
 """The calls that are not covered, and why."""
 
 
-@pytest.fixture(scope="module", params=SPELLINGS)
-def peer(request: pytest.FixtureRequest, platform: SandboxPlatform) -> Iterator[Peer]:
-    package, _, spelling = request.param.partition(" ")
-    env = {"PPIO_DOMAIN": platform.domain} if spelling == "new" else {}
-    with Peer(package, "sandbox", platform, env) as peer:
-        peer.do("begin")
-        yield peer
-        peer.do("end")
+@pytest.fixture(
+    scope="module",
+    # Without a domain `ppio-sandbox` spells as its first version did.
+    params=[
+        ("ppio-2", "process", False),
+        ("ppio-2", "bubblewrap", True),
+        ("e2b", "process", False),
+    ],
+    ids=["ppio-2 as of old", "ppio-2", "e2b"],
+)
+def peer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Peer]:
+    package, backend, has_domain = request.param
+    if backend == "bubblewrap":
+        needs_program("bwrap")
+        needs_program("pasta")
+    folder = tmp_path_factory.mktemp("platform")
+    with SandboxPlatform(PlatformConfig(data_dir=folder, backend=backend)) as platform:
+        env = {"PPIO_DOMAIN": platform.domain} if has_domain else {}
+        with Peer(package, "sandbox", platform, {"BACKEND": backend, **env}) as peer:
+            peer.do("begin")
+            yield peer
+            peer.do("end")
 
 
 @pytest.mark.parametrize(
