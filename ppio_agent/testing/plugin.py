@@ -34,7 +34,9 @@ def ppio_platform(
     from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 
     data_dir = tmp_path_factory.mktemp("ppio-platform")
-    platform = SandboxPlatform(PlatformConfig(data_dir=data_dir))
+    # On every machine the same, and agents may use what the tests have on theirs.
+    config = PlatformConfig(data_dir=data_dir, backend="process")
+    platform = SandboxPlatform(config)
     try:
         platform.start()
     except (PPIOAgentError, OSError) as error:
