@@ -376,7 +376,7 @@ def test_a_kill_ends_processes_that_fled_and_ignore_sigterm(lab: Lab) -> None:
         FORKER.format(before="signal.signal(signal.SIGTERM, signal.SIG_IGN)")
         + "serve()"
     )
-    assert len(sandbox.pids()) == 3
+    wait_until(lambda: len(sandbox.pids()) == 3)
 
     begun = time.monotonic()
     sandbox.running.kill(0.3)
@@ -416,7 +416,7 @@ def test_what_is_gone_says_so(lab: Lab) -> None:
 def test_a_killed_supervisor_leaves_nothing(lab: Lab) -> None:
     """The loss is told once, after the last process is gone."""
     sandbox = lab.serve(FORKER.format(before="") + "serve()")
-    assert len(sandbox.pids()) == 3
+    wait_until(lambda: len(sandbox.pids()) == 3)
 
     os.kill(sandbox.running.pid, signal.SIGKILL)
     wait_until(lambda: sandbox.lost)

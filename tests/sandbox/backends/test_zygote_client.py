@@ -153,7 +153,7 @@ def test_nothing_is_left_of_who_was_killed_and_creates_go_on(
     doomed = own_lab.serve(FORKER.format(before="") + "serve()")
     other = own_lab.serve()
     zygote = zygote_of(own_zygote)
-    assert len(doomed.pids()) == 3
+    wait_until(lambda: len(doomed.pids()) == 3)
 
     kill(own_zygote, doomed.running)
 
@@ -242,7 +242,7 @@ def test_a_killed_platform_leaves_a_reaper_until_its_last_sandbox_ends(
         (supervisor,) = zygote.children()
         platform.kill()
 
-    assert len(list(processes_marked(spec.sandbox_id))) == 4
+    wait_until(lambda: len(list(processes_marked(spec.sandbox_id))) == 4)
     assert zygote.is_running()
     supervisor.kill()
     wait_until(lambda: not list(processes_marked(spec.sandbox_id)))
