@@ -48,7 +48,6 @@ from .exceptions import SandboxPlatformError as SandboxPlatformError
 from .exceptions import SandboxStartError as SandboxStartError
 from .exceptions import SandboxStateError as SandboxStateError
 from .exceptions import SandboxUnavailableError as SandboxUnavailableError
-from .exceptions import TLSUnavailableError as TLSUnavailableError
 from .exceptions import SerializationError as SerializationError
 from .exceptions import ServerBusyError as ServerBusyError
 from .exceptions import ServerDrainingError as ServerDrainingError
@@ -59,6 +58,7 @@ from .exceptions import StreamClosedError as StreamClosedError
 from .exceptions import StreamInterruptedError as StreamInterruptedError
 from .exceptions import TemplateManifestError as TemplateManifestError
 from .exceptions import TemplateNotFoundError as TemplateNotFoundError
+from .exceptions import TLSUnavailableError as TLSUnavailableError
 from .exceptions import UnrecordedRequestError as UnrecordedRequestError
 from .exceptions import ValidationError as ValidationError
 from .exceptions import WireError as WireError

@@ -20,8 +20,8 @@ from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
 from ppio_agent.sandbox.backends.base import Usage
 
-from .live import LiveSandbox
-from .machine import State
+from .life.live import LiveSandbox
+from .life.machine import State
 
 __all__ = ["Metrics", "Sample", "Series", "as_milliseconds", "folder_size"]
 

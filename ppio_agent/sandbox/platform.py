@@ -43,12 +43,12 @@ from ppio_agent.wire.models import Template
 from .config import PlatformConfig
 from .control import Control, create_app, lane_of, refusal_of
 from .datadir import DataDir, Running
+from .edge.tls import TLS, open_tls
 from .keys import DEFAULT_TENANT, KeyRing
+from .life.sandboxes import Folders, Sandboxes
 from .metrics import Metrics
 from .plugin import TemplateFolder
 from .reach import Reach
-from .sandboxes import Folders, Sandboxes
-from .tls import TLS, open_tls
 
 if TYPE_CHECKING:
     from typing_extensions import Self

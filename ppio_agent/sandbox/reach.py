@@ -17,10 +17,10 @@ from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.wire.json import Json
 
 from .keys import KeyRing
-from .live import LiveSandbox
-from .machine import State
-from .sandboxes import Sandboxes
-from .turns import TURN_TIMEOUT
+from .life.live import LiveSandbox
+from .life.machine import State
+from .life.sandboxes import Sandboxes
+from .life.turns import TURN_TIMEOUT
 
 __all__ = ["Reach"]
 

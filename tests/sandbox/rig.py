@@ -12,7 +12,7 @@ from typing import Any
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent.sandbox.config import PlatformConfig
-from ppio_agent.sandbox.sandboxes import Folders, Sandboxes
+from ppio_agent.sandbox.life.sandboxes import Folders, Sandboxes
 from ppio_agent.sandbox.templates.blobs import BlobStore
 from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ppio_agent.exceptions import SandboxStateError
 from ppio_agent.sandbox.backends.base import Usage
-from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.metrics import Metrics, Series, as_milliseconds, folder_size
-from ppio_agent.sandbox.options import CreateOptions
 from tests.sandbox.fakes import FakeClock
 from tests.sandbox.rig import PlatformRig
 from tests.support import new_threads, wait_until

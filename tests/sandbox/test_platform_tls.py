@@ -98,7 +98,7 @@ def test_without_the_extra_nothing_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can be started without TLS afterwards."""
-    monkeypatch.setitem(sys.modules, "ppio_agent.sandbox.authority", None)
+    monkeypatch.setitem(sys.modules, "ppio_agent.sandbox.edge.authority", None)
     with pytest.raises(TLSUnavailableError, match=r"ppio-agent\[tls\]"):
         SandboxPlatform(PlatformConfig(data_dir=tmp_path, tls_port=0)).start()
     with SandboxPlatform(PlatformConfig(data_dir=tmp_path)) as platform:

@@ -22,9 +22,9 @@ from ppio_agent.sandbox.edge.addressing import (
 )
 from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.sandbox.keys import KeyRing
-from ppio_agent.sandbox.live import LiveSandbox
-from ppio_agent.sandbox.machine import State
-from ppio_agent.sandbox.options import CreateOptions
+from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.machine import State
+from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.reach import Reach
 from tests.sandbox.rig import PlatformRig
 from tests.support import wait_until

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from ppio_agent.exceptions import PermissionDeniedError, PPIOAgentError, WireError
 from ppio_agent.sandbox.keys import basic_user
-from ppio_agent.sandbox.options import not_supported
+from ppio_agent.sandbox.life.options import not_supported
 from ppio_agent.web import Lane
 
 from .kit import Control, answer, error_answer, files_answer, unexpected_answer

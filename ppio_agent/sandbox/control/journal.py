@@ -11,9 +11,9 @@ from typing import Final
 import attrs
 
 from ppio_agent._util.clock import utc_now
-from ppio_agent.sandbox.changes import Change
-from ppio_agent.sandbox.live import LiveSandbox
-from ppio_agent.sandbox.machine import State
+from ppio_agent.sandbox.life.changes import Change
+from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.machine import State
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.times import format_time
 

@@ -20,9 +20,9 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.keys import KeyRing
+from ppio_agent.sandbox.life.options import parse_body
+from ppio_agent.sandbox.life.sandboxes import Sandboxes
 from ppio_agent.sandbox.metrics import Metrics
-from ppio_agent.sandbox.options import parse_body
-from ppio_agent.sandbox.sandboxes import Sandboxes
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import Reply, read_body
 from ppio_agent.wire.headers import RETRY_AFTER

@@ -9,8 +9,8 @@ from attrs import frozen
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.sandbox.live import LiveSandbox
-from ppio_agent.sandbox.options import not_supported, parse_create
+from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.options import not_supported, parse_create
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_KEY,
     sandbox_key,

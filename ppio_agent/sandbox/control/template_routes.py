@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import RequestTooLargeError, ValidationError
-from ppio_agent.sandbox.records import BuildInfo
+from ppio_agent.sandbox.templates.records import BuildInfo
 from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
 from ppio_agent.sandbox.templates.sources import ArchiveSource
 

@@ -11,10 +11,10 @@ import attrs
 from attrs import frozen
 
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.live import LiveSandbox
+from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.logview import LogEntry
 from ppio_agent.sandbox.metrics import Sample
-from ppio_agent.sandbox.records import BuildInfo, TemplateRecord
+from ppio_agent.sandbox.templates.records import BuildInfo, TemplateRecord
 from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.models import (
     ListedSandbox,

@@ -257,10 +257,10 @@ class Supervisor:
     def _load_envd(self) -> Callable[[socket.socket], object]:
         """Return what serves a connection to envd."""
         if self._serve_envd is None:
-            from .envd import Envd
-            from .http import Connection
-            from .process_service import ProcessService
-            from .roots import Roots
+            from .envd.http import Connection
+            from .envd.process_service import ProcessService
+            from .envd.roots import Roots
+            from .envd.router import Envd
 
             boot, agent = self._boot, self._agent
             roots = Roots.of(

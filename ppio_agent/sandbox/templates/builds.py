@@ -12,13 +12,13 @@ from typing import Final
 from attrs import field, frozen
 
 from ppio_agent.exceptions import TemplateManifestError
-from ppio_agent.sandbox.records import Build, TemplateFile
 from ppio_agent.wire.json import encode_json
 
 from .blobs import BlobStore
 from .bytecode import cached_path, compiled
 from .environments import Environments
 from .manifest import AgentManifest, Host, manifest_error, parse_manifest
+from .records import Build, TemplateFile
 from .requirements import REQUIREMENTS, missing_distributions
 from .snapshot import Candidate, select
 from .sources import Source

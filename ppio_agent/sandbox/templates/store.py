@@ -19,7 +19,6 @@ from ppio_agent.exceptions import (
     TemplateNotFoundError,
 )
 from ppio_agent.sandbox.keys import DEFAULT_TENANT
-from ppio_agent.sandbox.records import Build, BuildInfo, TemplateRecord
 from ppio_agent.storage import Delete, DocumentStore, Put
 from ppio_agent.wire.headers import sandbox_key
 from ppio_agent.wire.model import structure
@@ -28,6 +27,7 @@ from .blobs import BlobStore
 from .builds import Builder, Content
 from .environments import Environments
 from .manifest import AgentManifest, Host
+from .records import Build, BuildInfo, TemplateRecord
 from .sources import FolderSource, Source
 
 __all__ = ["BASE_ID", "Templates"]

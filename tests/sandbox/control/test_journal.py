@@ -10,11 +10,11 @@ import pytest
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.changes import Change
 from ppio_agent.sandbox.control.journal import Journal, Journals
-from ppio_agent.sandbox.live import LiveSandbox
-from ppio_agent.sandbox.machine import EndReason, State
-from ppio_agent.sandbox.options import CreateOptions
+from ppio_agent.sandbox.life.changes import Change
+from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.machine import EndReason, State
+from ppio_agent.sandbox.life.options import CreateOptions
 from tests.sandbox.rig import PlatformRig
 
 

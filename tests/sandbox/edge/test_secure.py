@@ -22,7 +22,7 @@ import pytest
 
 from ppio_agent.sandbox.edge.secure import SecureSocket
 from ppio_agent.sandbox.edge.server import Edge
-from ppio_agent.sandbox.tls import TLS, open_tls
+from ppio_agent.sandbox.edge.tls import TLS, open_tls
 from tests.sandbox.edge.edgekit import (
     AGENT,
     ID,

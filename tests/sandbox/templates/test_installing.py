@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import SandboxPlatformError, TemplateManifestError
-from ppio_agent.sandbox.records import Build
 from ppio_agent.sandbox.templates.blobs import BlobStore
 from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host
+from ppio_agent.sandbox.templates.records import Build
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.storage import open_store

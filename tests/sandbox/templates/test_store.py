@@ -21,10 +21,10 @@ from ppio_agent.exceptions import (
     TemplateManifestError,
     TemplateNotFoundError,
 )
-from ppio_agent.sandbox.records import Build
 from ppio_agent.sandbox.templates.blobs import BlobStore
 from ppio_agent.sandbox.templates.environments import Environments
 from ppio_agent.sandbox.templates.manifest import Host
+from ppio_agent.sandbox.templates.records import Build
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import BASE_ID, Templates
 from ppio_agent.storage import open_store

@@ -1,0 +1,1 @@
+"""The life of sandboxes: their states and time, their rows, and who holds them all."""

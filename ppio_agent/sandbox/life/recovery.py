@@ -1,0 +1,163 @@
+"""What a platform does about one that crashed before it, and about what got away.
+
+The rows of its sandboxes tell what there was. Whatever still answers is taken up and
+goes on as if nothing had happened; the rest is ended, and only its logs stay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from ppio_agent._util.threads import WorkerPool
+from ppio_agent.exceptions import SandboxStartError, WireError
+from ppio_agent.sandbox.supervisor import tree
+from ppio_agent.storage import Document, DocumentStore
+
+from .ended import SANDBOX_ROW, EndedLogs, remove_tree
+from .live import LiveSandbox
+from .machine import EndReason, State
+from .roster import Roster
+from .rows import SandboxRow
+from .values import Surroundings
+
+__all__ = ["Recovery", "kill_marked"]
+
+_log = logging.getLogger(__name__)
+
+_SWEEP_EVERY: Final = 30.0
+_SWEEP_LIMIT: Final = 1.0
+
+
+class Recovery:
+    """Takes up what a platform that crashed has left, and ends what got away.
+
+    Args:
+        store: Where the rows of sandboxes are.
+        folder: Parent of their folders.
+        ended: What is known of those that ended.
+        roster: Gets those that go on.
+        around: What they need of this platform.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        folder: Path,
+        *,
+        ended: EndedLogs,
+        roster: Roster,
+        around: Surroundings,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._ended = ended
+        self._roster = roster
+        self._around = around
+
+    def run(self) -> None:
+        """Take up and end what there is, then look again from time to time.
+
+        Blocking: about 2 seconds at most, whatever there is.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        rows = self._store.scan(SANDBOX_ROW)
+        found = [s for s in map(self._restored, rows) if s is not None]
+        # Not asked of the roster: one whose time was over may be gone from it already.
+        taken = self._adopt_all(found)
+        lost = [row for row in rows if row.id not in taken]
+        kill_marked(self._ended.dead() | {row.id for row in lost})
+        for row in lost:
+            self._bury(row)
+        for leftover in self._folder.iterdir():
+            if leftover.name not in taken:
+                remove_tree(leftover)
+        self._ended.prune()
+        self._sweep_later()
+
+    def _restored(self, document: Document) -> LiveSandbox | None:
+        """Return the sandbox that a row is of; None: nobody can be waiting for it."""
+        try:
+            row = SandboxRow.parse(document.body)
+        except WireError as error:
+            _log.warning("the row of sandbox %s is not read: %s", document.id, error)
+            return None
+        if row.state not in (State.RUNNING, State.PAUSED):
+            return None
+        identity = row.identity(document.id, self._folder / document.id)
+        around = self._around
+        life = row.life(now=around.utc(), monotonic=around.monotonic())
+        return LiveSandbox(identity, around, life=life)
+
+    def _adopt_all(self, sandboxes: list[LiveSandbox]) -> set[str]:
+        """Take up all at once; return the ids of those that answer."""
+        taken: set[str] = set()
+        if sandboxes:
+            # One thread each: those that do not answer are waited for together.
+            pool = WorkerPool("ppio-sandbox-recovery", max_threads=len(sandboxes))
+            try:
+                for sandbox in sandboxes:
+                    pool.submit(partial(self._adopt, sandbox, taken))
+            finally:
+                pool.close(None)
+        return taken
+
+    def _adopt(self, sandbox: LiveSandbox, taken: set[str]) -> None:
+        # In the roster before it is taken up: it may end at once.
+        self._roster.enter(sandbox)
+        try:
+            sandbox.adopt()
+        except BaseException as error:
+            self._roster.leave(sandbox)
+            if not isinstance(error, SandboxStartError):
+                raise
+            _log.warning("sandbox %s is lost: %s", sandbox.id, error)
+        else:
+            taken.add(sandbox.id)
+            _log.info("sandbox %s goes on", sandbox.id)
+
+    def _bury(self, document: Document) -> None:
+        body = document.body
+        reason = body.get("reason") or EndReason.CRASHED.value
+        self._ended.bury(
+            document.id,
+            tenant=str(body.get("tenant", "")),
+            reason=str(reason),
+            root=self._folder / document.id,
+        )
+
+    def _sweep_later(self) -> None:
+        around = self._around
+        around.timers.at(
+            around.monotonic() + _SWEEP_EVERY, lambda: around.background(self._sweep)
+        )
+
+    def _sweep(self) -> None:
+        try:
+            kill_marked(self._ended.dead())
+        finally:
+            self._sweep_later()
+
+
+def kill_marked(dead: Container[str]) -> None:
+    """Kill every process that carries the marker of a sandbox that has ended.
+
+    Args:
+        dead: Ids of sandboxes that have ended. An id is never given again, so that
+            neither a sandbox that is just being started is hit, nor one of another
+            platform.
+    """
+    find = partial(tree.marked_any, dead)
+    found = find()
+    if not found:
+        return
+    _log.warning("%d processes that outlived their sandboxes are killed", len(found))
+    left = tree.sweep(find, timeout=_SWEEP_LIMIT)
+    if left:
+        pids = sorted(process.pid for process in left)
+        _log.error("processes of ended sandboxes cannot be killed: %s", pids)

@@ -1,0 +1,1 @@
+"""The controller inside a sandbox; loaded when it is first called."""
