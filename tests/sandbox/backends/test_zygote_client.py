@@ -236,11 +236,13 @@ def test_a_killed_platform_leaves_a_reaper_until_its_last_sandbox_ends(
     ).replace("GRACE", "60.0")
     argv = [sys.executable, "-c", source, str(lab.folder), str(lab.sockets)]
     with subprocess.Popen([*argv, spec.sandbox_id], stdout=subprocess.PIPE) as platform:
-        assert platform.stdout is not None
-        zygote = psutil.Process(int(platform.stdout.readline()))
-        assert platform.stdout.readline() == b"up\n"
-        (supervisor,) = zygote.children()
-        platform.kill()
+        try:
+            assert platform.stdout is not None
+            zygote = psutil.Process(int(platform.stdout.readline()))
+            assert platform.stdout.readline() == b"up\n"
+            (supervisor,) = zygote.children()
+        finally:
+            platform.kill()
 
     wait_until(lambda: len(list(processes_marked(spec.sandbox_id))) == 4)
     assert zygote.is_running()
