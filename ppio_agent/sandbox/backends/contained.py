@@ -16,6 +16,7 @@ from functools import cache, partial
 from io import FileIO
 from json import loads
 from pathlib import Path
+from typing import IO
 
 from attrs import frozen
 
@@ -42,6 +43,7 @@ from .uplink import Helper, connect, resolver
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
 
 _INFO_LIMIT = 5.0
+_LOAD_LIMIT = 20.0
 _END_LIMIT = 2.0
 _BOOTSTRAP = (
     "import sys; sys.path += sys.argv[3:];"
@@ -143,7 +145,7 @@ class Bwrap:
             root: Its folder; what is missing in it is made.
             line: Where its supervisor is reached.
             internet: Whether it is connected to the network.
-            warm: Whether its supervisor loads what agents load while it waits.
+            warm: Whether its supervisor loads what agents load, which is waited for.
             python: The interpreter inside, in an environment of its own; None for this
                 one.
 
@@ -199,6 +201,8 @@ class Bwrap:
                     log=root / "uplink.log",
                 )
                 process.also_wait_for(helper)
+            if monitor.stdout is not None:
+                _wait_until_loaded(always.enter_context(monitor.stdout))
             on_error.pop_all()
         return sock, process
 
@@ -233,7 +237,7 @@ class Bwrap:
                 [self.path, *arguments(plan)],
                 env={},
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if warm else subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=ends,
                 start_new_session=True,
@@ -264,6 +268,17 @@ def _read_pid(info: FileIO) -> int:
         return int(loads(text)["child-pid"])
     except (ValueError, KeyError, TypeError) as exc:
         raise OSError("bwrap has made no process") from exc
+
+
+def _wait_until_loaded(said: IO[bytes]) -> None:
+    """Wait until a warm supervisor says that it has loaded what agents load.
+
+    Raises:
+        OSError: It has not.
+    """
+    ready, _, _ = select.select([said], [], [], _LOAD_LIMIT)
+    if not ready or not os.read(said.fileno(), 1):
+        raise OSError("the supervisor has not loaded what agents load")
 
 
 @cache

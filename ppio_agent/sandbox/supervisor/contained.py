@@ -35,7 +35,7 @@ def main(fd: int, alive: int, fresh: Collection[str] | None = None) -> None:
         alive: A pipe that nobody writes: its end tells those outside that the sandbox
             has ended, and so it is kept open, but by no program of the sandbox.
         fresh: The modules that this interpreter had loaded when it had started, if it
-            is to load what agents load, too, while it waits.
+            is to load what agents load, too, and to say so on its standard output.
 
     Raises:
         OSError: It would not be protected.
@@ -55,7 +55,16 @@ def main(fd: int, alive: int, fresh: Collection[str] | None = None) -> None:
         return
     from .forked import preload, run
 
-    run(partial(supervise, fd, preload(fresh), marker))
+    warm = preload(fresh)
+    _say_loaded()
+    run(partial(supervise, fd, warm, marker))
+
+
+def _say_loaded() -> None:
+    os.write(1, b".")
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
 
 
 def _leave_keyring() -> None:
