@@ -10,6 +10,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
@@ -43,6 +44,8 @@ from .uplink import Helper, connect, resolver
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
 
 _INFO_LIMIT = 5.0
+_MAX_INFO = 4096
+_LOOK_EVERY = 0.001
 _LOAD_LIMIT = 20.0
 _END_LIMIT = 2.0
 _BOOTSTRAP = (
@@ -182,14 +185,15 @@ class Bwrap:
             # Called before there is anybody, who so finds the platform or its end.
             sock = call(line)
             on_error.callback(sock.close)
-            info, info_end = map(always.enter_context, _pipe())
+            # A file, for bwrap would die of a pipe that a platform which was killed no
+            # longer reads, and leave a child that waits for it for ever.
+            info = always.enter_context(FileIO(root / "bwrap.json", "w+"))
             alive, alive_end = map(always.enter_context, _pipe())
-            ends = (listener.fileno(), info_end.fileno(), alive_end.fileno())
+            ends = (listener.fileno(), info.fileno(), alive_end.fileno())
             monitor = start(ends)
             on_error.callback(_reap, monitor, Deadline.after(_END_LIMIT))
-            info_end.close()
             alive_end.close()
-            process = ContainedProcess(_read_pid(info), monitor)
+            process = ContainedProcess(_read_pid(info, monitor), monitor)
             on_error.callback(process.close)
             on_error.callback(process.kill)
             if internet:
@@ -249,25 +253,22 @@ def _pipe() -> tuple[FileIO, FileIO]:
     return FileIO(reader, "rb"), FileIO(writer, "wb")
 
 
-def _read_pid(info: FileIO) -> int:
+def _read_pid(info: FileIO, monitor: subprocess.Popen[bytes]) -> int:
     """Return the pid of the first process, which bwrap tells when it has made it.
 
     Raises:
         OSError: It has made none.
     """
-    deadline, text = Deadline.after(_INFO_LIMIT), b""
-    # `select` refuses descriptors from 1024 on, which a busy platform has.
-    told = select.poll()
-    told.register(info, select.POLLIN)
-    while told.poll((deadline.left() or 0.0) * 1000):
-        part = info.read(4096)
-        if not part:
-            break
-        text += part
-    try:
-        return int(loads(text)["child-pid"])
-    except (ValueError, KeyError, TypeError) as exc:
-        raise OSError("bwrap has made no process") from exc
+    deadline, never = Deadline.after(_INFO_LIMIT), threading.Event()
+    while not deadline.expired:
+        ended = monitor.poll() is not None
+        try:
+            return int(loads(os.pread(info.fileno(), _MAX_INFO, 0))["child-pid"])
+        except ValueError:  # not written yet, or not all of it
+            if ended:
+                break
+        never.wait(_LOOK_EVERY)
+    raise OSError("bwrap has made no process")
 
 
 def _wait_until_loaded(said: IO[bytes]) -> None:
@@ -276,8 +277,10 @@ def _wait_until_loaded(said: IO[bytes]) -> None:
     Raises:
         OSError: It has not.
     """
-    ready, _, _ = select.select([said], [], [], _LOAD_LIMIT)
-    if not ready or not os.read(said.fileno(), 1):
+    # `select` refuses descriptors from 1024 on, which a busy platform has.
+    ready = select.poll()
+    ready.register(said, select.POLLIN)
+    if not ready.poll(_LOAD_LIMIT * 1000) or not os.read(said.fileno(), 1):
         raise OSError("the supervisor has not loaded what agents load")
 
 

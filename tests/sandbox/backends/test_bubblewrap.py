@@ -20,7 +20,7 @@ from ppio_agent.exceptions import SandboxStartError
 from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend
 from tests.sandbox.fort import Fort
 from tests.sandbox.sandboxkit import SERVER
-from tests.support import processes_marked, wait_until
+from tests.support import needs_program, processes_marked, wait_until
 
 
 @pytest.fixture
@@ -237,6 +237,39 @@ def test_nothing_is_left_when_the_platform_is_killed(tmp_path: Path) -> None:
         wait_until(lambda m=marker: not list(processes_marked(m)), timeout=10.0)  # type: ignore[misc] # of a default
     wait_until(lambda: not any(sandbox_id in line for line in _commands()))
     shutil.rmtree(sockets)
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+import attrs
+from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend
+from tests.sandbox.fort import Fort
+
+fort = Fort(Path(sys.argv[1]))
+print(fort.sockets, flush=True)
+bwrap = attrs.evolve(fort.bwrap, path=sys.argv[2])
+fort.backend = BubblewrapBackend(bwrap, fort.place)
+fort.start()
+"""
+
+
+def test_nothing_is_left_when_the_platform_is_killed_as_it_starts_a_sandbox(
+    tmp_path: Path,
+) -> None:
+    """Here just before bwrap begins, which then has nobody to tell anything."""
+    killer = tmp_path / "bwrap"
+    killer.write_text(f'#!/bin/sh\nkill -9 $PPID\nexec {needs_program("bwrap")} "$@"\n')
+    killer.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path), str(killer)],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not any(str(tmp_path) in line for line in _commands()))
+    shutil.rmtree(done.stdout.decode().strip())
 
 
 def _commands() -> list[str]:
