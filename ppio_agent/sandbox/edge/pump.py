@@ -13,11 +13,13 @@ import itertools
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 import h11
 
+from .duct import Duct, open_duct
 from .heads import HEAD_LIMIT
 from .secure import SecureSocket
 
@@ -25,6 +27,8 @@ __all__ = ["Body", "Peer", "PeerError"]
 
 Body: TypeAlias = list[h11.Data | h11.EndOfMessage]
 """What is there of a body: at most one piece of data, then, if it is there, the end."""
+
+_Some = TypeVar("_Some", bytes, int)
 
 # A socket is read while less than _INBOX_FULL waits, so their sum is what can wait.
 _READ_SIZE = 96 * 1024
@@ -194,17 +198,36 @@ class Peer:
             PeerError: Either side is gone.
         """
         source.poured = True
-        buffer = memoryview(bytearray(_POUR_SIZE))
-        for turn in itertools.count(1):
-            size = await source.receive_into(buffer[:count])
-            # h11 wants no more than the length of what is sent past it.
-            self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # type: ignore[arg-type] # documented for sendfile
-            await self.send_raw(buffer[:size])
-            count -= size
-            if not count:
-                return
-            if turn % _POURS_AT_ONCE == 0:
-                await asyncio.sleep(0)  # others want to be served, too
+        with open_duct(source._sock, self._sock) as duct:
+            pour = self._copy if duct is None else partial(self._splice, duct)
+            with source._reading_paused():
+                for turn in itertools.count(1):
+                    size = await pour(source, count)
+                    # h11 wants no more than the length of what is sent past it.
+                    self.http.send_with_data_passthrough(h11.Data(data=range(size)))  # type: ignore[arg-type] # documented for sendfile
+                    count -= size
+                    if not count:
+                        return
+                    if turn % _POURS_AT_ONCE == 0:
+                        await asyncio.sleep(0)  # others want to be served, too
+
+    async def _copy(self, source: Peer, most: int) -> int:
+        data = source._take(most) or await source._io(
+            lambda: source._sock.recv(min(most, _POUR_SIZE)), source._readable
+        )
+        await self.send_raw(data)
+        return len(data)
+
+    async def _splice(self, duct: Duct, source: Peer, most: int) -> int:
+        data = source._take(most)
+        if data:
+            await self.send_raw(data)
+            return len(data)
+        size = await source._io(partial(duct.fill, most), source._readable)
+        left = size
+        while left:
+            left -= await self._io(partial(duct.drain, left), self._writable)
+        return size
 
     async def receive(self) -> bytes | bytearray:
         """Return what comes next, past h11; nothing at the end.
@@ -225,29 +248,6 @@ class Peer:
         """Tell the other side that nothing more is sent; it may go on sending."""
         with contextlib.suppress(OSError):  # it has gone: reading will show
             self._sock.shutdown(socket.SHUT_WR)
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive what comes next, past h11; how much it was, at least a byte.
-
-        Raises:
-            PeerError: The other side is gone.
-        """
-        while not self._inbox:
-            try:
-                size = self._sock.recv_into(buffer)
-            except BlockingIOError:
-                await self._wait(None)
-                continue
-            except OSError as exc:
-                raise PeerError(self, "the connection was lost") from exc
-            if not size:
-                raise PeerError(self, "the connection ended in a body")
-            return size
-        size = min(len(buffer), len(self._inbox))
-        buffer[:size] = self._inbox[:size]
-        self._inbox = self._inbox[size:]
-        self._resume()
-        return size
 
     def reusable(self) -> bool:
         """Whether a kept connection is idle: nothing received, and no end seen."""
@@ -400,6 +400,50 @@ class Peer:
         except OSError as exc:
             raise PeerError(self, "the connection was lost") from exc
 
+    def _take(self, most: int) -> bytes:
+        """Take up to `most` bytes of what was read before reading was paused."""
+        data = bytes(self._inbox[:most])
+        self._inbox = self._inbox[most:]
+        if not data and self.ended:
+            raise PeerError(self, "the connection ended in a body") from self._error
+        return data
+
+    @contextlib.contextmanager
+    def _reading_paused(self) -> Iterator[None]:
+        """Let nobody else read meanwhile."""
+        self._reading = False
+        if not self.ended:
+            self._loop.remove_reader(self._sock)
+        try:
+            yield
+        finally:
+            self._resume()
+
+    async def _io(
+        self, act: Callable[[], _Some], ready: Callable[[], Awaitable[None]]
+    ) -> _Some:
+        """Return what `act` gives, waiting until the socket is ready for it."""
+        try:
+            while not (given := _tried(act)):
+                if given is not None:
+                    raise PeerError(self, "the connection ended in a body")
+                await ready()
+        except OSError as exc:
+            raise PeerError(self, "the connection was lost") from exc
+        return given
+
+    async def _readable(self) -> None:
+        self._reader = waiter = self._loop.create_future()
+        self._loop.add_reader(self._sock, _settle, waiter)
+        try:
+            await waiter
+            if self._closed:
+                raise PeerError(self, "closed here")
+        finally:
+            self._reader = None
+            if not self._closed:
+                self._loop.remove_reader(self._sock)
+
     async def _writable(self) -> None:
         self._writer = waiter = self._loop.create_future()
         self._loop.add_writer(self._sock, _settle, waiter)
@@ -409,6 +453,14 @@ class Peer:
             self._writer = None
             if not self._closed:
                 self._loop.remove_writer(self._sock)
+
+
+def _tried(act: Callable[[], _Some]) -> _Some | None:
+    """Return what `act` gives, None if it has to wait."""
+    try:
+        return act()
+    except BlockingIOError:
+        return None
 
 
 def _settle(

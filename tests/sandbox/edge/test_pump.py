@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import h11
 import pytest
 
+from ppio_agent.sandbox.edge import pump
 from ppio_agent.sandbox.edge.pump import Peer, PeerError
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"
@@ -169,8 +171,101 @@ def test_sending_to_one_that_is_gone_fails(
     run(story())
 
 
+@contextlib.contextmanager
+def no_duct(*_sockets: socket.socket) -> Iterator[None]:
+    """As where the system has no splice."""
+    yield None
+
+
+@pytest.fixture(params=["spliced", "copied"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How bodies are poured."""
+    if request.param == "copied":
+        monkeypatch.setattr(pump, "open_duct", no_duct)
+    return str(request.param)
+
+
+async def pouring(peer: Peer, near: socket.socket, far: socket.socket) -> Peer:
+    """Return a source, and bring `peer` to where a body of ten million may follow."""
+    source = Peer(near, h11.CLIENT, asyncio.get_running_loop())
+    far.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    await peer.next_event(5)
+    length = [("Content-Length", "10000000")]
+    await peer.send(h11.Response(status_code=200, headers=length))
+    return source
+
+
+def test_pouring_waits_for_both_sides(
+    peer: Peer, far: socket.socket, run: Run, way: str
+) -> None:
+    """A large body arrives whole through sockets that hold little, with pauses."""
+    body = bytes(range(256)) * 4096 * 9 + b"!" * (10_000_000 - 256 * 4096 * 9)
+    near, out = socket.socketpair()
+    out.settimeout(10)
+    received = bytearray()
+
+    def read() -> None:
+        while data := far.recv(70_000):
+            received.extend(data)
+
+    with ThreadPoolExecutor(2) as pool:
+
+        async def story() -> None:
+            source = await pouring(peer, near, far)
+            sent = pool.submit(out.sendall, body)
+            done = pool.submit(read)
+            await peer.pour(source, len(body))
+            await peer.send(h11.EndOfMessage())
+            peer.close()
+            source.close()
+            await asyncio.wrap_future(sent)
+            await asyncio.wrap_future(done)
+
+        run(story())
+    out.close()
+    assert bytes(received).partition(b"\r\n\r\n")[2] == body
+
+
+@pytest.mark.parametrize("who", ["source", "source at once", "sink", "closed here"])
+def test_pouring_ends_with_either_side(
+    peer: Peer, far: socket.socket, run: Run, way: str, who: str
+) -> None:
+    """In the middle of a body that is an error, said of the side that went."""
+    near, out = socket.socketpair()
+
+    async def story() -> None:
+        source = await pouring(peer, near, far)
+        if who == "source at once":
+            out.close()
+            await turns()
+        task = asyncio.ensure_future(peer.pour(source, 10_000_000))
+        if who != "source at once":
+            out.sendall(b"x" * 5000)
+            await turns()
+        if who == "source":
+            out.close()
+        elif who == "sink":
+            far.close()
+            out.sendall(b"x" * 5000)
+            await turns()
+            out.sendall(b"x" * 5000)
+        elif who == "closed here":
+            source.close()
+        with pytest.raises(PeerError) as info:
+            await task
+        assert info.value.peer is (peer if who == "sink" else source)
+        source.close()
+
+    run(story())
+    out.close()
+
+
 def test_poured_bytes_are_the_same_bytes(
-    peer: Peer, far: socket.socket, run: Run, loop: asyncio.AbstractEventLoop
+    peer: Peer,
+    far: socket.socket,
+    run: Run,
+    loop: asyncio.AbstractEventLoop,
+    way: str,
 ) -> None:
     """Those already read, those to come, and none that follow."""
     body = bytes(range(256)) * 100
