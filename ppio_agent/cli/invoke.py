@@ -81,7 +81,7 @@ def invoke(
     ref, text, manifest_env = _what(words, ref, text)
     request = parse_input(_read_stdin() if text == "-" else text)
     encode_json(request)  # refused here, before it costs a sandbox
-    with find_target() as target, target.client() as client:
+    with find_target(runs=True) as target, target.client() as client:
         if keep and target.embedded:
             raise click.UsageError(
                 "--keep needs a platform that stays; run ppio-agent up in another"

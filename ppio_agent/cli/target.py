@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
@@ -24,6 +24,7 @@ from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, SSEFramer
 
 if TYPE_CHECKING:
     from ppio_agent.client import AgentRuntimeClient
+    from ppio_agent.sandbox import SandboxPlatform
 
 __all__ = ["Target", "find_target"]
 
@@ -151,8 +152,27 @@ class Target:
 
 
 @contextmanager
-def find_target() -> Iterator[Target]:
-    """Find, or start for the time of the block, the platform to talk to."""
+def find_target(*, runs: bool = False) -> Iterator[Target]:
+    """Find, or start for the time of the block, the platform to talk to.
+
+    Args:
+        runs: Whether sandboxes are to be run. Else a platform that is started here
+            only answers for what it holds.
+    """
+    with ExitStack() as stack:
+        address = _named() or _found()
+        embedded = address is None
+        if address is None:
+            platform = stack.enter_context(_embedded(runs=runs))
+            address = platform.url, platform.api_key
+        url, key = address
+        transport = Transport(TransportConfig())
+        stack.callback(transport.close)
+        yield Target(url=url, api_key=key, transport=transport, embedded=embedded)
+
+
+def _named() -> tuple[str, str] | None:
+    """Return the platform that the environment names."""
     url = os.environ.get("PPIO_API_URL", "").strip().rstrip("/")
     key = os.environ.get("PPIO_API_KEY", "").strip()
     if url and not key:
@@ -160,26 +180,21 @@ def find_target() -> Iterator[Target]:
             "PPIO_API_URL is set and PPIO_API_KEY is not; set the key that belongs to"
             " it, or unset both to use the platform on this machine"
         )
-    embedded = False
-    if not url:
-        found = Hooks.load().default_platform(None)
-        if found is None:
-            raise ConfigurationError(
-                "there is no platform; start one with ppio-agent up, or set PPIO_API_URL"
-            )
-        url, key = found
-        embedded = _is_ours(url)
-    transport = Transport(TransportConfig())
-    try:
-        yield Target(url=url, api_key=key, transport=transport, embedded=embedded)
-    finally:
-        transport.close()
+    return (url, key) if url else None
 
 
-def _is_ours(url: str) -> bool:
-    """Whether the platform at `url` is the one that this process has started."""
-    from ppio_agent.sandbox import PlatformConfig
-    from ppio_agent.sandbox.datadir import read_running
+def _found() -> tuple[str, str] | None:
+    """Return the platform of a plug-in, or the one that runs on this machine."""
+    return Hooks.load().default_platform(None)
 
-    running = read_running(PlatformConfig.from_env(os.environ).data_dir)
-    return running is not None and (running.url, running.pid) == (url, os.getpid())
+
+def _embedded(*, runs: bool) -> SandboxPlatform:
+    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+    from ppio_agent.sandbox.backends.process import ProcessBackend
+
+    # The sandboxes of one that crashed are for the next that stays.
+    return SandboxPlatform(
+        PlatformConfig.from_env(os.environ),
+        backend=None if runs else ProcessBackend(),
+        take_over=False,
+    )

@@ -209,7 +209,8 @@ def ppio_find_template(ref: str) -> Path | str | None:
 def ppio_default_platform(config: Any) -> tuple[str, str] | None:
     """Start or find the platform for a client that was given no address.
 
-    Called once a client, in the thread of its first request.
+    Called once a client, in the thread of its first request, and by the command line,
+    which has no client: `config` is None then, and nothing is to be started for it.
 
     Returns:
         The URL of the control plane and an API key for it.

@@ -190,12 +190,19 @@ class DataDir:
 
 
 def read_running(path: Path) -> Running | None:
-    """Return what the platform on the data directory `path` announces, or None."""
+    """Return what the platform on the data directory `path` announces, or None.
+
+    One that was killed has announced itself, too, but its process is gone.
+    """
     try:
         found = json.loads((path / _RECORD).read_text())
-        return Running(url=found["url"], pid=found["pid"], api_key=found["api_key"])
-    except (OSError, ValueError, KeyError):
+        running = Running(url=found["url"], pid=found["pid"], api_key=found["api_key"])
+        os.kill(running.pid, 0)
+    except PermissionError:
+        return running  # somebody else's process, so there is one
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return running
 
 
 def _locked(lock: int) -> bool:

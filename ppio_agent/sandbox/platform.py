@@ -89,6 +89,8 @@ class SandboxPlatform(Closing):
         config: Settings; None reads the environment.
         backend: What runs sandboxes; None: as `config.backend` says. Closed with it.
         hooks: Plug-ins that find templates; None loads the installed ones.
+        take_over: Whether to take up the sandboxes of a platform that crashed. One
+            that ends soon leaves them to the next, or to their own end.
         clock: The monotonic clock of all time-outs.
         id_factory: Makes ids: 20 of a-z and 0-9, not to be guessed.
 
@@ -108,12 +110,14 @@ class SandboxPlatform(Closing):
         *,
         backend: Backend | None = None,
         hooks: Hooks | None = None,
+        take_over: bool = True,
         clock: Callable[[], float] = time.monotonic,
         id_factory: Callable[[], str] = _new_id,
     ) -> None:
         self._config = PlatformConfig.from_env(os.environ) if config is None else config
         self._given_backend = backend
         self._given_hooks = hooks
+        self._takes_over = take_over
         self._clock = clock
         self._id_factory = id_factory
         # Guards start and close, which take turns.
@@ -178,10 +182,11 @@ class SandboxPlatform(Closing):
         stack.callback(lambda: edge.close(self._left()))
         edge.listen()
         stack.callback(lambda: sandboxes.close(self._left()))
-        # Without its address it must not take over sandboxes, which it could only end;
-        # who calls meanwhile is answered when they are there.
-        sandboxes.recover()
-        left.callback(data.remove_socket_folder)
+        if self._takes_over:
+            # Not before it has its address: it could only end them. Who calls meanwhile
+            # is answered when they are there.
+            sandboxes.recover()
+            left.callback(data.remove_socket_folder)
         templates.collect()
         edge.start()
         places = Places(

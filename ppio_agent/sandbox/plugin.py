@@ -11,6 +11,7 @@ from ppio_agent.exceptions import PlatformAlreadyRunningError, TemplateManifestE
 from ppio_agent.hooks import hookimpl
 
 if TYPE_CHECKING:
+    from .datadir import Running
     from .platform import SandboxPlatform
 
 __all__ = ["TemplateFolder", "ppio_default_platform"]
@@ -24,9 +25,9 @@ _embedded: SandboxPlatform | None = None
 def ppio_default_platform(config: Any) -> tuple[str, str] | None:
     """Return the platform on the default data directory, started here if need be.
 
-    It lives until the process ends, and its sandboxes with it.
+    It lives until the process ends, and its sandboxes with it. Who is no client, and
+    so has no `config`, is only told of one that runs.
     """
-    del config
     from .config import PlatformConfig
     from .datadir import read_running
     from .platform import SandboxPlatform
@@ -36,6 +37,8 @@ def ppio_default_platform(config: Any) -> tuple[str, str] | None:
         if _embedded is not None and _embedded.running:
             return _embedded.url, _embedded.api_key
         settings = PlatformConfig.from_env(os.environ)
+        if config is None:
+            return _address(read_running(settings.data_dir))
         platform = SandboxPlatform(settings)
         try:
             platform.start()
@@ -43,9 +46,13 @@ def ppio_default_platform(config: Any) -> tuple[str, str] | None:
             running = read_running(settings.data_dir)
             if running is None:
                 raise
-            return running.url, running.api_key
+            return _address(running)
         _embedded = platform
         return platform.url, platform.api_key
+
+
+def _address(running: Running | None) -> tuple[str, str] | None:
+    return None if running is None else (running.url, running.api_key)
 
 
 class TemplateFolder:

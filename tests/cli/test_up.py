@@ -61,6 +61,38 @@ def test_up_serves_until_it_is_stopped(tmp_path: Path) -> None:
     assert platform.returncode == 0
 
 
+def test_a_command_leaves_the_sandboxes_of_a_crash_to_the_next_platform(
+    tmp_path: Path,
+) -> None:
+    """Neither the listing of templates nor a call of its own ends or takes them."""
+    folder = write_agent(tmp_path / "a", AGENT, name="asked")
+    with _up(tmp_path) as platform:
+        line(platform, "PPIO_API_URL")
+        with start("deploy", str(folder), data_dir=tmp_path) as deploying:
+            deploying.communicate(timeout=60 * SLOW)
+        with start("invoke", "--keep", "asked", "hi", data_dir=tmp_path) as other:
+            _, told = other.communicate(timeout=60 * SLOW)
+        kept = re.search(r"[a-z0-9]{20}", told)
+        assert kept, told
+        platform.kill()
+    for argv in (
+        ["templates", "list"],
+        ["sandboxes", "list"],
+        ["invoke", "asked", "x"],
+    ):
+        with start(*argv, data_dir=tmp_path) as command:
+            out, err = command.communicate(timeout=60 * SLOW)
+            assert command.returncode == 0, err
+            assert kept[0] not in out
+    with _up(tmp_path) as platform:
+        line(platform, "PPIO_API_URL")
+        with start("sandboxes", "list", "--json", data_dir=tmp_path) as listing:
+            out, _ = listing.communicate(timeout=60 * SLOW)
+        assert [item["sandboxID"] for item in json.loads(out)] == [kept[0]]
+        _end(platform)
+    assert list(processes_marked(kept[0])) == []
+
+
 def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
     """The usual limit of 1024 would do for 500 streams only."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -22,14 +22,16 @@ import sys, json, threading, urllib.request
 from ppio_agent.hooks import Hooks
 assert "ppio_agent.sandbox.platform" not in sys.modules
 hooks = Hooks.load(entry_points=False)
-found = [hooks.default_platform(None) for _ in range(2)]
+before = hooks.default_platform(None)
+found = [hooks.default_platform("a client") for _ in range(2)]
+assert hooks.default_platform(None) == found[0]
 url, key = found[0]
 health = urllib.request.urlopen(url + "/platform/v1/healthz").status
 create = urllib.request.Request(
     url + "/sandboxes", b"{}", {"X-API-KEY": key, "Content-Type": "application/json"}
 )
 sandbox = json.load(urllib.request.urlopen(create))["sandboxID"]
-print(json.dumps({"found": found, "health": health, "sandbox": sandbox}))
+print(json.dumps({"before": before, "found": found, "health": health, "sandbox": sandbox}))
 """
 
 
@@ -51,6 +53,7 @@ def _ask(data_dir: Path) -> dict[str, Any]:
 def test_a_platform_is_started_once_and_closed_with_the_process(tmp_path: Path) -> None:
     found = _ask(tmp_path)
 
+    assert found["before"] is None, "only a client has one started"
     assert found["health"] == 204
     assert found["found"][0] == found["found"][1]
     assert list(processes_marked(f"PPIO_SANDBOX_ID={found['sandbox']}")) == []
@@ -63,7 +66,8 @@ def test_one_that_runs_already_is_used(tmp_path: Path) -> None:
     with SandboxPlatform(config) as platform:
         found = _ask(tmp_path)
 
-        assert found["found"] == [[platform.url, platform.api_key]] * 2
+        assert found["before"] == [platform.url, platform.api_key]
+        assert found["found"] == [found["before"]] * 2
         assert [s.id for s in platform.sandboxes.list_sandboxes()] == [found["sandbox"]]
 
 

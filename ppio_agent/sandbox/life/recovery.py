@@ -65,7 +65,6 @@ class Recovery:
 
         Blocking: about 2 seconds at most, whatever there is.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         rows = self._store.scan(SANDBOX_ROW)
         found = [s for s in map(self._restored, rows) if s is not None]
         # Not asked of the roster: one whose time was over may be gone from it already.

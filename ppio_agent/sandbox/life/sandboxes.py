@@ -110,6 +110,7 @@ class Sandboxes:
             utc=utc,
         )
         self._roster = Roster(config, monotonic=monotonic)
+        folders.live.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.ended = EndedLogs(store, folders.ended)
 
     def recover(self) -> None:
