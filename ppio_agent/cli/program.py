@@ -31,8 +31,8 @@ from .agent import dev, init, run
 from .doctor import doctor
 from .invoke import invoke
 from .logs import logs
-from .platform import deploy, templates
 from .sandboxes import sandboxes
+from .templates import deploy, templates
 from .up import up
 
 __all__ = ["exit_status", "main", "sandbox_main"]
