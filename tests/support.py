@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 __all__ = [
     "SLOW",
     "interrupt_everywhere",
+    "missing_tests",
     "needs_program",
     "new_threads",
     "processes_marked",
@@ -60,6 +62,18 @@ def needs_program(name: str) -> str:
         reason = f"{name} is not installed; .ci/packages installs it"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     return found
+
+
+def missing_tests(places: Iterable[str]) -> list[str]:
+    """Return those of `file::test`, files below the folder of all tests, that are not there."""
+    folder = Path(__file__).parent
+    missing = []
+    for place in places:
+        name, _, test = place.partition("::")
+        source = (folder / name).read_text()
+        if not re.search(rf"^ *(async )?def {test}\(", source, re.MULTILINE):
+            missing.append(place)
+    return missing
 
 
 def processes_marked(marker: str) -> Iterator[int]:
