@@ -146,7 +146,7 @@ def test_a_live_log_is_followed_to_the_end_of_its_sandbox(command: Command) -> N
 
     reader = threading.Thread(target=follow)
     reader.start()
-    wait_until(lambda: following or reader.is_alive())
+    wait_until(lambda: following, what="the last line")
     command("sandboxes", "kill", sandbox)
     reader.join(10)
     assert not reader.is_alive()

@@ -35,11 +35,12 @@ class Peer:
         platform: SandboxPlatform,
         env: Mapping[str, str] | None = None,
     ) -> None:
+        python = needs_peer(package)
         self.platform = platform
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with it
         self._process = subprocess.Popen(
             [
-                needs_peer(package),
+                python,
                 _FOLDER / "driver.py",
                 _FOLDER / "scripts" / f"{script}.py",
             ],
