@@ -130,7 +130,9 @@ class _Stopping:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Log what the package says into a file of bounded size; warnings are shown, too."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    from ppio_agent.sandbox.datadir import make_private
+
+    make_private(path.parent)
     # Opened with the first record: until the platform has its data directory to
     # itself, the file may be another's.
     file = RotatingFileHandler(

@@ -21,7 +21,7 @@ from ppio_agent.exceptions import (
     SandboxUnavailableError,
 )
 
-__all__ = ["DataDir", "Running", "read_running"]
+__all__ = ["DataDir", "Running", "make_private", "read_running"]
 
 _RECORD: Final = "platform.json"
 _LOCK: Final = "lock"
@@ -108,7 +108,7 @@ class DataDir:
 
         Blocking: 5 s at most, when the other is just starting, or was just killed.
         """
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path)
         lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = Deadline.after(_STARTING_WAIT)
         tick = threading.Event()
@@ -187,6 +187,16 @@ class DataDir:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user only."""
+    try:
+        folder.mkdir(exist_ok=True, mode=0o700)
+    except FileNotFoundError:
+        # Not `parents=True`: those it makes can be read by all.
+        make_private(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def read_running(path: Path) -> Running | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.cli import up
+from ppio_agent.cli.doctor import examine
+from ppio_agent.sandbox import PlatformConfig
 from tests.cli.clikit import AGENT, line, start
 from tests.support import SLOW, processes_marked, wait_until, write_agent
 
@@ -91,6 +93,19 @@ def test_a_command_leaves_the_sandboxes_of_a_crash_to_the_next_platform(
         assert [item["sandboxID"] for item in json.loads(out)] == [kept[0]]
         _end(platform)
     assert list(processes_marked(kept[0])) == []
+
+
+def test_a_new_data_directory_is_private(tmp_path: Path) -> None:
+    """All that the first start makes, as the doctor wants it."""
+    home = tmp_path / "home"
+    with _up(home) as platform:
+        line(platform, "PPIO_API_URL")
+        _end(platform)
+    made = [home, *(path for path in home.rglob("*") if path.is_dir())]
+    assert home / "platform" / "logs" in made
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    checks = examine(PlatformConfig(data_dir=home / "platform"))
+    assert all(check.ok for check in checks if "data directory" in check.what)
 
 
 def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:

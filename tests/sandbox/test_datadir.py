@@ -39,7 +39,8 @@ def test_everything_in_it_is_private(data: DataDir) -> None:
         "platform.json": 0o600,
         "uploads": 0o700,
     }
-    assert data.path.stat().st_mode & 0o777 == 0o700
+    for folder in (data.path, data.path.parent):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_generated_key_stays_the_same(data: DataDir) -> None:
