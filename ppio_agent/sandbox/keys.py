@@ -10,14 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from typing import Final
 
 from ppio_agent.exceptions import AuthenticationError
 
-__all__ = ["DEFAULT_TENANT", "KeyRing", "basic_user", "bearer"]
+__all__ = ["DEFAULT_TENANT", "KeyRing", "basic_user", "bearer", "same_secret"]
 
 DEFAULT_TENANT: Final = "default"
 """Tenant of the key that a platform generates for itself."""
@@ -26,6 +28,7 @@ _REFUSAL: Final = "invalid or missing API key"
 _SHORTEST: Final = 8
 _MOST_SEEN: Final = 10_000
 _SHORT_DIGITS: Final = 32
+_BLANKS: Final = re.compile(r"[ \t]+")
 _PURPOSE: Final = b"ppio_agent: short form of an API key"
 
 
@@ -65,6 +68,7 @@ class KeyRing:
             raise AuthenticationError(_REFUSAL)
         tenant = _own_tenant(_short(digest))
         self._seen[tenant] = digest
+        self._touch(tenant)
         if len(self._seen) > _MOST_SEEN:
             self._seen.popitem(last=False)
         return tenant
@@ -73,10 +77,10 @@ class KeyRing:
         """Return the tenant whose key has this short form, or None."""
         found = None
         for known, tenant in self._tenants.items():
-            if _equal(_short(known), short):
+            if same_secret(_short(known), short):
                 found = tenant
         seen = self._seen.get(_own_tenant(short))
-        if seen is not None and _equal(_short(seen), short):
+        if seen is not None and same_secret(_short(seen), short):
             found = _own_tenant(short)
         return found
 
@@ -91,21 +95,35 @@ class KeyRing:
     def is_credential(self, name: str, value: str) -> bool:
         """Whether a request header holds a key of this platform, or its short form.
 
+        Where every key is accepted that is any `X-API-KEY`, but only a key that was
+        used before in another header, where it may as well be one of an agent's own.
+
         Args:
             name: Name of the header, in lower case.
             value: Its value.
         """
-        key = value if name == "x-api-key" else None
-        if name == "authorization":
-            user = basic_user(value)
-            if user is not None:
-                return self.tenant_of_short(user.partition(".")[2]) is not None
-            key = bearer(value)
-        if not key:
+        if name == "x-api-key":
+            return self._any_key or self._is_key(value.strip())
+        if name != "authorization":
             return False
-        digest = _digest(key.strip())
-        seen = self._seen.get(_own_tenant(_short(digest)))
-        return self._find(digest) is not None or seen == digest
+        user = basic_user(value) or ""
+        return self.tenant_of_short(user.partition(".")[2]) is not None or any(
+            map(self._is_key, _keys_in(value))
+        )
+
+    def _is_key(self, text: str) -> bool:
+        digest = _digest(text)
+        if self._find(digest) is not None:
+            return True
+        tenant = _own_tenant(_short(digest))
+        found = self._seen.get(tenant) == digest
+        if found:
+            self._touch(tenant)
+        return found
+
+    def _touch(self, tenant: str) -> None:
+        with suppress(KeyError):  # dropped by another thread meanwhile
+            self._seen.move_to_end(tenant)
 
     def _find(self, digest: bytes) -> str | None:
         # All of them are compared, in constant time each, so that the time tells
@@ -127,8 +145,7 @@ def bearer(authorization: str | None) -> str | None:
         >>> bearer("Bearer abc"), bearer("Basic abc")
         ('abc', None)
     """
-    scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    return _credentials(authorization, "bearer")
 
 
 def basic_user(authorization: str | None) -> str | None:
@@ -138,14 +155,43 @@ def basic_user(authorization: str | None) -> str | None:
         >>> basic_user("Basic YXBpLjEyMzQ6"), basic_user("Bearer abc")
         ('api.1234', None)
     """
-    scheme, _, pair = (authorization or "").partition(" ")
-    if scheme.lower() != "basic":
-        return None
+    pair = _basic_pair(authorization)
+    return None if pair is None else pair.partition(":")[0]
+
+
+def same_secret(given: str, secret: str) -> bool:
+    """Compare two texts in a time that tells nothing of where they differ."""
+    one, other = (text.encode("utf-8", "surrogateescape") for text in (given, secret))
+    return hmac.compare_digest(one, other)
+
+
+def _credentials(authorization: str | None, scheme: str) -> str | None:
+    """Return what follows the scheme, if it is this one."""
+    found, *rest = _BLANKS.split((authorization or "").strip(" \t"), maxsplit=1)
+    return "".join(rest) if found.lower() == scheme else None
+
+
+def _basic_pair(authorization: str | None) -> str | None:
+    pair = _credentials(authorization, "basic")
     try:
-        text = base64.b64decode(pair.strip(), validate=True).decode("latin-1")
+        return (
+            None
+            if pair is None
+            else base64.b64decode(pair, validate=True).decode("latin-1")
+        )
     except (binascii.Error, ValueError):
         return None
-    return text.partition(":")[0]
+
+
+def _keys_in(authorization: str) -> Iterator[str]:
+    """Give every text that may be a key, whether or not it proves anything there."""
+    text = authorization.strip()
+    yield text
+    yield from _BLANKS.split(text, maxsplit=1)[1:]
+    pair = _basic_pair(text)
+    if pair is not None:
+        user, _, password = pair.partition(":")
+        yield from (pair, user, password)
 
 
 def _digest(key: str) -> bytes:
@@ -158,7 +204,3 @@ def _short(digest: bytes) -> str:
 
 def _own_tenant(short: str) -> str:
     return f"key-{short[:16]}"
-
-
-def _equal(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(), other.encode("utf-8", "surrogateescape"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
 from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.wire.json import Json
 
-from .keys import KeyRing
+from .keys import KeyRing, same_secret
 from .life.live import LiveSandbox
 from .life.machine import State
 from .life.sandboxes import Sandboxes
@@ -172,10 +171,7 @@ class Reach:
             sock.connect(self._control_socket)
         except OSError:
             sock.close()
-            message = "the platform is stopping"
-            raise EdgeRefusal(
-                503, {"code": 503, "message": message}, {"Retry-After": "1"}
-            ) from None
+            raise EdgeRefusal.stopping() from None
         sock.settimeout(None)
         return sock
 
@@ -196,7 +192,7 @@ def _check_traffic(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -
     if token is None or target.port == ENVD_PORT:
         return
     given = [value for name in _TRAFFIC_TOKENS if (value := header(name)) is not None]
-    if not any(_equal(value, token) for value in given):
+    if not any(same_secret(value, token) for value in given):
         # Clients tell the two cases by these very words.
         fault = "is invalid" if given else "is missing"
         message = (
@@ -214,12 +210,8 @@ def _may_wake(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -> boo
     token = sandbox.identity.access_token
     if target.port == ENVD_PORT and token is not None:
         shown = header("x-access-token") or ""
-        return sandbox.identity.options.auto_resume and _equal(shown, token)
+        return sandbox.identity.options.auto_resume and same_secret(shown, token)
     return sandbox.identity.options.auto_resume
-
-
-def _equal(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode(), token.encode())
 
 
 def _gone(target: SandboxPort) -> EdgeRefusal:

@@ -57,14 +57,19 @@ def test_any_key_of_eight_characters_is_a_tenant_of_its_own() -> None:
 def test_keys_that_were_seen_are_bounded_in_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever asks with ever new ones; the newest are still recognised."""
+    """Whoever asks with ever new ones; those in use are still recognised."""
     monkeypatch.setattr(keys, "_MOST_SEEN", 3)
     ring = KeyRing(KEYS, any_key=True)
     for number in range(10):
+        ring.tenant_of("used-again", None)
         ring.tenant_of(f"unknown-{number}", None)
 
     assert len(ring._seen) == 3
-    assert ring.is_credential("x-api-key", "unknown-9")
+    for number in range(10, 20):
+        assert ring.is_credential("authorization", "Bearer used-again")
+        ring.tenant_of(f"unknown-{number}", None)
+
+    assert not ring.is_credential("authorization", "Bearer unknown-0")
 
 
 def test_only_keys_of_the_platform_are_credentials() -> None:
@@ -75,8 +80,40 @@ def test_only_keys_of_the_platform_are_credentials() -> None:
     assert ring.is_credential("authorization", "Bearer sk_blue")
     assert ring.is_credential("authorization", "Bearer seen-before")
     assert not ring.is_credential("authorization", "Bearer the-agent's-own")
-    assert not ring.is_credential("authorization", "Basic sk_red")
     assert not ring.is_credential("x-other", "sk_red")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sk_red",
+        " sk_red ",
+        "bearer\tsk_red",
+        "Bearer \t sk_red",
+        "Token sk_red",
+        "Basic sk_red",
+        "Basic " + base64.b64encode(b"sk_red").decode(),
+        "Basic " + base64.b64encode(b"sk_red:").decode(),
+        "basic\t" + base64.b64encode(b"user:sk_red").decode(),
+    ],
+)
+def test_a_key_is_a_credential_wherever_it_stands(value: str) -> None:
+    """Also where it proves nothing: a caller's mistake is not to tell it to an agent."""
+    assert KeyRing(KEYS).is_credential("authorization", value)
+    assert not KeyRing({}).is_credential("authorization", value)
+
+
+def test_scheme_and_key_may_be_apart_by_a_tab() -> None:
+    assert KeyRing(KEYS).tenant_of(None, "Bearer\tsk_red") == "red"
+
+
+def test_where_any_key_counts_each_is_a_credential() -> None:
+    """But not what an agent's own users send: that is known by having been used."""
+    ring = KeyRing(KEYS, any_key=True)
+
+    assert ring.is_credential("x-api-key", "never-seen-before")
+    assert not ring.is_credential("authorization", "Bearer never-seen-before")
+    assert not KeyRing(KEYS).is_credential("x-api-key", "never-seen-before")
 
 
 def test_keys_are_in_no_repr() -> None:

@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 from attrs import frozen
 
-from ppio_agent.sandbox.keys import basic_user
+from ppio_agent.sandbox.keys import basic_user, bearer
+from ppio_agent.sandbox.supervisor.ports import ENVD_PORT
 
 __all__ = [
-    "ENVD_PORT",
     "BadRoute",
     "ControlPlane",
     "SandboxPort",
@@ -24,8 +24,6 @@ __all__ = [
     "is_own_host",
     "route",
 ]
-
-ENVD_PORT = 49983
 
 _SANDBOX_ID = re.compile(r"[a-z0-9]{20}")
 # The client's part is whatever a composite id carries; only its characters count.
@@ -213,7 +211,7 @@ def _is_control_call(fields: dict[str, list[str]], target: bytes) -> bool:
     SDKs send the routing headers on calls of the control plane, too.
     """
     keyed = "x-api-key" in fields or any(
-        value[:7].lower() == "bearer " for value in fields.get("authorization", ())
+        bearer(value) is not None for value in fields.get("authorization", ())
     )
     path = _ORIGIN.sub("", target.decode("latin-1"), count=1)
     path = re.split(r"[?#]", path, maxsplit=1)[0]

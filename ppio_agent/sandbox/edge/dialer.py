@@ -81,7 +81,7 @@ class Dialer:
         if sock is None:
             sock = await self._connect(self._holds, connect, may_wait=True)
         if sock is None:
-            raise _stopping()
+            raise EdgeRefusal.stopping()
         return Peer(sock, h11.CLIENT, self._loop)
 
     def kept(self, target: Target, *, repeatable: bool) -> Peer | None:
@@ -165,7 +165,7 @@ class Dialer:
             message = "too many requests wait for a sandbox"
             raise EdgeRefusal.of(503, message, retry_after=1) from exc
         except RuntimeError as exc:
-            raise _stopping() from exc
+            raise EdgeRefusal.stopping() from exc
         return await attempt.outcome()
 
 
@@ -220,10 +220,6 @@ def _try(
     except Exception:  # noqa: BLE001 - outermost frame of the request's thread
         _log.exception("a connection behind the edge failed")
         return None, EdgeRefusal.of(502, "the sandbox could not be reached")
-
-
-def _stopping() -> EdgeRefusal:
-    return EdgeRefusal.of(503, "the platform is stopping", retry_after=1)
 
 
 def _close(sock: socket.socket | None) -> None:

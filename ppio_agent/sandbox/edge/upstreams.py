@@ -52,6 +52,11 @@ class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a fai
         headers = {} if retry_after is None else {RETRY_AFTER: str(retry_after)}
         return cls(status, {"code": status, "message": message}, headers)
 
+    @classmethod
+    def stopping(cls) -> EdgeRefusal:
+        """Return the refusal of a platform that is being closed."""
+        return cls.of(503, "the platform is stopping", retry_after=1)
+
 
 @frozen(kw_only=True)
 class Admission:

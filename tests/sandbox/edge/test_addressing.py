@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppio_agent.sandbox.backends.base import ENVD_PORT
 from ppio_agent.sandbox.edge.addressing import (
-    ENVD_PORT,
     BadRoute,
     ControlPlane,
     SandboxPort,
@@ -174,7 +174,13 @@ def test_a_port_in_the_configured_domain_does_not_count() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "key", [{"X-API-KEY": "k"}, {"Authorization": "Bearer k"}], ids=["key", "bearer"]
+    "key",
+    [
+        {"X-API-KEY": "k"},
+        {"Authorization": "Bearer k"},
+        {"Authorization": "bearer\tk"},
+    ],
+    ids=["key", "bearer", "tab"],
 )
 def test_calls_of_the_control_plane_may_carry_routing_headers(
     path: str, key: dict[str, str]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppio_agent.sandbox.edge.addressing import ENVD_PORT, ControlPlane, SandboxPort
+from ppio_agent.sandbox.backends.base import ENVD_PORT
+from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort
 from ppio_agent.sandbox.edge.server import Edge, EdgeRefusal
 from tests.sandbox.edge.edgekit import (
     AGENT,
