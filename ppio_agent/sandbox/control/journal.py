@@ -8,9 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import attrs
-
-from ppio_agent._util.clock import utc_now
 from ppio_agent.sandbox.life.changes import Change
 from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.life.machine import State
@@ -51,11 +48,26 @@ class Journal:
         """Whether the sandbox is gone."""
         return self._over
 
-    def read(self, after: int, timeout: float | None) -> Sequence[Note]:
-        """Return the events after number `after`; see `Feed.read`."""
+    @property
+    def newest(self) -> int:
+        """Number of the newest event; those to come have larger ones."""
         with self._changed:
-            self._changed.wait_for(lambda: self._seq > after, timeout)
-            return [note for note in self._notes if note.seq > after]
+            return self._seq
+
+    def read(self, after: int, timeout: float | None) -> Sequence[Note]:
+        """Return the events after number `after`; see `Feed.read`.
+
+        A journal that is over has its end for whoever asks.
+        """
+
+        def there() -> bool:
+            return self._over or bool(self._notes and self._seq > after)
+
+        with self._changed:
+            if not self._changed.wait_for(there, timeout):
+                return []
+            later = [note for note in self._notes if note.seq > after]
+            return later or [self._notes[-1]]
 
     def close(self) -> None:
         """Do nothing: the next reader goes on with it."""
@@ -103,24 +115,12 @@ class Journals:
             if journal.over:
                 self._forget(sandbox.id)
 
-        sandbox.subscribe(listen)
-        # Only now, so that no change is between the two.
-        for change in _present(sandbox):
-            listen(change)
+        sandbox.subscribe(listen, present=True)
         return journal
 
     def _forget(self, sandbox_id: str) -> None:
         with self._lock:
             self._journals.pop(sandbox_id, None)
-
-
-def _present(sandbox: LiveSandbox) -> list[Change]:
-    """Return how a sandbox is, as if that had just come about."""
-    life, agent, now = sandbox.life, sandbox.agent, utc_now()
-    state = Change(
-        kind="state", state=life.state, reason=life.reason, agent=agent, at=now
-    )
-    return [attrs.evolve(state, kind="agent"), state]
 
 
 def _event(sandbox_id: str, change: Change) -> tuple[str, dict[str, Json]]:

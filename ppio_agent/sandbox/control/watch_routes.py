@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -136,8 +135,10 @@ class _WatchRoutes:
     def events(self, sandbox_id: str) -> Response:
         owner = tenant()
         sandbox = self._control.sandboxes.get(sandbox_key(sandbox_id), tenant=owner)
-        feed = partial(self._journals.of, sandbox)
-        return self._control.streams.respond(owner, feed, after=last_event_id() or 0)
+        last, journal = last_event_id(), self._journals.of(sandbox)
+        # An id that is not given yet would be waited for until it is.
+        after = min(last or 0, journal.newest)
+        return self._control.streams.respond(owner, lambda: journal, after=after)
 
     def _log_folder(self, sandbox_id: str, owner: str) -> Path:
         return self._control.sandboxes.logs_of(sandbox_id, tenant=owner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -15,9 +15,11 @@ from ppio_agent.sandbox.backends.base import AgentStatus
 
 from .machine import EndReason, State
 
-__all__ = ["Change", "Changes", "Listener"]
+__all__ = ["Change", "Changes", "Kind", "Listener"]
 
 _log = logging.getLogger(__name__)
+
+Kind = Literal["state", "agent"]
 
 
 @frozen(kw_only=True)
@@ -32,7 +34,7 @@ class Change:
         at: When that was.
     """
 
-    kind: Literal["state", "agent"]
+    kind: Kind
     state: State
     reason: EndReason | None
     agent: AgentStatus
@@ -52,22 +54,30 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # Guards changes of _listeners.
+        # Guards changes of _listeners, and what is added to _untold.
+        self._lock = threading.Lock()
         self._telling = threading.Lock()  # Held by the thread that calls listeners.
         self._listeners: tuple[Listener, ...] = ()
-        self._untold: deque[Change] = deque()
+        # Each with those who listened when it was noted.
+        self._untold: deque[tuple[Change, tuple[Listener, ...]]] = deque()
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(
+        self, listener: Listener, *, present: Callable[[], Sequence[Change]] = tuple
+    ) -> Callable[[], None]:
         """Have `listener` called for each change from now on.
 
         Args:
             listener: Called on the thread that made a change; quick, and it waits for
                 nothing. An error of it is logged.
+            present: Gives what the listener alone is told first, by the next `tell`.
+                It is asked when no change can be noted, and must not wait: so what
+                it says is never older than a change that is told before it.
 
         Returns:
             Ends that; a call that is under way is not waited for.
         """
         with self._lock:
+            self._untold.extend((change, (listener,)) for change in present())
             self._listeners += (listener,)
         return lambda: self._unsubscribe(listener)
 
@@ -79,8 +89,9 @@ class Changes:
 
     def note(self, change: Change) -> None:
         """Put a change in its place in the order."""
-        if self._listeners:
-            self._untold.append(change)
+        with self._lock:
+            if self._listeners:
+                self._untold.append((change, self._listeners))
 
     def tell(self) -> None:
         """Tell what was noted, unless another thread is at it: then that one does."""
@@ -93,9 +104,13 @@ class Changes:
 
     def _tell_all(self) -> None:
         while self._untold:
-            change = self._untold.popleft()
-            for listener in self._listeners:
-                try:
-                    listener(change)
-                except Exception:  # noqa: BLE001 - the others are told nevertheless
-                    _log.exception("a listener to a sandbox failed")
+            change, listeners = self._untold.popleft()
+            for listener in listeners:
+                if listener in self._listeners:
+                    self._tell_one(listener, change)
+
+    def _tell_one(self, listener: Listener, change: Change) -> None:
+        try:
+            listener(change)
+        except Exception:  # the others are told nevertheless
+            _log.exception("a listener to a sandbox failed")

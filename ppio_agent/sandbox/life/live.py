@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Final
 
 import attrs
 
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
 from ppio_agent.sandbox.backends.base import AgentStatus, LostReason, RunningSandbox
 
-from .changes import Change, Changes, Listener
+from .changes import Change, Changes, Kind, Listener
 from .due import Due
 from .limits import extended_end
 from .machine import Effect, Event, State, Step, at_end, step
@@ -106,17 +106,27 @@ class LiveSandbox:
         """
         return self._turns.wait_for(condition, timeout)
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(
+        self, listener: Listener, *, present: bool = False
+    ) -> Callable[[], None]:
         """Have `listener` told each transition and each report of the agent.
 
         Args:
             listener: Called on the thread that made the change, in the order of the
                 changes, one at a time. It must be quick, and must not wait.
+            present: First tell it how the agent and the sandbox are now, as changes
+                of this moment.
 
         Returns:
             Ends that; a call that is under way is not waited for.
         """
-        return self._changes.subscribe(listener)
+        if not present:
+            return self._changes.subscribe(listener)
+        unsubscribe = self._changes.subscribe(
+            listener, present=lambda: (self._change("agent"), self._change("state"))
+        )
+        self._changes.tell()
+        return unsubscribe
 
     def traffic_began(self) -> None:
         """Take note that an exchange with it is under way; no wait, no I/O."""
@@ -378,18 +388,17 @@ class LiveSandbox:
         _log.warning("sandbox %s is lost: %s", self.id, reason)
         self._around.background(lambda: self.kill(event, grace=0.0))
 
-    def _note(
-        self, kind: Literal["state", "agent"], agent: AgentStatus | None = None
-    ) -> None:
+    def _note(self, kind: Kind, agent: AgentStatus | None = None) -> None:
+        self._changes.note(self._change(kind, agent))
+
+    def _change(self, kind: Kind, agent: AgentStatus | None = None) -> Change:
         life = self.life
-        self._changes.note(
-            Change(
-                kind=kind,
-                state=life.state,
-                reason=life.reason,
-                agent=agent or self.agent,
-                at=self._around.utc(),
-            )
+        return Change(
+            kind=kind,
+            state=life.state,
+            reason=life.reason,
+            agent=agent or self.agent,
+            at=self._around.utc(),
         )
 
     def _notify(self) -> None:

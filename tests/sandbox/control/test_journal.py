@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,40 @@ def test_a_journal_goes_with_its_sandbox(rig: PlatformRig) -> None:
     late = journals.of(sandboxes[0])
     assert late.read(0, 0.0)[-1].kind == "end"
     assert journals._journals == {}
+
+
+def test_a_change_that_comes_as_one_begins_to_listen_is_told_last(
+    rig: PlatformRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How it is now is never put after what became of it meanwhile."""
+    sandbox, pausing = _make(rig), threading.Thread()
+    agent_of = LiveSandbox.agent.fget
+    assert agent_of is not None
+
+    def agent(self: LiveSandbox) -> AgentStatus:
+        nonlocal pausing
+        if pausing.ident is None:
+            pausing = threading.Thread(target=sandbox.pause)
+            pausing.start()
+            pausing.join(0.2)
+        return agent_of(self)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(LiveSandbox, "agent", property(agent))
+    journal = Journals().of(sandbox)
+    pausing.join()
+
+    states = [json.loads(note.data).get("state") for note in journal.read(0, 0.0)]
+    assert states[-1] == "paused"
+
+
+def test_the_end_is_there_for_whoever_asks() -> None:
+    """Also with a number that was never given."""
+    journal = Journal("x", wall_clock=lambda: 1.0)
+    journal.add(_change(State.KILLED, EndReason.REQUEST))
+
+    assert journal.newest == 1002
+    for after in (1002, 10**17):
+        assert [note.kind for note in journal.read(after, None)] == ["end"]
 
 
 def test_the_newest_hundred_events_are_kept() -> None:

@@ -305,6 +305,20 @@ def test_who_comes_back_gets_what_came_meanwhile(wire: Wire) -> None:
     older.close()
 
 
+def test_an_id_that_is_not_given_yet_is_the_newest(wire: Wire) -> None:
+    """What comes next is told, and the end ends the stream."""
+    sandbox_id = wire.create()
+    path = f"/platform/v1/sandboxes/{sandbox_id}/events"
+    listen(wire, path).close()
+    ahead = listen(wire, path, Last_Event_ID="9" * 17)
+    wire.ask("POST", f"/sandboxes/{sandbox_id}/pause")
+    assert value(ahead.next())["state"] == "paused"
+    wire.ask("DELETE", f"/sandboxes/{sandbox_id}")
+
+    assert [event.event for event in ahead.until_end()] == ["state", "end"]
+    assert wire.control.streams.count == 0
+
+
 def test_streams_are_bounded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """One tenant cannot take them all; who leaves makes room."""
     streams = wire.control.streams

@@ -37,6 +37,21 @@ def test_who_listens_is_told_until_that_ends() -> None:
     assert heard == [second]
 
 
+def test_a_listener_may_be_told_first_how_it_is() -> None:
+    """It alone, and nothing that was noted before it listened."""
+    changes = Changes()
+    one: list[Change] = []
+    other: list[Change] = []
+    before, present, after = _change(), _change(), _change()
+    changes.subscribe(one.append)
+    changes.note(before)
+    changes.subscribe(other.append, present=lambda: [present])
+    changes.note(after)
+    changes.tell()
+
+    assert (one, other) == ([before, after], [present, after])
+
+
 def test_a_listener_that_fails_is_logged_and_the_others_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
