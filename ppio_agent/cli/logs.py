@@ -13,6 +13,7 @@ import click
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import NetworkError, NotFoundError, ServiceUnavailableError
 from ppio_agent.wire.json import decode_json_text
+from ppio_agent.wire.sse import SSEEvent
 from ppio_agent.wire.times import parse_time
 
 from .target import Target, find_target
@@ -101,25 +102,31 @@ def _follow(
     path = ("platform", "v1", "sandboxes", sandbox_id, "logs", "stream")
     query = {"start": start, "tail": tail}
     last: str | None = None
-    patience, wait = Deadline.after(_PATIENCE), threading.Event()
+    patience: Deadline | None = None
+    wait = threading.Event()
     while True:
         try:
-            for event in target.events(*path, query=query, after=last):
-                patience = Deadline.after(_PATIENCE)
-                last = event.id or last
-                if event.event == "log":
-                    yield decode_json_text(event.data)["message"]
-                elif event.event == "error":
-                    raise ServiceUnavailableError(
-                        decode_json_text(event.data)["message"]
-                    )
-                elif event.event == "end":
-                    return
+            with target.events(*path, query=query, after=last) as events:
+                patience = None
+                for event in events:
+                    last = event.id or last
+                    if event.event == "end":
+                        return
+                    yield from _lines(event)
         except NotFoundError:
             if last is None:
                 raise
             return  # it was there before
         except NetworkError:
+            # It begins with the break: a log may have been quiet for long before.
+            patience = patience or Deadline.after(_PATIENCE)
             if patience.expired:
                 raise
         wait.wait(_RETRY_EVERY)
+
+
+def _lines(event: SSEEvent) -> Iterator[str]:
+    if event.event == "log":
+        yield decode_json_text(event.data)["message"]
+    elif event.event == "error":
+        raise ServiceUnavailableError(decode_json_text(event.data)["message"])

@@ -17,7 +17,13 @@ from attrs import evolve, field, frozen
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.hooks import Hooks
-from ppio_agent.transport import Kind, Request, Transport, TransportConfig
+from ppio_agent.transport import (
+    Kind,
+    RawStream,
+    Request,
+    Transport,
+    TransportConfig,
+)
 from ppio_agent.wire.headers import LAST_EVENT_ID
 from ppio_agent.wire.json import Json, encode_json
 from ppio_agent.wire.sse import CONTENT_TYPE, SSEEvent, SSEFramer
@@ -94,13 +100,14 @@ class Target:
             if not token:
                 return found
 
+    @contextmanager
     def events(
         self,
         *path: str,
         query: Mapping[str, str | int | None],
         after: str | None = None,
-    ) -> Iterator[SSEEvent]:
-        """Yield the events of a stream as they come, until it ends or breaks.
+    ) -> Iterator[Iterator[SSEEvent]]:
+        """Open a stream; yield its events as they come, until it ends or breaks.
 
         Args:
             path: Segments of the path; each is quoted.
@@ -115,12 +122,8 @@ class Target:
         if after is not None:
             headers[LAST_EVENT_ID] = after
         request = evolve(request, headers=headers, idle_timeout=_SILENCE)
-        framer = SSEFramer()
         with self.transport.stream(request) as stream:
-            while data := stream.read():
-                for event in framer.feed(data):
-                    if isinstance(event, SSEEvent):
-                        yield event
+            yield _read_events(stream)
 
     def _request(
         self,
@@ -149,6 +152,14 @@ class Target:
         from ppio_agent.client import AgentRuntimeClient
 
         return AgentRuntimeClient(base_url=self.url, api_key=self.api_key)
+
+
+def _read_events(stream: RawStream) -> Iterator[SSEEvent]:
+    framer = SSEFramer()
+    while data := stream.read():
+        for event in framer.feed(data):
+            if isinstance(event, SSEEvent):
+                yield event
 
 
 @contextmanager

@@ -88,6 +88,29 @@ def test_following_survives_a_break_and_ends_with_the_sandbox(
     assert asked == [None, "5"]
 
 
+def test_a_break_after_a_long_silence_is_mended(
+    fake: FakePlatform,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The platform's time to come back begins when the connection breaks."""
+    monkeypatch.setattr(module, "_RETRY_EVERY", 0.01)
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    breaks = iter([True, True, False])
+
+    def answer(exchange: Any) -> None:
+        exchange.start_stream()
+        if next(breaks):
+            threading.Event().wait(0.1)
+            exchange.cut()
+        else:
+            exchange.send(b"event: end\ndata: {}\n\n")
+            exchange.end_stream()
+
+    fake.on("GET", "/platform/v1/sandboxes/x/logs/stream", answer)
+    assert _run(capsys, "logs", "x", "-f") == (0, [])
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_a_sandbox_that_is_gone_after_a_break_has_ended(
     fake: FakePlatform,
