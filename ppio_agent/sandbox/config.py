@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import attrs
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, min_len
+from attrs.validators import ge, gt, in_
 
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import ConfigurationError
@@ -18,7 +18,8 @@ __all__ = ["PlatformConfig", "default_data_dir"]
 
 _PREFIX: Final = "PPIO_PLATFORM_"
 _HIGHEST_PORT: Final = 65535
-_TWO_LABELS: Final = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+(:[0-9]+)?")
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*(:[0-9]{1,5})?")
+_DEFAULT_TIMEOUT: Final = 300
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -54,6 +55,21 @@ def _check_port(_: object, __: object, value: int) -> None:
         raise ValueError(f"port must be from 0 to {_HIGHEST_PORT}")
 
 
+def _check_keys(_: object, __: object, value: Mapping[object, object]) -> None:
+    for part in (*value.keys(), *value.values()):
+        if not (isinstance(part, str) and part.strip()):
+            # Not which: it may be a key.
+            raise ValueError("keys: expected API keys and names of tenants, none empty")
+
+
+def _check_domain(_: object, __: object, value: str) -> None:
+    if not _DOMAIN.fullmatch(value):
+        raise ValueError(
+            f"domain {value!r} cannot be part of a host name: take letters, digits and"
+            " - with dots between, as in sandbox.test"
+        )
+
+
 @frozen(kw_only=True)
 class PlatformConfig:
     """Settings of a `SandboxPlatform`.
@@ -70,8 +86,9 @@ class PlatformConfig:
             for tests, on loopback only.
         max_sandboxes_per_tenant: Live sandboxes of one tenant, paused included.
         max_sandboxes: Live sandboxes of all tenants.
-        default_timeout: Seconds a sandbox lives when its creator names none.
         max_timeout: Longest life that may be asked for, in seconds.
+        default_timeout: Seconds a sandbox lives when its creator names none; 300, or
+            `max_timeout` if that is less.
         paused_timeout: Seconds a paused sandbox is kept before it is killed.
         orphan_grace: Seconds that sandboxes outlive a platform that crashed, for the
             next one to take them over.
@@ -86,8 +103,9 @@ class PlatformConfig:
             for by name and not held is deployed from there. None: none.
 
     Raises:
-        ValueError: A value is out of range, or another host than loopback is to be
-            bound with a key that was not chosen for it.
+        TypeError: A value has another type.
+        ValueError: A value is out of range or does not go with another, or another
+            host than loopback is to be bound with a key that was not chosen for it.
 
     Thread safety: immutable.
     """
@@ -98,18 +116,22 @@ class PlatformConfig:
     host: str = field(default="127.0.0.1", metadata={"read": str})
     port: int = field(default=0, validator=_check_port, metadata={"read": int})
     domain: str = field(
-        default="sandbox.test", validator=min_len(1), metadata={"read": str}
+        default="sandbox.test", validator=_check_domain, metadata={"read": str}
     )
     keys: Mapping[str, str] = field(
-        factory=dict, converter=dict, repr=False, metadata={"read": _pairs}
+        factory=dict,
+        converter=dict,
+        validator=_check_keys,
+        repr=False,
+        metadata={"read": _pairs},
     )
     any_key: bool = field(default=False, metadata={"read": _truth})
     max_sandboxes_per_tenant: int = field(
         default=20, validator=gt(0), metadata={"read": int}
     )
     max_sandboxes: int = field(default=100, validator=gt(0), metadata={"read": int})
-    default_timeout: int = field(default=300, validator=gt(0), metadata={"read": int})
-    max_timeout: int = field(default=86400, validator=ge(1), metadata={"read": int})
+    max_timeout: int = field(default=86400, validator=gt(0), metadata={"read": int})
+    default_timeout: int = field(validator=gt(0), metadata={"read": int})
     paused_timeout: float = field(
         default=86400.0, validator=gt(0), metadata={"read": float}
     )
@@ -134,13 +156,22 @@ class PlatformConfig:
         metadata={"read": str},
     )
 
+    @default_timeout.default
+    def _default_timeout(self) -> int:
+        return min(_DEFAULT_TIMEOUT, self.max_timeout)
+
     def __attrs_post_init__(self) -> None:
+        if self.default_timeout > self.max_timeout:
+            raise ValueError(
+                f"default_timeout {self.default_timeout} is longer than max_timeout"
+                f" {self.max_timeout}: make the one shorter or the other longer"
+            )
         if not is_loopback(self.host) and (self.any_key or not self.keys):
             raise ValueError(
                 f"host {self.host} can be reached by others: give keys of your own,"
                 " and leave any_key off"
             )
-        if self.tls_port is not None and not _TWO_LABELS.fullmatch(self.domain):
+        if self.tls_port is not None and "." not in self.domain:
             raise ValueError(
                 f"domain {self.domain} cannot be used with tls_port: clients accept no"
                 " certificate for all names of one label; take two, as in sandbox.test"
@@ -171,6 +202,10 @@ class PlatformConfig:
             return cls(**{**found, **overrides})
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+        except TypeError as error:
+            raise ConfigurationError(
+                f"a setting of the platform has a value of another type: {error}"
+            ) from error
 
 
 def _read(name: str, text: str, convert: Callable[[str], object]) -> object:

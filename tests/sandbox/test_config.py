@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.sandbox.config import PlatformConfig, default_data_dir
 
 
@@ -53,11 +54,37 @@ def test_an_unreadable_variable_is_named_and_not_shown(name: str, text: str) -> 
         {"default_timeout": 0},
         {"backend": "docker"},
         {"domain": ""},
+        {"domain": "*.test"},
+        {"domain": "a..test"},
+        {"domain": "a/b.test"},
+        {"domain": "a b"},
+        {"domain": "a.test\n"},
+        {"keys": {"": "tenant"}},
+        {"keys": {"key": ""}},
+        {"keys": {"key": " "}},
+        {"max_timeout": 60, "default_timeout": 61},
     ],
 )
 def test_a_value_out_of_range_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         PlatformConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_sandboxes_live_no_longer_by_default_than_they_may() -> None:
+    assert PlatformConfig().default_timeout == 300
+    assert PlatformConfig(max_timeout=60).default_timeout == 60
+    environ = {"PPIO_PLATFORM_MAX_TIMEOUT": "60"}
+    assert PlatformConfig.from_env(environ).default_timeout == 60
+
+
+@pytest.mark.parametrize(
+    "fields", [{"port": "x"}, {"keys": 5}, {"data_dir": 5}, {"max_timeout": None}]
+)
+def test_a_value_of_another_type_is_a_setting_that_cannot_be_used(
+    fields: dict[str, object],
+) -> None:
+    with pytest.raises(ConfigurationError, match="type"):
+        PlatformConfig.from_env({}, **fields)
 
 
 def test_an_open_address_needs_keys_that_were_chosen() -> None:
@@ -72,7 +99,7 @@ def test_keys_are_in_no_repr() -> None:
     assert "sk_secret" not in repr(PlatformConfig(keys={"sk_secret": "t"}))
 
 
-@pytest.mark.parametrize("domain", ["localhost", "test:443", "*.test", "a..test"])
+@pytest.mark.parametrize("domain", ["localhost", "test:443"])
 def test_tls_needs_a_domain_that_certificates_can_be_for(domain: str) -> None:
     """Clients refuse `*.localhost`; without TLS it will do."""
     assert PlatformConfig(domain=domain).domain == domain
