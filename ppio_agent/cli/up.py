@@ -57,7 +57,7 @@ def up(**options: Any) -> int:
 
     given = {name: value for name, value in options.items() if value is not None}
     key = given.pop("key", None)
-    if key:
+    if key is not None:
         given["keys"] = {key: "default"}
     if "PPIO_PLATFORM_PORT" not in os.environ:
         given.setdefault("port", 3900)
@@ -93,6 +93,7 @@ def _announce(platform: SandboxPlatform) -> None:
     )  # fmt: skip
     secure = f" and {platform.tls_url}" if platform.tls_url else ""
     click.echo(f"the local sandbox platform is at {platform.url}{secure}")
+    click.echo(f"backend: {platform.backend_name}")
     if platform.backend_name == "process":
         click.echo(_UNPROTECTED)
     for name, value in platform.env().items():
