@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from attrs import field, frozen
 
@@ -17,14 +17,22 @@ from ppio_agent.exceptions import IdempotencyConflictError, ServiceUnavailableEr
 __all__ = ["Once"]
 
 _T = TypeVar("_T")
-_MOST_KEYS = 10_000
+_MOST_OF_ONE: Final = 1000
+
+
+_Key = tuple[Hashable, Hashable]
 
 
 @frozen
 class _Entry(Generic[_T]):
     fingerprint: bytes
-    expires: float
     result: Future[_T] = field(factory=Future)
+
+
+@frozen
+class _Done(Generic[_T]):
+    expires: float
+    entry: _Entry[_T]
 
 
 class Once(Generic[_T]):
@@ -32,6 +40,9 @@ class Once(Generic[_T]):
 
     A call that fails is forgotten: those who wait for it see its error, and the next
     one tries again.
+
+    Of each owner of keys the newest 1000 results are remembered; a call that is under
+    way is never forgotten.
 
     Args:
         keep: Seconds a result is remembered.
@@ -51,36 +62,41 @@ class Once(Generic[_T]):
         self._keep = keep
         self._wait = wait
         self._clock = clock
-        self._lock = threading.Lock()  # Guards _entries, which are oldest first.
-        self._entries: OrderedDict[Hashable, _Entry[_T]] = OrderedDict()
+        self._lock = threading.Lock()  # Guards everything below.
+        self._running: dict[_Key, _Entry[_T]] = {}
+        # By owner and key, those that were done first at the front.
+        self._done: dict[Hashable, OrderedDict[Hashable, _Done[_T]]] = {}
 
-    def run(self, key: Hashable, fingerprint: bytes, call: Callable[[], _T]) -> _T:
+    def run(
+        self, key: _Key, fingerprint: bytes, call: Callable[[], _T]
+    ) -> tuple[_T, bool]:
         """Return the result of `call`, or of the first one with this key.
 
         Args:
-            key: What makes two calls the same.
+            key: What makes two calls the same: whose they are, and a name.
             fingerprint: Digest of what is asked; it must be the same, too.
             call: Does it.
+
+        Returns:
+            The result, and whether it is that of an earlier call.
 
         Raises:
             IdempotencyConflictError: The key was used for something else.
             ServiceUnavailableError: Another's call with this key takes too long.
         """
         with self._lock:
-            self._expire_locked()
-            entry = self._entries.get(key)
+            entry = self._find_locked(key)
             first = entry is None
             if entry is None:
-                entry = _Entry(fingerprint, self._clock() + self._keep)
-                self._entries[key] = entry
+                entry = self._running[key] = _Entry(fingerprint)
         if first:
-            return self._call(key, entry, call)
+            return self._call(key, entry, call), False
         if entry.fingerprint != fingerprint:
             raise IdempotencyConflictError(
                 "the idempotency key was used with another body: use a new key"
             )
         try:
-            return entry.result.result(self._wait)
+            return entry.result.result(self._wait), True
         except FutureTimeoutError as error:
             if entry.result.done():  # the call's own error
                 raise
@@ -88,22 +104,32 @@ class Once(Generic[_T]):
                 "the first request with this idempotency key is not done yet"
             ) from error
 
-    def _call(self, key: Hashable, entry: _Entry[_T], call: Callable[[], _T]) -> _T:
+    def _call(self, key: _Key, entry: _Entry[_T], call: Callable[[], _T]) -> _T:
         try:
             result = call()
         except BaseException as error:
             with self._lock:
-                if self._entries.get(key) is entry:
-                    del self._entries[key]
+                del self._running[key]
             entry.result.set_exception(error)
             raise
+        with self._lock:
+            del self._running[key]
+            self._remember_locked(key, entry)
         entry.result.set_result(result)
         return result
 
-    def _expire_locked(self) -> None:
+    def _find_locked(self, key: _Key) -> _Entry[_T] | None:
+        owner, name = key
+        done = self._done.get(owner, OrderedDict()).get(name)
+        if done is not None and done.expires > self._clock():
+            return done.entry
+        return self._running.get(key)
+
+    def _remember_locked(self, key: _Key, entry: _Entry[_T]) -> None:
+        owner, name = key
         now = self._clock()
-        while self._entries:
-            key, entry = next(iter(self._entries.items()))
-            if entry.expires > now and len(self._entries) <= _MOST_KEYS:
-                return
-            del self._entries[key]
+        mine = self._done.setdefault(owner, OrderedDict())
+        mine.pop(name, None)  # one whose time is over
+        mine[name] = _Done(now + self._keep, entry)
+        while len(mine) > _MOST_OF_ONE or next(iter(mine.values())).expires <= now:
+            mine.popitem(last=False)

@@ -13,6 +13,7 @@ from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.life.options import not_supported, parse_create
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_KEY,
+    IDEMPOTENCY_REPLAYED,
     sandbox_key,
     valid_idempotency_key,
 )
@@ -104,7 +105,9 @@ class _SandboxRoutes:
                 f"{IDEMPOTENCY_KEY}: expected 1 to 255 visible ASCII characters"
             )
         digest = sha256(body).digest()
-        return answer(control.creates.run((owner, key), digest, make), 201)
+        made, replayed = control.creates.run((owner, key), digest, make)
+        headers = {IDEMPOTENCY_REPLAYED: "true"} if replayed else None
+        return answer(made, 201, headers)
 
     def list_running(self) -> Response:
         wanted = parse_filter(request.args.get("metadata"))
