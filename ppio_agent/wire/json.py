@@ -27,6 +27,7 @@ from .times import format_time
 __all__ = [
     "MAX_DEPTH",
     "Json",
+    "decode_body",
     "decode_json",
     "decode_json_text",
     "encode_json",
@@ -271,6 +272,22 @@ def decode_json(data: bytes) -> Json:
     except UnicodeDecodeError:
         raise WireError("", "Invalid encoding: the body is not UTF-8") from None
     return decode_json_text(text)
+
+
+def decode_body(data: bytes) -> Json:
+    """Return the value of a body whose texts are kept, and told again.
+
+    Raises:
+        WireError: As `decode_json`; or a text is half a character, which UTF-8 cannot
+            tell; `path` says where.
+    """
+    value = decode_json(data)
+    try:
+        encode_json(value)
+    except SerializationError as error:
+        why = error.message.removeprefix(f"{error.path}: ")
+        raise WireError(error.path, why) from None
+    return value
 
 
 def decode_json_text(text: str) -> Json:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import SerializationError, WireError
-from ppio_agent.wire.json import MAX_DEPTH, decode_json, encode_json
+from ppio_agent.wire.json import MAX_DEPTH, decode_body, decode_json, encode_json
 from ppio_agent.wire.models import AgentMetadata, InvocationRequest, Sandbox
 from tests.wire.support import json_values, texts
 
@@ -385,3 +385,22 @@ def test_many_brackets_are_not_depth() -> None:
     assert decode_json(compact(wide)) == wide
     assert decode_json(compact("[" * 500)) == "[" * 500
     assert decode_json(compact({"a": "{" * 500})) == {"a": "{" * 500}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (rb'{"metadata": {"a": "\ud800"}}', "$.metadata.a"),
+        (rb'{"metadata": {"\udfff": "a"}}', "$.metadata"),
+        (rb'["a", "\udc00\ud800"]', "$[1]"),
+    ],
+)
+def test_half_a_character_in_a_body_is_refused_with_its_place(
+    body: bytes, path: str
+) -> None:
+    """What cannot be told again is not taken; whole characters are."""
+    with pytest.raises(WireError, match="lone surrogate") as refused:
+        decode_body(body)
+
+    assert refused.value.path == path
+    assert decode_body(rb'"\ud83d\ude00"') == "\U0001f600"

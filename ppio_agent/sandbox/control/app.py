@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -65,9 +65,17 @@ def lane_of(method: str, path: str, headers: Mapping[str, str]) -> Lane:
     return Lane.READ if _STREAM.fullmatch(path) else Lane.INVOKE
 
 
+class _Plane(Flask):
+    """An application in which OPTIONS is a method that no route takes."""
+
+    def add_url_rule(self, *args: Any, **options: Any) -> None:
+        options["provide_automatic_options"] = False
+        super().add_url_rule(*args, **options)
+
+
 def create_app(control: Control) -> Flask:
     """Return the control plane as a WSGI application."""
-    app = Flask("ppio_agent.sandbox", static_folder=None)
+    app = _Plane("ppio_agent.sandbox", static_folder=None)
     app.url_map.merge_slashes = False
     app.before_request(lambda: _authenticate(control))
     app.register_error_handler(PPIOAgentError, error_answer)

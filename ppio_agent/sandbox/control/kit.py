@@ -26,7 +26,7 @@ from ppio_agent.sandbox.metrics import Metrics
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import Reply, read_body
 from ppio_agent.wire.headers import RETRY_AFTER
-from ppio_agent.wire.json import Json, decode_json, encode_json
+from ppio_agent.wire.json import Json, decode_body, encode_json
 from ppio_agent.wire.model import CamelModel
 
 from .once import Once
@@ -105,7 +105,7 @@ def raw_body() -> bytes:
 
 def decoded(body: bytes) -> Json:
     """Return the JSON of a body; an empty one is `{}`."""
-    return decode_json(body) if body.strip() else {}
+    return decode_body(body) if body.strip() else {}
 
 
 def body_as(cls: type[_T]) -> _T:

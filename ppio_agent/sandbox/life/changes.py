@@ -112,5 +112,5 @@ class Changes:
     def _tell_one(self, listener: Listener, change: Change) -> None:
         try:
             listener(change)
-        except Exception:  # the others are told nevertheless
+        except Exception:  # noqa: BLE001 - the others are told nevertheless
             _log.exception("a listener to a sandbox failed")

@@ -262,6 +262,43 @@ def test_the_limit_of_a_key_is_429_with_a_hint(wire: Wire) -> None:
     wire.create()
 
 
+def test_a_create_that_was_made_before_says_so(wire: Wire) -> None:
+    headers = {**RED, "Idempotency-Key": "twice"}
+    first, again = (
+        wire.ask("POST", "/sandboxes", {}, headers=headers) for _ in range(2)
+    )
+
+    assert again.json == first.json
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (rb'{"metadata": {"a": "\ud800"}}', "$.metadata.a"),
+        (rb'{"envVars": {"A": "\ud800"}}', "$.envVars.A"),
+        (rb'{"templateID": "\ud800"}', "$.templateID"),
+    ],
+)
+def test_half_a_character_is_400(wire: Wire, body: bytes, path: str) -> None:
+    """It could be neither kept nor shown."""
+    refused = wire.ask("POST", "/sandboxes", data=body)
+    assert_refused(refused, 400, f"{path}: ")
+    assert wire.rig.backend.started == []
+
+
+def test_options_is_a_method_like_any_other_that_is_not_taken(wire: Wire) -> None:
+    for path, methods in (
+        ("/sandboxes", "GET, HEAD, POST"),
+        ("/platform/v1/status", "GET, HEAD"),
+        ("/volumes", "DELETE, GET, HEAD, PATCH, POST, PUT"),
+    ):
+        refused = wire.ask("OPTIONS", path)
+        assert_refused(refused, 405, f"{path} takes no OPTIONS")
+        assert ", ".join(sorted(refused.allow)) == methods
+
+
 def test_ten_creates_with_one_key_make_one_sandbox(wire: Wire) -> None:
     headers = {**RED, "Idempotency-Key": "once"}
 
