@@ -99,19 +99,15 @@ class ClientConnection:
         except EdgeRefusal as refusal:
             await self._answer(refusal, request)
         except PeerError as exc:
-            if not (exc.status and exc.peer is self._peer and self._may_answer):
+            if not (exc.status and exc.peer is self._peer and self._peer.may_answer):
                 raise
             await self._answer(EdgeRefusal.of(exc.status, str(exc)), request)
         except Exception:  # noqa: BLE001 - outermost frame of the request
             _log.exception("a request failed at the edge")
-            if not self._may_answer:
+            if not self._peer.may_answer:
                 return False
             await self._answer(EdgeRefusal.of(500, "the edge failed"), request)
         return self._peer.finished
-
-    @property
-    def _may_answer(self) -> bool:
-        return self._peer.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}
 
     async def _next_request(self) -> h11.Request | None:
         if not await self._peer.arrived(self._setting.idle_timeout):

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 __all__ = ["Duct", "open_duct"]
 
-_SIZE = 1024 * 1024
+# All that a direction may hold; in a body that is poured nothing else is held.
+_SIZE = 256 * 1024
 _F_SETPIPE_SZ = 1031  # fcntl has it from Python 3.10 on, on some systems
 
 
@@ -33,7 +34,11 @@ class Duct:
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _SIZE)
 
     def fill(self, most: int) -> int:
-        """Take up to `most` bytes from the source; 0 is its end."""
+        """Take up to `most` bytes from the source; 0 is its end.
+
+        To be called when all is drained: the pipe itself may have room for more than
+        a direction is to hold.
+        """
         return os.splice(self._source.fileno(), self._in, min(most, _SIZE))
 
     def drain(self, count: int) -> int:

@@ -109,6 +109,8 @@ class Exchange:
             if exc.peer is self._client:
                 self._fault = exc
                 self._upstream.close()
+            elif isinstance(exc.__cause__, TimeoutError) and self._client.may_answer:
+                self._upstream.close()
             # An upstream that takes no more may have answered: reading it will show.
 
     async def _download(self, upload: asyncio.Task[None]) -> None:
@@ -145,7 +147,7 @@ class Exchange:
     def _lost(self, exc: PeerError) -> Exception:
         if self._fault is not None:
             return self._fault
-        if self._client.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+        if self._client.may_answer:
             return UnansweredError(closed=not exc.status)
         # Cut, so that nobody takes half an answer for a whole one. To HTTP/1.0 the
         # end of the connection may be the end of the body: only a reset tells. So it

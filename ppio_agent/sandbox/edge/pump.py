@@ -1,8 +1,9 @@
 """One socket of the edge: bytes in and out, back-pressure, HTTP/1.1 by h11.
 
-Everything here runs on the edge's loop thread; nothing blocks it. A body is held at
-most in the peer's inbox and in the one batch under way, 128 KiB each; beyond that the
-socket is not read, and the kernel makes the sender wait.
+Everything here runs on the edge's loop thread; nothing blocks it. Of a body 256 KiB are
+held at most: 128 KiB each in the peer's inbox and in the one batch under way, or, where
+it is poured, all of it in a pipe. Beyond that the socket is not read, and the kernel
+makes the sender wait.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import h11
 from .duct import Duct, open_duct
 from .heads import HEAD_LIMIT
 from .secure import SecureSocket
+from .waits import hung_up, settle, tried
 
 __all__ = ["Body", "Peer", "PeerError"]
 
@@ -34,9 +36,13 @@ _Some = TypeVar("_Some", bytes, int)
 _READ_SIZE = 96 * 1024
 _INBOX_FULL = 32 * 1024
 _POUR_SIZE = 128 * 1024
-_POURS_AT_ONCE = 4
+_POURS_AT_ONCE = 16
 _RESET = struct.pack("ii", 1, 0)
 _LINGER = 1.0
+# Seconds between looks for the end of one that is not read.
+_LOOK_EVERY = 5.0
+# Seconds after which one that takes nothing of what it is sent is given up.
+_STALLED = 600.0
 _MAX_MESSAGE = 200
 # What h11 proposes for a large head; it is a bad head like any other.
 _TOO_LARGE = 431
@@ -63,8 +69,8 @@ class Peer:
     """A connected socket and the state of the HTTP conversation on it.
 
     One task at a time may read and one may write. Reading goes on by itself until the
-    inbox is full, so that the end of the other side is noticed while nothing is asked;
-    behind a full inbox it shows only when that is taken.
+    inbox is full, so that the end of the other side is noticed while nothing is asked.
+    One that takes nothing of what it is sent for 10 minutes counts as gone.
 
     Args:
         sock: Owned from now on.
@@ -109,20 +115,36 @@ class Peer:
         """Whether request and answer are complete and another request may follow."""
         return set(self.http.states.values()) == {h11.DONE}
 
+    @property
+    def may_answer(self) -> bool:
+        """Whether an answer to the other side has not begun."""
+        return self.http.our_state in {h11.IDLE, h11.SEND_RESPONSE}
+
     @contextlib.contextmanager
     def at_end(self, act: Callable[[], object]) -> Iterator[None]:
-        """Call `act` if the other side ends meanwhile.
+        """Call `act` if the other side ends meanwhile, though it be not read.
 
         Raises:
             PeerError: It already has.
         """
         if self.ended:
             raise PeerError(self, "the other side has left")
+
+        def look() -> None:
+            nonlocal timer
+            unseen = not (self._reading or self.ended)
+            if unseen and self.on_end is not None and hung_up(self._sock):
+                self.on_end()
+            else:
+                timer = self._loop.call_later(_LOOK_EVERY, look)
+
+        timer = self._loop.call_later(_LOOK_EVERY, look)
         self.on_end = act
         try:
             yield
         finally:
             self.on_end = None
+            timer.cancel()
 
     async def arrived(self, timeout: float) -> bool:
         """Wait for the first byte of a message; whether it came in time."""
@@ -304,8 +326,8 @@ class Peer:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._sock.close()
         self._error = ConnectionAbortedError("closed here")
-        _settle(self._reader)
-        _settle(self._writer, self._error)
+        settle(self._reader)
+        settle(self._writer, self._error)
 
     def _parse(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
@@ -367,7 +389,7 @@ class Peer:
             if isinstance(self._inbox, bytes):
                 self._inbox = bytearray(self._inbox)
             self._inbox += data
-        _settle(self._reader)
+        settle(self._reader)
         if self.ended and self.on_end is not None:
             self.on_end()
 
@@ -376,7 +398,7 @@ class Peer:
         self._reader = waiter = self._loop.create_future()
         timer = None
         if deadline is not None:
-            timer = self._loop.call_at(deadline, _settle, waiter, TimeoutError())
+            timer = self._loop.call_at(deadline, settle, waiter, TimeoutError())
         try:
             await waiter
         finally:
@@ -424,7 +446,7 @@ class Peer:
     ) -> _Some:
         """Return what `act` gives, waiting until the socket is ready for it."""
         try:
-            while not (given := _tried(act)):
+            while not (given := tried(act)):
                 if given is not None:
                     raise PeerError(self, "the connection ended in a body")
                 await ready()
@@ -434,7 +456,7 @@ class Peer:
 
     async def _readable(self) -> None:
         self._reader = waiter = self._loop.create_future()
-        self._loop.add_reader(self._sock, _settle, waiter)
+        self._loop.add_reader(self._sock, settle, waiter)
         try:
             await waiter
             if self._closed:
@@ -446,29 +468,13 @@ class Peer:
 
     async def _writable(self) -> None:
         self._writer = waiter = self._loop.create_future()
-        self._loop.add_writer(self._sock, _settle, waiter)
+        self._loop.add_writer(self._sock, settle, waiter)
+        stalled = TimeoutError("nothing was taken for too long")
+        timer = self._loop.call_later(_STALLED, settle, waiter, stalled)
         try:
             await waiter
         finally:
+            timer.cancel()
             self._writer = None
             if not self._closed:
                 self._loop.remove_writer(self._sock)
-
-
-def _tried(act: Callable[[], _Some]) -> _Some | None:
-    """Return what `act` gives, None if it has to wait."""
-    try:
-        return act()
-    except BlockingIOError:
-        return None
-
-
-def _settle(
-    waiter: asyncio.Future[None] | None, error: BaseException | None = None
-) -> None:
-    if waiter is None or waiter.done():
-        return
-    if error is None:
-        waiter.set_result(None)
-    else:
-        waiter.set_exception(error)

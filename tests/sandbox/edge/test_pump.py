@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -151,6 +152,42 @@ def test_the_end_is_noticed_while_nothing_is_asked(
             await noticed.wait()
         with pytest.raises(PeerError), peer.at_end(noticed.set):
             pass
+
+    run(story())
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_the_end_is_noticed_while_nothing_is_read(
+    peer: Peer, far: socket.socket, run: Run, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """One that leaves while what it sent is not taken holds nothing any longer."""
+    monkeypatch.setattr(pump, "_LOOK_EVERY", 0.02)
+    left = asyncio.Event()
+
+    async def story() -> None:
+        for _ in range(2):
+            far.sendall(b"x" * 40_000)
+            await turns()
+        with peer.at_end(left.set):
+            if how == "reset":
+                linger = struct.pack("ii", 1, 0)
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            far.close()
+            await left.wait()
+        assert not peer.ended
+
+    run(story())
+
+
+def test_one_that_takes_nothing_is_given_up(
+    peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump, "_STALLED", 0.05)
+
+    async def story() -> None:
+        with pytest.raises(PeerError) as info:
+            await peer.send_raw(b"x" * 30_000_000)
+        assert isinstance(info.value.__cause__, TimeoutError)
 
     run(story())
 
