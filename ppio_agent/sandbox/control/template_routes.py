@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
@@ -18,7 +17,6 @@ from .listing import page, whole_number
 
 __all__ = ["template_routes"]
 
-_CHUNK: Final = 1 << 20
 _TYPE: Final = "template_build"
 
 
@@ -90,12 +88,19 @@ class _TemplateRoutes:
     def upload(self) -> Response:
         owner = tenant()
         install = _flag(request.args.get("install"), "install")
-        with tempfile.TemporaryFile(dir=self._control.uploads) as archive:
-            _save(request.environ["wsgi.input"], archive)
-            with ArchiveSource.open(archive, max_bytes=MAX_BYTES) as source:
-                record, new = self._control.templates.deploy(
-                    source, tenant=owner, install=install
-                )
+        size = request.content_length or 0
+        if size > MAX_BYTES:
+            raise RequestTooLargeError(
+                f"the archive is larger than {MAX_BYTES} bytes", limit=MAX_BYTES
+            )
+        with ArchiveSource.open(
+            request.environ["wsgi.input"],
+            max_bytes=MAX_BYTES,
+            folder=self._control.uploads,
+        ) as source:
+            record, new = self._control.templates.deploy(
+                source, tenant=owner, install=install
+            )
         found = self._control.viewer.template_object(record)
         return answer(found, 201 if new else 200)
 
@@ -113,18 +118,3 @@ def _flag(text: str | None, name: str) -> bool:
 
 def _place(build: BuildInfo) -> tuple[int, str]:
     return int(build.created_at.timestamp() * 1000), build.id
-
-
-def _save(body: IO[bytes], archive: IO[bytes]) -> None:
-    """Copy a request's body into a file, which is then at its beginning."""
-    size = 0
-    while chunk := body.read(_CHUNK):
-        size += len(chunk)
-        if size > MAX_BYTES:
-            raise RequestTooLargeError(
-                f"the archive is larger than {MAX_BYTES} bytes", limit=MAX_BYTES
-            )
-        archive.write(chunk)
-    if not size:
-        raise ValidationError("the body is empty: send a gzipped tar archive")
-    archive.seek(0)

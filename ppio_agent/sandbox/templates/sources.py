@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import re
 import stat
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, Final, Protocol
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from attrs import field, frozen
 
@@ -20,11 +23,21 @@ from ppio_agent.exceptions import ValidationError
 from .manifest import MANIFEST_NAME, manifest_error
 from .snapshot import MAX_FILES, Candidate, Ignore
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 __all__ = ["ArchiveSource", "FolderSource", "Source"]
 
 _DOCKERIGNORE: Final = ".dockerignore"
 _MAX_SMALL_FILE: Final = 1024 * 1024
 _MAX_MEMBERS: Final = 4 * MAX_FILES
+_CHUNK: Final = 1 << 20
+# Of one member, and of all: what comes before its content, long names included.
+_MAX_HEADER: Final = 64 << 10
+_MAX_HEADERS: Final = 128 << 20
+_MAX_NAMES: Final = 8 << 20
+_DIGITS: Final = re.compile(rb"[0-9]{256}")  # longer than a name may be
+_NO_ARCHIVE: Final = "the body is not a gzipped tar archive"
 
 
 class Source(Protocol):
@@ -131,10 +144,9 @@ def _open_file(path: str) -> BinaryIO:
 
 @frozen
 class ArchiveSource:
-    """An open tar archive whose members were read without fault."""
+    """An unpacked tar archive whose members were all looked at without fault."""
 
-    _tar: tarfile.TarFile
-    _members: tuple[tarfile.TarInfo, ...] = field(repr=False)
+    _found: tuple[Candidate, ...] = field(repr=False)
 
     @property
     def manifest_path(self) -> str:
@@ -143,21 +155,23 @@ class ArchiveSource:
 
     @classmethod
     @contextmanager
-    def open(cls, archive: IO[bytes], *, max_bytes: int) -> Iterator[ArchiveSource]:
+    def open(
+        cls, archive: IO[bytes], *, max_bytes: int, folder: Path
+    ) -> Iterator[ArchiveSource]:
         """Open a gzipped tar archive for reading.
 
         Args:
-            archive: The file; seekable.
+            archive: The file at its beginning; read once.
             max_bytes: Most its members may hold together.
+            folder: Where it is unpacked, into a file without a name.
 
         Raises:
             ValidationError: It is not such an archive, or too large.
         """
-        try:
-            with tarfile.open(fileobj=archive, mode="r:gz") as tar:
-                yield cls(tar, tuple(_members(tar, max_bytes)))
-        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise ValidationError("the body is not a gzipped tar archive") from error
+        # Unpacked once, so that its files may be read in any order.
+        with tempfile.TemporaryFile(dir=folder) as unpacked:
+            _unpack(archive, unpacked, max_bytes)
+            yield cls(_members(unpacked, max_bytes))
 
     def manifest_text(self) -> str:
         """Return the manifest; see `Source.manifest_text`."""
@@ -173,49 +187,149 @@ class ArchiveSource:
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield everything in it, in its order."""
-        for member in self._members:
-            path = member.name.removeprefix("./").rstrip("/")
-            if path not in ("", "."):
-                yield self._candidate(member, path)
-
-    def _candidate(self, member: tarfile.TarInfo, path: str) -> Candidate:
-        if member.isdir():
-            return Candidate(path=path, kind="folder")
-        if member.issym():
-            return Candidate(path=path, kind="link", link=member.linkname)
-        if not member.isreg():
-            return Candidate(path=path, kind="other")
-        return Candidate(
-            path=path,
-            kind="file",
-            size=member.size,
-            executable=bool(member.mode & stat.S_IXUSR),
-            open=partial(self._open, member),
-        )
-
-    def _open(self, member: tarfile.TarInfo) -> BinaryIO:
-        found = self._tar.extractfile(member)
-        assert found is not None  # noqa: S101 - only regular members get here
-        return found  # type: ignore[return-value]  # typeshed: IO[bytes]
+        return iter(self._found)
 
     def _small_file(self, name: str) -> bytes | None:
-        for member in self._members:
-            if member.name.removeprefix("./") == name and member.isreg():
-                with self._open(member) as found:
-                    return found.read(_MAX_SMALL_FILE)
+        for found in self._found:
+            if found.path == name and found.open is not None:
+                with found.open() as content:
+                    return content.read(_MAX_SMALL_FILE)
         return None
 
 
-def _members(tar: tarfile.TarFile, max_bytes: int) -> Iterator[tarfile.TarInfo]:
+def _unpack(archive: IO[bytes], unpacked: IO[bytes], max_bytes: int) -> None:
     size = 0
-    for count, member in enumerate(tar, start=1):
-        size += member.size
-        if count > _MAX_MEMBERS or size > max_bytes:
+    packed = gzip.GzipFile(fileobj=archive)
+    while True:
+        try:
+            chunk = packed.read(_CHUNK)
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise ValidationError(_NO_ARCHIVE) from error
+        size += len(chunk)
+        if size > max_bytes + _MAX_HEADERS:
+            raise _too_large(max_bytes)
+        if not chunk:
+            return
+        unpacked.write(chunk)
+
+
+class _Headers:
+    """What `tarfile` reads of an archive to learn what is in it, within limits.
+
+    It takes the length of a long name or of a pax header from the archive, and reads
+    that much at once.
+    """
+
+    def __init__(self, unpacked: IO[bytes]) -> None:
+        self._file = unpacked
+        self._left = _MAX_HEADERS
+        self._left_of_member = _MAX_HEADER
+        self.seek, self.tell = unpacked.seek, unpacked.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        self._left_of_member -= size
+        if size < 0 or self._left < 0 or self._left_of_member < 0:
             raise ValidationError(
-                f"the archive holds more than {max_bytes >> 20} MiB"
-                f" or {_MAX_MEMBERS} entries"
+                f"the archive has a header of more than {_MAX_HEADER >> 10} KiB,"
+                f" or headers of more than {_MAX_HEADERS >> 20} MiB"
             )
-        yield member
+        data = self._file.read(size)
+        # The expressions of older releases take time with the square of such a run.
+        if _DIGITS.search(data):
+            raise ValidationError("the archive has a header with an endless number")
+        return data
+
+    def next_member(self) -> None:
+        self._left_of_member = _MAX_HEADER
+
+
+def _members(unpacked: IO[bytes], max_bytes: int) -> tuple[Candidate, ...]:
+    unpacked.seek(0)
+    headers = _Headers(unpacked)
+    found: list[Candidate] = []
+    size = names = 0
+    try:
+        tar = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]  # all it uses
+        while (member := tar.next()) is not None:
+            # What is not looked at is not kept either, whatever there is of it.
+            tar.members.clear()  # type: ignore[attr-defined]  # unknown to typeshed
+            tar.pax_headers = {}
+            headers.next_member()
+            size += _size_of(member)
+            names += len(member.name) + len(member.linkname)
+            if size > max_bytes or len(found) >= _MAX_MEMBERS or names > _MAX_NAMES:
+                raise _too_large(max_bytes)
+            found.append(_candidate(member, unpacked))
+    except ValidationError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise ValidationError(_NO_ARCHIVE) from error
+    return tuple(c for c in found if c.path not in ("", "."))
+
+
+def _too_large(max_bytes: int) -> ValidationError:
+    return ValidationError(
+        f"the archive holds more than {max_bytes >> 20} MiB, {_MAX_MEMBERS} entries"
+        f" or {_MAX_NAMES >> 20} MiB of names"
+    )
+
+
+def _size_of(member: tarfile.TarInfo) -> int:
+    if member.issparse():
+        raise ValidationError("the archive has sparse members: pack it without them")
+    if member.size < 0:
+        raise ValidationError(_NO_ARCHIVE)
+    return member.size
+
+
+def _candidate(member: tarfile.TarInfo, unpacked: IO[bytes]) -> Candidate:
+    path = member.name.removeprefix("./").rstrip("/")
+    if member.isdir():
+        return Candidate(path=path, kind="folder")
+    if member.issym():
+        return Candidate(path=path, kind="link", link=member.linkname)
+    if not member.isreg():
+        return Candidate(path=path, kind="other")
+    return Candidate(
+        path=path,
+        kind="file",
+        size=member.size,
+        executable=bool(member.mode & stat.S_IXUSR),
+        open=partial(_open_part, unpacked, member.offset_data, member.size),
+    )
+
+
+def _open_part(unpacked: IO[bytes], start: int, size: int) -> BinaryIO:
+    return io.BufferedReader(_Part(unpacked, start, size))
+
+
+class _Part(io.RawIOBase):
+    """Part of a file, as a file."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file = file
+        self._start = start
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        self._file.seek(self._start + self._at)
+        data = self._file.read(min(len(view), max(self._size - self._at, 0)))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _decoded(data: bytes, name: str) -> str:

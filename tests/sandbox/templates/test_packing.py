@@ -24,7 +24,8 @@ def test_a_package_holds_the_chosen_files_and_the_manifest(tmp_path: Path) -> No
     package = pack(folder)
 
     assert (package.name, package.version, package.files) == ("my-agent", "1.0.0", 1)
-    with ArchiveSource.open(BytesIO(package.archive), max_bytes=10_000) as source:
+    archive = BytesIO(package.archive)
+    with ArchiveSource.open(archive, max_bytes=10_000, folder=tmp_path) as source:
         chosen, problems = select(source.candidates(), source.ignore())
         assert source.manifest_text() == package.manifest_path.read_text()
     assert ([c.path for c in chosen], problems) == (["app.py"], [])
