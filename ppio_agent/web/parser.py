@@ -50,6 +50,9 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
             except ValueError as error:  # which waitress lets pass
                 raise ParsingError("Bad URI or Content-Length") from error
             self._check_framing()
+        if not (self.chunked or self.content_length):
+            # There is nothing to go on with: waitress would wait for it for ever.
+            self.expect_continue = False
         if self.content_length > self.adj.ppio_max_request_size:
             self.error = RequestEntityTooLarge("declared larger than the limit")
             self.completed = True  # what follows is left unread

@@ -113,6 +113,20 @@ def test_requests_on_one_connection(serve: Serve) -> None:
         assert client.ask("/", "POST", b"two").body == b"two"
 
 
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 0\r\n"])
+def test_who_expects_to_send_no_body_is_answered(serve: Serve, length: bytes) -> None:
+    """There is nothing to go on with; a body that is expected comes after a 100."""
+    server = serve(echo)
+    head = b" /x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+    with RawClient(server.port) as client:
+        client.send(b"POST" + head + length + b"\r\n")
+        assert client.answer().status == 200
+        client.send(b"POST" + head + b"Content-Length: 2\r\n\r\n")
+        assert client.head() == (100, {})
+        client.send(b"ab")
+        assert client.answer().body.endswith(b"ab")
+
+
 @pytest.mark.usefixtures("loop")
 def test_another_thread_may_answer_a_request(serve: Serve, blocker: Blocker) -> None:
     """With its id; the connection goes on, and the first thread with what it does."""
