@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from ppio_agent._util.trees import OPEN_FOLDER, removal
+
 from .roots import Place, Roots
 from .rpc import Message, RpcError
 from .slices import Steps
-from .trees import OPEN_FOLDER, carry, remove
+from .trees import carry
 from .walk import Spot, find
 
 __all__ = ["FilesystemService"]
@@ -105,7 +107,7 @@ class FilesystemService:
         place = self._place(body, "path")
         self._refuse_root(place)
         with self._find(place, follow=False) as spot:
-            yield from remove(spot.fd, spot.name)
+            yield from removal(spot.fd, spot.name)
         return {}
 
     def _place(self, body: Message, name: str) -> Place:

@@ -1,48 +1,20 @@
-"""Remove and carry whole trees, by handles and step by step; see `run_in_slices`."""
+"""Carry whole trees, by handles and step by step; see `run_in_slices`."""
 
 from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
+
+from ppio_agent._util.trees import Climber, removal
 
 from .rpc import RpcError
 from .slices import Steps
 from .walk import Spot
 
-__all__ = ["OPEN_FOLDER", "carry", "remove"]
-
-OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Flags that open a folder to list it, and no link to one."""
+__all__ = ["carry"]
 
 _PIECE = 1024 * 1024
-
-
-def remove(folder: int, name: str) -> Steps[None]:
-    """Remove a file, or a folder from its leaves on, without following a link.
-
-    Args:
-        folder: Handle of what holds it.
-        name: Its name there.
-
-    Raises:
-        OSError: It is not there, or something in it cannot be removed.
-    """
-    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    yield
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=folder)
-        return
-    fd = os.open(name, OPEN_FOLDER, dir_fd=folder)
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                # Somebody else may be at it, too.
-                with suppress(FileNotFoundError):
-                    yield from remove(fd, entry.name)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=folder)
 
 
 def carry(old: Spot, new: Spot) -> Steps[None]:
@@ -62,42 +34,66 @@ def carry(old: Spot, new: Spot) -> Steps[None]:
         os.rename(temporary, new.name, src_dir_fd=new.fd, dst_dir_fd=new.fd)
     except BaseException:
         with suppress(FileNotFoundError):
-            for _ in remove(new.fd, temporary):
+            for _ in removal(new.fd, temporary):
                 pass
         raise
-    yield from remove(old.fd, old.name)
+    yield from removal(old.fd, old.name)
 
 
 def _copy(source: int, name: str, target: int, new_name: str) -> Steps[None]:
     status = os.stat(name, dir_fd=source, follow_symlinks=False)
     yield
+    if not stat.S_ISDIR(status.st_mode):
+        yield from _copy_leaf(status, source, name, target, new_name)
+        return
+    os.mkdir(new_name, 0o700, dir_fd=target)
+    with (
+        closing(Climber(source, name)) as old,
+        closing(Climber(target, new_name)) as new,
+    ):
+        yield from _copy_tree(old, new)
+
+
+def _copy_tree(old: Climber, new: Climber) -> Steps[None]:
+    """Copy what is in the folder where `old` is to where `new` is; both leave it."""
+    # What is still to be copied of each folder on the way.
+    left = [os.listdir(old.fd)]
+    while left:
+        yield
+        if not left[-1]:
+            left.pop()
+            status = os.fstat(old.fd)
+            old.up()
+            _copy_status(status, *new.up())
+            continue
+        name = left[-1].pop()
+        status = os.stat(name, dir_fd=old.fd, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            os.mkdir(name, 0o700, dir_fd=new.fd)
+            old.down(name)
+            new.down(name)
+            left.append(os.listdir(old.fd))
+        else:
+            yield from _copy_leaf(status, old.fd, name, new.fd, name)
+
+
+def _copy_leaf(
+    status: os.stat_result, source: int, name: str, target: int, new_name: str
+) -> Steps[None]:
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(name, dir_fd=source), new_name, dir_fd=target)
     elif stat.S_ISREG(status.st_mode):
         yield from _copy_file(source, name, target, new_name)
-    elif stat.S_ISDIR(status.st_mode):
-        os.mkdir(new_name, 0o700, dir_fd=target)
-        yield from _copy_entries(source, name, target, new_name)
     else:
         raise RpcError("invalid_argument", f"{name} cannot leave its file system")
+    _copy_status(status, target, new_name)
+
+
+def _copy_status(status: os.stat_result, target: int, name: str) -> None:
     if not stat.S_ISLNK(status.st_mode):
-        os.chmod(new_name, stat.S_IMODE(status.st_mode), dir_fd=target)
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
     times = (status.st_atime_ns, status.st_mtime_ns)
-    os.utime(new_name, ns=times, dir_fd=target, follow_symlinks=False)
-
-
-def _copy_entries(source: int, name: str, target: int, new_name: str) -> Steps[None]:
-    fd = os.open(name, OPEN_FOLDER, dir_fd=source)
-    try:
-        new_fd = os.open(new_name, OPEN_FOLDER, dir_fd=target)
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    yield from _copy(fd, entry.name, new_fd, entry.name)
-        finally:
-            os.close(new_fd)
-    finally:
-        os.close(fd)
+    os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
 
 
 def _copy_file(source: int, name: str, target: int, new_name: str) -> Steps[None]:

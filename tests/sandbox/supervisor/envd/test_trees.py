@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.sandbox.supervisor.envd.trees import carry, remove
+from ppio_agent._util.trees import removal
+from ppio_agent.sandbox.supervisor.envd.trees import carry
 from ppio_agent.sandbox.supervisor.envd.walk import Spot
 
 
@@ -23,7 +24,7 @@ def test_both_go_step_by_step_and_leave_no_handle(tmp_path: Path) -> None:
 
     assert sum(1 for _ in carry(old, new)) > 200
     assert len(os.listdir(tmp_path / "c")) == 100
-    assert sum(1 for _ in remove(fd, "c")) > 100
+    assert sum(1 for _ in removal(fd, "c")) > 100
     assert os.listdir(tmp_path) == ["b"]
     os.close(fd)
     assert len(os.listdir("/proc/self/fd")) == handles
@@ -35,7 +36,7 @@ def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / "a" / str(number)).write_text("x")
     fd = os.open(tmp_path, os.O_RDONLY)
-    steps = remove(fd, "a")
+    steps = removal(fd, "a")
     next(steps)
     next(steps)
     for path in (tmp_path / "a").iterdir():
@@ -45,5 +46,29 @@ def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path) -> None:
 
     assert os.listdir(tmp_path) == []
     with pytest.raises(FileNotFoundError):
-        next(remove(fd, "a"))
+        next(removal(fd, "a"))
+    os.close(fd)
+
+
+def test_a_tree_of_any_depth_is_carried(tmp_path: Path) -> None:
+    """Modes of folders and all; a program inside may have made it."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    os.mkdir("b", dir_fd=fd)
+    below = os.dup(fd)
+    for _ in range(600):
+        os.mkdir("a", 0o750, dir_fd=below)
+        inner = os.open("a", os.O_RDONLY, dir_fd=below)
+        os.close(below)
+        below = inner
+    os.close(below)
+    target = os.open("b", os.O_RDONLY, dir_fd=fd)
+    for _ in carry(Spot(fd, "a", "a"), Spot(target, "c", "c")):
+        pass
+
+    assert os.listdir(tmp_path) == ["b"]
+    deep = tmp_path / "b" / "c" / "/".join(["a"] * 599)
+    assert deep.stat().st_mode & 0o777 == 0o750
+    for _ in removal(target, "c"):
+        pass
+    os.close(target)
     os.close(fd)
