@@ -23,7 +23,7 @@ _MSG_ERROR = 2
 _MSG_DONE = 3
 _STATE_LISTEN = 10
 _HEAD = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBxI48x")
+_REQUEST = struct.Struct("=BBBxI2s46x")
 _ANSWER = struct.Struct("=B3x2s2x16s28x16xI")
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _MAPPED = "::ffff:"
@@ -43,21 +43,22 @@ class Listener(NamedTuple):
     inode: str
 
 
-def listeners() -> list[Listener]:
-    """Return all listening TCP sockets of both families."""
+def listeners(port: int) -> list[Listener]:
+    """Return the TCP sockets of both families that listen on a port."""
     try:
         return [
             listener
             for family in (socket.AF_INET, socket.AF_INET6)
-            for listener in _ask(family)
+            for listener in _ask(family, port)
         ]
     except OSError:
-        return _read_tables()
+        return [found for found in _read_tables() if found.port == port]
 
 
-def _ask(family: socket.AddressFamily) -> list[Listener]:
+def _ask(family: socket.AddressFamily, port: int) -> list[Listener]:
     states = 1 << _STATE_LISTEN
-    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
+    wanted = port.to_bytes(2, "big")
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states, wanted)
     head = _HEAD.pack(_HEAD.size + len(body), _SOCK_DIAG_BY_FAMILY, _DUMP, 0, 0)
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
     with socket.socket(socket.AF_NETLINK, kind, _SOCK_DIAG) as sock:

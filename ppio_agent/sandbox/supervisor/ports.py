@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from .listeners import Listener, listeners
 
@@ -25,15 +24,8 @@ ENVD_PORT = 49983
 _HAS_PROC = os.path.isdir("/proc/self/fd")
 
 
-class _Owner(NamedTuple):
-    """A descriptor through which the sandbox holds a listener."""
-
-    path: str
-    link: str
-
-
-def routes(found: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
-    """Return how a loopback port can be reached, best first. Pure.
+def routes(found: Iterable[Listener]) -> list[tuple[str, set[str]]]:
+    """Return how the listeners of a loopback port are reached, best first. Pure.
 
     The kernel gives a connection to the most specific listener. Several may share that
     place (`SO_REUSEPORT`), and any of them may get the connection.
@@ -43,8 +35,7 @@ def routes(found: Iterable[Listener], port: int) -> list[tuple[str, set[str]]]:
     """
     places: dict[str, set[str]] = {}
     for listener in found:
-        if listener.port == port:
-            places.setdefault(listener.address, set()).add(listener.inode)
+        places.setdefault(listener.address, set()).add(listener.inode)
     ways = []
     for host, addresses in (
         ("127.0.0.1", ("127.0.0.1", "0.0.0.0", "::")),
@@ -61,12 +52,12 @@ def open_hosts(port: int) -> list[str]:
 
     So it is in a network namespace of one sandbox.
     """
-    return [host for host, _ in routes(listeners(), port)]
+    return [host for host, _ in routes(listeners(port))]
 
 
-def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
-    """Return, for each link, a descriptor of one of the processes that is it."""
-    found: dict[str, _Owner] = {}
+def _holders(pids: Iterable[int], links: set[str]) -> dict[str, str]:
+    """Return, for each link, where one of the processes has it as a descriptor."""
+    found: dict[str, str] = {}
     for pid in pids:
         folder = f"/proc/{pid}/fd"
         try:
@@ -77,7 +68,7 @@ def _holders(pids: Iterable[int], links: set[str]) -> dict[str, _Owner]:
             path = f"{folder}/{name}"
             link = _readlink(path)
             if link in links:
-                found.setdefault(link, _Owner(path, link))
+                found.setdefault(link, path)
         if len(found) == len(links):
             break
     return found
@@ -120,34 +111,27 @@ class Ports:
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         self._pids = pids
-        self._known: dict[int, tuple[list[str], list[_Owner]]] = {}
+        # Where the sandbox holds the listeners of a port: one look at a link tells
+        # that it still does, instead of all descriptors of all its processes.
+        self._known: dict[int, dict[str, str]] = {}
 
     def hosts(self, port: int) -> list[str]:
         """Return the hosts to try for `port`, best first; none if it is not ours."""
         if not _HAS_PROC:
             return _own_hosts(self._pids(), port)
-        known = self._known.get(port)
-        if known is not None:
-            # A socket that is still held still listens: one look at a link instead
-            # of the sockets of the whole machine.
-            if all(_readlink(owner.path) == owner.link for owner in known[1]):
-                return known[0]
-            del self._known[port]
-        return self._find(port)
-
-    def _find(self, port: int) -> list[str]:
-        ways = routes(listeners(), port)
-        if not ways:
-            return []
-        links = {f"socket:[{inode}]" for _, inodes in ways for inode in inodes}
-        owners = _holders(self._pids(), links)
-        hosts: list[str] = []
-        held: set[str] = set()
-        for host, inodes in ways:
-            needed = {f"socket:[{inode}]" for inode in inodes}
-            if needed <= owners.keys():
-                hosts.append(host)
-                held |= needed
-        if hosts:
-            self._known[port] = (hosts, [owners[link] for link in held])
-        return hosts
+        # Asked each time, for somebody outside may have joined the port since.
+        ways = [
+            (host, {f"socket:[{inode}]" for inode in inodes})
+            for host, inodes in routes(listeners(port))
+        ]
+        links: set[str] = set().union(*(needed for _, needed in ways))
+        owners = {
+            link: path
+            for link, path in self._known.pop(port, {}).items()
+            if link in links and _readlink(path) == link
+        }
+        if links - owners.keys():
+            owners |= _holders(self._pids(), links - owners.keys())
+        if owners:
+            self._known[port] = owners
+        return [host for host, needed in ways if needed <= owners.keys()]
