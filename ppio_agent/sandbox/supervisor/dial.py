@@ -39,6 +39,15 @@ class Dial:
 
     def begin(self) -> None:
         """Try until one connects or all have refused."""
+        try:
+            result = self._next()
+        except OSError:  # such as too few descriptors
+            result = "refused"
+        if result is not None:
+            self._finish(result)
+
+    def _next(self) -> socket.socket | str | None:
+        """Try the next ways; return the result, or None if one is under way."""
         for host, port in self._ways:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             sock = socket.socket(family, socket.SOCK_STREAM)
@@ -48,12 +57,11 @@ class Dial:
             if error == errno.EINPROGRESS:
                 self._sock = sock
                 self._loop.watch(sock.fileno(), WRITE, self._ready)
-                return
+                return None
             if error == 0:
-                self._finish(sock)
-                return
+                return sock
             sock.close()
-        self._finish("refused")
+        return "refused"
 
     def _ready(self, _: int) -> None:
         sock, self._sock = self._sock, None

@@ -24,6 +24,7 @@ from .loop import READ, Loop, Timer
 __all__ = ["Line", "PlatformLine", "accept_first", "read_boot"]
 
 _CLAIM_LIMIT = 2.0
+_ACCEPT_AGAIN = 0.2
 _GONE = "the platform has ended"
 
 
@@ -79,10 +80,12 @@ class PlatformLine:
         loop: Where it waits.
         listener: Where platforms call; owned by this.
         first: The line in use from now on.
-        secret: What a platform must say to take over.
         on_message: Told each message of the platform.
         on_lost: Told that the platform is gone or cannot be understood.
         on_taken: Told that another platform has taken over.
+
+    Attributes:
+        secret: What a platform must say to take over; as long as it is None, none can.
 
     Thread safety: one thread at a time.
     """
@@ -93,14 +96,13 @@ class PlatformLine:
         listener: socket.socket,
         first: Line,
         *,
-        secret: str,
         on_message: Callable[[Message], None],
         on_lost: Callable[[], None],
         on_taken: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
-        self._secret = secret.encode()
+        self.secret: str | None = None
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_taken = on_taken
@@ -149,6 +151,11 @@ class PlatformLine:
         try:
             sock, _address = self._listener.accept()
         except OSError:
+            # They wait where they are; asked at once, it would be so for ever.
+            fd = self._listener.fileno()
+            self._loop.unwatch(fd)
+            watch = partial(self._loop.watch, fd, READ, self._accept)
+            self._loop.call_later(_ACCEPT_AGAIN, watch)
             return
         if self._claim is not None:
             self._claim.close()  # one at a time, so that they cannot pile up
@@ -156,7 +163,10 @@ class PlatformLine:
 
     def _judge(self, line: Line, secret: str) -> None:
         self._claim = None
-        if not hmac.compare_digest(secret.encode(), self._secret):
+        # What is no text at all is no reason to end.
+        said = secret.encode(errors="surrogatepass")
+        right = self.secret
+        if right is None or not hmac.compare_digest(said, right.encode()):
             line.sock.close()
             if line.platform is not None:
                 os.close(line.platform)

@@ -528,7 +528,11 @@ def test_a_platform_that_lives_can_be_relieved(lab: Lab) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("greeting", [{"hello": "guess"}, {"hello": 1}, {"op": "kill"}])
+@pytest.mark.parametrize(
+    "greeting",
+    [{"hello": "guess"}, {"hello": 1}, {"hello": "\ud800"}, {"op": "kill"}],
+    ids=str,
+)
 def test_who_does_not_know_the_secret_takes_nothing_over(
     lab: Lab, greeting: dict[str, object]
 ) -> None:
