@@ -262,6 +262,8 @@ class SandboxPlatform(Closing):
         stack.callback(lambda: sandboxes.close(self._left()))
         metrics.start()
         stack.callback(metrics.close)
+        # Whoever waits for it is told, too, while answers get through.
+        stack.callback(lambda: parts.templates.close(self._left()))
         # First of all: who listens is told that the platform ends, not its sandbox.
         stack.callback(control.streams.close)
 
@@ -394,7 +396,8 @@ class SandboxPlatform(Closing):
             ConflictError: The manifest names another template.
             AuthenticationError: The key is not known.
             SandboxPlatformError: A file cannot be read, or not be kept.
-            ServiceUnavailableError: Other requirements are being installed.
+            RateLimitError: Other requirements of this key are being installed.
+            ServiceUnavailableError: Those of others are, or the platform is closed.
 
         Blocking: with `install`, as long as pip takes, 10 minutes at most.
         """

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import TemplateManifestError
+from ppio_agent.sandbox.templates.environments import Environments
 from tests.sandbox.agents import HTTP_AGENT, write_agent, write_wheel
 from tests.sandbox.cloud import RED, Cloud
-from tests.support import SLOW, needs_program, wait_until
+from tests.support import SLOW, needs_program, processes_marked, wait_until
 
 # Says which Python it is, what it has of its own, and what `python` is in its sandbox.
 INSTALLED_AGENT = (
@@ -133,6 +135,30 @@ def test_an_agent_runs_in_the_environment_of_its_requirements(
         assert cloud.ask("DELETE", "/templates/needy").status_code == 204
         assert environment.exists(), "its sandbox still runs"
         assert _upload(cloud, folder, "?install=yes")[0] == 400
+    finally:
+        cloud.close()
+
+
+def test_whoever_waits_for_requirements_is_told_that_the_platform_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And pip ends with it."""
+    marker = f"MARK={tmp_path.name}"
+    monkeypatch.setenv("PIP_MARK", marker)
+    slow = ["sh", "-c", "sleep 100 & wait"]
+    monkeypatch.setattr(
+        Environments, "_install", lambda self, folder, _: self._run(folder, slow)
+    )
+    files = {"app.py": "", "requirements.txt": "x\n"}
+    folder = write_agent(tmp_path / "src", "needy", files)
+    cloud = Cloud(tmp_path)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(_upload, cloud, folder, "?install=true")
+            wait_until(lambda: len(list(processes_marked(marker))) >= 3)
+            cloud.platform.close()
+            assert answer.result(20) == (503, [])
+        assert list(processes_marked(marker)) == []
     finally:
         cloud.close()
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import RequestTooLargeError, ValidationError
+from ppio_agent.sandbox.templates.admission import Admission
 from ppio_agent.sandbox.templates.records import BuildInfo
 from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
 from ppio_agent.sandbox.templates.sources import ArchiveSource
@@ -18,6 +19,9 @@ from .listing import page, whole_number
 __all__ = ["template_routes"]
 
 _TYPE: Final = "template_build"
+# Each has a thread of the control plane, and up to twice 512 MiB of disk.
+_MOST_UPLOADS: Final = 32
+_UPLOADS_OF_EACH: Final = 16
 
 
 def template_routes(control: Control) -> Blueprint:
@@ -41,6 +45,7 @@ class _TemplateRoutes:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._uploads = Admission("uploads", most=_MOST_UPLOADS, each=_UPLOADS_OF_EACH)
 
     def _objects(self) -> list[dict[str, Any]]:
         records = self._control.templates.list_templates(tenant=tenant())
@@ -93,11 +98,14 @@ class _TemplateRoutes:
             raise RequestTooLargeError(
                 f"the archive is larger than {MAX_BYTES} bytes", limit=MAX_BYTES
             )
-        with ArchiveSource.open(
-            request.environ["wsgi.input"],
-            max_bytes=MAX_BYTES,
-            folder=self._control.uploads,
-        ) as source:
+        with (
+            self._uploads.enter(owner),
+            ArchiveSource.open(
+                request.environ["wsgi.input"],
+                max_bytes=MAX_BYTES,
+                folder=self._control.uploads,
+            ) as source,
+        ):
             record, new = self._control.templates.deploy(
                 source, tenant=owner, install=install
             )

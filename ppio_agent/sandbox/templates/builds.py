@@ -89,11 +89,12 @@ class Builder:
         self._host = host
 
     @contextmanager
-    def keep(self, source: Source, *, install: bool) -> Iterator[Content]:
+    def keep(self, source: Source, *, tenant: str, install: bool) -> Iterator[Content]:
         """Check what `source` holds, and keep its files.
 
         Args:
             source: A folder or an archive.
+            tenant: Whose it is.
             install: Whether to install its requirements, too.
 
         Yields:
@@ -102,13 +103,16 @@ class Builder:
 
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
-            ServiceUnavailableError: Other requirements are being installed.
+            RateLimitError: Other requirements of the tenant are being installed.
+            ServiceUnavailableError: Those of others are, or the platform is stopping.
         """
         manifest, chosen = check_source(source, host=self._host)
         requirements = _requirements(chosen)
         if not install:
             _warn_of_missing(manifest, requirements)
-        with self._environment(requirements if install else None) as environment:
+        with self._environment(
+            requirements if install else None, tenant
+        ) as environment:
             files = tuple(self._kept(candidate) for candidate in chosen)
             yield Content(
                 manifest=manifest,
@@ -118,11 +122,11 @@ class Builder:
             )
 
     def _environment(
-        self, requirements: bytes | None
+        self, requirements: bytes | None, tenant: str
     ) -> AbstractContextManager[str | None]:
         if requirements is None:
             return nullcontext()
-        return self._environments.hold(requirements)
+        return self._environments.hold(requirements, tenant=tenant)
 
     def _kept(self, candidate: Candidate) -> TemplateFile:
         if candidate.open is None:

@@ -18,16 +18,20 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from shutil import rmtree
 from typing import Final
 
+import ppio_agent
 from ppio_agent._util.ids import new_id
-from ppio_agent.exceptions import ServiceUnavailableError
+from ppio_agent.exceptions import ServerDrainingError, ServiceUnavailableError
+from ppio_agent.sandbox.keys import DEFAULT_TENANT
 
+from .admission import Admission
+from .installer import ENDED_EARLY
 from .manifest import manifest_error
 from .requirements import REQUIREMENTS, pip_environment, unsafe_lines
 
@@ -36,10 +40,18 @@ __all__ = ["Environments"]
 _log = logging.getLogger(__name__)
 
 _TIMEOUT: Final = 600.0
+_SPARE: Final = 10.0
+_MOST: Final = 5
+_AGAIN: Final = 60.0
 _TAIL: Final = 4096
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NEW, _OLD = "new-", "old-"
 _PIP: Final = ("-m", "pip", "--disable-pip-version-check", "--no-input")
+_BOOTSTRAP: Final = (
+    "import sys; sys.path.append(sys.argv[1]);"
+    " from ppio_agent.sandbox.templates.installer import main;"
+    " main(int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:])"
+)
 # The first version of pip that installs into another interpreter.
 _PIP_REACHES_OUT: Final = (22, 3)
 
@@ -63,22 +75,35 @@ class Environments:
         self._wheels_only = wheels_only
         self._timeout = timeout
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Held while one is made: they are few, and pip uses the whole machine.
-        self._making = threading.Lock()
-        # Guards _held and every change of which environments there are.
+        self._admission = Admission(
+            "installations", most=_MOST, each=1, retry_after=_AGAIN
+        )
+        # Guards all below, and every change of which environments there are.
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
+        # One is made at a time: they are few, and pip uses the whole machine.
+        self._turn = threading.Condition(self._lock)
+        self._making = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
 
     @contextmanager
-    def hold(self, requirements: bytes) -> Iterator[str]:
+    def hold(
+        self, requirements: bytes, *, tenant: str = DEFAULT_TENANT
+    ) -> Iterator[str]:
         """Make the environment for a `requirements.txt` unless there is one.
+
+        Args:
+            requirements: The text.
+            tenant: For whom; each may have one made at a time.
 
         Yields:
             Its key. It is not removed before the block ends.
 
         Raises:
             TemplateManifestError: They cannot be installed; with the output of pip.
-            ServiceUnavailableError: Others are being made for too long.
+            RateLimitError: Another is being made for the tenant.
+            ServiceUnavailableError: Others are being made, or this is closed.
 
         Blocking: as long as pip takes, within limits.
         """
@@ -87,7 +112,9 @@ class Environments:
             self._held[key] += 1
         try:
             if not self.python(key).exists():
-                self._make_in_turn(key, requirements)
+                with self._admission.enter(tenant), self._in_turn():
+                    if not self.python(key).exists():  # nobody has made it meanwhile
+                        self._make(key, requirements)
             yield key
         finally:
             with self._lock:
@@ -118,20 +145,47 @@ class Environments:
         """
         for folder in self._root.iterdir():
             if folder.name.startswith((_OLD, _NEW) if unfinished else _OLD):
-                # Its pip may have outlived the platform: then the next time.
+                # What fills it may not have ended yet: then the next time.
                 rmtree(folder, ignore_errors=True)
 
-    def _make_in_turn(self, key: str, requirements: bytes) -> None:
-        if not self._making.acquire(timeout=self._timeout):
-            raise ServiceUnavailableError(
-                "other environments are being made: deploy again later",
-                retry_after=60.0,
+    def close(self, timeout: float) -> None:
+        """Give up what is being made, and make no more. Idempotent.
+
+        Args:
+            timeout: Most seconds to wait for the end of pip.
+        """
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+            if self._process is not None:
+                _give_up(self._process)
+            self._turn.wait_for(lambda: not self._making, timeout)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with self._turn:
+            free = self._turn.wait_for(
+                lambda: self._closed or not self._making, self._timeout
             )
+            self._check_open_locked()
+            if not free:
+                raise ServiceUnavailableError(
+                    "other environments are being made: deploy again later",
+                    retry_after=_AGAIN,
+                )
+            self._making = True
         try:
-            if not self.python(key).exists():  # nobody has made it meanwhile
-                self._make(key, requirements)
+            yield
         finally:
-            self._making.release()
+            with self._turn:
+                self._making = False
+                self._turn.notify_all()
+
+    def _check_open_locked(self) -> None:
+        if self._closed:
+            raise ServerDrainingError(
+                "the platform is stopping: deploy again later", retry_after=1.0
+            )
 
     def _make(self, key: str, requirements: bytes) -> None:
         if self._wheels_only:
@@ -173,26 +227,42 @@ class Environments:
         log = folder / "install.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                command,
+                [*_installer(self._timeout), *command],
                 cwd=folder,
                 env=pip_environment(os.environ),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                bufsize=0,
                 start_new_session=True,
             )
-            try:
-                code = process.wait(self._timeout)
-                fault = f"pip ended with {code}" if code else None
-            except subprocess.TimeoutExpired:
-                fault = f"it took longer than {self._timeout:g} s"
-            finally:
-                if process.returncode is None:
-                    _end(process)
-        if fault is not None:
-            shown = log.read_bytes()[-_TAIL:].decode("utf-8", "replace").strip()
-            message = f"cannot be installed: {fault}; {shown or 'it said nothing'}"
-            raise manifest_error([(REQUIREMENTS, 0, message)])
+        code = self._ended(process)
+        if not code:
+            return
+        with self._lock:
+            self._check_open_locked()
+        fault = f"pip ended with {code}"
+        if code == ENDED_EARLY:
+            fault = f"it took longer than {self._timeout:g} s"
+        shown = log.read_bytes()[-_TAIL:].decode("utf-8", "replace").strip()
+        message = f"cannot be installed: {fault}; {shown or 'it said nothing'}"
+        raise manifest_error([(REQUIREMENTS, 0, message)])
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the exit status of a run, which `close` may give up."""
+        try:
+            with self._lock:
+                self._process = process
+                if self._closed:
+                    _give_up(process)
+            # It keeps the time itself; but what it runs may have stopped it.
+            return process.wait(self._timeout + _SPARE)
+        except subprocess.TimeoutExpired:
+            return ENDED_EARLY
+        finally:
+            with self._lock:
+                self._process = None
+            _end(process)
 
 
 def _key(requirements: bytes) -> str:
@@ -227,7 +297,27 @@ def _move_scripts(folder: Path, target: Path) -> None:
             script.write_bytes(moved)
 
 
+def _installer(timeout: float) -> list[str]:
+    home = str(Path(ppio_agent.__file__).parents[1])
+    facts = [home, str(os.getpid()), str(timeout)]
+    return [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *facts]
+
+
+def _give_up(process: subprocess.Popen[bytes]) -> None:
+    """Have a run end; no wait."""
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    with suppress(OSError):  # it has ended
+        process.stdin.write(b".")
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and its children."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """See to it that a run has ended, and all that it has started."""
+    if process.poll() is None:
+        _give_up(process)
+        try:
+            process.wait(_SPARE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    process.stdin.close()

@@ -105,6 +105,14 @@ class Templates:
         now = self._clock()
         return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
+    def close(self, timeout: float) -> None:
+        """Install nothing more, and give up what is being installed. Idempotent.
+
+        Args:
+            timeout: Most seconds to wait for the end of pip.
+        """
+        self._environments.close(timeout)
+
     def collect(self) -> None:
         """Remove builds and blobs that nothing refers to, such as a crash leaves.
 
@@ -236,9 +244,10 @@ class Templates:
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
             ConflictError: The manifest names a template that its name is not of.
-            ServiceUnavailableError: Other requirements are being installed.
+            RateLimitError: Other requirements of the tenant are being installed.
+            ServiceUnavailableError: Those of others are, or this is closed.
         """
-        with self._builder.keep(source, install=install) as content:
+        with self._builder.keep(source, tenant=tenant, install=install) as content:
             done = self._add(tenant, content)
         self._environments.clear_away()
         self._collect_now_and_then()

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from threading import Event, Semaphore
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from ppio_agent.exceptions import TemplateNotFoundError
 from ppio_agent.sandbox.backends.base import AgentStatus
 from ppio_agent.sandbox.control import lane_of
 from ppio_agent.sandbox.templates.packing import pack
+from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import Lane
 from ppio_agent.wire.models import (
     AgentTemplate,
@@ -372,6 +375,35 @@ def test_an_upload_is_201_when_new_and_200_when_not(wire: Wire, tmp_path: Path) 
     assert answers[0].json == answers[1].json
     assert list((wire.rig.folder / "uploads").iterdir()) == []
     assert wire.ask("POST", "/sandboxes", {"templateID": "sent"}).status_code == 201
+
+
+def test_uploads_of_one_key_leave_threads_to_the_others(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than it may have at once are refused at once, with a hint."""
+    data = pack(write_agent(tmp_path, "sent")).archive
+    inside, go_on = Semaphore(0), Event()
+
+    def deploy(*_: object, **__: object) -> None:
+        inside.release()
+        go_on.wait(20)
+        raise TemplateNotFoundError
+
+    monkeypatch.setattr(Templates, "deploy", deploy)
+
+    def upload() -> int:
+        return wire.ask("POST", "/platform/v1/templates", data=data).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        try:
+            answers = [pool.submit(upload) for _ in range(16)]
+            assert all(inside.acquire(timeout=20) for _ in answers)
+            refused = wire.ask("POST", "/platform/v1/templates", data=data)
+        finally:
+            go_on.set()
+    assert_refused(refused, 429, "16 uploads of this key")
+    assert refused.headers["Retry-After"] == "1"
+    assert [answer.result() for answer in answers] == [404] * 16
 
 
 def test_an_upload_with_faults_lists_them(wire: Wire, tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from ppio_agent.exceptions import ServiceUnavailableError, TemplateManifestError
+from ppio_agent.exceptions import (
+    RateLimitError,
+    ServerBusyError,
+    ServerDrainingError,
+    ServiceUnavailableError,
+    TemplateManifestError,
+)
 from ppio_agent.sandbox.templates import environments as environments_module
 from ppio_agent.sandbox.templates.environments import Environments
 from tests.sandbox.agents import write_wheel
@@ -93,25 +99,136 @@ def test_what_cannot_be_installed_is_told_in_the_words_of_pip(
     assert list((tmp_path / "environments").iterdir()) == []
 
 
+def _installs(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have a script of the shell stand in for pip."""
+    monkeypatch.setattr(
+        Environments,
+        "_install",
+        lambda self, folder, _: self._run(folder, ["sh", "-c", script]),
+    )
+
+
+_LONG = "sleep 100 & setsid sleep 100 & wait"
+
+
+def _hold(environments: Environments, requirements: bytes, tenant: str = "red") -> None:
+    with environments.hold(requirements, tenant=tenant):
+        pass
+
+
 def test_pip_is_given_a_limited_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After which its children are ended, too."""
+    """After which its children are ended, too, in sessions of their own as well."""
     marker = f"MARK={tmp_path.name}"
     monkeypatch.setenv("PIP_MARK", marker)
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nsleep 100 &\nwait\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr(environments_module.sys, "executable", str(slow))
-    environments = Environments(tmp_path / "environments", timeout=0.5)
+    _installs(monkeypatch, _LONG)
+    environments = Environments(tmp_path / "environments", timeout=0.3)
 
-    with (
-        pytest.raises(TemplateManifestError, match=r"took longer than 0\.5 s"),
-        environments.hold(b"x"),
-    ):
-        pass
-    wait_until(lambda: not list(processes_marked(marker)))
+    with pytest.raises(TemplateManifestError, match=r"took longer than 0\.3 s"):
+        _hold(environments, b"x")
+    assert list(processes_marked(marker)) == []
     assert list((tmp_path / "environments").iterdir()) == []
+
+
+def test_what_pip_leaves_behind_ends_with_it(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marker = f"MARK={tmp_path.name}"
+    monkeypatch.setenv("PIP_MARK", marker)
+    _installs(monkeypatch, "setsid sleep 100 & echo no; exit 3")
+
+    with pytest.raises(TemplateManifestError, match=r"pip ended with 3; no$"):
+        _hold(environments, b"x")
+    assert list(processes_marked(marker)) == []
+
+
+def test_closing_ends_pip_and_tells_all_who_wait(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marker = f"MARK={tmp_path.name}"
+    monkeypatch.setenv("PIP_MARK", marker)
+    _installs(monkeypatch, _LONG)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(_hold, environments, b"x", tenant) for tenant in ("red", "blue")
+        ]
+        wait_until(lambda: len(list(processes_marked(marker))) >= 3)
+        environments.close(20)
+        assert list(processes_marked(marker)) == []
+        for future in waiting:
+            with pytest.raises(ServerDrainingError):
+                future.result(20)
+    assert list((tmp_path / "environments").iterdir()) == []
+    with pytest.raises(ServerDrainingError):
+        _hold(environments, b"y")
+    environments.close(0)
+
+
+_PLATFORM = """
+import os, subprocess, sys
+from pathlib import Path
+from ppio_agent.sandbox.templates.environments import Environments
+
+os.environ["PIP_MARK"] = sys.argv[2]
+environments = Environments(Path(sys.argv[1]))
+run, Popen = environments._run, subprocess.Popen
+Environments._install = lambda self, folder, _: run(folder, ["sh", "-c", sys.argv[3]])
+
+def popen(*args, **more):
+    process = Popen(*args, **more)
+    if os.fork() == 0:
+        sys.stdin.read()  # holds all that the platform has open
+        os._exit(0)
+    return process
+
+subprocess.Popen = popen
+with environments.hold(b"x"):
+    pass
+"""
+
+
+def test_pip_does_not_outlive_a_platform_that_is_killed(tmp_path: Path) -> None:
+    """Though a fork of the platform may go on."""
+    marker = f"MARK={tmp_path.name}"
+    command = [sys.executable, "-c", _PLATFORM, tmp_path / "e", marker, _LONG]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as platform:
+        try:
+            wait_until(lambda: len(list(processes_marked(marker))) >= 3)
+        finally:
+            platform.kill()
+        wait_until(lambda: not list(processes_marked(marker)))
+
+
+def test_nothing_is_run_for_a_platform_that_has_ended(tmp_path: Path) -> None:
+    """It may end before it is watched."""
+    script = (
+        "from ppio_agent.sandbox.templates.installer import main;"
+        f" main(1, 9.0, ['touch', {str(tmp_path / 'ran')!r}])"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_each_tenant_has_one_made_at_a_time_and_few_wait(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are refused at once: who waits holds a thread that others need."""
+    go_on = threading.Event()
+    monkeypatch.setattr(Environments, "_make", lambda *_: go_on.wait(20))
+    with ThreadPoolExecutor(5) as pool:
+        try:
+            for number in range(5):
+                pool.submit(_hold, environments, b"%d" % number, str(number))
+            wait_until(lambda: len(environments._held) == 5)
+            with pytest.raises(RateLimitError) as info:
+                _hold(environments, b"x", "0")
+            assert info.value.retry_after == 60.0
+            with pytest.raises(ServerBusyError):
+                _hold(environments, b"x", "other")
+        finally:
+            go_on.set()
+    _hold(environments, b"x", "other")
 
 
 def test_whoever_waits_too_long_for_others_is_told_to_come_back(
@@ -128,17 +245,13 @@ def test_whoever_waits_too_long_for_others_is_told_to_come_back(
 
     monkeypatch.setattr(Environments, "_make", made)
 
-    def hold(requirements: bytes) -> None:
-        with environments.hold(requirements):
-            pass
-
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(hold, b"a")
+        first = pool.submit(_hold, environments, b"a")
         assert going.wait(20)
         with pytest.raises(ServiceUnavailableError):
-            hold(b"b")
+            _hold(environments, b"b", "blue")
         _fake(tmp_path / "environments", environments_module._key(b"c"))
-        hold(b"c")
+        _hold(environments, b"c")
         go_on.set()
         first.result(20)
 
