@@ -15,6 +15,8 @@ from .walk import Spot
 __all__ = ["carry"]
 
 _PIECE = 1024 * 1024
+# A pipe would be waited for, a terminal could become ours.
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def carry(old: Spot, new: Spot) -> Steps[None]:
@@ -85,7 +87,7 @@ def _copy_leaf(
     elif stat.S_ISREG(status.st_mode):
         yield from _copy_file(source, name, target, new_name)
     else:
-        raise RpcError("invalid_argument", f"{name} cannot leave its file system")
+        raise _stays(name)
     _copy_status(status, target, new_name)
 
 
@@ -98,8 +100,10 @@ def _copy_status(status: os.stat_result, target: int, name: str) -> None:
 
 def _copy_file(source: int, name: str, target: int, new_name: str) -> Steps[None]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=source)
+    fd = os.open(name, _OPEN_FILE, dir_fd=source)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was swapped meanwhile
+            raise _stays(name)
         new_fd = os.open(new_name, flags, 0o600, dir_fd=target)
         try:
             while data := os.read(fd, _PIECE):
@@ -111,3 +115,7 @@ def _copy_file(source: int, name: str, target: int, new_name: str) -> Steps[None
             os.close(new_fd)
     finally:
         os.close(fd)
+
+
+def _stays(name: str) -> RpcError:
+    return RpcError("invalid_argument", f"{name} cannot leave its file system")

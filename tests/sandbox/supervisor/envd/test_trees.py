@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppio_agent._util.trees import removal
+from ppio_agent.sandbox.supervisor.envd.rpc import RpcError
 from ppio_agent.sandbox.supervisor.envd.trees import carry
 from ppio_agent.sandbox.supervisor.envd.walk import Spot
 
@@ -71,4 +72,19 @@ def test_a_tree_of_any_depth_is_carried(tmp_path: Path) -> None:
     for _ in removal(target, "c"):
         pass
     os.close(target)
+    os.close(fd)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """A program inside may swap it between two looks."""
+    (tmp_path / "a").write_text("x")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    steps = carry(Spot(fd, "a", "a"), Spot(fd, "b", "b"))
+    next(steps)
+    (tmp_path / "a").unlink()
+    os.mkfifo(tmp_path / "a")
+
+    with pytest.raises(RpcError, match="cannot leave"):
+        list(steps)
+    assert os.listdir(tmp_path) == ["a"]
     os.close(fd)
