@@ -1,7 +1,8 @@
 """An agent's output as lines in a file that never grows without end.
 
 `<root>/logs/agent.log` holds one JSON object a line: `t`, milliseconds since the epoch;
-`stream`, `stdout` or `stderr`; `line`, the text. Three files of 10 MiB are kept, the
+`stream`, `stdout` or `stderr`; `line`, the text. `t` never falls, and at most 500 lines
+have the same one, so that who reads by it, page by page, gets past any instant. Three files of 10 MiB are kept, the
 older ones as `agent.log.1` and `agent.log.2`.
 
 The module is imported by each supervisor and therefore needs the standard library only.
@@ -21,6 +22,7 @@ _MAX_LINE = 64 * 1024
 _MAX_FILE = 10 * 1024 * 1024
 _FILES = 3
 _TAIL = 4 * 1024
+_MOST_AT_ONCE = 500
 
 
 class LineSplitter:
@@ -160,6 +162,8 @@ class AgentLog:
         self._wall_clock = wall_clock
         self._splitters: dict[str, LineSplitter] = {}
         self._tail = Tail()
+        self._last = 0  # instant of the last line, and how many lines have it
+        self._count = 0
 
     @property
     def tail(self) -> str:
@@ -199,6 +203,18 @@ class AgentLog:
     def _write(self, stream: str, lines: list[str]) -> None:
         if lines:
             now = int(self._wall_clock() * 1000)
-            head = f'{{"t": {now}, "stream": "{stream}", "line": '
-            records = (f"{head}{encode_basestring(line)}}}\n" for line in lines)
+            records = (
+                f'{{"t": {self._instant(now)}, "stream": "{stream}",'
+                f' "line": {encode_basestring(line)}}}\n'
+                for line in lines
+            )
             self._file.write("".join(records).encode())
+
+    def _instant(self, now: int) -> int:
+        """Return the instant of the next line: `now`, or the next that is free."""
+        if now > self._last:
+            self._last, self._count = now, 0
+        elif self._count == _MOST_AT_ONCE:
+            self._last, self._count = self._last + 1, 0
+        self._count += 1
+        return self._last

@@ -156,3 +156,16 @@ def test_a_new_start_has_a_new_tail(tmp_path: Path) -> None:
 
     assert log.tail == "second run\n"
     log.close()
+
+
+def test_instants_never_fall_and_few_lines_share_one(tmp_path: Path) -> None:
+    """Half a page at most: a page that begins at one gets past it."""
+    path = tmp_path / "agent.log"
+    clock = iter([2.0, 1.0, 3.0])
+    log = AgentLog(str(path), wall_clock=lambda: next(clock))
+    for count in (1100, 1, 1):
+        log.feed("stdout", b"x\n" * count)
+    log.close()
+
+    instants = [json.loads(line)["t"] for line in path.read_text().splitlines()]
+    assert instants == [2000] * 500 + [2001] * 500 + [2002] * 101 + [3000]
