@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable
-from io import FileIO
+from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
-from .logview import FILES, LogEntry, Numbering, open_log, parse_entry
+from .logview import (
+    FILES,
+    LogEntry,
+    LogQuery,
+    Numbering,
+    bounds,
+    open_files,
+    parse_entry,
+    read_log,
+)
 
 __all__ = ["LogFollower"]
 
@@ -25,14 +33,18 @@ class LogFollower:
     Args:
         folder: Gives the folder with the log files, which may be moved; None as long
             as there is none.
+        since: Instant, in milliseconds, from which on entries are wanted; some older
+            ones may come, too, and with other numbers.
 
     Thread safety: one thread at a time.
     """
 
-    def __init__(self, folder: Callable[[], Path | None]) -> None:
+    def __init__(self, folder: Callable[[], Path | None], *, since: int = 0) -> None:
         self._folder = folder
+        self._since = since
         self._numbering = Numbering()
-        self._file: FileIO | None = None
+        self._file: BufferedReader | None = None
+        self._number: int | None = None  # of the file
         self._rest = b""
 
     def read(self) -> list[tuple[int, LogEntry]] | None:
@@ -49,7 +61,13 @@ class LogFollower:
         return [(self._numbering.of(entry), entry) for entry in found if entry]
 
     def last(self, count: int) -> list[tuple[int, LogEntry]]:
-        """Read to the present end and return the last entries."""
+        """Move to the present end and return the last entries; to be called first."""
+        folder = self._folder()
+        if folder is not None:
+            query = LogQuery(limit=max(count, 1), backward=True)
+            newest = read_log(folder, query)
+            if len(newest) == query.limit:
+                self._since = max(self._since, newest[-1].at)
         found: deque[tuple[int, LogEntry]] = deque(maxlen=count)
         while (entries := self.read()) is not None:
             found.extend(entries)
@@ -60,38 +78,44 @@ class LogFollower:
             data = self._file.read(_PIECE) if self._file is not None else b""
             if data:
                 return data
-            newer = self._newer()
-            if newer is None:
+            found = self._newer()
+            if found is None:
                 return b""
+            number, newer = found
             # It is full, but may have been written to since it was read to its end.
             data = self._file.read(_PIECE) if self._file is not None else b""
             if data:
                 newer.close()
                 return data
             self.close()
-            self._file = newer
+            if self._since:
+                newer.seek(bounds(newer, self._since)[0])
+            self._number, self._file = number, newer
 
-    def _newer(self) -> FileIO | None:
+    def _newer(self) -> tuple[int, BufferedReader] | None:
         """Return the file that follows the present one, None if that is the newest."""
         folder = self._folder()
         if folder is None:
             return None
-        present = None if self._file is None else os.fstat(self._file.fileno()).st_ino
-        newer: FileIO | None = None
-        # From the newest on: files move towards older names while they are looked at.
-        for name in reversed(FILES):
-            with contextlib.suppress(OSError):
-                file = open_log(folder / name)
-                if os.fstat(file.fileno()).st_ino == present:
-                    file.close()
-                    return newer
-                if newer is not None:
-                    newer.close()
-                newer = file
-        return newer  # the present one is gone, or there was none
+        with contextlib.suppress(OSError):
+            # Mostly there is none: one call of the system a look.
+            if (folder / FILES[-1]).stat().st_ino == self._number:
+                return None
+        newer: tuple[int, BufferedReader] | None = None
+        files = iter(open_files(folder).items())
+        for number, file in files:
+            if number == self._number:
+                file.close()
+                break
+            if newer is not None:
+                newer[1].close()
+            newer = number, file
+        for _, older in files:
+            older.close()
+        return newer  # if the present one is gone, or there was none, the oldest
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
         if self._file is not None:
             self._file.close()
-            self._file, self._rest = None, b""
+            self._file, self._number, self._rest = None, None, b""

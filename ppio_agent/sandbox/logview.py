@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from io import BufferedReader, FileIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +26,10 @@ __all__ = [
     "LogEntry",
     "LogQuery",
     "Numbering",
-    "open_log",
+    "bounds",
+    "open_files",
     "parse_entry",
     "read_log",
-    "select_entries",
 ]
 
 LEVELS: Final = ("debug", "info", "warn", "error")
@@ -44,6 +44,7 @@ LARGEST_FILE: Final = 20 << 20
 _STREAMS: Final = ("stdout", "stderr")
 # A line of 64 KiB takes six times that if each byte of it is escaped.
 _LONGEST_LINE: Final = 1 << 20
+_BLOCK: Final = 1 << 14
 _LONGEST_AGE: Final = 253402300799999  # the last millisecond of the year 9999
 
 
@@ -112,8 +113,9 @@ class LogQuery:
 class Numbering:
     """Gives each entry of a log a number that is the same whoever reads it again.
 
-    Numbers rise; they are the entry's time in microseconds, or the next free one. Of
-    entries of one millisecond all have to be there for the same result.
+    Numbers rise; they are the entry's time in microseconds, or the next free one. All
+    entries of its millisecond have to be there for the same result, and no more: one
+    has less than a thousand (see `AgentLog`).
 
     Example:
         >>> numbering = Numbering()
@@ -132,7 +134,25 @@ class Numbering:
         return self._last
 
 
-def open_log(path: Path) -> FileIO:
+def open_files(folder: Path) -> dict[int, BufferedReader]:
+    """Open the files of a log, by their numbers in the file system, the newest first.
+
+    The caller closes them.
+    """
+    found: dict[int, BufferedReader] = {}
+    # In this order none is missed: files move towards older names meanwhile.
+    for name in reversed(FILES):
+        with contextlib.suppress(OSError):  # not written yet
+            file = _open(folder / name)
+            number = os.fstat(file.fileno()).st_ino
+            if number in found:
+                file.close()
+            else:
+                found[number] = BufferedReader(file)
+    return found
+
+
+def _open(path: Path) -> FileIO:
     """Open a log file as what it is: written by those in the sandbox, if they like.
 
     Raises:
@@ -176,23 +196,70 @@ def _level_of(line: str) -> str:
     return level if level in LEVELS else "info"
 
 
-def select_entries(entries: Iterable[LogEntry], query: LogQuery) -> list[LogEntry]:
-    """Return the wanted ones of `entries`, which are in the order of their time."""
-    wanted = (entry for entry in entries if query.fits(entry))
-    if not query.backward:
+def read_log(folder: Path, query: LogQuery) -> list[LogEntry]:
+    """Return the wanted entries in the log files of `folder`, in the order asked for.
+
+    Only the part of the files is read that may hold them.
+    """
+    files = list(open_files(folder).values())
+    if query.backward:
+        found = (_newest_first(file, query.start) for file in files)
+    else:
+        found = (_oldest_first(file, query.start) for file in reversed(files))
+    try:
+        wanted = filter(query.fits, chain.from_iterable(found))
         return list(islice(wanted, query.limit))
-    return list(reversed(deque(wanted, maxlen=query.limit)))
+    finally:
+        for file in files:
+            file.close()
 
 
-def read_log(folder: Path) -> Iterator[LogEntry]:
-    """Yield all entries in the log files of `folder`, oldest first."""
-    for name in FILES:
-        try:
-            file = BufferedReader(open_log(folder / name))
-        except OSError:
-            continue  # not written yet, or moved on while we look
-        with file:
-            for raw in iter(partial(file.readline, _LONGEST_LINE), b""):
-                entry = parse_entry(raw)
-                if entry is not None:
-                    yield entry
+def bounds(file: BufferedReader, at: int) -> tuple[int, int]:
+    """Return two places between which the entries of a file reach the instant `at`.
+
+    What begins before the first is older; what begins at the second, or after it, is
+    not. They are about a block apart.
+    """
+    low, high = 0, os.fstat(file.fileno()).st_size
+    end = high
+    while high - low > _BLOCK:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline(_LONGEST_LINE)  # the rest of one
+        place = file.tell()
+        entry = parse_entry(file.readline(_LONGEST_LINE))
+        if entry is not None and entry.at < at:
+            low = place
+            continue
+        high = middle
+        if entry is not None:
+            end = place
+    return low, end
+
+
+def _oldest_first(file: BufferedReader, start: int | None) -> Iterator[LogEntry]:
+    """Yield the entries of a file from about the instant `start` on."""
+    file.seek(0 if start is None else bounds(file, start)[0])
+    lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+    return filter(None, map(parse_entry, lines))
+
+
+def _newest_first(file: BufferedReader, start: int | None) -> Iterator[LogEntry]:
+    """Yield the entries of a file from about the instant `start` backward."""
+    after = _LONGEST_AGE if start is None else start
+    return filter(
+        None, map(parse_entry, _lines_before(file, bounds(file, after + 1)[1]))
+    )
+
+
+def _lines_before(file: BufferedReader, end: int) -> Iterator[bytes]:
+    rest = b""
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        rest, *lines = (file.read(end - begin) + rest).split(b"\n")
+        yield from reversed(lines)
+        if len(rest) > _LONGEST_LINE:
+            rest = b""  # what is left of it is no entry either
+        end = begin
+    yield rest

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppio_agent.sandbox import logfollow
 from ppio_agent.sandbox.logfollow import LogFollower
 from ppio_agent.sandbox.logs import RotatingFile
 from ppio_agent.sandbox.logview import LogEntry, Numbering
@@ -117,6 +118,54 @@ def test_only_the_last_may_be_wanted(follow: Follow, tmp_path: Path) -> None:
     assert last == ["l3", "l4"]
     assert follow.lines() == ["l5"]
     assert follow.follower.last(0) == []
+
+
+def test_what_is_too_old_is_passed_over_and_numbers_stay(tmp_path: Path) -> None:
+    """Whoever goes on at an instant finds the numbers that others have found."""
+    numbers = iter(range(100_000))
+    for name in ("agent.log.2", "agent.log.1", "agent.log"):
+        records = (record(n, n // 7) for n in itertools.islice(numbers, 3000))
+        (tmp_path / name).write_bytes(b"".join(records))
+
+    def read(**since: int) -> dict[int, str]:
+        follower, found = LogFollower(lambda: tmp_path, **since), {}
+        while (entries := follower.read()) is not None:
+            found.update((number, entry.line) for number, entry in entries)
+        follower.close()
+        return found
+
+    everything = read()
+    for since in (0, 3, 428, 429, 857, 1285, 1286):  # also where a file begins
+        found = read(since=since)
+        wanted = {n: line for n, line in everything.items() if n >= since * 1000}
+        assert {n: line for n, line in found.items() if n >= since * 1000} == wanted
+        assert len(found) < len(wanted) + 3000
+    follower = LogFollower(lambda: tmp_path)
+    assert follower.last(9) == [
+        (n, LogEntry(at=n // 1000, level="info", line=line, stream="stdout"))
+        for n, line in list(everything.items())[-9:]
+    ]
+    follower.close()
+
+
+def test_a_log_in_which_nothing_comes_is_not_opened_again(
+    follow: Follow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many are followed that are idle."""
+    log = tmp_path / "agent.log"
+    log.write_bytes(record(1))
+    assert follow.lines() == ["l1"]
+    opened: list[Path] = []
+    monkeypatch.setattr(logfollow, "open_files", lambda path: opened.append(path) or {})
+    for _ in range(3):
+        assert follow.lines() == []
+    assert opened == []
+    with log.open("ab") as file:
+        file.write(record(2))
+    assert follow.lines() == ["l2"]
+    log.rename(tmp_path / "agent.log.1")
+    assert follow.lines() == []
+    assert opened == [tmp_path]
 
 
 @given(st.lists(st.integers(0, 5), max_size=30))

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ppio_agent.sandbox import logview
 from ppio_agent.sandbox.logview import (
+    FILES,
     LogEntry,
     LogQuery,
     parse_entry,
     read_log,
-    select_entries,
 )
 
 
 def _raw(at: int, line: str) -> bytes:
     return json.dumps({"t": at, "stream": "stdout", "line": line}).encode()
+
+
+def _lines(folder: Path, **query: Any) -> list[str]:
+    return [entry.line for entry in read_log(folder, LogQuery(**query))]
 
 
 def _entry(at: int, line: str = "x", level: str = "info") -> LogEntry:
@@ -52,11 +61,9 @@ def test_files_are_read_oldest_first(tmp_path: Path) -> None:
     (tmp_path / "agent.log.1").write_bytes(_raw(1, "a") + b"\n" + _raw(2, "b") + b"\n")
     (tmp_path / "agent.log").write_bytes(_raw(3, "c") + b"\n" + b'{"t": 4, "li')
 
-    assert [e.line for e in read_log(tmp_path)] == ["a", "b", "c"]
-    assert list(read_log(tmp_path / "none")) == []
-
-
-ENTRIES = [_entry(n, f"line {n}", "error" if n % 2 else "debug") for n in range(1, 7)]
+    assert _lines(tmp_path) == ["a", "b", "c"]
+    assert _lines(tmp_path / "none") == []
+    assert _lines(tmp_path, backward=True) == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +78,97 @@ ENTRIES = [_entry(n, f"line {n}", "error" if n % 2 else "debug") for n in range(
         (LogQuery(search="line 4"), [4]),
     ],
 )
-def test_entries_are_filtered(query: LogQuery, found: list[int]) -> None:
-    assert [e.at for e in select_entries(ENTRIES, query)] == found
+def test_entries_are_filtered(
+    tmp_path: Path, query: LogQuery, found: list[int]
+) -> None:
+    levels = {0: "debug", 1: "error"}
+    with (tmp_path / "agent.log").open("wb") as file:
+        for n in range(1, 7):
+            line = json.dumps({"level": levels[n % 2], "m": f"line {n}"})
+            file.write(_raw(n, line) + b"\n")
+
+    assert [e.at for e in read_log(tmp_path, query)] == found
+
+
+@settings(max_examples=60)
+@given(
+    steps=st.lists(st.integers(0, 2), max_size=120),
+    cuts=st.tuples(st.integers(0, 120), st.integers(0, 120)),
+    start=st.none() | st.integers(0, 100),
+    limit=st.integers(1, 200),
+)
+def test_what_is_found_by_parts_is_what_is_there(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[int],
+    cuts: tuple[int, int],
+    start: int | None,
+    limit: int,
+) -> None:
+    """From any instant, either way, in whatever files; with lines that are none."""
+    folder = tmp_path_factory.mktemp("log")
+    ats = list(itertools.accumulate(steps))
+    records = [
+        (b"torn\n" if n % 5 == 4 else b"") + _raw(at, "x" * (n % 23)) + b"\n"
+        for n, at in enumerate(ats)
+    ]
+    low, high = sorted(cuts)
+    for name, part in zip(
+        FILES, (records[:low], records[low:high], records[high:]), strict=True
+    ):
+        (folder / name).write_bytes(b"".join(part))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logview, "_BLOCK", 64)
+        for backward in (False, True):
+            query = LogQuery(start=start, limit=limit, backward=backward)
+            wanted = [
+                at
+                for at in (reversed(ats) if backward else ats)
+                if start is None or (at <= start if backward else at >= start)
+            ]
+            assert [e.at for e in read_log(folder, query)] == wanted[:limit]
+
+
+def test_only_a_small_part_of_a_long_log_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever one begins in it, and whichever way one goes."""
+    with (tmp_path / "agent.log").open("wb") as file:
+        file.writelines(_raw(n, f"line {n}") + b"\n" for n in range(20_000))
+    parsed: list[bytes] = []
+
+    def noted(raw: bytes) -> LogEntry | None:
+        parsed.append(raw)
+        return parse_entry(raw)
+
+    monkeypatch.setattr(logview, "parse_entry", noted)
+    for query in (
+        {"backward": True},
+        {"backward": True, "start": 9000},
+        {"start": 15_000},
+        {"start": 30_000},
+    ):
+        parsed.clear()
+        assert len(_lines(tmp_path, limit=1, **query)) == (query != {"start": 30_000})
+        assert len(parsed) < 600
+
+
+def test_a_file_that_moves_while_files_are_opened_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and none of the older ones is missed but the one that goes."""
+    for number, name in enumerate(reversed(FILES)):
+        (tmp_path / name).write_bytes(_raw(9 - number, f"l{9 - number}") + b"\n")
+    fstat = os.fstat
+
+    def rotate(descriptor: int) -> os.stat_result:
+        monkeypatch.undo()
+        for newer, older in (FILES[1], FILES[0]), (FILES[2], FILES[1]):
+            (tmp_path / newer).rename(tmp_path / older)
+        return fstat(descriptor)
+
+    monkeypatch.setattr(logview.os, "fstat", rotate)
+    assert _lines(tmp_path) == ["l8", "l9"]
 
 
 def test_an_entry_on_the_wire() -> None:
@@ -117,7 +213,7 @@ def test_only_log_files_are_read(tmp_path: Path) -> None:
     with (tmp_path / "agent.log.2").open("wb") as file:
         file.truncate(2**40)
 
-    assert list(read_log(tmp_path)) == []
+    assert _lines(tmp_path) == []
     (tmp_path / "agent.log").unlink()
     (tmp_path / "agent.log").mkdir()
-    assert list(read_log(tmp_path)) == []
+    assert _lines(tmp_path) == []

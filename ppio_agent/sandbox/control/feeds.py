@@ -14,8 +14,10 @@ from .streams import Note
 
 __all__ = ["LogFeed"]
 
-# The supervisor writes the log, in another process: it has to be looked at.
-_LOOK_EVERY: Final = 0.1
+# The supervisor writes the log, in another process: it has to be looked at, less often
+# the longer nothing comes. Seconds.
+_SHORTEST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 0.5
 
 
 class LogFeed:
@@ -24,7 +26,7 @@ class LogFeed:
     Args:
         follower: Reads the log.
         query: Says by level and text which are wanted.
-        ended: Set when the sandbox is gone; None if it was before.
+        ended: Set when the sandbox is gone; None: the end is where the log ends now.
         tail: Begin with so many of the entries that are there; None: with all.
 
     Thread safety: one thread at a time.
@@ -42,6 +44,8 @@ class LogFeed:
         self._query = query
         self._ended = ended
         self._tail = tail
+        self._pause = _SHORTEST_PAUSE
+        self._next_look = Deadline.after(0.0)
 
     def read(self, after: int, timeout: float | None) -> Sequence[Note]:
         """Return the entries after number `after`; see `Feed.read`."""
@@ -49,7 +53,7 @@ class LogFeed:
         while True:
             # Asked first: what was written before the end is then found.
             over = self._ended is None or self._ended.is_set()
-            entries = self._next()
+            entries = self._next() if over or self._next_look.expired else None
             notes = self._notes(entries or (), after)
             if notes:
                 return notes
@@ -59,13 +63,19 @@ class LogFeed:
                 return [Note.end(after, {})]
             if deadline.expired:
                 return []
-            self._ended.wait(deadline.bound(_LOOK_EVERY))
+            self._ended.wait(deadline.bound(self._next_look.left()))
 
     def _next(self) -> Sequence[tuple[int, LogEntry]] | None:
-        if self._tail is None:
-            return self._follower.read()
-        tail, self._tail = self._tail, None
-        return self._follower.last(tail)
+        if self._tail is not None:
+            tail, self._tail = self._tail, None
+            return self._follower.last(tail)
+        entries = self._follower.read()
+        if entries is not None:
+            self._pause = _SHORTEST_PAUSE
+        else:
+            self._next_look = Deadline.after(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return entries
 
     def _notes(self, entries: Sequence[tuple[int, LogEntry]], after: int) -> list[Note]:
         return [

@@ -30,6 +30,7 @@ from ppio_agent.wire.json import Json, decode_body, encode_json
 from ppio_agent.wire.model import CamelModel
 
 from .once import Once
+from .seats import Seats
 from .streams import Streams
 from .views import Viewer
 
@@ -68,6 +69,7 @@ class Control:
         status: Gives what `GET /platform/v1/status` answers.
         uploads: Folder for archives while they are read.
         streams: Those that are open.
+        log_reads: Who reads a page of a log: they share the processor with all others.
         creates: Remembers the answers to creates with an idempotency key.
     """
 
@@ -80,6 +82,9 @@ class Control:
     status: Callable[[], Mapping[str, Json]]
     uploads: Path
     streams: Streams = field(factory=Streams)
+    log_reads: Seats = field(
+        factory=lambda: Seats("reads of logs", most=8, most_of_one=4, hint=1.0)
+    )
     creates: Once[dict[str, Json]] = field(factory=Once)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -11,15 +10,12 @@ from attrs import frozen
 from flask import Response, request
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import (
-    RateLimitError,
-    ServerBusyError,
-    ServiceUnavailableError,
-    ValidationError,
-)
+from ppio_agent.exceptions import ServiceUnavailableError, ValidationError
 from ppio_agent.web import SSE_HEADERS, sse_body
 from ppio_agent.wire.headers import LAST_EVENT_ID
 from ppio_agent.wire.json import Json, encode_json
+
+from .seats import Seats
 
 __all__ = ["Feed", "Note", "Streams", "last_event_id"]
 
@@ -75,12 +71,8 @@ class Streams:
     """
 
     def __init__(self, *, most: int = _MOST, most_of_one: int = _MOST_OF_ONE) -> None:
-        self._most = most
-        self._most_of_one = most_of_one
+        self._seats = Seats("streams", most=most, most_of_one=most_of_one, hint=_HINT)
         self._stopping = threading.Event()
-        # Guards _open; notified when a stream has ended.
-        self._changed = threading.Condition()
-        self._open: Counter[str] = Counter()
 
     def respond(self, tenant: str, feed: Callable[[], Feed], *, after: int) -> Response:
         """Return the answer to the present request that is a stream.
@@ -95,11 +87,13 @@ class Streams:
             ServerBusyError: There are as many as there may be.
             ServiceUnavailableError: The platform is stopping.
         """
-        self._enter(tenant)
+        if self._stopping.is_set():
+            raise ServiceUnavailableError("the platform is stopping")
+        self._seats.take(tenant)
         try:
             stream = _Stream(feed(), self._stopping)
         except BaseException:
-            self._leave(tenant)
+            self._seats.leave(tenant)
             raise
         body = sse_body(
             stream,
@@ -111,39 +105,15 @@ class Streams:
 
         def over() -> None:
             stream.close()
-            self._leave(tenant)
+            self._seats.leave(tenant)
 
         response.call_on_close(over)
         return response
 
-    def _enter(self, tenant: str) -> None:
-        with self._changed:
-            if self._stopping.is_set():
-                raise ServiceUnavailableError("the platform is stopping")
-            if self._open[tenant] >= self._most_of_one:
-                raise RateLimitError(
-                    f"{self._most_of_one} streams of this key are open: close one first",
-                    retry_after=_HINT,
-                )
-            if self._open.total() >= self._most:
-                raise ServerBusyError(
-                    f"all {self._most} streams of the platform are taken",
-                    retry_after=_HINT,
-                )
-            self._open[tenant] += 1
-
-    def _leave(self, tenant: str) -> None:
-        with self._changed:
-            self._open[tenant] -= 1
-            if not self._open[tenant]:
-                del self._open[tenant]
-            self._changed.notify_all()
-
     @property
     def count(self) -> int:
         """How many are open."""
-        with self._changed:
-            return self._open.total()
+        return self._seats.count
 
     def close(self, timeout: float = 2.0) -> None:
         """End every stream with an error event, and refuse new ones. Idempotent.
@@ -151,8 +121,7 @@ class Streams:
         Blocking: until their ends are written, at most `timeout` seconds.
         """
         self._stopping.set()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._open, timeout)
+        self._seats.wait_empty(timeout)
 
 
 class _Stream:

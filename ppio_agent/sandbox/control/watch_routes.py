@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +9,7 @@ from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import NotFoundError, ValidationError
 from ppio_agent.sandbox.logfollow import LogFollower
-from ppio_agent.sandbox.logview import LEVELS, LogQuery, read_log, select_entries
+from ppio_agent.sandbox.logview import LEVELS, LogEntry, LogQuery, read_log
 from ppio_agent.sandbox.metrics import as_milliseconds
 from ppio_agent.wire.headers import sandbox_key
 
@@ -82,29 +81,31 @@ class _WatchRoutes:
 
     def logs(self, sandbox_id: str) -> Response:
         query = LogQuery(start=_instant("start"), limit=_limit())
-        folder = self._log_folder(sandbox_key(sandbox_id), tenant())
-        return answer(log_lines(select_entries(read_log(folder), query)))
+        return answer(log_lines(self._entries(sandbox_id, query)))
 
     def logs_page(self, sandbox_id: str) -> Response:
-        direction = request.args.get("direction") or "forward"
-        if direction not in ("forward", "backward"):
-            raise ValidationError(
-                "query parameter direction: expected forward or backward"
-            )
         query = LogQuery(
             start=_instant("cursor"),
             limit=_limit(),
-            backward=direction == "backward",
-            level=_level(),
+            backward=_choice("direction", "forward", "backward") == "backward",
+            level=_choice("level", *LEVELS),
             search=request.args.get("search", ""),
         )
-        folder = self._log_folder(sandbox_key(sandbox_id), tenant())
-        entries = select_entries(read_log(folder), query)
+        entries = self._entries(sandbox_id, query)
         return answer({"logs": [entry.to_dict() for entry in entries]})
+
+    def _entries(self, sandbox_id: str, query: LogQuery) -> list[LogEntry]:
+        owner = tenant()
+        folder = self._log_folder(sandbox_key(sandbox_id), owner)
+        with self._control.log_reads.taken(owner):
+            return read_log(folder, query)
 
     def log_stream(self, sandbox_id: str) -> Response:
         owner, key = tenant(), sandbox_key(sandbox_id)
-        query = LogQuery(level=_level(), search=request.args.get("search", ""))
+        query = LogQuery(
+            level=_choice("level", *LEVELS), search=request.args.get("search", "")
+        )
+        follows = _choice("follow", "true", "false") == "true"
         tail: int | None = whole_number(
             request.args.get("tail"), "tail", default=-1, low=0, high=1000
         )
@@ -124,9 +125,10 @@ class _WatchRoutes:
 
         def feed() -> LogFeed:
             return LogFeed(
-                LogFollower(folder),
+                # The instant of the first event that is wanted: see `Numbering`.
+                LogFollower(folder, since=(after + 1) // 1000),
                 query,
-                ended=None if sandbox is None else sandbox.ended,
+                ended=sandbox.ended if sandbox is not None and follows else None,
                 tail=tail,
             )
 
@@ -144,15 +146,13 @@ class _WatchRoutes:
         return self._control.sandboxes.logs_of(sandbox_id, tenant=owner)
 
 
-def _level() -> str:
-    level = request.args.get("level") or LEVELS[0]
-    if level not in LEVELS:
-        raise ValidationError(_expected("level", LEVELS))
-    return level
-
-
-def _expected(name: str, words: Sequence[str]) -> str:
-    return f"query parameter {name}: expected {', '.join(words[:-1])} or {words[-1]}"
+def _choice(name: str, *words: str) -> str:
+    """Return a parameter that is one of some words; absent is the first."""
+    found = request.args.get(name) or words[0]
+    if found not in words:
+        expected = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise ValidationError(f"query parameter {name}: expected {expected}")
+    return found
 
 
 def _instant(name: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from werkzeug.test import TestResponse
 
 from ppio_agent.sandbox.backends.base import AgentStatus, Usage
 from ppio_agent.sandbox.control import lane_of
+from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.web import Lane
 from ppio_agent.wire.models import SandboxMetric
 from ppio_agent.wire.sse import SSEEvent, SSEFramer
+from ppio_agent.wire.times import parse_time
 from tests.sandbox.control.wirekit import BLUE, RED, Wire, assert_refused
 from tests.sandbox.rig import PlatformRig
 from tests.support import SLOW, wait_until
@@ -192,6 +195,51 @@ def test_a_followed_log_goes_on_where_it_was_left(wire: Wire) -> None:
     assert lines("?level=warn") == []
 
 
+def test_a_log_may_be_read_to_where_it_ends_now(wire: Wire) -> None:
+    """By its events, which have ids, without waiting for the end of the sandbox."""
+    path = f"/platform/v1/sandboxes/{wire.create()}/logs/stream"
+    write_log(wire, "l0", "l1", "l2")
+    for query, lines in (("", ["l0", "l1", "l2"]), ("&tail=1", ["l2"])):
+        events = listen(wire, f"{path}?follow=false{query}").until_end()
+        assert [e.event for e in events] == ["log"] * len(lines) + ["end"]
+        assert [value(e)["message"] for e in events[:-1]] == lines
+    assert_refused(wire.ask("GET", f"{path}?follow=1"), 400, "expected true or false")
+
+
+def test_pages_get_past_many_lines_that_were_written_at_once(wire: Wire) -> None:
+    """Each begins at the instant of the last line; those one has are left out."""
+    sandbox_id = wire.create()
+    log = AgentLog(
+        str(wire.rig.backend.last.spec.root / "logs" / "agent.log"),
+        wall_clock=lambda: 1.0,
+    )
+    log.feed("stdout", b"".join(b"l%d\n" % n for n in range(2500)))
+    log.close()
+    seen: dict[str, None] = {}
+    cursor, full = 0, True
+    while full:
+        path = f"/v2/sandboxes/{sandbox_id}/logs?cursor={cursor}"
+        page = (wire.ask("GET", path).json or {})["logs"]
+        seen.update(dict.fromkeys(entry["message"] for entry in page))
+        cursor = round(parse_time(page[-1]["timestamp"]).timestamp() * 1000)
+        full = len(page) == 1000
+
+    assert list(seen) == [f"l{n}" for n in range(2500)]
+
+
+def test_reads_of_logs_are_bounded(wire: Wire) -> None:
+    """They would keep others waiting, those who read none, too."""
+    path = f"/v2/sandboxes/{wire.create()}/logs"
+    with ExitStack() as reads:
+        for _ in range(4):
+            reads.enter_context(wire.control.log_reads.taken("red"))
+        refused = wire.ask("GET", path)
+        assert_refused(refused, 429, "reads of logs")
+        assert refused.headers["Retry-After"] == "1"
+        assert wire.control.log_reads.count == 4
+    assert wire.ask("GET", path).status_code == 200
+
+
 @pytest.mark.parametrize("last", ["x", "-1", "1" * 30])
 def test_the_id_of_no_event_is_400(wire: Wire, last: str) -> None:
     """Rather than a stream that begins anywhere."""
@@ -322,8 +370,8 @@ def test_an_id_that_is_not_given_yet_is_the_newest(wire: Wire) -> None:
 def test_streams_are_bounded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """One tenant cannot take them all; who leaves makes room."""
     streams = wire.control.streams
-    monkeypatch.setattr(streams, "_most_of_one", 2)
-    monkeypatch.setattr(streams, "_most", 3)
+    monkeypatch.setattr(streams._seats, "_most_of_one", 2)
+    monkeypatch.setattr(streams._seats, "_most", 3)
     path = f"/platform/v1/sandboxes/{wire.create()}/events"
     mine = [listen(wire, path) for _ in range(2)]
     for one in mine:
