@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
@@ -14,14 +13,13 @@ from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import NetworkError, NotFoundError, ServiceUnavailableError
 from ppio_agent.wire.json import decode_json_text
 from ppio_agent.wire.sse import SSEEvent
-from ppio_agent.wire.times import parse_time
 
 from .target import Target, find_target
 
 __all__ = ["logs"]
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_PAGE = 1000
+_MOST = 1000
 # How long a platform that was restarted is waited for, and how often it is tried.
 _PATIENCE = 60.0
 _RETRY_EVERY = 1.0
@@ -44,63 +42,26 @@ def _seconds(
 @click.option(
     "--since", callback=_seconds, metavar="TIME", help="Only the last 10m, 2h, …"
 )
-@click.option("--tail", type=click.IntRange(1, _PAGE), help="Only the last lines.")
+@click.option("--tail", type=click.IntRange(1, _MOST), help="Only the last lines.")
 def logs(
     sandbox_id: str, *, follow: bool, since: float | None, tail: int | None
 ) -> None:
     """Print what the agent in the sandbox ID wrote."""
     start = 0 if since is None else max(0, int((time.time() - since) * 1000))
     with find_target() as target:
-        if follow:
-            lines = _follow(target, sandbox_id, start, tail)
-        elif tail is not None:
-            lines = iter(_last(target, sandbox_id, start, tail))
-        else:
-            lines = _all(target, sandbox_id, start)
-        for line in lines:
+        for line in _read(target, sandbox_id, start, tail, follow=follow):
             click.echo(line)
 
 
-def _page(target: Target, sandbox_id: str, **query: Any) -> list[dict[str, Any]]:
-    found = target.call("GET", "v2", "sandboxes", sandbox_id, "logs", query=query)
-    entries: list[dict[str, Any]] = found["logs"]
-    return entries
-
-
-def _last(target: Target, sandbox_id: str, start: int, tail: int) -> list[str]:
-    newest_first = _page(target, sandbox_id, direction="backward", limit=tail)
-    wanted = [entry for entry in newest_first if _instant(entry) >= start]
-    return [entry["message"] for entry in reversed(wanted)]
-
-
-def _all(target: Target, sandbox_id: str, start: int) -> Iterator[str]:
-    """Yield all lines, page by page; each begins where the last one ended."""
-    cursor, seen = start, 0
-    while True:
-        page = _page(target, sandbox_id, cursor=cursor, limit=_PAGE)
-        for entry in page[seen:]:
-            yield entry["message"]
-        if len(page) < _PAGE:
-            return
-        last = _instant(page[-1])
-        # The next page begins with what this one had of its last millisecond.
-        seen = sum(_instant(entry) == last for entry in page)
-        cursor, seen = (last, seen) if seen < _PAGE else (last + 1, 0)
-
-
-def _instant(entry: dict[str, Any]) -> int:
-    return round(parse_time(entry["timestamp"]).timestamp() * 1000)
-
-
-def _follow(
-    target: Target, sandbox_id: str, start: int, tail: int | None
+def _read(
+    target: Target, sandbox_id: str, start: int, tail: int | None, *, follow: bool
 ) -> Iterator[str]:
-    """Yield lines as they come, until the sandbox is gone.
+    """Yield the lines that are there, or those that come, until the sandbox is gone.
 
     A connection that breaks is made again, also to a platform that was restarted.
     """
     path = ("platform", "v1", "sandboxes", sandbox_id, "logs", "stream")
-    query = {"start": start, "tail": tail}
+    query = {"start": start, "tail": tail, "follow": "true" if follow else "false"}
     last: str | None = None
     patience: Deadline | None = None
     wait = threading.Event()
@@ -120,7 +81,7 @@ def _follow(
         except NetworkError:
             # It begins with the break: a log may have been quiet for long before.
             patience = patience or Deadline.after(_PATIENCE)
-            if patience.expired:
+            if patience.expired or not (follow or last):
                 raise
         wait.wait(_RETRY_EVERY)
 

@@ -1,4 +1,4 @@
-"""Printing and following logs, page by page and across a break."""
+"""Printing and following logs, across a break, too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ from tests.support import wait_until, write_agent
 from tests.support_platform import FakePlatform
 
 
-def _entry(at: int, text: str) -> dict[str, Any]:
-    seconds, ms = divmod(at, 1000)
-    time = f"1970-01-01T00:{seconds // 60:02}:{seconds % 60:02}.{ms:03}Z"
-    return {"timestamp": time, "level": "info", "message": text, "fields": {}}
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePlatform]:
     with FakePlatform() as fake:
@@ -37,27 +31,23 @@ def _run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, list[str]
     return int(ended.value.code or 0), capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("together", [1, 7, 40, 100])
-def test_long_logs_come_in_pages_without_gaps(
-    fake: FakePlatform,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    together: int,
+def test_what_is_there_is_printed_to_its_end(
+    fake: FakePlatform, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However many lines have one millisecond, short of a whole page of them."""
-    monkeypatch.setattr(module, "_PAGE", 101)
-    entries = [_entry(number // together, f"l{number}") for number in range(500)]
+    """Of a log that ends when it is read; nothing is waited for."""
+    asked: list[str] = []
 
     def answer(exchange: Any) -> None:
-        query = dict(
-            p.split("=") for p in exchange.request.path.split("?")[1].split("&")
-        )
-        first = int(query["cursor"]) * together
-        exchange.reply(200, {"logs": entries[first : first + int(query["limit"])]})
+        asked.append(exchange.request.path.partition("?")[2])
+        exchange.start_stream()
+        exchange.send(b'id: 1\nevent: log\ndata: {"message": "one"}\n\n')
+        exchange.send(b"id: 1\nevent: end\ndata: {}\n\n")
+        exchange.end_stream()
 
-    fake.on("GET", "/v2/sandboxes/x/logs", answer)
-    status, lines = _run(capsys, "logs", "x")
-    assert (status, lines) == (0, [f"l{number}" for number in range(500)])
+    fake.on("GET", "/platform/v1/sandboxes/x/logs/stream", answer)
+    assert _run(capsys, "logs", "x") == (0, ["one"])
+    assert _run(capsys, "logs", "x", "--tail", "3") == (0, ["one"])
+    assert asked == ["start=0&follow=false", "start=0&tail=3&follow=false"]
 
 
 def test_following_survives_a_break_and_ends_with_the_sandbox(
@@ -165,7 +155,7 @@ def test_a_live_log_is_followed_to_the_end_of_its_sandbox(command: Command) -> N
 
     def follow() -> None:
         with module.find_target() as target:
-            following.extend(module._follow(target, sandbox, 0, 1))
+            following.extend(module._read(target, sandbox, 0, 1, follow=True))
 
     reader = threading.Thread(target=follow)
     reader.start()
