@@ -77,6 +77,25 @@ def _connects(
     return True
 
 
+def _waiting(sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return what is set once somebody waits for a change of the sandbox."""
+    waiting = threading.Event()
+    wait_for = sandbox.wait_for
+
+    def noted(condition: Callable[[], bool], timeout: float) -> bool:
+        def asked() -> bool:
+            # Under the lock of the waiter: what comes after this finds it waiting.
+            holds = condition()
+            if not holds:
+                waiting.set()
+            return holds
+
+        return wait_for(asked, timeout)
+
+    monkeypatch.setattr(sandbox, "wait_for", noted)
+    return waiting
+
+
 def test_a_ready_agent_is_reached_at_once(rig: PlatformRig, reach: Reach) -> None:
     target = _agent(_make(rig))
 
@@ -242,32 +261,34 @@ def test_a_sandbox_is_told_of_its_traffic(
 
 
 def test_a_request_is_held_until_the_agent_is_ready(
-    rig: PlatformRig, reach: Reach
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = _make(rig)
     rig.backend.last.report(AgentStatus(phase="starting"))
+    waiting = _waiting(sandbox, monkeypatch)
     target = _agent(sandbox)
 
     assert not _connects(reach, target, wait=False)
     assert _connects(reach, SandboxPort(sandbox.id, 49983), wait=False)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(_connects, reach, target, wait=True)
-        threading.Event().wait(0.05)
+        assert waiting.wait(5)
         assert not held.done()
         rig.backend.last.report(AgentStatus(phase="ready"))
         assert held.result(1)
 
 
 def test_a_held_request_hears_of_an_agent_that_exits(
-    rig: PlatformRig, reach: Reach
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = _make(rig)
     rig.backend.last.report(AgentStatus(phase="starting"))
+    waiting = _waiting(sandbox, monkeypatch)
     rig.backend.last.on_dial = None
     target = _agent(sandbox)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(_refusal, lambda: _connects(reach, target, wait=True))
-        threading.Event().wait(0.05)
+        assert waiting.wait(5)
         rig.backend.last.report(
             AgentStatus(phase="exited", exit_code=1, log_tail="secret output")
         )
@@ -298,14 +319,15 @@ def test_a_closed_port_says_nothing_of_the_agent(
 
 
 def test_a_held_request_ends_when_the_sandbox_is_paused(
-    rig: PlatformRig, reach: Reach
+    rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox = _make(rig)
     rig.backend.last.report(AgentStatus(phase="starting"))
+    waiting = _waiting(sandbox, monkeypatch)
     target = _agent(sandbox)
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(_refusal, lambda: _connects(reach, target, wait=True))
-        threading.Event().wait(0.05)
+        assert waiting.wait(5)
         sandbox.pause()
         status, body = held.result(1)
 
@@ -363,6 +385,25 @@ def test_an_access_token_names_its_sandbox(rig: PlatformRig, reach: Reach) -> No
     assert reach.sandbox_of(token) == sandbox.id
     assert reach.sandbox_of("other") is None
     assert _make(rig, secure=False).identity.access_token is None
+
+
+@pytest.mark.parametrize("framing", ["content_length", "transfer_encoding"])
+def test_a_body_without_a_key_is_refused_before_it_comes(
+    rig: PlatformRig, reach: Reach, framing: str
+) -> None:
+    """What has none is for the control plane to judge: health needs no key."""
+    key = next(iter(rig.config.keys))
+    body = {framing: "100" if framing == "content_length" else "chunked"}
+    for headers in ({}, {"x_api_key": "unknown-key"}, {"authorization": "Basic x"}):
+        status, found = _refusal(
+            lambda headers=headers: _admitted(reach, ControlPlane(), **body, **headers)
+        )
+        assert (status, found["code"]) == (401, 401)
+        assert found["message"] == "invalid or missing API key"
+
+    assert _admitted(reach, ControlPlane(), **body, x_api_key=key).reuse
+    assert _admitted(reach, ControlPlane(), **body, authorization=f"Bearer {key}").reuse
+    assert _admitted(reach, ControlPlane(), content_length="0").reuse
 
 
 def test_a_control_plane_that_is_gone_is_503(reach: Reach) -> None:
