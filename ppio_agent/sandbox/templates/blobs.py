@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Set
 from contextlib import suppress
@@ -32,6 +33,8 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        # Makes one step of looking how old a blob is and removing it.
+        self._aging = threading.Lock()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def add(self, source: BinaryIO) -> tuple[str, int]:
@@ -41,7 +44,7 @@ class BlobStore:
             source: A binary file at its beginning; seekable.
         """
         digest, size = _measure(source)
-        if self._touch(digest):
+        if self.touch(digest):
             return digest, size
         source.seek(0)
         temporary = self._root / f"new-{new_id()}"
@@ -87,16 +90,18 @@ class BlobStore:
             for path in found:
                 if _DIGEST.fullmatch(path.name) and path.name in digests:
                     continue
-                with suppress(FileNotFoundError):  # a write that is just done
+                # One that is gone was a write that is just done.
+                with self._aging, suppress(FileNotFoundError):
                     if path.stat().st_mtime <= newest:
                         path.unlink()
                         removed += 1
         return removed
 
-    def _touch(self, digest: str) -> bool:
+    def touch(self, digest: str) -> bool:
         """Note that a blob is wanted now; return whether it is there."""
         try:
-            os.utime(self._path(digest))
+            with self._aging:
+                os.utime(self._path(digest))
         except FileNotFoundError:
             return False
         return True

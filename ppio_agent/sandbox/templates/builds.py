@@ -155,7 +155,9 @@ class Builder:
             path = cached_path(entry.path)
             if path is None or entry.link or entry.size > _LARGEST_READ:
                 continue
-            digest = known.get((entry.path, entry.digest)) or self._compile(entry)
+            digest = known.get((entry.path, entry.digest))
+            if digest is None or not self._blobs.touch(digest):
+                digest = self._compile(entry)
             if digest is not None:
                 done[path] = digest
         return done

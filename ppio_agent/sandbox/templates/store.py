@@ -79,9 +79,10 @@ class Templates:
         self._in_use = in_use
         self._clock = clock
         # Orders what reads a record and then writes it, across those two steps; guards
-        # _collected_at.
+        # _collected_at and _referred.
         self._writing = threading.Lock()
         self._collected_at = clock()
+        self._referred: set[str] = set()
         if store.get(_TEMPLATE, BASE_ID) is None:
             self._add_base()
 
@@ -121,7 +122,8 @@ class Templates:
         kept = {build.id for record in self._records() for build in record.builds}
         strays = [d.id for d in self._store.scan(_BUILD) if d.id not in kept]
         self._store.write(*(Delete(_BUILD, stray) for stray in strays))
-        self._blobs.keep_only(self._digests())
+        self._referred = self._digests()
+        self._blobs.keep_only(self._referred)
         self._retire_environments()
         self._environments.clear_away(unfinished=True)
 
@@ -137,16 +139,18 @@ class Templates:
     def _collect_now_and_then(self) -> None:
         """Remove blobs of builds that were dropped, if that was long ago.
 
-        A deploy under way refers to nothing yet; what it has added is too new.
+        A deploy under way refers to nothing yet; what it has added is too new. A
+        sandbox may just be made from a build that was dropped: what the last look has
+        found referred to is left to the next.
         """
         with self._writing:
             now = self._clock()
             if now < self._collected_at + _COLLECT_EVERY:
                 return
             self._collected_at = now
-        self._blobs.keep_only(
-            self._digests(), unused_for=_COLLECT_EVERY.total_seconds()
-        )
+            before, self._referred = self._referred, self._digests()
+            kept = before | self._referred
+        self._blobs.keep_only(kept, unused_for=_COLLECT_EVERY.total_seconds())
 
     def _retire_environments(self) -> None:
         """Give up those that neither a build nor a live sandbox refers to."""

@@ -204,10 +204,7 @@ def test_files_of_dropped_builds_go_while_the_platform_runs(
     for number in range(7):
         rig.templates.deploy(agent(f"x = {number}\n"))
     before = rig.blobs()
-    old = time.time() - 3601
-    for path in (rig.folder / "blobs").rglob("*"):
-        if path.is_file():
-            os.utime(path, (old, old))
+    _age(rig)
     rig.templates.deploy(agent("x = 7\n"))
     assert rig.blobs() > before
     rig.later = timedelta(hours=1, seconds=1)
@@ -225,6 +222,48 @@ def test_files_of_dropped_builds_go_while_the_platform_runs(
 
 
 def test_a_build_is_copied_with_links_modes_and_compiled_modules(
+def _age(rig: Rig) -> None:
+    old = time.time() - 3601
+    for path in (rig.folder / "blobs").rglob("*"):
+        if path.is_file():
+            os.utime(path, (old, old))
+
+
+def test_a_sandbox_is_made_from_a_build_that_is_just_dropped(
+    rig: Rig, agent: Callable[..., FolderSource]
+) -> None:
+    """Though the files of dropped builds are removed in the same moment."""
+    rig.templates.deploy(agent())
+    rig.templates.collect()
+    build = rig.templates.choose("bot")[1]
+    _age(rig)
+    rig.later = timedelta(hours=2)
+    rig.templates.delete("bot")
+    rig.templates.deploy(agent("x = 2\n"))
+
+    rig.templates.fill(build, rig.folder / "made")
+    assert (rig.folder / "made" / "app.py").read_text() == "x = 1\n"
+    _age(rig)
+    rig.later = timedelta(hours=4)
+    rig.templates.deploy(agent("x = 3\n"))
+    with pytest.raises(FileNotFoundError):
+        rig.templates.fill(build, rig.folder / "again")
+
+
+def test_what_a_deploy_takes_from_the_last_build_is_wanted_anew(
+    rig: Rig, agent: Callable[..., FolderSource]
+) -> None:
+    """So that it stays, whatever becomes of that build."""
+    rig.templates.deploy(agent())
+    compiled = rig.templates.choose("bot")[1].compiled
+    _age(rig)
+    rig.templates.deploy(agent(version="2.0.0"))
+
+    (digest,) = compiled.values()
+    blob = rig.folder / "blobs" / digest[:2] / digest
+    assert blob.stat().st_mtime > time.time() - 3600
+
+
     rig: Rig, agent: Callable[..., FolderSource], tmp_path: Path
 ) -> None:
     source = agent("import lib.mod\n")
