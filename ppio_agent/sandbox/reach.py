@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import NotFoundError, SandboxStateError
+from ppio_agent.exceptions import AuthenticationError, NotFoundError, SandboxStateError
 from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
 from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
 from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
@@ -53,6 +53,7 @@ class Reach:
     def admit(self, target: Target, header: _Header) -> Iterator[Admission]:
         """Let a request go to `target`; see `Upstreams.admit`."""
         if not isinstance(target, SandboxPort):
+            self._check_key(header)
             yield Admission()
             return
         sandbox = self._find(target)
@@ -100,6 +101,18 @@ class Reach:
     def sandbox_of(self, access_token: str) -> str | None:
         """Return the sandbox an envd token is of; see `Upstreams.sandbox_of`."""
         return self._sandboxes.owner_of(access_token)
+
+    def _check_key(self, header: _Header) -> None:
+        """Refuse a body of someone unknown, for which nobody should wait.
+
+        All other requests are for the control plane to judge.
+        """
+        if not (header("transfer-encoding") or int(header("content-length") or 0)):
+            return
+        try:
+            self._keys.tenant_of(header("x-api-key"), header("authorization"))
+        except AuthenticationError as error:
+            raise EdgeRefusal.of(401, error.message) from None
 
     def _find(self, target: SandboxPort) -> LiveSandbox:
         sandbox = self._sandboxes.find(target.sandbox_id)

@@ -8,15 +8,15 @@ import functools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
 
 import h11
 from attrs import define, field, frozen
 
-from .addressing import BadRoute, SandboxPort, Target, is_own_host, route
+from .addressing import BadRoute, ControlPlane, SandboxPort, Target, is_own_host, route
+from .crowd import Crowd
 from .dialer import Dialer
 from .exchange import Exchange, UnansweredError
-from .heads import check_request, header_of, refusal_events, repeatable
+from .heads import check_request, header_of, refusal_events, repeatable, request_length
 from .pump import Body, Peer, PeerError
 from .secure import handshake
 from .upstreams import Admission, EdgeRefusal, Upstreams
@@ -24,6 +24,9 @@ from .upstreams import Admission, EdgeRefusal, Upstreams
 __all__ = ["ClientConnection", "Setting", "serve_secure"]
 
 _log = logging.getLogger(__name__)
+
+# Bytes of a body that is held until it is there: all but those of templates.
+_SMALL = 64 * 1024
 
 
 @frozen(kw_only=True)
@@ -34,7 +37,9 @@ class Setting:
         upstreams: What is behind the edge.
         dialer: The way there.
         domain: Of the sandboxes' host names.
-        head_timeout: Seconds a head may take from its first byte.
+        crowd: Those who are connected.
+        head_timeout: Seconds a head may take from its first byte, and a small body for
+            the control plane from its head on.
         idle_timeout: Seconds a client may keep a connection without a request.
         handshake_timeout: Seconds a client may take to agree on TLS.
         tls: Makes `SecureSocket`s; None: there is no TLS.
@@ -43,6 +48,7 @@ class Setting:
 
     upstreams: Upstreams
     dialer: Dialer
+    crowd: Crowd
     domain: str
     head_timeout: float
     idle_timeout: float
@@ -127,15 +133,27 @@ class ClientConnection:
         target = self._route(request)
         header = functools.partial(header_of, request)
         with self._setting.upstreams.admit(target, header) as admission:
-            await self._carry(request, target, admission)
+            body = self._peer.take_body()
+            if isinstance(target, ControlPlane):
+                body = await self._await_small(request, body)
+            await self._carry(request, target, admission, body)
+
+    async def _await_small(self, request: h11.Request, body: Body) -> Body:
+        """Return a small body whole, which takes no connection while it is awaited."""
+        if not 0 < request_length(request) <= _SMALL:
+            return body
+        if self._peer.http.they_are_waiting_for_100_continue:
+            await self._peer.send(
+                h11.InformationalResponse(status_code=100, headers=[])
+            )
+        return await self._peer.rest_of_body(body, self._setting.head_timeout)
 
     async def _carry(
-        self, request: h11.Request, target: Target, admission: Admission
+        self, request: h11.Request, target: Target, admission: Admission, body: Body
     ) -> None:
-        body = self._peer.take_body()
         again = repeatable(request, body)
         dialer = self._setting.dialer
-        with self._peer.at_end(_canceller()):
+        with self._setting.crowd.busy() as leave, self._peer.at_end(leave):
             kept = dialer.kept(target, repeatable=again) if admission.reuse else None
             if kept is not None:
                 try:
@@ -227,13 +245,6 @@ async def serve_secure(
             await connection.refuse(refusal)
     finally:
         peer.close()
-
-
-def _canceller() -> Callable[[], object]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("a connection is served by a task")
-    return task.cancel
 
 
 def _refusal(exc: UnansweredError) -> EdgeRefusal:

@@ -130,6 +130,8 @@ class Peer:
         if self.ended:
             raise PeerError(self, "the other side has left")
 
+        timer: asyncio.TimerHandle
+
         def look() -> None:
             nonlocal timer
             unseen = not (self._reading or self.ended)
@@ -197,6 +199,21 @@ class Peer:
         while not (batch := self.take_body()):
             await self._fill(None)
         return batch
+
+    async def rest_of_body(self, body: Body, timeout: float) -> Body:
+        """Return a body with what is missing of it, waiting as long as `timeout`.
+
+        Raises:
+            PeerError: It did not come.
+        """
+        deadline = self._loop.time() + timeout
+        data = bytearray()
+        while True:
+            data += b"".join(it.data for it in body if type(it) is h11.Data)
+            if body and type(body[-1]) is h11.EndOfMessage:
+                return [h11.Data(data=bytes(data)), body[-1]]
+            await self._fill(deadline)
+            body = self.take_body()
 
     async def send(self, *events: h11.Event) -> None:
         """Send events in one write, waiting for as long as the other side is slow.
@@ -343,7 +360,7 @@ class Peer:
             try:
                 await self._wait(deadline)
             except TimeoutError:
-                raise PeerError(self, "the head took too long", 408) from None
+                raise PeerError(self, "the request took too long", 408) from None
         self._feed()
 
     def _feed(self) -> None:

@@ -27,6 +27,7 @@ from ppio_agent._util.threads import start_thread
 
 from .addressing import ControlPlane, SandboxPort, Target
 from .connection import ClientConnection, Setting, serve_secure
+from .crowd import Crowd
 from .dialer import Dialer
 from .pump import Peer
 from .secure import SecureSocket
@@ -55,8 +56,10 @@ class Edge(Closing):
         host: Address to listen at.
         port: TCP port; 0 takes a free one.
         domain: Sandboxes have the host names `{port}-{id}[-{client}].{domain}`.
-        max_connections: Most clients connected at once; more are answered 503.
-        head_timeout: Seconds the head of a request may take.
+        max_connections: Most clients connected at once. For more those without a
+            request are closed, the longest idle first; else they are answered 503.
+        head_timeout: Seconds the head of a request may take, with a small body for the
+            control plane.
         idle_timeout: Seconds a client may keep a connection without a request.
         tls: The server's side of TLS; None has no TLS listener, and no CONNECT.
         tls_port: TCP port of the TLS listener; 0 takes a free one.
@@ -84,10 +87,12 @@ class Edge(Closing):
         self._tls_port = tls_port
         self._max_connections = max_connections
         self._loop = asyncio.SelectorEventLoop()
+        self._crowd = Crowd(max_connections, self._loop)
         self._dialer = Dialer(upstreams, self._loop, max_waiting=max_connections)
         self._setting = Setting(
             upstreams=upstreams,
             dialer=self._dialer,
+            crowd=self._crowd,
             domain=domain,
             head_timeout=head_timeout,
             idle_timeout=idle_timeout,
@@ -97,7 +102,6 @@ class Edge(Closing):
         )
         if tls is not None:
             tls.sslsocket_class = SecureSocket
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._pid = os.getpid()
         self._listeners: list[socket.socket] = []
@@ -215,45 +219,38 @@ class Edge(Closing):
             self._loop.add_reader(listener, self._accept, listener)
 
     def _take(self, sock: socket.socket, address: str, *, plain: bool) -> None:
-        count = len(self._tasks)
-        if count >= self._max_connections + _REFUSALS_AT_ONCE:
-            sock.close()
-            return
         refusal = None
-        if count >= self._max_connections:
+        if not self._crowd.make_room():
+            if len(self._crowd) >= self._max_connections + _REFUSALS_AT_ONCE:
+                sock.close()
+                return
             message = "too many connections are open"
             refusal = EdgeRefusal.of(503, message, retry_after=1)
         tls = self._setting.tls
         if tls is not None and not plain:
             work = serve_secure(sock, address, self._setting, tls=tls, refusal=refusal)
-            self._run(work, sock)
+            self._run(work, sock, refused=refusal is not None)
             return
         peer = Peer(sock, h11.SERVER, self._loop)
         connection = ClientConnection(peer, address, self._setting)
-        self._run(connection.refuse(refusal) if refusal else connection.serve(), peer)
+        work = connection.refuse(refusal) if refusal else connection.serve()
+        self._run(work, peer, refused=refusal is not None)
 
     def _run(
-        self, work: Coroutine[object, object, None], owned: Peer | socket.socket
+        self,
+        work: Coroutine[object, object, None],
+        owned: Peer | socket.socket,
+        *,
+        refused: bool,
     ) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            # Here and not in the task: one cancelled before its start runs nothing.
-            owned.close()
-
-        task.add_done_callback(done)
+        self._crowd.add(self._loop.create_task(work), owned.close, refused=refused)
 
     async def _shut(self) -> None:
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
         self._dialer.stop()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._crowd.dismiss()
 
 
 def _listen(host: str, ports: list[int]) -> list[socket.socket]:

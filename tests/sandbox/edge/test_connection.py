@@ -274,4 +274,75 @@ def test_a_client_that_left_is_not_dialled_for(edge: Edge, upstreams: Scripted) 
         client.sock.sendall(get())
         client.sock.shutdown(socket.SHUT_WR)
         assert client.read() in {b"", answer()}
-    wait_until(lambda: not edge._tasks)
+    wait_until(lambda: not edge._crowd)
+
+
+def control_post(body: bytes, length: int, more: bytes = b"") -> bytes:
+    framing = b"Content-Length: %d\r\n" % length
+    return b"POST /x HTTP/1.1\r\n" + CONTROL + framing + more + b"\r\n" + body
+
+
+def test_a_small_body_takes_no_connection_until_it_is_there(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """However many never send theirs, the control plane is free for others."""
+    got: list[bytes] = []
+
+    def script(sock: socket.socket) -> None:
+        while True:
+            got.append(read_request(sock)[2])
+            sock.sendall(answer())
+
+    upstreams.serve(ControlPlane(), script)
+    with Client(edge) as slow, Client(edge) as other:
+        slow.send(control_post(b"ha", 65536))
+        wait_until(lambda: upstreams.under_way[ControlPlane()] == 1)
+        assert upstreams.dials == []
+        assert other.send(get(to=CONTROL)).message()[0] == 200
+        slow.send(b"x" * 65534)
+        assert slow.message()[0] == 200
+        assert slow.send(control_post(b"next", 4)).message()[0] == 200
+    assert got == [b"", b"ha" + b"x" * 65534, b"next"]
+
+
+def test_a_small_body_that_does_not_come_is_408(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """As soon as a head would be; one who leaves is heard of no more."""
+    with Client(edge) as slow, Client(edge) as gone:
+        slow.send(control_post(b"x", 100))
+        gone.send(control_post(b"x", 100))
+        gone.close()
+        status, found = error(slow)
+    assert (status, found["message"]) == (408, "the request took too long")
+    wait_until(lambda: not edge._crowd)
+    assert upstreams.dials == []
+
+
+def test_who_asks_first_is_told_to_send_a_small_body(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """Nobody behind the edge could tell it."""
+    upstreams.serve(ControlPlane(), replying(answer()))
+    with Client(edge) as client:
+        client.send(control_post(b"", 4, b"Expect: 100-continue\r\n"))
+        assert client.head()[0] == 100
+        assert client.send(b"body").message()[0] == 200
+
+
+def test_a_large_body_streams_to_the_control_plane(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """A template is not held."""
+    begun = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        begun.set()
+        read_request(sock)
+        sock.sendall(answer())
+
+    upstreams.serve(ControlPlane(), script)
+    with Client(edge) as client:
+        client.send(control_post(b"x", 65537))
+        assert begun.wait(10)
+        assert client.send(b"x" * 65536).message()[0] == 200

@@ -59,7 +59,7 @@ def upstreams() -> Scripted:
 def edge(tls: TLS, upstreams: Scripted) -> Iterator[Edge]:
     with serving(upstreams, tls=tls.context, handshake_timeout=0.5 * SLOW) as edge:
         yield edge
-        wait_until(lambda: not edge._tasks, what="a connection is left")
+        wait_until(lambda: not edge._crowd, what="a connection is left")
 
 
 @functools.cache
@@ -430,7 +430,7 @@ def test_broken_handshakes_leave_nothing(
         if end == "half":
             with suppress(OSError):  # it may have been refused already
                 sock.shutdown(socket.SHUT_WR)
-        wait_until(lambda: not edge._tasks)
+        wait_until(lambda: not edge._crowd)
     assert caplog.records == []
 
 
@@ -442,7 +442,7 @@ def test_a_client_that_does_not_trust_it_leaves_nothing(
     context = ssl.create_default_context()
     with plain_socket(edge) as sock, pytest.raises(ssl.SSLCertVerificationError):
         context.wrap_socket(sock, server_hostname=NAME)
-    wait_until(lambda: not edge._tasks)
+    wait_until(lambda: not edge._crowd)
     assert caplog.records == []
 
 
@@ -466,7 +466,7 @@ def test_close_cuts_handshakes_and_streams(tls: TLS) -> None:
     with serving(upstreams, tls=tls.context) as edge:
         silent = plain_socket(edge)
         streaming = SecureClient(edge, tls).send(get())
-        wait_until(lambda: len(edge._tasks) == 2 and upstreams.dials)
+        wait_until(lambda: len(edge._crowd) == 2 and upstreams.dials)
     assert silent.recv(1) == b""
     silent.close()
     streaming.close()

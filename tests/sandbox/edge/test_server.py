@@ -12,6 +12,8 @@ from functools import partial
 
 import pytest
 
+from ppio_agent.sandbox.edge import crowd
+from ppio_agent.sandbox.edge.addressing import ControlPlane
 from ppio_agent.sandbox.edge.server import Edge
 from tests.sandbox.edge.edgekit import (
     AGENT,
@@ -122,21 +124,51 @@ def test_streams_cost_no_threads(many_descriptors: int) -> None:
 def test_a_client_too_many_is_503() -> None:
     """It is told at once, those before it are served, and then there is room."""
     upstreams = Scripted()
-    upstreams.serve(AGENT, replying(answer()))
+    go_on = threading.Event()
+    upstreams.serve(AGENT, partial(streaming, go_on))
     with serving(upstreams, max_connections=3) as edge:
         clients = [Client(edge) for _ in range(3)]
         for client in clients:
-            assert client.send(get()).message()[0] == 200
+            assert client.send(get()).head()[0] == 200
         with Client(edge) as late:
             status, headers, body = late.message()
             assert (status, headers["retry-after"]) == (503, "1")
             assert b'"code":503' in body
             assert late.read() == b""
         clients.pop().close()
-        wait_until(lambda: len(edge._tasks) == 2)
+        wait_until(lambda: len(edge._crowd) == 2)
         with Client(edge) as next_one:
-            assert next_one.send(get()).message()[0] == 200
+            assert next_one.send(get()).head()[0] == 200
+        go_on.set()
         for client in clients:
+            assert [client.chunk(), client.chunk()] == [b"first", b"last"]
+            client.close()
+
+
+def test_clients_who_ask_nothing_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With half a head, half a small body, half a handshake or between requests."""
+    monkeypatch.setattr(crowd, "_SPARED", 0.0)
+    upstreams = Scripted()
+    go_on = threading.Event()
+    upstreams.serve(AGENT, partial(streaming, go_on))
+    upstreams.serve(ControlPlane(), replying(answer()))
+    post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+    with serving(upstreams, max_connections=4) as edge:
+        stream = Client(edge).send(get())
+        assert stream.head()[0] == 200
+        idle = [Client(edge) for _ in range(3)]
+        idle[0].send(get(to=b"Host: x\r\n")).message()
+        idle[1].send(b"GET / HT")
+        idle[2].send(post)
+        wait_until(lambda: len(upstreams.headers) == 3)
+        for late in [Client(edge) for _ in range(3)]:
+            assert late.send(get(to=b"Host: x\r\n")).message()[0] == 200
+            idle.append(late)
+        for client in idle[:3]:
+            assert client.read() == b""
+        go_on.set()
+        assert [stream.chunk(), stream.chunk()] == [b"first", b"last"]
+        for client in [stream, *idle]:
             client.close()
 
 
@@ -250,7 +282,7 @@ def test_many_clients_come_and_go() -> None:
             thread.start()
         for thread in threads:
             thread.join(60 * SLOW)
-        wait_until(lambda: not edge._tasks, what="tasks have ended")
+        wait_until(lambda: not edge._crowd, what="tasks have ended")
         with Client(edge) as client:
             assert len(client.send(get()).message()[2]) == 100_000
     wait_until(lambda: descriptors() == before, what="descriptors are closed")

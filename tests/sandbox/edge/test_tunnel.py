@@ -184,7 +184,7 @@ def test_a_side_that_is_lost_cuts_the_other(edge: Edge, upstreams: Scripted) -> 
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
     assert lost.wait(10 * SLOW)
-    wait_until(lambda: not edge._tasks)
+    wait_until(lambda: not edge._crowd)
 
 
 @pytest.mark.parametrize(
