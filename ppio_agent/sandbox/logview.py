@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from functools import partial
 from io import BufferedReader, FileIO
 from itertools import chain, islice
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Final
 
@@ -206,8 +207,11 @@ def read_log(folder: Path, query: LogQuery) -> list[LogEntry]:
         found = (_newest_first(file, query.start) for file in files)
     else:
         found = (_oldest_first(file, query.start) for file in reversed(files))
+    # As it is in a file: what does not have it need not be parsed.
+    text = encode_basestring(query.search)[1:-1].encode()
+    raw = (line for line in chain.from_iterable(found) if text in line)
     try:
-        wanted = filter(query.fits, chain.from_iterable(found))
+        wanted = filter(query.fits, filter(None, map(parse_entry, raw)))
         return list(islice(wanted, query.limit))
     finally:
         for file in files:
@@ -237,22 +241,15 @@ def bounds(file: BufferedReader, at: int) -> tuple[int, int]:
     return low, end
 
 
-def _oldest_first(file: BufferedReader, start: int | None) -> Iterator[LogEntry]:
-    """Yield the entries of a file from about the instant `start` on."""
+def _oldest_first(file: BufferedReader, start: int | None) -> Iterator[bytes]:
+    """Return the lines of a file from about the instant `start` on."""
     file.seek(0 if start is None else bounds(file, start)[0])
-    lines = iter(partial(file.readline, _LONGEST_LINE), b"")
-    return filter(None, map(parse_entry, lines))
+    return iter(partial(file.readline, _LONGEST_LINE), b"")
 
 
-def _newest_first(file: BufferedReader, start: int | None) -> Iterator[LogEntry]:
-    """Yield the entries of a file from about the instant `start` backward."""
-    after = _LONGEST_AGE if start is None else start
-    return filter(
-        None, map(parse_entry, _lines_before(file, bounds(file, after + 1)[1]))
-    )
-
-
-def _lines_before(file: BufferedReader, end: int) -> Iterator[bytes]:
+def _newest_first(file: BufferedReader, start: int | None) -> Iterator[bytes]:
+    """Yield the lines of a file from about the instant `start` backward."""
+    end = bounds(file, (_LONGEST_AGE if start is None else start) + 1)[1]
     rest = b""
     while end > 0:
         begin = max(0, end - _BLOCK)

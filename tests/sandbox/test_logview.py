@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.sandbox import logview
+from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.logview import (
     FILES,
     LogEntry,
@@ -151,6 +152,16 @@ def test_only_a_small_part_of_a_long_log_is_read(
         parsed.clear()
         assert len(_lines(tmp_path, limit=1, **query)) == (query != {"start": 30_000})
         assert len(parsed) < 600
+
+
+@pytest.mark.parametrize("text", ['say "hä"', "back\\slash", "a\tb", "plain"])
+def test_any_text_is_searched_as_it_was_written(tmp_path: Path, text: str) -> None:
+    log = AgentLog(str(tmp_path / "agent.log"))
+    log.feed("stdout", f"no\nit: {text}.\nnothing\n".encode())
+    log.close()
+
+    assert _lines(tmp_path, search=text) == [f"it: {text}."]
+    assert _lines(tmp_path, search="stream") == []
 
 
 def test_a_file_that_moves_while_files_are_opened_is_read(
