@@ -30,9 +30,11 @@ __all__ = [
     "marked_any",
     "measure",
     "members",
+    "named",
     "send",
     "sweep",
     "table",
+    "thaw",
     "walk",
 ]
 
@@ -44,7 +46,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STAT = 4096
 _SWEEP_PAUSE = 0.01
-_PASSES = 5
+_FREEZE_LIMIT = 5.0
+_FREEZE_PAUSE = 0.003
+# States of a process that does nothing before it is told to; what waits within the
+# kernel (D), as the parent of a `vfork`, stops when that ends.
+_STILL = (b"T", b"t", b"D", b"Z", b"X")
+# More than any sandbox may have: a walk ends even if they are made faster.
+_MOST = 4096
 # Looks at an idle tree from one walk to the next.
 _TRUST = 3
 
@@ -91,8 +99,12 @@ def _read(path: str, size: int) -> bytes:
         os.close(fd)
 
 
-def _stat(pid: int) -> list[bytes] | None:
-    """Return the fields of `/proc/<pid>/stat` from the state on, or None."""
+def _stat(pid: int | str) -> list[bytes] | None:
+    """Return the fields of `/proc/<pid>/stat` from the state on, or None.
+
+    Args:
+        pid: Of a process, or `<pid>/task/<tid>` of a thread.
+    """
     try:
         data = _read(f"/proc/{pid}/stat", _STAT)
     except OSError:
@@ -181,10 +193,25 @@ def marked(sandbox_id: str) -> set[Process]:
     return _alive(entries, (pid for pid in entries if _marker(pid) == sandbox_id))
 
 
-def marked_any(sandbox_ids: Container[str]) -> set[Process]:
-    """Return the living processes of any of these sandboxes: marked, or below one."""
+def named(pid: int) -> Process | None:
+    """Return the process that has a pid now; None if there is none."""
+    entry = _entry(pid)
+    return None if entry is None else Process(pid, entry.started)
+
+
+def marked_any(
+    sandbox_ids: Container[str], known: Iterable[Process] = ()
+) -> set[Process]:
+    """Return the living processes of any of these sandboxes.
+
+    They are marked, or `known`, or below one that is. Those of another user may hide
+    their mark.
+    """
     entries = table()
     found = {pid for pid in entries if (_marker(pid) or "") in sandbox_ids}
+    for pid, started in known:
+        if pid in entries and entries[pid].started == started:
+            found.add(pid)
     if found:
         parents = {pid: entry.parent for pid, entry in entries.items()}
         found = found.union(*(descendants(pid, parents) for pid in found))
@@ -207,7 +234,7 @@ def walk(root: int) -> list[int]:
     """
     found: list[int] = []
     pending = [root]
-    while pending:
+    while pending and len(found) < _MOST:
         children = _children(pending.pop())
         if children is None:
             parents = {pid: entry.parent for pid, entry in table().items()}
@@ -334,23 +361,55 @@ def _send_by_pid(process: Process, signum: int) -> bool:
 
 
 def freeze(find: Callable[[], set[Process]]) -> bool:
-    """Stop all that `find` returns, again and again until it finds none that is new.
+    """Stop all that `find` returns, until two looks in a row find nothing that moves.
 
-    A stopped process makes no child, so this ends unless processes are made faster
-    than they are stopped.
+    A stopped process makes no child, and lets none go on, so this ends unless processes
+    are made faster than they are stopped; then all go on.
 
     Returns:
         Whether all are stopped.
     """
-    stopped: set[Process] = set()
-    for _ in range(_PASSES):
-        new = find() - stopped
-        if not new:
-            return True
-        for process in new:
+    never = threading.Event()
+    end = time.monotonic() + _FREEZE_LIMIT
+    told: set[Process] = set()
+    quiet = 0
+    while quiet < 2:
+        found = find()
+        restless = {each for each in found if each not in told or not _is_still(each)}
+        for process in restless:
             send(process, signal.SIGSTOP)
-        stopped |= new
-    return False
+        told |= restless
+        quiet = 0 if restless else quiet + 1
+        if time.monotonic() > end:
+            thaw(find)
+            return False
+        if restless:
+            never.wait(_FREEZE_PAUSE)
+    return True
+
+
+def thaw(find: Callable[[], set[Process]]) -> None:
+    """Let all that `find` returns go on."""
+    for process in find():
+        send(process, signal.SIGCONT)
+
+
+def _is_still(process: Process) -> bool:
+    """Return whether none of a process's threads runs; one that has ended is still."""
+    if not _HAS_PROC:
+        import psutil
+
+        try:
+            return psutil.Process(process.pid).status() != psutil.STATUS_RUNNING
+        except psutil.Error:
+            return True
+    folder = f"{process.pid}/task"
+    try:
+        threads = os.listdir(f"/proc/{folder}")
+    except OSError:
+        return True
+    states = (_stat(f"{folder}/{thread}") for thread in threads)
+    return all(not fields or fields[0] in _STILL for fields in states)
 
 
 def sweep(find: Callable[[], set[Process]], *, timeout: float) -> set[Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -193,11 +194,41 @@ def test_a_gauge_walks_an_idle_tree_rarely_and_sees_what_begins(
     assert gauge.read().processes <= others + 1
 
 
-def test_freeze_says_when_it_cannot_keep_up() -> None:
-    """A tree that always shows a new process is not frozen."""
-    pids = iter(range(2**22 + 1, 2**22 + 100))
+def test_freeze_looks_twice_before_it_believes_that_all_are_still(
+    started: Started,
+) -> None:
+    """A child that was being made at one look is there at the next."""
+    everyone = tree.marked(started.sandbox_id)
+    looks = itertools.chain([set()], itertools.repeat(everyone))
 
-    assert not tree.freeze(lambda: {tree.Process(next(pids), 0)})
+    assert tree.freeze(lambda: next(looks))
+    assert {state(pid) for pid in started.pids()} == {"T"}
+
+
+def test_freeze_stops_again_what_another_lets_go_on(started: Started) -> None:
+    """When it returns all are stopped, whatever they did to one another meanwhile."""
+    everyone = tree.marked(started.sandbox_id)
+    looks = itertools.count()
+
+    def find() -> set[tree.Process]:
+        if next(looks) == 1:
+            tree.thaw(lambda: everyone)
+        return everyone
+
+    assert tree.freeze(find)
+    assert {state(pid) for pid in started.pids()} == {"T"}
+
+
+def test_freeze_says_when_it_cannot_keep_up(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree that always shows a new process is not frozen, and what was goes on."""
+    monkeypatch.setattr(tree, "_FREEZE_LIMIT", 0.05)
+    everyone = tree.marked(started.sandbox_id)
+    pids = itertools.count(2**22 + 1)
+
+    assert not tree.freeze(lambda: {tree.Process(next(pids), 0), *everyone})
+    wait_until(lambda: "T" not in {state(pid) for pid in started.pids()})
 
 
 def test_sweep_gives_up_on_what_cannot_be_killed() -> None:
