@@ -12,13 +12,18 @@ import itertools
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
-__all__ = ["READ", "WRITE", "Loop", "Timer"]
+__all__ = ["READ", "WRITE", "Loop", "Timer", "show"]
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+# Rounds that follow one another.
+_MAX_FAILING = 100
 
 OnReady = Callable[[int], None]
 
@@ -45,7 +50,9 @@ class Timer:
 class Loop:
     """Calls back when descriptors are ready and when timers are due.
 
-    An exception of a callback ends `run`.
+    An exception of a callback is shown on the standard error, and all else goes on:
+    what one request or program leads to is no reason to end the others. Only when it
+    happens in round after round, so that it would do so for ever, does it end `run`.
 
     Thread safety: one thread at a time.
     """
@@ -56,6 +63,10 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._stopped = False
+        self._rounds = 0
+        self._waits = False
+        self._failed = False
+        self._failing = 0
 
     def now(self) -> float:
         """Return the present instant of the loop's clock."""
@@ -92,15 +103,16 @@ class Loop:
         self, signums: Iterable[int], on_signal: Callable[[int], None]
     ) -> None:
         """Call `on_signal(number)` from the loop after each of these signals."""
+        wanted = set(signums)
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for signum in signums:
+        for signum in wanted:
             signal.signal(signum, lambda *_: None)
 
         def on_ready(_: int) -> None:
-            for signum in set(os.read(reader, 4096)):
+            for signum in set(os.read(reader, 4096)) & wanted:
                 on_signal(signum)
 
         self.watch(reader, READ, on_ready)
@@ -108,12 +120,45 @@ class Loop:
     def run(self) -> None:
         """Wait and call back until `stop`, which may have come before."""
         while not self._stopped:
+            self._rounds += 1
+            self._failing = self._failing + 1 if self._failed else 0
+            self._failed = False
             self._fire_due()
-            for key, events in self._selector.select(self._wait()):
+            self._waits = True
+            ready = self._selector.select(self._wait())
+            self._waits = False
+            for key, events in ready:
                 # An earlier callback of this round may have closed or changed it.
                 if self._selector.get_map().get(key.fd) is key:
-                    key.data(events)
+                    self._call(partial(key.data, events))
         self._stopped = False
+
+    def watch_itself(self, limit: float) -> None:
+        """End the process if a callback has not returned for `limit` to twice that.
+
+        What waits where nothing may wait would keep all for ever. Time in which the
+        whole process stands still, as that of a paused machine, does not count.
+        """
+        seen, since = 0, 0.0
+
+        def look(*_: object) -> None:
+            nonlocal seen, since
+            if self._waits or self._rounds != seen:
+                seen, since = self._rounds, self._clock()
+            elif self._clock() - since >= limit / 2:  # else it was somebody's signal
+                os._exit(1)
+
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, limit, limit)
+
+    def _call(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as exc:
+            self._failed = True
+            if self._failing >= _MAX_FAILING:
+                raise
+            show(exc)
 
     def stop(self) -> None:
         """Let `run` return after this round; the next one at once if none is."""
@@ -129,4 +174,9 @@ class Loop:
     def _fire_due(self) -> None:
         now = self._clock()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2].fire()
+            self._call(heapq.heappop(self._timers)[2].fire)
+
+
+def show(exc: BaseException) -> None:
+    """Write an exception that ends nothing to the standard error."""
+    sys.excepthook(type(exc), exc, exc.__traceback__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -107,10 +109,49 @@ def test_signals_are_told_from_the_loop() -> None:
     assert told == [signal.SIGUSR1]
 
 
-def test_an_exception_of_a_callback_ends_the_loop() -> None:
-    """The supervisor fails at once rather than in part."""
+def test_an_exception_of_a_callback_is_shown_and_all_else_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However many fail at once."""
     loop = Loop()
-    loop.call_later(0, lambda: 1 / 0)
+    for _ in range(200):
+        loop.call_later(0, lambda: 1 / 0)
+    loop.call_later(0.01, loop.stop)
+    loop.run()
+
+    assert capsys.readouterr().err.count("ZeroDivisionError") == 200
+
+
+def test_what_fails_without_end_ends_the_loop(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """A descriptor that nobody takes the event of would be told for ever."""
+    ours, theirs = pair
+    theirs.send(b"x")
+    loop = Loop()
+    loop.watch(ours.fileno(), READ, lambda _: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         loop.run()
+
+
+STUCK = """
+import os, sys, time
+from ppio_agent.sandbox.supervisor.loop import Loop
+
+loop = Loop()
+loop.watch_itself(0.05)
+if sys.argv[1] == "idle":
+    loop.call_later(0.4, loop.stop)
+else:
+    loop.call_later(0, lambda: os.read(os.pipe()[0], 1))
+loop.run()
+"""
+
+
+@pytest.mark.parametrize(("what", "code"), [("idle", 0), ("stuck", 1)])
+def test_a_loop_that_hangs_ends_its_process(what: str, code: int) -> None:
+    """One that has nothing to do goes on."""
+    done = subprocess.run([sys.executable, "-c", STUCK, what], timeout=30, check=False)
+
+    assert done.returncode == code
