@@ -13,8 +13,10 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, NoReturn, TypeVar
@@ -45,6 +47,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Descriptors of a child are kept from here on until all else is closed: above those
 # that it is to have, below every limit.
 _ASIDE = 64
+
+# For how long a child may take to run its program, and when it is looked at.
+_START_LIMIT = 5.0
+_START_LOOK = 0.05
 
 _T = TypeVar("_T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -247,7 +253,8 @@ def spawn(
         fork: Whether it does without `exec`; see `Forked`.
 
     Raises:
-        OSError: It could not be started; `errno` says why, as in ENOENT.
+        OSError: It could not be started; `errno` says why, as in ENOENT. A child that
+            was made all the same is killed, and still to be reaped.
         Forked: In the child, with `fork`.
     """
     pipes = _Pipes()
@@ -278,12 +285,23 @@ def spawn(
 
 
 def _raise_failure(pid: int, failure: int) -> None:
-    """Wait until the child runs its program; raise why it does not."""
-    report = os.read(failure, 64)  # its end is closed by a successful exec
-    if not report:
-        return
-    os.waitpid(pid, 0)
-    number = int(report)
+    """Wait, not for long, until the child runs its program; raise why it does not."""
+    poll = select.poll()
+    poll.register(failure, select.POLLIN)
+    end = time.monotonic() + _START_LIMIT
+    while not poll.poll(_START_LOOK * 1000):
+        if time.monotonic() > end:
+            number = errno.ETIMEDOUT
+            break
+        # Another program of the sandbox may have stopped it before it is one.
+        os.kill(pid, signal.SIGCONT)
+    else:
+        report = os.read(failure, 64)  # its end is closed by a successful exec
+        if not report:
+            return
+        number = int(report)
+    # Whoever reaps all children takes note of its end: that cannot be waited for.
+    os.kill(pid, signal.SIGKILL)
     raise OSError(number, os.strerror(number))
 
 
