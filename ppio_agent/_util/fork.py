@@ -9,17 +9,32 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-__all__ = ["renew_in_child"]
+__all__ = ["no_fork", "renew_in_child"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = (
     weakref.WeakKeyDictionary()
 )
+# Held while the process forks. Of one thread again and again, for a signal handler may
+# fork while its thread has it.
+_forking = threading.RLock()
+
+
+def no_fork() -> AbstractContextManager[object]:
+    """Let forks by other threads wait, for some milliseconds at most.
+
+    For the moments in which a descriptor is open whose end somebody waits for, as the
+    other end of a pipe while a program is started that is to have it: a forked child
+    would keep it open for as long as it lives.
+    """
+    return _forking
 
 
 def renew_in_child(owner: _T, renew: Callable[[_T], object]) -> None:
@@ -41,4 +56,9 @@ def _renew_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_forking.acquire,
+        after_in_parent=_forking.release,
+        after_in_child=_forking.release,
+    )
     os.register_at_fork(after_in_child=_renew_all)

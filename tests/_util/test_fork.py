@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import weakref
 
 from ppio_agent._util.fork import renew_in_child
@@ -48,3 +50,37 @@ def test_one_that_fails_does_not_keep_the_others_from_it() -> None:
     if child == 0:
         os._exit(0 if other.pid == os.getpid() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+_WAITING_FORK = """
+import os, threading
+from ppio_agent._util.fork import no_fork
+
+codes = []
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        with no_fork():  # nobody has it there
+            os._exit(7)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+forking = threading.Thread(target=fork)
+with no_fork():
+    forking.start()
+    forking.join(0.1)
+    assert forking.is_alive() and codes == []
+    child = os.fork()  # as a signal handler might
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+forking.join(20)
+assert codes == [7]
+"""
+
+
+def test_forks_by_other_threads_wait() -> None:
+    """So that no child has a descriptor that is open for a moment only."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _WAITING_FORK], check=True, timeout=60
+    )

@@ -54,6 +54,11 @@ class _Spare:
     sock: socket.socket
     process: ContainedProcess
 
+    def is_good(self) -> bool:
+        """Whether its supervisor and its way to the network, if any, are there."""
+        uplink = self.process.uplink
+        return not (self.process.wait(0.0) or (uplink is not None and uplink.lost))
+
     def discard(self) -> None:
         self.sock.close()
         self.process.kill()
@@ -99,7 +104,7 @@ class BubblewrapBackend:
             warm,
             make=self._make_spare,
             discard=_Spare.discard,
-            usable=lambda spare: not spare.process.wait(0.0),
+            usable=_Spare.is_good,
         )
         shutil.rmtree(place.blank, ignore_errors=True)
         place.blank.mkdir(mode=0o700, parents=True)
@@ -154,6 +159,7 @@ class BubblewrapBackend:
             on_agent=on_agent,
             on_lost=on_lost,
             timeout=_START_LIMIT,
+            uplink=process.uplink,
         )
         if sandbox is None:
             raise SandboxStartError(

@@ -22,6 +22,7 @@ from typing import IO
 from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.fork import no_fork
 from ppio_agent.exceptions import SandboxStartError
 from ppio_agent.sandbox.supervisor.forked import BASE_ENVIRONMENT
 from ppio_agent.sandbox.supervisor.tree import MARKER
@@ -39,7 +40,7 @@ from .handles import ForeignProcess
 from .layout import write_programs
 from .line import call, listen
 from .startup import import_paths, package_origins, read_tail
-from .uplink import Helper, connect, resolver
+from .uplink import Helper, Uplink, connect, resolver
 
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
 
@@ -74,22 +75,22 @@ class ContainedProcess:
         pid: The supervisor, as this process sees it.
         monitor: The `bwrap` that waits for it.
 
+    Attributes:
+        uplink: Its way to the network, if it has one; ended with it.
+
     Raises:
         OSError: It has ended.
     """
 
     def __init__(self, pid: int, monitor: subprocess.Popen[bytes]) -> None:
         self._process = ForeignProcess(os.pidfd_open(pid))
-        self._waiting = [monitor]
+        self._monitor = monitor
+        self.uplink: Uplink | None = None
 
     @property
     def pid(self) -> int:
         """See `ProcessHandle.pid`."""
         return self._process.pid
-
-    def also_wait_for(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait in `close` for a child that ends when the supervisor has."""
-        self._waiting.append(process)
 
     def wait(self, timeout: float) -> bool:
         """See `ProcessHandle.wait`."""
@@ -100,16 +101,16 @@ class ContainedProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """See `ProcessHandle.close`; children that waited for its end are reaped."""
+        """See `ProcessHandle.close`; what was beside it outside is reaped."""
         self._process.close()
-        deadline = Deadline.after(_END_LIMIT)
-        while self._waiting:
-            _reap(self._waiting.pop(), deadline)
+        if self.uplink is not None:
+            self.uplink.close()
+        _reap(self._monitor)
 
 
-def _reap(process: subprocess.Popen[bytes], deadline: Deadline) -> None:
+def _reap(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(deadline.left())
+        process.wait(_END_LIMIT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -188,23 +189,22 @@ class Bwrap:
             # A file, for bwrap would die of a pipe that a platform which was killed no
             # longer reads, and leave a child that waits for it for ever.
             info = always.enter_context(FileIO(root / "bwrap.json", "w+"))
-            alive, alive_end = map(always.enter_context, _pipe())
-            ends = (listener.fileno(), info.fileno(), alive_end.fileno())
-            monitor = start(ends)
-            on_error.callback(_reap, monitor, Deadline.after(_END_LIMIT))
-            alive_end.close()
+            with no_fork():
+                alive, alive_end = map(always.enter_context, _pipe())
+                monitor = start((listener.fileno(), info.fileno(), alive_end.fileno()))
+                on_error.callback(_reap, monitor)
+                alive_end.close()
             process = ContainedProcess(_read_pid(info, monitor), monitor)
             on_error.callback(process.close)
             on_error.callback(process.kill)
             if internet:
-                helper = connect(
+                process.uplink = connect(
                     self.helpers,
                     process.pid,
                     sandbox_id=sandbox_id,
                     alive=alive.fileno(),
                     log=root / "uplink.log",
                 )
-                process.also_wait_for(helper)
             if monitor.stdout is not None:
                 _wait_until_loaded(always.enter_context(monitor.stdout))
             on_error.pop_all()

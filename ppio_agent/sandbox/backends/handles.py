@@ -56,6 +56,16 @@ class ChildProcess:
         """See `ProcessHandle.close`."""
 
 
+class _Descriptor:
+    """A descriptor that is closed when the last who uses it has let go of it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class ForeignProcess:
     """A process of any parent, by a pidfd.
 
@@ -67,7 +77,7 @@ class ForeignProcess:
     """
 
     def __init__(self, pidfd: int) -> None:
-        self._pidfd = pidfd
+        self._pidfd: _Descriptor | None = _Descriptor(pidfd)
         self.pid = _pid_of(pidfd)
         if self.pid <= 0:
             self.close()
@@ -75,23 +85,23 @@ class ForeignProcess:
 
     def wait(self, timeout: float) -> bool:
         """See `ProcessHandle.wait`."""
-        if self._pidfd < 0:
+        pidfd = self._pidfd  # nobody's else as long as it is held here
+        if pidfd is None:
             return True
         poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
+        poll.register(pidfd.fd, select.POLLIN)
         return bool(poll.poll(timeout * 1000))
 
     def kill(self) -> None:
         """See `ProcessHandle.kill`."""
-        if self._pidfd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        pidfd = self._pidfd
+        if pidfd is not None:
+            with suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(pidfd.fd, signal.SIGKILL)
 
     def close(self) -> None:
         """See `ProcessHandle.close`."""
-        pidfd, self._pidfd = self._pidfd, -1
-        if pidfd >= 0:
-            os.close(pidfd)
+        self._pidfd = None
 
 
 class PidProcess:

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from ppio_agent._util.threads import NoThreadError
 from ppio_agent.exceptions import SandboxStartError
 
 from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ProcessHandle
 from .line import CALL_LIMIT, call
 from .supervised import SupervisedSandbox
+from .uplink import Uplink
 
 __all__ = ["Holds"]
 
@@ -41,6 +43,7 @@ class Holds:
         on_agent: OnAgent,
         on_lost: OnLost,
         timeout: float,
+        uplink: Uplink | None = None,
     ) -> SupervisedSandbox | None:
         """Return the sandbox behind a line once it is up; None if it does not come up.
 
@@ -52,10 +55,11 @@ class Holds:
             on_agent: Told each change of the agent.
             on_lost: Told once if it ends unasked.
             timeout: Most seconds to wait.
+            uplink: As of `SupervisedSandbox`.
 
         Raises:
-            SandboxStartError: The backend is closed. Nothing is left, as when it does
-                not come up.
+            SandboxStartError: The backend is closed, or the system has no thread for
+                it. Nothing is left, as when it does not come up.
         """
         sandbox = SupervisedSandbox(
             spec,
@@ -64,6 +68,7 @@ class Holds:
             on_agent=on_agent,
             on_lost=on_lost,
             on_gone=self._forget,
+            uplink=uplink,
         )
         with self._lock:
             closed = self._closed
@@ -76,6 +81,10 @@ class Holds:
                 timeout=0.0 if closed else timeout,
                 thread_name=name,
             )
+        except NoThreadError as exc:
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} could not be started: {exc}"
+            ) from exc
         except BaseException:  # an interrupt leaves no sandbox that nobody holds
             sandbox.begin_kill(0.0)
             raise

@@ -11,7 +11,7 @@ from ppio_agent.sandbox.supervisor.channel import encode_message
 
 from .base import Line
 
-__all__ = ["CALL_LIMIT", "call", "listen"]
+__all__ = ["CALL_LIMIT", "call", "hang_up", "listen"]
 
 CALL_LIMIT = 1.0
 """Seconds within which a supervisor that is there takes a call."""
@@ -68,3 +68,10 @@ def call(line: Line) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Close a line, also where a fork of this process has it."""
+    with suppress(OSError):  # the other end is gone
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()

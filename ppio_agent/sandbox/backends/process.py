@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
 
+from ppio_agent._util.fork import no_fork
 from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
 from ppio_agent.sandbox.supervisor.tree import MARKER
 
@@ -23,7 +24,7 @@ from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ChildProcess, ProcessHandle
 from .holds import Holds
 from .layout import Layout
-from .line import call, listen
+from .line import call, hang_up, listen
 from .startup import boot_message, import_paths, read_tail
 from .supervised import SupervisedSandbox
 from .zygote_client import ZygoteClient
@@ -130,7 +131,7 @@ class ProcessBackend:
         if process is not None:
             return sock, process
         # A new socket, for a zygote that was lost may have forked.
-        sock.close()
+        hang_up(sock)
         return _launch_by(_exec_supervisor, spec, layout)
 
     def _free_port(self) -> int:
@@ -157,7 +158,7 @@ def _launch_by(
         try:
             process = starter(listener, spec.sandbox_id, layout)
         except BaseException:
-            sock.close()
+            hang_up(sock)
             os.unlink(spec.line.path)
             raise
     return sock, process
@@ -168,7 +169,7 @@ def _exec_supervisor(
 ) -> ProcessHandle:
     fd = listener.fileno()
     arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *import_paths()]
-    with open(layout.supervisor_log, "ab") as stderr:
+    with open(layout.supervisor_log, "ab") as stderr, no_fork():
         process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=layout.root,

@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import define, field
 
-from ppio_agent._util.threads import start_thread
+from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.exceptions import SandboxStateError
 from ppio_agent.sandbox.supervisor import tree
 from ppio_agent.sandbox.supervisor.channel import (
@@ -32,7 +32,9 @@ from ppio_agent.sandbox.supervisor.channel import (
 
 from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
 from .handles import ForeignProcess, PidProcess, ProcessHandle
+from .line import hang_up
 from .reports import parse_agent, parse_error, parse_ready, parse_usage
+from .uplink import Uplink
 
 __all__ = ["SupervisedSandbox"]
 
@@ -69,6 +71,7 @@ class SupervisedSandbox:
         on_agent: Told each change of the agent.
         on_lost: Told once if it ends unasked.
         on_gone: Told once when no process of it is left, however it ended.
+        uplink: Its way to the network, if it has one that can be lost.
 
     Thread safety: thread-safe.
     """
@@ -82,6 +85,7 @@ class SupervisedSandbox:
         on_agent: OnAgent,
         on_lost: OnLost,
         on_gone: Callable[[SupervisedSandbox], None],
+        uplink: Uplink | None = None,
     ) -> None:
         # Guards _calls, _ended and _asked_to_end.
         self._lock = threading.Lock()
@@ -98,6 +102,7 @@ class SupervisedSandbox:
         self._on_agent = on_agent
         self._on_lost = on_lost
         self._on_gone = on_gone
+        self._uplink = uplink
         self._owner = os.getpid()
         self._numbers = itertools.count(1)
         self._agent = AgentStatus(phase="starting" if spec.entrypoint else "none")
@@ -133,12 +138,20 @@ class SupervisedSandbox:
     ) -> bool:
         """Begin to listen to the supervisor; return whether it says that it is up.
 
+        Raises:
+            NoThreadError: There is none to listen; nothing of it is left.
+
         Args:
             boot: What the sandbox is; None if the supervisor knows.
             timeout: Most seconds.
             thread_name: Of the thread that listens.
         """
-        start_thread(thread_name, self._run)
+        try:
+            start_thread(thread_name, self._run)
+        except NoThreadError:
+            self.begin_kill(0.0)
+            self._end()
+            raise
         if boot is not None:
             with suppress(SandboxStateError):  # it has ended already
                 self._send({"boot": boot})
@@ -253,6 +266,7 @@ class SupervisedSandbox:
         reader = MessageReader()
         try:
             while True:
+                self._watch_uplink()
                 data, fds = receive(self._sock)
                 self._fds.extend(fds)
                 if not data:
@@ -271,6 +285,16 @@ class SupervisedSandbox:
             )
         finally:
             self._end()
+
+    def _watch_uplink(self) -> None:
+        """Tell of the end of the way to the network, until there is a message."""
+        if self._uplink is not None and self._uplink.lost_before(self._sock):
+            self._uplink = None
+            _log.warning(
+                "a sandbox has no network any more: what connects it has failed again"
+                " and again",
+                extra={"ppio_sandbox_id": self._id},
+            )
 
     def _on_message(self, message: Message) -> None:
         fd = self._fds.popleft() if message.get("fd") is True and self._fds else None
@@ -327,7 +351,7 @@ class SupervisedSandbox:
 
     def _end(self) -> None:
         with self._send_lock:
-            self._sock.close()
+            hang_up(self._sock)
         while self._fds:
             os.close(self._fds.popleft())
         self._bury()
@@ -370,6 +394,11 @@ class SupervisedSandbox:
         if process is None:
             tree.sweep(partial(tree.marked, self._id), timeout=_KILL_SLACK)
             return
-        find = partial(tree.members, process.pid, self._id)
+
+        def find() -> set[tree.Process]:
+            found = tree.members(process.pid, self._id)
+            # If it has ended its pid may have been another's.
+            return tree.marked(self._id) if process.wait(0.0) else found
+
         tree.sweep(find, timeout=_KILL_SLACK)
         process.kill()

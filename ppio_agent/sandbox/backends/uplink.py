@@ -1,17 +1,20 @@
 """The way to the internet of a sandbox that has a network namespace of its own.
 
 A helper, `pasta` or `slirp4netns`, carries packets between an interface inside and
-sockets outside. It maps nothing to the loopback of the host. Two shells wait beside it:
-they hold one end of a pipe whose other end only the sandbox has, so that the helper
-ends with the sandbox, however that, its monitor or the platform ended.
+sockets outside. It maps nothing to the loopback of the host. Two shells stay beside it.
+They hold one end of a pipe whose other end only the sandbox has, so that the helper
+ends with the sandbox, however that, its monitor or the platform ended; and they start it
+again if it ends before, whether there is a platform or not.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterable
@@ -21,11 +24,12 @@ from pathlib import Path
 from attrs import frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.fork import no_fork
 from ppio_agent.exceptions import SandboxStartError
 
 from .startup import read_tail
 
-__all__ = ["Helper", "connect", "find_helpers", "resolver"]
+__all__ = ["Helper", "Uplink", "connect", "find_helpers", "resolver"]
 
 _NAMESERVER = "10.0.2.3"
 _NS_GET_USERNS = 0xB701
@@ -35,18 +39,23 @@ _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 # Standard input and output are the two namespaces: a helper may close other descriptors
 # that it inherits, and as root it has given up the right to look into other processes.
-# One shell waits for the helper, so that its number is nobody else's, the other for the
-# end of the pipe. Only the helper carries the marker: a sweep that killed the shells
-# first would leave a helper whose environment it may not read.
+# One shell waits for the helper, the other for the end of the pipe, which ends them all:
+# they are a process group. Only the helper carries the marker: a sweep that killed the
+# shells first would leave a helper whose environment it may not read. A signal tells
+# that the helper has connected; one that ends before that is of no use, one that ends
+# after it is started again.
 _WATCHED = """\
 exec 3<&2 4<&0 5<&1 </dev/null >/dev/null 2>>"$1"
 shift
-PPIO_SANDBOX_ID="$0" "$@" <&4 >&5 3<&- 4<&- 5<&- &
-helper=$!
-exec 4<&- 5<&-
-{ read -r _ <&3; kill -9 $helper; } 2>/dev/null &
-wait $helper
-kill $! 2>/dev/null
+up=
+trap up=1 USR1
+{ read -r _ <&3; kill -9 0; } 4<&- 5<&- &
+for pause in 0 1 2 4 0; do
+    PPIO_SANDBOX_ID="$0" "$@" <&4 >&5 3<&- 4<&- 5<&-
+    [ "$up" ] || break
+    sleep $pause 3<&- 4<&- 5<&-
+done
+kill -9 $!
 """
 _NETNS, _USERNS = "/proc/self/fd/0", "/proc/self/fd/1"
 
@@ -84,6 +93,50 @@ class Helper:
         return [self.path, *options, *(["--runas", "0"] if uid == 0 else [])]
 
 
+class Uplink:
+    """The way to the network of one sandbox.
+
+    Args:
+        watcher: The shell that leads the helper's process group, a child.
+    """
+
+    def __init__(self, watcher: subprocess.Popen[bytes]) -> None:
+        self._watcher = watcher
+        try:
+            self._pidfd = os.pidfd_open(watcher.pid)
+        except OSError:
+            _end(watcher)
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """Whether the helper has ended for good."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def lost_before(self, sock: socket.socket) -> bool:
+        """Wait until a socket can be read; return whether `lost` comes first."""
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        return sock.fileno() not in dict(poll.poll())
+
+    def close(self) -> None:
+        """End the helper and its shells, whatever holds their pipe open. Idempotent."""
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+            _end(self._watcher)
+
+
+def _end(watcher: subprocess.Popen[bytes]) -> None:
+    # It is not reaped, so the number of its group is nobody else's.
+    with suppress(ProcessLookupError):
+        os.killpg(watcher.pid, signal.SIGKILL)
+    watcher.wait()
+
+
 def find_helpers(path: str) -> tuple[Helper, ...]:
     """Return the helpers there are, the better first.
 
@@ -117,7 +170,7 @@ def resolver(host: str) -> str:
 
 def connect(
     helpers: Iterable[Helper], pid: int, *, sandbox_id: str, alive: int, log: Path
-) -> subprocess.Popen[bytes]:
+) -> Uplink:
     """Connect the network of a process by the first helper that can.
 
     Args:
@@ -128,7 +181,7 @@ def connect(
         log: Where the helpers' complaints go.
 
     Returns:
-        A process that ends when the helper has, which is soon after the sandbox.
+        What holds the helper.
 
     Raises:
         OSError: The process has ended.
@@ -137,9 +190,9 @@ def connect(
     Blocking: 5 s at most for each helper.
     """
     for helper in helpers:
-        watcher = _start(helper, pid, sandbox_id, alive, log)
-        if watcher is not None:
-            return watcher
+        uplink = _start(helper, pid, sandbox_id, alive, log)
+        if uplink is not None:
+            return uplink
     raise SandboxStartError(
         f"sandbox {sandbox_id} cannot be connected to the network; do without by"
         f" allow_internet_access=false: {read_tail(log)}"
@@ -148,29 +201,32 @@ def connect(
 
 def _start(
     helper: Helper, pid: int, sandbox_id: str, alive: int, log: Path
-) -> subprocess.Popen[bytes] | None:
+) -> Uplink | None:
     """Start a helper and wait until it has connected; None if it cannot."""
-    with ExitStack() as until_up:
+    with ExitStack() as namespaces:
         netns = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        until_up.callback(os.close, netns)
+        namespaces.callback(os.close, netns)
         userns = fcntl.ioctl(netns, _NS_GET_USERNS)
-        until_up.callback(os.close, userns)
+        namespaces.callback(os.close, userns)
         command = helper.command(os.geteuid())
-        watcher = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHED, sandbox_id, str(log), *command],
-            stdin=netns,
-            stdout=userns,
-            stderr=alive,
-            env={"PATH": f"/usr/bin:/bin:{_ADMIN_PATH}"},
-            start_new_session=True,
-        )
-        try:
-            if _wait_for_route(watcher, pid):
-                return watcher
-        except BaseException:
-            _end(watcher)
-            raise
-        _end(watcher)
+        with no_fork():
+            watcher = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCHED, sandbox_id, str(log), *command],
+                stdin=netns,
+                stdout=userns,
+                stderr=alive,
+                env={"PATH": f"/usr/bin:/bin:{_ADMIN_PATH}"},
+                start_new_session=True,
+            )
+    uplink = Uplink(watcher)
+    try:
+        if _wait_for_route(watcher, pid):
+            watcher.send_signal(signal.SIGUSR1)
+            return uplink
+    except BaseException:
+        uplink.close()
+        raise
+    uplink.close()
     return None
 
 
@@ -194,10 +250,3 @@ def _has_route(pid: int) -> bool:
         if any(row and row[column] not in ("lo", "Iface") for row in rows):
             return True
     return False
-
-
-def _end(watcher: subprocess.Popen[bytes]) -> None:
-    """End a helper that is of no use, and its shells, which lead its session."""
-    with suppress(ProcessLookupError):
-        os.killpg(watcher.pid, signal.SIGKILL)
-    watcher.wait()

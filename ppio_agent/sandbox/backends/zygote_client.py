@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Final
 
 from ppio_agent._util.backoff import Backoff
+from ppio_agent._util.fork import no_fork
 from ppio_agent._util.threads import NoThreadError, start_thread
 from ppio_agent.sandbox.supervisor.channel import (
     ChannelError,
@@ -28,6 +29,7 @@ from ppio_agent.sandbox.zygote import BLANK_ID
 
 from .handles import ForeignProcess, ProcessHandle
 from .layout import Layout
+from .line import hang_up
 
 __all__ = ["ZygoteClient"]
 
@@ -159,7 +161,7 @@ class ZygoteClient:
         line, self._line = self._line, None
         self._ready.clear()
         if line is not None:
-            line.close()
+            hang_up(line)
 
     # The thread that keeps it
 
@@ -181,13 +183,14 @@ class ZygoteClient:
 
     def _run_one(self) -> str:
         """Start a zygote and stay with it; return how it ended."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = _start(theirs.fileno())
-        except OSError:
-            ours.close()
-            raise
+        with no_fork():
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    process = _start(theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
         with process:
             with self._lock:
                 self._process = process
@@ -209,7 +212,7 @@ class ZygoteClient:
             receive_one(line)
             _limit(line, _ANSWER_LIMIT)
         except (OSError, ChannelError):
-            line.close()  # it ends, and has said why
+            hang_up(line)  # it ends, and has said why
             return
         with self._lock:
             self._line = line

@@ -167,6 +167,13 @@ def test_a_blank_sandbox_becomes_the_one_that_is_wanted(warm_fort: Fort) -> None
     assert again.get()["count"] == 2
 
 
+def test_an_agent_of_a_blank_sandbox_knows_no_secret_of_it(warm_fort: Fort) -> None:
+    """It has the memory that its supervisor had when it was forked."""
+    said = warm_fort.known_secrets(allow_internet=warm_fort.connected)
+
+    assert "known: control\n" in said
+
+
 def test_a_blank_sandbox_that_has_ended_is_not_used(warm_fort: Fort) -> None:
     """A new one is made instead."""
     (blank,) = warm_fort.place.blank.iterdir()
@@ -181,6 +188,25 @@ def test_a_blank_sandbox_that_has_ended_is_not_used(warm_fort: Fort) -> None:
     wait_until(lambda: not list(processes_marked(blank.name)))
 
     assert warm_fort.serve(allow_internet=warm_fort.connected).get()["count"] == 1
+
+
+def test_a_blank_sandbox_that_lost_the_network_is_not_used(warm_fort: Fort) -> None:
+    """One that has it is made instead."""
+    needs_program("pasta")
+    (blank,) = warm_fort.place.blank.iterdir()
+    (helper,) = {pid for pid in processes_marked(blank.name) if "pas" in _name(pid)}
+    shell = os.getpgid(helper)
+    os.killpg(shell, signal.SIGKILL)
+    wait_until(lambda: "(zombie)" in Path(f"/proc/{shell}/status").read_text())
+
+    sandbox = warm_fort.start(
+        "print(open('/proc/net/route').read().count('\\n'))", allow_internet=True
+    )
+    assert int(sandbox.wait_phase("exited").log_tail) > 1
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def test_a_sandbox_that_needs_something_else_is_not_a_blank_one(

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ppio_agent.sandbox.backends.uplink import Helper, find_helpers, resolver
+from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.sandbox.backends import uplink
+from ppio_agent.sandbox.backends.uplink import (
+    Helper,
+    Uplink,
+    connect,
+    find_helpers,
+    resolver,
+)
+from tests.support import needs_program, wait_until
 
 
 def _add(folder: Path, name: str) -> None:
@@ -70,3 +83,117 @@ def test_names_are_asked_of_the_helper_in_the_domains_of_the_host() -> None:
         "search a.test b",
     ]
     assert resolver("") == "nameserver 10.0.2.3\n"
+
+
+class Connected:
+    """This process, connected by a helper that does nothing but be there.
+
+    Attributes:
+        alive: What ends when the sandbox does; this end is the sandbox's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._pids = folder / "pids"
+        program = folder / "helper"
+        program.write_text(f"#!/bin/sh\necho $$ >>{self._pids}\nexec sleep 100\n")
+        program.chmod(0o755)
+        reader, self.alive = os.pipe()
+        self.uplink: Uplink = connect(
+            [Helper(name="pasta", path=str(program))],
+            os.getpid(),
+            sandbox_id="s",
+            alive=reader,
+            log=folder / "log",
+        )
+        os.close(reader)
+
+    def wait_helper(self, number: int) -> int:
+        """Return the helper that was started as the so-manieth."""
+        wait_until(lambda: len(self._started()) == number)
+        return self._started()[-1]
+
+    def _started(self) -> list[int]:
+        text = self._pids.read_text() if self._pids.exists() else ""
+        return list(map(int, text.split()))
+
+    def end(self) -> None:
+        """Be the end of the sandbox. Idempotent."""
+        alive, self.alive = self.alive, -1
+        if alive >= 0:
+            os.close(alive)
+
+
+@pytest.fixture
+def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connected]:
+    needs_program("bwrap")  # where that can be there is network for namespaces
+    hurried = uplink._WATCHED.replace("0 1 2 4 0", "0 0 0")
+    assert hurried != uplink._WATCHED
+    monkeypatch.setattr(uplink, "_WATCHED", hurried)
+    monkeypatch.setattr(uplink, "_has_route", lambda _: (tmp_path / "pids").exists())
+    made = Connected(tmp_path)
+    yield made
+    made.uplink.close()
+    made.end()
+
+
+def _is_gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_helper_that_dies_is_started_again_but_not_for_ever(
+    connected: Connected,
+) -> None:
+    """Whether it is lost is known to who asks, and to who waits for a message."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for number in (1, 2, 3):
+            assert not connected.uplink.lost
+            os.kill(connected.wait_helper(number), signal.SIGKILL)
+        assert connected.uplink.lost_before(ours)
+        assert connected.uplink.lost
+
+        theirs.sendall(b"message")
+        assert not connected.uplink.lost_before(ours)
+
+
+def test_a_helper_ends_with_its_sandbox(connected: Connected) -> None:
+    """Without anybody who sees to it, and it is not started again."""
+    helper = connected.wait_helper(1)
+    connected.end()
+
+    wait_until(lambda: _is_gone(helper) and connected.uplink.lost)
+    assert connected.wait_helper(1) == helper
+
+
+def test_closing_ends_a_helper_whoever_holds_its_pipe(connected: Connected) -> None:
+    """As a forked child of the platform may."""
+    helper = connected.wait_helper(1)
+    connected.uplink.close()
+
+    wait_until(lambda: _is_gone(helper))
+    connected.uplink.close()
+
+
+def test_a_helper_that_cannot_connect_is_started_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says is said."""
+    needs_program("bwrap")
+    monkeypatch.setattr(uplink, "_has_route", lambda _: False)
+    program = tmp_path / "helper"
+    program.write_text("#!/bin/sh\necho refused >&2\nexit 1\n")
+    program.chmod(0o755)
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(SandboxStartError) as caught:
+            connect(
+                [Helper(name="pasta", path=str(program))],
+                os.getpid(),
+                sandbox_id="s",
+                alive=reader,
+                log=tmp_path / "log",
+            )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert str(caught.value).count("refused") == 1
