@@ -38,6 +38,8 @@ class Plain(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hin
             raise ParsingError("not of this version")
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("two lengths")
+        if not (self.chunked or self.content_length):
+            self.expect_continue = False
 
 
 Said = list[dict[str, Any]]
