@@ -17,6 +17,7 @@ from ppio_agent.exceptions import (
     PermissionDeniedError,
     SandboxPlatformError,
     TemplateNotFoundError,
+    ValidationError,
 )
 from ppio_agent.sandbox.keys import DEFAULT_TENANT
 from ppio_agent.storage import Delete, DocumentStore, Put
@@ -81,8 +82,8 @@ class Templates:
         # Orders what reads a record and then writes it, across those two steps; guards
         # _collected_at and _referred.
         self._writing = threading.Lock()
-        self._collected_at = clock()
         self._referred: set[str] = set()
+        self._collected_at = clock()
         if store.get(_TEMPLATE, BASE_ID) is None:
             self._add_base()
 
@@ -353,12 +354,19 @@ class Templates:
         )
 
     def delete(self, ref: str, *, tenant: str = DEFAULT_TENANT) -> None:
-        """Remove a template; sandboxes made from it stay.
+        """Remove a template with all its versions; sandboxes made from it stay.
 
         Raises:
+            ValidationError: `ref` names one version.
             TemplateNotFoundError: The tenant sees no such template.
             PermissionDeniedError: It is a public one.
         """
+        name, colon, _ = ref.partition(":")
+        if colon:
+            raise ValidationError(
+                f"{ref} is one version, and templates are deleted with all of them:"
+                f" delete {name}"
+            )
         with self._writing:
             record = self.get(ref, tenant=tenant)
             if record.tenant != tenant:

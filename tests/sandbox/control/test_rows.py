@@ -128,6 +128,8 @@ def test_builds_come_in_pages(wire: Wire, tmp_path: Path) -> None:
     assert set(builds[0]) == {"buildID", "status", "version", "digest", "createdAt"}
     assert_refused(wire.ask("GET", "/templates/echo?nextToken=x"), 400)
     assert_refused(wire.ask("GET", "/templates/echo?limit=0"), 400)
+    assert_refused(wire.ask("DELETE", "/templates/echo:1.0.0"), 400, "delete echo")
+    assert wire.ask("GET", "/templates/echo").status_code == 200
 
 
 def test_every_route_of_a_sandbox_is_404_for_others(wire: Wire) -> None:

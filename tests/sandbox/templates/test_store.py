@@ -20,6 +20,7 @@ from ppio_agent.exceptions import (
     PermissionDeniedError,
     TemplateManifestError,
     TemplateNotFoundError,
+    ValidationError,
 )
 from ppio_agent.sandbox.templates.blobs import BlobStore
 from ppio_agent.sandbox.templates.environments import Environments
@@ -221,7 +222,6 @@ def test_files_of_dropped_builds_go_while_the_platform_runs(
     assert (rig.folder / "blobs" / "new-x").exists()
 
 
-def test_a_build_is_copied_with_links_modes_and_compiled_modules(
 def _age(rig: Rig) -> None:
     old = time.time() - 3601
     for path in (rig.folder / "blobs").rglob("*"):
@@ -264,6 +264,7 @@ def test_what_a_deploy_takes_from_the_last_build_is_wanted_anew(
     assert blob.stat().st_mtime > time.time() - 3600
 
 
+def test_a_build_is_copied_with_links_modes_and_compiled_modules(
     rig: Rig, agent: Callable[..., FolderSource], tmp_path: Path
 ) -> None:
     source = agent("import lib.mod\n")
@@ -303,6 +304,17 @@ def test_deleting_frees_the_name(rig: Rig, agent: Callable[..., FolderSource]) -
     with pytest.raises(TemplateNotFoundError):
         rig.templates.get("bot")
     assert rig.templates.deploy(agent())[0].id != record.id
+
+
+@pytest.mark.parametrize("ref", ["bot:1.0.0", "bot:latest", "bot:"])
+def test_one_version_is_not_taken_for_all(
+    rig: Rig, agent: Callable[..., FolderSource], ref: str
+) -> None:
+    rig.templates.deploy(agent())
+
+    with pytest.raises(ValidationError, match="delete bot$"):
+        rig.templates.delete(ref)
+    assert rig.templates.get("bot").name == "bot"
 
 
 def test_spawns_are_counted(rig: Rig) -> None:
