@@ -55,15 +55,14 @@ class Admission:
                 self._inside += Counter()  # forgets those that have none
 
     def _check_locked(self, tenant: str) -> None:
-        again = {"retry_after": self._retry_after}
         if self._inside[tenant] >= self._each:
             raise RateLimitError(
                 f"{self._each} {self._what} of this key are under way already:"
                 " deploy again later",
-                **again,
+                retry_after=self._retry_after,
             )
         if self._inside.total() >= self._most:
             raise ServerBusyError(
                 f"{self._most} {self._what} are under way already: deploy again later",
-                **again,
+                retry_after=self._retry_after,
             )
