@@ -64,7 +64,6 @@ class Effect(enum.Enum):
     ARM_PAUSED_TTL = "start the clock of the paused sandbox"
     FREEZE = "stop its processes where they are"
     THAW = "let its processes go on"
-    DESTROY = "end its processes, remove its folder, free its slot"
 
 
 @frozen
@@ -73,7 +72,7 @@ class Step:
 
     Attributes:
         state: The state afterwards.
-        effects: What has to be done for it.
+        effects: What has to be done for it; none for an end, at which everything is.
         reason: Why it was killed; None unless the state is KILLED.
     """
 
@@ -83,7 +82,7 @@ class Step:
 
 
 def _end(reason: EndReason) -> Step:
-    return Step(State.KILLED, (Effect.DESTROY,), reason)
+    return Step(State.KILLED, (), reason)
 
 
 _LIVE: Final = (State.STARTING, State.RUNNING, State.PAUSED)
