@@ -11,10 +11,11 @@ The module is imported by each supervisor and therefore needs the standard libra
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
+from io import FileIO
 from json.encoder import encode_basestring
-from typing import BinaryIO
 
 __all__ = ["AgentLog", "LineSplitter", "RotatingFile", "Tail"]
 
@@ -22,6 +23,14 @@ _MAX_LINE = 64 * 1024
 _MAX_FILE = 10 * 1024 * 1024
 _FILES = 3
 _TAIL = 4 * 1024
+_ADD = (
+    os.O_WRONLY
+    | os.O_APPEND
+    | os.O_CREAT
+    | os.O_NOFOLLOW
+    | os.O_NONBLOCK
+    | os.O_CLOEXEC
+)
 _MOST_AT_ONCE = 500
 
 
@@ -98,7 +107,8 @@ class RotatingFile:
     """A file to which whole records are added; full ones move aside.
 
     An output that cannot be written (disk full) is dropped: the program whose output it
-    is must not stop for that.
+    is must not stop for that. Nor is it written to anything but a file, whatever that
+    program puts in its place.
 
     Args:
         path: The newest file.
@@ -114,7 +124,7 @@ class RotatingFile:
         self._path = path
         self._max_bytes = max_bytes
         self._files = files
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._size = 0
 
     def write(self, data: bytes) -> None:
@@ -135,16 +145,31 @@ class RotatingFile:
 
     def _next_file(self, size: int) -> None:
         self.close()
-        file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - kept open
-        if file.tell() and file.tell() + size > self._max_bytes:
+        file, found = _open(self._path)
+        if found and found + size > self._max_bytes:
             file.close()
             for number in range(self._files - 1, 0, -1):
                 older = f"{self._path}.{number}"
                 newer = f"{self._path}.{number - 1}" if number > 1 else self._path
-                if os.path.exists(newer):
+                if os.path.lexists(newer):
                     os.replace(newer, older)
-            file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - kept open
-        self._file, self._size = file, file.tell()
+            file, found = _open(self._path)
+        self._file, self._size = file, found
+
+
+def _open(path: str) -> tuple[FileIO, int]:
+    """Open a file to add to it; return it and its size.
+
+    Raises:
+        OSError: It cannot be opened, or is no file: a link is not followed, and no
+            reader of a pipe waited for.
+    """
+    fd = os.open(path, _ADD, 0o666)
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is not a file")
+    return FileIO(fd, "ab"), about.st_size
 
 
 class AgentLog:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +128,42 @@ def test_output_that_cannot_be_written_is_dropped(tmp_path: Path) -> None:
     log.close()
 
     assert path.read_bytes() == b"kept\n"
+
+
+@pytest.mark.parametrize("what", ["pipe", "link", "folder"])
+@pytest.mark.parametrize("name", ["agent.log", "agent.log.1"])
+def test_output_goes_to_files_only(tmp_path: Path, name: str, what: str) -> None:
+    """An agent may put anything in their place: nobody waits, nothing is followed."""
+    path, target = tmp_path / "agent.log", tmp_path / "target"
+    log = RotatingFile(str(path), max_bytes=8, files=3)
+    log.write(b"first\n")
+    (tmp_path / name).unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif what == "link":
+        (tmp_path / name).symlink_to(target)
+    else:
+        (tmp_path / name).mkdir()
+    for _ in range(9):
+        log.write(b"more\n")
+    log.close()
+
+    assert not target.exists()
+    for file in tmp_path.iterdir():
+        assert not file.is_file() or file.stat().st_size <= 8
+
+
+def test_a_pipe_that_is_read_gets_nothing(tmp_path: Path) -> None:
+    """Opening it would not wait, but writing to it would."""
+    path = tmp_path / "agent.log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = RotatingFile(str(path))
+    log.write(b"x" * 1_000_000)
+    log.close()
+
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_agent_log_writes_one_object_a_line_and_keeps_the_streams_apart(
