@@ -7,18 +7,21 @@ would only add "database is locked".
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ppio_agent.exceptions import ConfigurationError, ConflictError
+from ppio_agent.exceptions import ConfigurationError, ConflictError, WireError
 from ppio_agent.wire.json import decode_json, encode_json
 
 from .documents import Change, Document, Put
 
 __all__ = ["SqliteDocumentStore", "opened", "transaction"]
+
+_log = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -65,7 +68,7 @@ class SqliteDocumentStore:
                 "SELECT version, body FROM document WHERE kind = ? AND id = ?",
                 (kind, id),
             ).fetchone()
-        return None if row is None else Document(kind, id, row[0], decode_json(row[1]))
+        return None if row is None else _document(kind, id, *row)
 
     def scan(self, kind: str, /) -> tuple[Document, ...]:
         """Return every document of a kind, in the order of their ids."""
@@ -74,10 +77,7 @@ class SqliteDocumentStore:
                 "SELECT id, version, body FROM document WHERE kind = ? ORDER BY id",
                 (kind,),
             ).fetchall()
-        return tuple(
-            Document(kind, id_, version, decode_json(body))
-            for id_, version, body in rows
-        )
+        return tuple(_document(kind, *row) for row in rows)
 
     def write(self, *changes: Change) -> None:
         """Make all changes at once; see `DocumentStore.write`."""
@@ -109,6 +109,18 @@ class SqliteDocumentStore:
         """Close the file. Idempotent."""
         with self._lock:
             self._db.close()
+
+
+def _document(kind: str, id_: str, version: int, data: bytes) -> Document:
+    """Return a document; one that is damaged is empty, and so keeps nobody out."""
+    try:
+        body = decode_json(data)
+    except (WireError, TypeError, AttributeError):
+        body = None
+    if not isinstance(body, dict):
+        _log.warning("the document %s %s is damaged: it is read as empty", kind, id_)
+        body = {}
+    return Document(kind, id_, version, body)
 
 
 @contextmanager

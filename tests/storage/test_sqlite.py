@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,24 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="has schema 99"):
         SqliteDocumentStore(tmp_path / "x.db")
+
+
+@pytest.mark.parametrize("body", [b"\xff{", b"[1]", b"", "text", 7])
+def test_a_damaged_document_keeps_nobody_from_the_others(
+    tmp_path: Path, body: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteDocumentStore(tmp_path / "x.db")
+    store.write(Put("a", "1", {"v": 1}), Put("a", "2", {"v": 2}))
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
+        db.execute("UPDATE document SET body = ? WHERE id = '1'", (body,))
+    try:
+        assert [doc.body for doc in store.scan("a")] == [{}, {"v": 2}]
+        damaged = store.get("a", "1")
+        assert damaged is not None
+        assert damaged.body == {}
+    finally:
+        store.close()
+    assert "a 1 is damaged" in caplog.text
 
 
 def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
