@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from ppio_agent._util.clock import utc_now
+from ppio_agent._util.trees import let_in, removal
+from ppio_agent.exceptions import WireError
 from ppio_agent.sandbox.logview import FILES, LARGEST_FILE
-from ppio_agent.storage import Delete, DocumentStore, Put
+from ppio_agent.storage import Delete, Document, DocumentStore, Put
 from ppio_agent.wire.model import structure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SANDBOX_ROW", "EndedLogs", "remove_tree"]
 
@@ -31,48 +36,60 @@ _KIND: Final = "ended"
 _KEPT_FOR: Final = timedelta(hours=24)
 _MOST: Final = 100
 _REMEMBERED: Final = 10_000
+_LONG_AGO: Final = datetime.min.replace(tzinfo=timezone.utc)
 _LOGS: Final = (*FILES, "supervisor.log")
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all in it, whatever modes an agent gave its folders.
+    """Remove a file, or a folder with all in it, whatever an agent made of it.
 
     What cannot be removed is logged and left.
     """
     try:
-        try:
-            shutil.rmtree(path)
-        except PermissionError:
-            _open_folders(path)
-            shutil.rmtree(path)
+        with _handle(path.parent) as folder:
+            for _ in removal(folder, path.name):
+                pass
     except FileNotFoundError:
         pass
     except OSError as error:
         _log.warning("the folder %s could not be removed: %s", path, error)
 
 
-def _open_folders(path: Path) -> None:
-    # From the top down: a folder can be listed once it and those above are open.
-    path.chmod(0o700)
-    for folder, names, _ in os.walk(path):
-        for name in names:
-            inner = Path(folder, name)
-            if not inner.is_symlink():
-                inner.chmod(0o700)
+def _keep_logs(root: Path, kept: Path) -> None:
+    """Move the log files of a sandbox; an agent may have put other things there.
+
+    What cannot be moved is logged and left.
+    """
+    try:
+        with ExitStack() as opened:
+            folder = opened.enter_context(_handle(root.parent))
+            for name in (root.name, "logs"):
+                folder = let_in(name, folder)
+                opened.callback(os.close, folder)
+            kept.mkdir(mode=0o700, exist_ok=True)
+            for name in _LOGS:
+                _keep_log(name, folder, kept)
+    except FileNotFoundError:
+        pass  # it did not come that far
+    except OSError as error:
+        _log.warning("the logs in %s could not be kept: %s", root, error)
 
 
-def _strip(logs: Path) -> None:
-    """Leave only log files in a folder; an agent may have put other things there."""
-    for entry in logs.iterdir():
-        about = entry.lstat()
-        if stat.S_ISDIR(about.st_mode):
-            remove_tree(entry)
-        elif (
-            entry.name not in _LOGS
-            or not stat.S_ISREG(about.st_mode)
-            or about.st_size > LARGEST_FILE
-        ):
-            entry.unlink()
+@contextmanager
+def _handle(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _keep_log(name: str, logs: int, kept: Path) -> None:
+    with suppress(FileNotFoundError):
+        about = os.stat(name, dir_fd=logs, follow_symlinks=False)
+        if stat.S_ISREG(about.st_mode) and about.st_size <= LARGEST_FILE:
+            os.rename(name, kept / name, src_dir_fd=logs)
+            (kept / name).chmod(0o600)
 
 
 @frozen(kw_only=True)
@@ -80,6 +97,15 @@ class _Ended:
     tenant: str
     ended_at: datetime
     reason: str
+
+    @classmethod
+    def parse(cls, document: Document) -> Self:
+        """Return what was kept; of a row that cannot be read, something long ago."""
+        try:
+            return structure(cls, document.body)
+        except WireError as error:
+            _log.warning("the row of %s, ended, is not read: %s", document.id, error)
+            return cls(tenant="", ended_at=_LONG_AGO, reason="")
 
 
 class EndedLogs:
@@ -112,7 +138,8 @@ class EndedLogs:
     def bury(self, sandbox_id: str, *, tenant: str, reason: str, root: Path) -> None:
         """Take over the logs of an ended sandbox; remove its folder and its row.
 
-        Whatever the instant of a crash, the row is there until nothing else is.
+        Whatever the instant of a crash, the row is there until nothing else is, save
+        what cannot be removed: that is tried again when a platform starts.
 
         Args:
             sandbox_id: Its id.
@@ -120,10 +147,7 @@ class EndedLogs:
             reason: Why it ended.
             root: Its folder, which need not be there.
         """
-        logs = root / "logs"
-        if logs.is_dir():
-            _strip(logs)
-            logs.replace(self._folder / sandbox_id)
+        _keep_logs(root, self._folder / sandbox_id)
         remove_tree(root)
         ended = {"tenant": tenant, "ended_at": self._clock(), "reason": reason}
         self._store.write(
@@ -144,7 +168,7 @@ class EndedLogs:
         document = self._store.get(_KIND, sandbox_id)
         if document is None:
             return None
-        ended = structure(_Ended, document.body)
+        ended = _Ended.parse(document)
         if tenant not in (None, ended.tenant):
             return None
         if ended.ended_at < self._clock() - _KEPT_FOR:
@@ -156,7 +180,7 @@ class EndedLogs:
         with self._pruning:
             oldest = self._clock() - _KEPT_FOR
             found = [
-                (structure(_Ended, document.body).ended_at, document.id)
+                (_Ended.parse(document).ended_at, document.id)
                 for document in self._store.scan(_KIND)
             ]
             newest_first = sorted(found, reverse=True)
