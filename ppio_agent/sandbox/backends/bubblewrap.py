@@ -99,6 +99,8 @@ class BubblewrapBackend:
         self._bwrap = bwrap
         self._place = place
         self._holds = Holds()
+        self._closed = False
+        self._making: ContainedProcess | None = None
         self._spares = WarmPool(
             "ppio-sandbox-warm-1",
             warm,
@@ -176,6 +178,9 @@ class BubblewrapBackend:
 
     def close(self) -> None:
         """Kill, without grace, whatever still runs. Idempotent."""
+        self._closed = True
+        if self._making is not None:
+            self._making.kill()
         self._spares.close()
         self._holds.close()
         shutil.rmtree(self._place.blank, ignore_errors=True)
@@ -211,6 +216,17 @@ class BubblewrapBackend:
         root = self._place.blank / spare_id
         line = Line(path=str(self._place.sockets / spare_id), secret="")
         sock, process = self._bwrap.make(
-            spare_id, root, line, internet=self._connected, warm=True
+            spare_id,
+            root,
+            line,
+            internet=self._connected,
+            warm=True,
+            on_begun=self._note_making,
         )
+        self._making = None
         return _Spare(id=spare_id, root=root, line=line, sock=sock, process=process)
+
+    def _note_making(self, process: ContainedProcess) -> None:
+        self._making = process
+        if self._closed:
+            process.kill()

@@ -141,6 +141,7 @@ class Bwrap:
         internet: bool,
         warm: bool = False,
         python: str | None = None,
+        on_begun: Callable[[ContainedProcess], object] = lambda _: None,
     ) -> tuple[socket.socket, ContainedProcess]:
         """Make a blank sandbox.
 
@@ -152,6 +153,8 @@ class Bwrap:
             warm: Whether its supervisor loads what agents load, which is waited for.
             python: The interpreter inside, in an environment of its own; None for this
                 one.
+            on_begun: Told its process as soon as there is one; killing that ends the
+                making.
 
         Returns:
             The line to the supervisor, and its process.
@@ -164,7 +167,9 @@ class Bwrap:
         shown = () if python is None else (str(Path(python).parents[1]),)
         start = partial(self._exec, sandbox_id, root, warm=warm, shown=shown)
         try:
-            return self._make(sandbox_id, root, line, start, internet=internet)
+            return self._make(
+                sandbox_id, root, line, start, internet=internet, on_begun=on_begun
+            )
         except OSError as exc:
             said = read_tail(supervisor_log(root)).strip()
             raise SandboxStartError(
@@ -179,6 +184,7 @@ class Bwrap:
         start: Callable[[tuple[int, int, int]], subprocess.Popen[bytes]],
         *,
         internet: bool,
+        on_begun: Callable[[ContainedProcess], object],
     ) -> tuple[socket.socket, ContainedProcess]:
         with ExitStack() as always, ExitStack() as on_error:
             listener = always.enter_context(listen(line))
@@ -197,6 +203,7 @@ class Bwrap:
             process = ContainedProcess(_read_pid(info, monitor), monitor)
             on_error.callback(process.close)
             on_error.callback(process.kill)
+            on_begun(process)
             if internet:
                 process.uplink = connect(
                     self.helpers,

@@ -16,7 +16,7 @@ __all__ = ["WarmPool"]
 _log = logging.getLogger(__name__)
 
 _PAUSE_AFTER_FAILURE = 10.0
-_END_LIMIT = 10.0
+_END_LIMIT = 5.0
 
 _T = TypeVar("_T")
 
@@ -93,7 +93,8 @@ class WarmPool(Generic[_T]):
     def close(self) -> None:
         """End all that nobody took. Idempotent.
 
-        Blocking: until one that is just being made is made; 10 s at most.
+        Blocking: until one that is just being made is made, or its maker gives up; 5 s
+        at most.
         """
         with self._changed:
             self._closed = True
@@ -109,9 +110,11 @@ class WarmPool(Generic[_T]):
             try:
                 thing = self._make()
             except Exception:  # noqa: BLE001 - the outermost frame of a thread
-                _log.warning("nothing could be kept ready", exc_info=True)
                 with self._changed:
+                    if self._closed:
+                        return
                     self._begin_at = time.monotonic() + _PAUSE_AFTER_FAILURE
+                _log.warning("nothing could be kept ready", exc_info=True)
                 continue
             with self._changed:
                 closed = self._closed

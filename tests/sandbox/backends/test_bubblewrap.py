@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,13 @@ from ppio_agent.exceptions import SandboxStartError
 from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend
 from tests.sandbox.fort import Fort
 from tests.sandbox.sandboxkit import SERVER
-from tests.support import needs_program, processes_marked, wait_until
+from tests.support import (
+    SLOW,
+    needs_program,
+    new_threads,
+    processes_marked,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -321,3 +328,36 @@ def test_close_ends_all_and_leaves_no_thread(tmp_path: Path) -> None:
     assert list(processes_marked(sandbox.spec.sandbox_id)) == []
     assert not (tmp_path / "blank").exists()
     wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_close_does_not_wait_for_a_blank_sandbox_that_is_being_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here one that would never be ready; its maker ends, and complains of nothing."""
+    fort = Fort(tmp_path)
+    wrapped = tmp_path / "bwrap"
+    wrapped.write_text(
+        _NEVER_READY.format(python=sys.executable, bwrap=fort.bwrap.path)
+    )
+    wrapped.chmod(0o755)
+    bwrap = attrs.evolve(fort.bwrap, path=str(wrapped), helpers=())
+    fort.backend = backend = BubblewrapBackend(bwrap, fort.place, warm=1)
+    threads = new_threads("ppio-sandbox-warm")
+    backend.begin()
+    wait_until(lambda: list(fort.place.blank.glob("*/app/begun")), timeout=20.0)
+    begun = time.monotonic()
+    fort.close()
+
+    assert time.monotonic() - begun < 4.0 * SLOW
+    assert threads() == []
+    assert caplog.text == ""
+
+
+# Everything as it is, but for the supervisor, the command behind `--`.
+_NEVER_READY = """\
+#!{python}
+import os, sys
+cut = sys.argv.index("--")
+command = ["/bin/sh", "-c", "echo >/app/begun; exec sleep 100"]
+os.execv({bwrap!r}, [{bwrap!r}, *sys.argv[1:cut + 1], *command])
+"""
