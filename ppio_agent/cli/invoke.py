@@ -13,7 +13,7 @@ import click
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.json import Json, encode_json
 
-from .target import find_target
+from .target import find_or_embed
 
 if TYPE_CHECKING:
     from ppio_agent.client import SandboxSession
@@ -81,7 +81,7 @@ def invoke(
     ref, text, manifest_env = _what(words, ref, text)
     request = parse_input(_read_stdin() if text == "-" else text)
     encode_json(request)  # refused here, before it costs a sandbox
-    with find_target(runs=True) as target, target.client() as client:
+    with find_or_embed() as target, target.client() as client:
         if keep and target.embedded:
             raise click.UsageError(
                 "--keep needs a platform that stays; run ppio-agent up in another"

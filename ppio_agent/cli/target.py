@@ -1,21 +1,25 @@
 """The platform that a command talks to, over its control plane.
 
 ``PPIO_API_URL`` names it; otherwise it is the one that runs on the default data
-directory, and if there is none, one embedded in this process for the one command.
+directory. Where there is none, one can be embedded in this process for the one command.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlencode
 
 from attrs import evolve, field, frozen
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    PlatformAlreadyRunningError,
+    SandboxPlatformError,
+)
 from ppio_agent.hooks import Hooks
 from ppio_agent.transport import (
     Kind,
@@ -32,7 +36,9 @@ if TYPE_CHECKING:
     from ppio_agent.client import AgentRuntimeClient
     from ppio_agent.sandbox import SandboxPlatform
 
-__all__ = ["Target", "find_target"]
+__all__ = ["Target", "find_or_embed", "find_or_open", "find_target", "open_target"]
+
+_T = TypeVar("_T")
 
 _TIMEOUT = 60.0
 _PAGE = 100
@@ -163,27 +169,78 @@ def _read_events(stream: RawStream) -> Iterator[SSEEvent]:
 
 
 @contextmanager
-def find_target(*, runs: bool = False) -> Iterator[Target]:
-    """Find, or start for the time of the block, the platform to talk to.
+def find_target() -> Iterator[Target]:
+    """Find the platform to talk to.
 
-    Args:
-        runs: Whether sandboxes are to be run. Else a platform that is started here
-            only answers for what it holds.
+    Raises:
+        SandboxPlatformError: None is named, and none runs on this machine.
+    """
+    address = _find()
+    if address is None:
+        raise SandboxPlatformError("no platform runs: start one with ppio-agent up")
+    with open_target(address) as target:
+        yield target
+
+
+@contextmanager
+def find_or_embed() -> Iterator[Target]:
+    """Find the platform to talk to, or start one for this block alone.
+
+    Raises:
+        PlatformAlreadyRunningError: As `find_or_open`.
     """
     with ExitStack() as stack:
-        address = _named() or _found()
-        embedded = address is None
-        if address is None:
-            platform = stack.enter_context(_embedded(runs=runs))
-            address = platform.url, platform.api_key
-        url, key = address
-        transport = Transport(TransportConfig())
-        stack.callback(transport.close)
+        found = find_or_open(stack, _embedded)
+        embedded = not isinstance(found, tuple)
+        address = found if isinstance(found, tuple) else (found.url, found.api_key)
+        yield stack.enter_context(open_target(address, embedded=embedded))
+
+
+def _embedded() -> SandboxPlatform:
+    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+
+    return SandboxPlatform(PlatformConfig.from_env(os.environ), stays=False)
+
+
+def find_or_open(
+    stack: ExitStack, make: Callable[[], AbstractContextManager[_T]]
+) -> tuple[str, str] | _T:
+    """Return address and key of the platform to talk to, or what stands in for it.
+
+    Args:
+        stack: Gets what is opened.
+        make: Makes what is opened in its place where none runs; it uses the default
+            data directory.
+
+    Raises:
+        PlatformAlreadyRunningError: Another command uses that for too long.
+    """
+    address = _find()
+    if address is None:
+        try:
+            return stack.enter_context(make())
+        except PlatformAlreadyRunningError:
+            address = _find()  # one that was just starting
+            if address is None:
+                raise
+    return address
+
+
+@contextmanager
+def open_target(
+    address: tuple[str, str], *, embedded: bool = False
+) -> Iterator[Target]:
+    """Return the platform at an address, with a transport to it, for the block."""
+    url, key = address
+    with closing(Transport(TransportConfig())) as transport:
         yield Target(url=url, api_key=key, transport=transport, embedded=embedded)
 
 
-def _named() -> tuple[str, str] | None:
-    """Return the platform that the environment names."""
+def _find() -> tuple[str, str] | None:
+    """Return the platform that the environment names, or that of a plug-in.
+
+    The last plug-in names the one that runs on this machine.
+    """
     url = os.environ.get("PPIO_API_URL", "").strip().rstrip("/")
     key = os.environ.get("PPIO_API_KEY", "").strip()
     if url and not key:
@@ -191,21 +248,4 @@ def _named() -> tuple[str, str] | None:
             "PPIO_API_URL is set and PPIO_API_KEY is not; set the key that belongs to"
             " it, or unset both to use the platform on this machine"
         )
-    return (url, key) if url else None
-
-
-def _found() -> tuple[str, str] | None:
-    """Return the platform of a plug-in, or the one that runs on this machine."""
-    return Hooks.load().default_platform(None)
-
-
-def _embedded(*, runs: bool) -> SandboxPlatform:
-    from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-    from ppio_agent.sandbox.backends.process import ProcessBackend
-
-    # The sandboxes of one that crashed are for the next that stays.
-    return SandboxPlatform(
-        PlatformConfig.from_env(os.environ),
-        backend=None if runs else ProcessBackend(),
-        take_over=False,
-    )
+    return (url, key) if url else Hooks.load().default_platform(None)

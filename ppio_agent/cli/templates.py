@@ -7,13 +7,9 @@ from pathlib import Path
 import click
 
 from .output import json_option, print_json, print_table
-from .target import find_target
+from .shelf import find_shelf
 
 __all__ = ["deploy", "templates"]
-
-_DEPLOY_TIMEOUT = 300.0
-# Longer than the platform gives to those who install before, and to this one.
-_INSTALL_TIMEOUT = 1500.0
 
 
 @click.command()
@@ -42,13 +38,8 @@ def deploy(
     if dry_run:
         click.echo(f"{package.name} {package.version}: {package.files} files, valid")
         return
-    with find_target() as target:
-        record = target.call(
-            "POST", "platform", "v1", "templates",
-            query={"install": "true" if install else None},
-            body=package.archive, kind="template",
-            timeout=_INSTALL_TIMEOUT if install else _DEPLOY_TIMEOUT,
-        )  # fmt: skip
+    with find_shelf(install=install) as shelf:
+        record = shelf.deploy(package, install=install)
     packing.write_status(package.manifest_path, record)
     if as_json:
         print_json(record)
@@ -66,10 +57,8 @@ def templates() -> None:
 @json_option
 def list_templates(*, as_json: bool) -> None:
     """List them."""
-    with find_target() as target:
-        found = target.call(
-            "GET", "templates", query={"metadata": "true"}, kind="other"
-        )
+    with find_shelf() as shelf:
+        found = shelf.every()
     if as_json:
         print_json(found)
         return
@@ -81,15 +70,21 @@ def list_templates(*, as_json: bool) -> None:
 @click.argument("ref")
 def get_template(ref: str) -> None:
     """Show the template REF (id, name or name:version) as JSON."""
-    with find_target() as target:
-        print_json(target.call("GET", "templates", ref, kind="template"))
+    with find_shelf() as shelf:
+        print_json(shelf.get(ref))
 
 
 @templates.command("delete")
 @click.argument("ref")
 def delete_template(ref: str) -> None:
-    """Delete the template REF; sandboxes made from it stay."""
-    with find_target() as target:
-        found = target.call("GET", "templates", ref, kind="template")
-        target.call("DELETE", "templates", found["templateID"], kind="template")
+    """Delete the template REF, all its versions; sandboxes made from it stay."""
+    name, colon, _ = ref.partition(":")
+    if colon:
+        raise click.UsageError(
+            f"{ref} is one version, and templates are deleted with all of them; to do"
+            f" that: ppio-agent templates delete {name}"
+        )
+    with find_shelf() as shelf:
+        found = shelf.get(ref)
+        shelf.delete(str(found["templateID"]))
     click.echo(f"deleted {found['templateID']}")

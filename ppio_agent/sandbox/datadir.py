@@ -30,7 +30,8 @@ _KEY_PREFIX: Final = "sk_local_"
 _SOCKETS: Final = "sockets"
 _SOCKETS_PREFIX: Final = "ppio-"
 _LONGEST_BASE: Final = 60
-_STARTING_WAIT: Final = 5.0
+# Longer than most commands need it, and a platform to start.
+_WAIT: Final = 10.0
 
 
 @frozen(kw_only=True)
@@ -49,7 +50,7 @@ class Running:
 
 
 class DataDir:
-    """One data directory, made with mode 0700, locked while a platform uses it.
+    """One data directory, made with mode 0700, locked while it is used.
 
     Thread safety: one thread at a time.
     """
@@ -104,18 +105,19 @@ class DataDir:
         """Make the directory and lock it.
 
         Raises:
-            PlatformAlreadyRunningError: Another platform holds it.
+            PlatformAlreadyRunningError: A platform holds it, or a command for long.
 
-        Blocking: 5 s at most, when the other is just starting, or was just killed.
+        Blocking: 10 s at most, unless a platform runs that announced itself.
         """
         make_private(self.path)
         lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = Deadline.after(_STARTING_WAIT)
+        deadline = Deadline.after(_WAIT)
         tick = threading.Event()
         while not _locked(lock):
             running = read_running(self.path)
-            # Nothing is announced yet by one that is just starting. One that has gone
-            # was killed, and a child that it was starting holds the lock for a moment.
+            # Nothing is announced by a command, nor yet by one that is just starting.
+            # One that has gone was killed, and a child that it was starting holds the
+            # lock for a moment.
             if deadline.expired or (running is not None and _lives(running.pid)):
                 os.close(lock)
                 raise _already_running(self.path, running)
@@ -183,7 +185,7 @@ class DataDir:
         (self.path / _RECORD).unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Let another platform use the directory. Idempotent."""
+        """Let others use the directory. Idempotent."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -237,12 +239,16 @@ def _lives(pid: int) -> bool:
 def _already_running(
     path: Path, running: Running | None
 ) -> PlatformAlreadyRunningError:
-    where = f" at {running.url} (process {running.pid})" if running else ""
+    if running is None:
+        return PlatformAlreadyRunningError(
+            f"a command, or a platform that starts, uses the data directory {path}:"
+            " try again when it is done, or use another data_dir"
+        )
     return PlatformAlreadyRunningError(
-        f"a platform{where} uses the data directory {path}: use that one,"
-        " or another data_dir",
-        url=running.url if running else None,
-        pid=running.pid if running else None,
+        f"a platform at {running.url} (process {running.pid}) uses the data directory"
+        f" {path}: use that one, or another data_dir",
+        url=running.url,
+        pid=running.pid,
     )
 
 

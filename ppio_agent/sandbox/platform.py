@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
-import string
 import sys
 import threading
 import time
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
@@ -29,13 +27,11 @@ from ppio_agent.sandbox.control.kit import asked_host
 from ppio_agent.sandbox.control.places import Places
 from ppio_agent.sandbox.control.views import Viewer
 from ppio_agent.sandbox.edge.server import Edge
-from ppio_agent.sandbox.templates.blobs import BlobStore
-from ppio_agent.sandbox.templates.environments import Environments
-from ppio_agent.sandbox.templates.packing import host_limits, write_status
+from ppio_agent.sandbox.templates.packing import write_status
 from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.sandbox.templates.store import Templates
-from ppio_agent.storage import DocumentStore, open_store
+from ppio_agent.storage import DocumentStore
 from ppio_agent.web import Lanes, Server, ServerConfig
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.models import Template
@@ -44,6 +40,7 @@ from .config import PlatformConfig
 from .control import Control, create_app, lane_of, refusal_of
 from .datadir import DataDir, Running
 from .edge.tls import TLS, open_tls
+from .holdings import make_id, open_data, open_templates
 from .keys import DEFAULT_TENANT, KeyRing
 from .life.sandboxes import Folders, Sandboxes
 from .metrics import Metrics
@@ -54,13 +51,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["SandboxPlatform"]
-
-_ID_LETTERS: Final = string.ascii_lowercase + string.digits
-
-
-def _new_id() -> str:
-    # Ids are parts of public host names behind which no key is asked for.
-    return "".join(secrets.choice(_ID_LETTERS) for _ in range(20))
 
 
 @frozen(kw_only=True)
@@ -89,8 +79,9 @@ class SandboxPlatform(Closing):
         config: Settings; None reads the environment.
         backend: What runs sandboxes; None: as `config.backend` says. Closed with it.
         hooks: Plug-ins that find templates; None loads the installed ones.
-        take_over: Whether to take up the sandboxes of a platform that crashed. One
-            that ends soon leaves them to the next, or to their own end.
+        stays: Whether it takes up the sandboxes of a platform that crashed, tidies up
+            after it, and lets other processes find it. One for a single call leaves
+            that to the next that stays.
         clock: The monotonic clock of all time-outs.
         id_factory: Makes ids: 20 of a-z and 0-9, not to be guessed.
 
@@ -110,14 +101,14 @@ class SandboxPlatform(Closing):
         *,
         backend: Backend | None = None,
         hooks: Hooks | None = None,
-        take_over: bool = True,
+        stays: bool = True,
         clock: Callable[[], float] = time.monotonic,
-        id_factory: Callable[[], str] = _new_id,
+        id_factory: Callable[[], str] = make_id,
     ) -> None:
         self._config = PlatformConfig.from_env(os.environ) if config is None else config
         self._given_backend = backend
         self._given_hooks = hooks
-        self._takes_over = take_over
+        self._stays = stays
         self._clock = clock
         self._id_factory = id_factory
         # Guards start and close, which take turns.
@@ -131,7 +122,7 @@ class SandboxPlatform(Closing):
         """Listen and serve.
 
         Raises:
-            PlatformAlreadyRunningError: Another one uses the data directory.
+            PlatformAlreadyRunningError: Something else uses the data directory.
             BackendUnavailableError: The backend that is asked for does not work here.
             TLSUnavailableError: `tls_port` is set, and the extra `tls` not installed.
             SandboxUnavailableError: This machine cannot run local sandboxes.
@@ -153,12 +144,9 @@ class SandboxPlatform(Closing):
 
     def _start(self, stack: ExitStack) -> _Parts:
         config, data = self._config, DataDir(self._config.data_dir)
-        data.acquire()
-        stack.callback(data.release)
+        store = stack.enter_context(open_data(data))
         keys = dict(config.keys) or {data.key(): DEFAULT_TENANT}
         ring = KeyRing(keys, any_key=config.any_key)
-        store = open_store(f"sqlite:///{data.database}")
-        stack.callback(store.close)
         sockets, left = _open_sockets(stack, data)
         backend = self._given_backend or choose_backend(
             config.backend,
@@ -167,8 +155,7 @@ class SandboxPlatform(Closing):
             warm=config.warm,
         )
         stack.callback(backend.close)
-        folders = Folders(live=data.sandboxes, sockets=sockets, ended=data.logs)
-        templates, sandboxes = self._make_sandboxes(folders, data, store, backend)
+        templates, sandboxes = self._make_sandboxes(data, store, backend, sockets)
         socket_path = sockets / "control.sock"
         tls = _open_tls(data, config)
         edge = Edge(
@@ -182,12 +169,12 @@ class SandboxPlatform(Closing):
         stack.callback(lambda: edge.close(self._left()))
         edge.listen()
         stack.callback(lambda: sandboxes.close(self._left()))
-        if self._takes_over:
+        if self._stays:
             # Not before it has its address: it could only end them. Who calls meanwhile
             # is answered when they are there.
             sandboxes.recover()
             left.callback(data.remove_socket_folder)
-        templates.collect()
+            templates.collect()
         edge.start()
         places = Places(
             domain=config.domain, url=edge.url, tls_authority=edge.tls_authority
@@ -207,22 +194,21 @@ class SandboxPlatform(Closing):
             started=self._clock(),
         )
         self._serve(stack, parts, socket_path, uploads=data.uploads)
-        data.announce(Running(url=edge.url, pid=os.getpid(), api_key=api_key))
-        stack.callback(data.withdraw)
+        if self._stays:
+            data.announce(Running(url=edge.url, pid=os.getpid(), api_key=api_key))
+            stack.callback(data.withdraw)
         return parts
 
     def _make_sandboxes(
-        self, folders: Folders, data: DataDir, store: DocumentStore, backend: Backend
+        self, data: DataDir, store: DocumentStore, backend: Backend, sockets: Path
     ) -> tuple[Templates, Sandboxes]:
-        templates = Templates(
+        folders = Folders(live=data.sandboxes, sockets=sockets, ended=data.logs)
+        templates = open_templates(
+            data,
             store,
-            BlobStore(data.blobs),
-            # Only in the process backend may agents do what their installer does.
-            Environments(data.environments, wheels_only=backend.name != "process"),
-            host=host_limits(),
+            wheels_only=backend.name != "process",
             id_factory=self._id_factory,
             find=self._find_template,
-            in_use=lambda: sandboxes.builds_in_use(),  # noqa: PLW0108 - not yet made
         )
         sandboxes = Sandboxes(
             self._config,

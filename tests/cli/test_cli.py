@@ -64,6 +64,9 @@ def test_templates_are_listed_shown_and_deleted(command: Command) -> None:
     assert "short-lived" in {name for item in listed for name in item["names"]}
     shown = json.loads(command("templates", "get", "short-lived").out)
     assert shown["version"] == "1.0.0"
+    refused = command("templates", "delete", "short-lived:1.0.0")
+    assert refused.status == 2
+    assert "ppio-agent templates delete short-lived" in refused.err
     assert command("templates", "delete", "short-lived").status == 0
     missing = command("templates", "get", "short-lived")
     assert missing.status == 4

@@ -40,7 +40,7 @@ class FakeSandbox:
         self.spec = spec
         self.agent = AgentStatus(phase="ready" if spec.entrypoint else "none")
         self.log: list[str] = []
-        self.pid = 1
+        self.pid = 0  # of no process: what is not there is not killed
         self.alive = True
         self.paused = False
         self.on_dial: Callable[[int], socket.socket] | None = None

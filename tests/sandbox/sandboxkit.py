@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from ppio_agent._util.ids import new_id
 from ppio_agent.sandbox.backends.base import (
     AGENT_PORT,
@@ -56,6 +58,22 @@ def serve(port=None):
     Server(address, Handler).serve_forever()
 """
 """An agent without a framework; a test adds `serve()` and what it wants besides."""
+
+# Says which of `adoption`, `token` and `control` it finds in its own memory; the last
+# is there.
+_GREP = """
+import os, re
+control = b"control-" + str(10**7).encode() + b"-end"
+known = set()
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for area, rights, *rest in map(str.split, maps):
+        first, last = (int(end, 16) for end in area.split("-"))
+        if "rw" in rights and not rest[-1].startswith("[v"):
+            memory.seek(first)
+            data = memory.read(last - first)
+            known.update(re.findall(rb"([a-z]+)-[0-9]{8}-end", data))
+print("known:", *sorted(word.decode() for word in known), flush=True)
+"""
 
 
 def request(
@@ -260,6 +278,13 @@ class Lab:
         sandbox = self.start(SERVER + textwrap.dedent(source), **options)
         sandbox.wait_phase("ready")
         return sandbox
+
+    def known_secrets(self, **options: Any) -> str:
+        """Return what an agent says of the secrets that are in its memory."""
+        spec = self.spec(_GREP, access_token="token-12345678-end", **options)
+        line = attrs.evolve(spec.line, secret="adoption-12345678-end")
+        sandbox = self.begin(attrs.evolve(spec, line=line))
+        return sandbox.wait_phase("exited").log_tail
 
     def spec(self, source: str | None = None, **options: Any) -> SandboxSpec:
         """Return the spec of a new sandbox, its folder made."""

@@ -15,6 +15,7 @@ import attrs
 import pytest
 
 from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
+from ppio_agent.sandbox import datadir
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
 
 RUNNING = Running(url="http://127.0.0.1:1", pid=os.getpid(), api_key="sk_x")
@@ -83,6 +84,53 @@ def test_one_that_was_killed_is_waited_for(data: DataDir) -> None:
     assert read_running(data.path) is None
     other.release()
     timer.join()
+
+
+def test_a_command_is_waited_for(data: DataDir) -> None:
+    """Commands announce nothing, and need the directory for a moment."""
+    timer = threading.Timer(0.1, data.release)
+    timer.start()
+
+    other = DataDir(data.path)
+    other.acquire()
+    other.release()
+    timer.join()
+
+
+def test_a_command_that_takes_long_is_told_of(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datadir, "_WAIT", 0.05)
+
+    with pytest.raises(PlatformAlreadyRunningError, match="try again when") as info:
+        DataDir(data.path).acquire()
+    assert (info.value.url, info.value.pid) == (None, None)
+
+
+def test_after_release_another_may_have_it(data: DataDir) -> None:
+    data.announce(RUNNING)
+    data.release()
+    data.release()
+    other = DataDir(data.path)
+    other.acquire()
+    other.release()
+
+    assert read_running(data.path) is None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; from pathlib import Path;"
+        "from ppio_agent.sandbox.datadir import DataDir;"
+        "DataDir(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), 9)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, check=False)
+    assert done.returncode == -9
+
+    again = DataDir(tmp_path)
+    again.acquire()
+    again.release()
 
 
 def test_after_release_another_may_have_it(data: DataDir) -> None:

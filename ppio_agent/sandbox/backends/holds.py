@@ -99,7 +99,7 @@ class Holds:
     ) -> SupervisedSandbox:
         """Take over a sandbox of another platform; see `Backend.adopt`."""
         try:
-            sock = call(spec.line)
+            sock = call(spec.line, adopt=True)
         except OSError as exc:
             raise SandboxStartError(
                 f"nobody answers for sandbox {spec.sandbox_id}: {exc}"

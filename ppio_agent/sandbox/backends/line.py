@@ -38,8 +38,13 @@ def listen(line: Line) -> socket.socket:
     return listener
 
 
-def call(line: Line) -> socket.socket:
+def call(line: Line, *, adopt: bool = False) -> socket.socket:
     """Connect to a supervisor, or to one that is yet to be started, and greet it.
+
+    Args:
+        line: Where it is.
+        adopt: Whether to take over its sandbox, for which the secret is said; the
+            first to call must not say it, for a fork of who hears it is the agent.
 
     Raises:
         OSError: Nobody listens there.
@@ -50,7 +55,7 @@ def call(line: Line) -> socket.socket:
     try:
         sock.settimeout(CALL_LIMIT)
         sock.connect(line.path)
-        greeting = {"hello": line.secret}
+        greeting = {"hello": line.secret if adopt else ""}
         try:
             handle = os.pidfd_open(os.getpid())
         except (AttributeError, OSError):

@@ -12,7 +12,13 @@ from typing import Any
 
 from .base import SandboxSpec
 
-__all__ = ["boot_message", "import_paths", "package_origins", "read_tail"]
+__all__ = [
+    "boot_message",
+    "import_paths",
+    "package_origins",
+    "read_tail",
+    "secrets_message",
+]
 
 _NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
 _TAIL = 4096
@@ -32,7 +38,6 @@ def boot_message(
     """Return the fields of the supervisor's `Boot`, which says what they are. Pure."""
     return {
         "sandbox_id": spec.sandbox_id,
-        "secret": spec.line.secret,
         "orphan_grace": spec.orphan_grace,
         "env": dict(env),
         "home": home,
@@ -46,8 +51,16 @@ def boot_message(
         "start_timeout": spec.start_timeout,
         "memory_bytes": spec.memory_mb * 1024 * 1024,
         "cpus": spec.cpus,
-        "access_token": spec.access_token,
         "command_deadline": spec.command_deadline,
+    }
+
+
+def secrets_message(spec: SandboxSpec) -> Mapping[str, Any]:
+    """Return the message that brings the supervisor its `Secrets`. Pure."""
+    return {
+        "op": "secrets",
+        "adoption": spec.line.secret,
+        "access_token": spec.access_token,
     }
 
 

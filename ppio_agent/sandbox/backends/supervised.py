@@ -34,6 +34,7 @@ from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
 from .handles import ForeignProcess, PidProcess, ProcessHandle
 from .line import hang_up
 from .reports import parse_agent, parse_error, parse_ready, parse_usage
+from .startup import secrets_message
 from .uplink import Uplink
 
 __all__ = ["SupervisedSandbox"]
@@ -98,6 +99,7 @@ class SupervisedSandbox:
         self._sock = sock
         self._id = spec.sandbox_id
         self._path = spec.line.path
+        self._secrets = secrets_message(spec)
         self._process = process
         self._on_agent = on_agent
         self._on_lost = on_lost
@@ -155,6 +157,7 @@ class SupervisedSandbox:
         if boot is not None:
             with suppress(SandboxStateError):  # it has ended already
                 self._send({"boot": boot})
+                self._send(self._secrets)
         self._up.wait(timeout)
         return self._ready
 

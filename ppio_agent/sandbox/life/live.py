@@ -13,6 +13,8 @@ import attrs
 
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
 from ppio_agent.sandbox.backends.base import AgentStatus, LostReason, RunningSandbox
+from ppio_agent.sandbox.supervisor import tree
+from ppio_agent.sandbox.supervisor.tree import Process
 
 from .changes import Change, Changes, Kind, Listener
 from .due import Due
@@ -26,6 +28,8 @@ __all__ = ["LiveSandbox"]
 _log = logging.getLogger(__name__)
 
 _KILL_GRACE: Final = 2.0
+_KILL_RETRIES: Final = 2
+_KILL_PAUSE: Final = 0.1
 
 
 class LiveSandbox:
@@ -93,6 +97,11 @@ class LiveSandbox:
         if self._running is None or self.doomed:
             raise not_found(self.id)
         return self._running
+
+    @property
+    def supervisor(self) -> Process | None:
+        """Its supervisor's process; None while it has none."""
+        return tree.named(self._running.pid) if self._running is not None else None
 
     def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until a condition on its state or its agent holds.
@@ -366,10 +375,27 @@ class LiveSandbox:
                 self._enter(step(self.life.state, event))
                 # Before the first process ends: what was killed is not taken up again.
                 self._around.on_life(self)
-                if self._running is not None:
-                    self._running.kill(grace)
+                self._kill_processes(grace)
         finally:
             self._finish()
+
+    def _kill_processes(self, grace: float) -> None:
+        """Kill them; try again if that fails, as for want of descriptors.
+
+        In the end its slot has to be free all the same: what is left then is swept.
+        """
+        if self._running is None:
+            return
+        never = threading.Event()
+        for _ in range(_KILL_RETRIES):
+            try:
+                self._running.kill(grace)
+            except Exception:  # noqa: BLE001 - raised by the last try
+                _log.exception("the processes of sandbox %s live on", self.id)
+                never.wait(_KILL_PAUSE)
+            else:
+                return
+        self._running.kill(grace)
 
     def _finish(self) -> None:
         try:

@@ -7,7 +7,7 @@ goes on as if nothing had happened; the rest is ended, and only its logs stay.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import SandboxStartError, WireError
 from ppio_agent.sandbox.supervisor import tree
+from ppio_agent.sandbox.supervisor.tree import Process
 from ppio_agent.storage import Document, DocumentStore
 
 from .ended import SANDBOX_ROW, EndedLogs, remove_tree
@@ -65,30 +66,30 @@ class Recovery:
 
         Blocking: about 2 seconds at most, whatever there is.
         """
-        rows = self._store.scan(SANDBOX_ROW)
-        found = [s for s in map(self._restored, rows) if s is not None]
+        documents = self._store.scan(SANDBOX_ROW)
+        rows = {document.id: _parsed(document) for document in documents}
+        found = [self._restored(id_, row) for id_, row in rows.items() if row]
         # Not asked of the roster: one whose time was over may be gone from it already.
-        taken = self._adopt_all(found)
-        lost = [row for row in rows if row.id not in taken]
-        kill_marked(self._ended.dead() | {row.id for row in lost})
-        for row in lost:
-            self._bury(row)
+        taken = self._adopt_all([sandbox for sandbox in found if sandbox is not None])
+        lost = [document for document in documents if document.id not in taken]
+        ids = {document.id for document in lost}
+        supervisors = (
+            row.supervisor for id_, row in rows.items() if row and id_ in ids
+        )
+        kill_marked(self._ended.dead() | ids, [s for s in supervisors if s is not None])
+        for document in lost:
+            self._bury(document)
         for leftover in self._folder.iterdir():
             if leftover.name not in taken:
                 remove_tree(leftover)
         self._ended.prune()
         self._sweep_later()
 
-    def _restored(self, document: Document) -> LiveSandbox | None:
+    def _restored(self, sandbox_id: str, row: SandboxRow) -> LiveSandbox | None:
         """Return the sandbox that a row is of; None: nobody can be waiting for it."""
-        try:
-            row = SandboxRow.parse(document.body)
-        except WireError as error:
-            _log.warning("the row of sandbox %s is not read: %s", document.id, error)
-            return None
         if row.state not in (State.RUNNING, State.PAUSED):
             return None
-        identity = row.identity(document.id, self._folder / document.id)
+        identity = row.identity(sandbox_id, self._folder / sandbox_id)
         around = self._around
         life = row.life(now=around.utc(), monotonic=around.monotonic())
         return LiveSandbox(identity, around, life=life)
@@ -123,12 +124,16 @@ class Recovery:
     def _bury(self, document: Document) -> None:
         body = document.body
         reason = body.get("reason") or EndReason.CRASHED.value
-        self._ended.bury(
-            document.id,
-            tenant=str(body.get("tenant", "")),
-            reason=str(reason),
-            root=self._folder / document.id,
-        )
+        try:
+            self._ended.bury(
+                document.id,
+                tenant=str(body.get("tenant", "")),
+                reason=str(reason),
+                root=self._folder / document.id,
+            )
+        except Exception:  # noqa: BLE001 - one must not keep the others from it
+            # Its row is there still, for the next start.
+            _log.exception("sandbox %s is not buried", document.id)
 
     def _sweep_later(self) -> None:
         around = self._around
@@ -143,15 +148,25 @@ class Recovery:
             self._sweep_later()
 
 
-def kill_marked(dead: Container[str]) -> None:
+def _parsed(document: Document) -> SandboxRow | None:
+    try:
+        return SandboxRow.parse(document.body)
+    except WireError as error:
+        _log.warning("the row of sandbox %s is not read: %s", document.id, error)
+        return None
+
+
+def kill_marked(dead: Container[str], supervisors: Iterable[Process] = ()) -> None:
     """Kill every process that carries the marker of a sandbox that has ended.
 
     Args:
         dead: Ids of sandboxes that have ended. An id is never given again, so that
             neither a sandbox that is just being started is hit, nor one of another
             platform.
+        supervisors: Those of such sandboxes, as the marker of one in namespaces can be
+            hidden from this user. With its first process all of a namespace ends.
     """
-    find = partial(tree.marked_any, dead)
+    find = partial(tree.marked_any, dead, supervisors)
     found = find()
     if not found:
         return

@@ -11,6 +11,7 @@ import attrs
 from attrs import field, frozen
 
 from ppio_agent.sandbox.backends.base import Line
+from ppio_agent.sandbox.supervisor.tree import Process
 from ppio_agent.sandbox.templates.records import Build
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.model import structure
@@ -43,6 +44,9 @@ class SandboxRow:
         end_at: When its time is over.
         pauses: Whether the end of its time pauses it.
         reason: Why it is being killed.
+        pid: Of its supervisor, as the host sees it; None until it is known.
+        pid_started: When that was started, as the system counts: no later process
+            with this pid is taken for it.
     """
 
     tenant: str
@@ -57,9 +61,13 @@ class SandboxRow:
     end_at: datetime
     pauses: bool
     reason: EndReason | None
+    pid: int | None
+    pid_started: float | None
 
     @classmethod
-    def of(cls, identity: Identity, life: Life) -> Self:
+    def of(
+        cls, identity: Identity, life: Life, supervisor: Process | None = None
+    ) -> Self:
         """Return what is to be kept of a sandbox."""
         return cls(
             tenant=identity.tenant,
@@ -74,6 +82,8 @@ class SandboxRow:
             end_at=life.end_at,
             pauses=life.pauses,
             reason=life.reason,
+            pid=supervisor.pid if supervisor else None,
+            pid_started=supervisor.started if supervisor else None,
         )
 
     @classmethod
@@ -84,6 +94,13 @@ class SandboxRow:
             WireError: It is not one of this version.
         """
         return structure(cls, body)
+
+    @property
+    def supervisor(self) -> Process | None:
+        """The supervisor's process; None if it was not known."""
+        if self.pid is None or self.pid_started is None:
+            return None
+        return Process(self.pid, self.pid_started)
 
     def to_body(self) -> dict[str, Json]:
         """Return what is stored."""

@@ -230,11 +230,6 @@ class Sandboxes:
             raise not_found(sandbox_id)
         return folder
 
-    def builds_in_use(self) -> dict[str, Build]:
-        """Return the builds that live sandboxes were made from, by their ids."""
-        builds = (sandbox.identity.build for sandbox in self._roster.everyone())
-        return {build.id: build for build in builds}
-
     def counts(self) -> dict[str, int]:
         """Return how many sandboxes are in each state, by its word on the wire."""
         states = [s.life.state for s in self.list_sandboxes()]

@@ -1,4 +1,4 @@
-"""What a supervisor is told first: the sandbox it is to be."""
+"""What a supervisor is told first: the sandbox it is to be, and then its secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["Boot", "choose_cpus"]
+__all__ = ["Boot", "Secrets", "choose_cpus"]
 
 
 class Boot(NamedTuple):
@@ -15,7 +15,6 @@ class Boot(NamedTuple):
 
     Attributes:
         sandbox_id: Value of the marker.
-        secret: What a platform says to take the sandbox over.
         orphan_grace: Seconds it is kept without a platform.
         env: Whole environment of its processes.
         home: Home folder.
@@ -31,12 +30,10 @@ class Boot(NamedTuple):
         start_timeout: Seconds in which it is expected to.
         memory_bytes: Limit of all processes together.
         cpus: How many CPUs may be used.
-        access_token: Of envd; None is no check.
         command_deadline: `enforce` kills a command at the time limit of its caller.
     """
 
     sandbox_id: str
-    secret: str
     orphan_grace: float
     env: Mapping[str, str]
     home: str
@@ -50,8 +47,22 @@ class Boot(NamedTuple):
     start_timeout: float
     memory_bytes: int
     cpus: float
-    access_token: str | None
     command_deadline: str = "off"
+
+
+class Secrets(NamedTuple):
+    """The second message: what nobody inside may know.
+
+    It is read when the agent has been started, which may be a fork of the supervisor
+    and have all of its memory.
+
+    Attributes:
+        adoption: What a platform says to take the sandbox over.
+        access_token: Of envd; None is no check.
+    """
+
+    adoption: str
+    access_token: str | None
 
 
 def choose_cpus(cpus: float) -> tuple[int, ...]:

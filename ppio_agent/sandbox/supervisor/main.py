@@ -1,12 +1,13 @@
 """The supervisor: one process that starts, watches and ends all of one sandbox.
 
-It is given a listening socket and nothing else: what the sandbox is comes as a message
-of the platform that calls there first, so that no secret is ever in an argument or an
-environment. When the platform is gone, the sandbox is kept for a grace in which another
-one may take it over; then it kills everything and ends.
+It is given a listening socket and nothing else: what the sandbox is comes in messages
+of the platform that calls there first, so that no secret is ever in an argument, in an
+environment or in the memory of a forked agent. When the platform is gone, the sandbox
+is kept for a grace in which another one may take it over; then it kills everything and
+ends.
 
-Messages to it: ``hello``, ``boot``, ``dial``, ``pause``, ``resume``, ``usage``,
-``kill``. From it: ``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why),
+Messages to it: ``hello``, ``boot``, ``secrets``, ``dial``, ``pause``, ``resume``,
+``usage``, ``kill``. From it: ``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why),
 ``empty`` (no process is left but itself), and replies by number.
 """
 
@@ -27,7 +28,8 @@ from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.supervisor import tree
 
 from .agent import Agent
-from .boot import Boot, choose_cpus
+from .boot import Boot, Secrets, choose_cpus
+from .channel import ChannelError
 from .dial import Dial
 from .line import Line, PlatformLine, accept_first, read_boot
 from .loop import Loop, Timer
@@ -80,6 +82,8 @@ class Supervisor:
         self._loop = loop
         self._warm = warm
         self._boot = boot
+        # Only taken from the loop: no fork of `start` may know them.
+        self._secrets: Secrets | None = None
         self._pid = os.getpid()
         self._limits = Limits(cpus=choose_cpus(boot.cpus))
         self._programs: dict[int, Program] = {}
@@ -95,6 +99,7 @@ class Supervisor:
         self._finish_timer: Timer | None = None
         self._orphan_timer: Timer | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "secrets": self._take_secrets,
             "dial": self._dial,
             "pause": self._pause,
             "resume": self._resume,
@@ -105,7 +110,6 @@ class Supervisor:
             loop,
             listener,
             line,
-            secret=boot.secret,
             on_message=self._on_message,
             on_lost=self._on_orphaned,
             on_taken=self._on_taken_over,
@@ -121,10 +125,7 @@ class Supervisor:
             signums |= {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
         self._loop.watch_signals(signums, self._on_signal)
         self._say_ready()
-        if self._agent is None:
-            # What it is for without an agent; else loaded when first used.
-            self._loop.call_later(0, self._load_envd)
-        else:
+        if self._agent is not None:
             # A failure is reported as the agent's exit; the sandbox goes on.
             with suppress(OSError):
                 self._agent.start()
@@ -220,6 +221,12 @@ class Supervisor:
             self._agent.tell_again()
         self._say_ready()
 
+    def _take_secrets(self, message: dict[str, Any]) -> None:
+        self._secrets = Secrets(message["adoption"], message["access_token"])
+        self._line.secret = self._secrets.adoption
+        if self._agent is None:
+            self._load_envd()  # what it is for; else loaded when first used
+
     def _on_message(self, message: dict[str, Any]) -> None:
         self._handlers[message["op"]](message)
 
@@ -256,6 +263,8 @@ class Supervisor:
 
     def _load_envd(self) -> Callable[[socket.socket], object]:
         """Return what serves a connection to envd."""
+        if self._secrets is None:
+            raise ChannelError("envd is asked for before its token is known")
         if self._serve_envd is None:
             from .envd.http import Connection
             from .envd.process_service import ProcessService
@@ -276,7 +285,12 @@ class Supervisor:
                 enforce_deadline=boot.command_deadline == "enforce",
             )
             envd = Envd(
-                self._loop, boot, processes=processes, roots=roots, usage=self._load
+                self._loop,
+                boot,
+                access_token=self._secrets.access_token,
+                processes=processes,
+                roots=roots,
+                usage=self._load,
             )
             loop = self._loop
             self._serve_envd = lambda sock: Connection(loop, sock, envd)

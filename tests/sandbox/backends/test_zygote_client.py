@@ -98,6 +98,11 @@ def test_no_variable_of_the_host_is_in_any_process_or_log(
     assert not [name for name in SECRETS if name in sandbox.get()["env"]]
 
 
+def test_a_fork_knows_no_secret_of_its_supervisor(warm_lab: Lab) -> None:
+    """It has the memory that its supervisor had when it was forked."""
+    assert "known: control\n" in warm_lab.known_secrets()
+
+
 def test_an_idle_supervisor_has_little_memory_of_its_own(warm_lab: Lab) -> None:
     """What was loaded before the fork is shared."""
     sandbox = warm_lab.serve()

@@ -107,7 +107,10 @@ class Use:
 def test_ten_thousand_random_operations_from_many_threads_leak_nothing(
     tmp_path: Path,
 ) -> None:
-    """Acceptance 11: no process, descriptor, thread, folder, row or slot."""
+    """Acceptance 11: no descriptor, thread, folder, row or slot; all are told to end.
+
+    The backend has no processes; those of real ones are looked for below.
+    """
     threads, descriptors = new_threads("ppio-"), len(os.listdir("/proc/self/fd"))
     rig = PlatformRig(
         tmp_path, agent=False, max_sandboxes_per_tenant=12, max_sandboxes=20

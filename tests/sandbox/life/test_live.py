@@ -340,6 +340,22 @@ def test_a_kill_that_fails_ends_the_sandbox_all_the_same(rig: Rig) -> None:
     assert rig.ends == [sandbox]
 
 
+def test_a_kill_that_fails_is_tried_again_before_anything_is_removed(rig: Rig) -> None:
+    sandbox = rig.started()
+    ends: list[int] = []
+
+    def fail_once() -> None:
+        ends.append(len(rig.ends))
+        if len(ends) == 1:
+            raise OSError(24, "too many open files")
+
+    rig.backend.last.during["kill"] = fail_once
+    assert sandbox.kill(Event.KILL)
+
+    assert ends == [0, 0]
+    assert rig.ends == [sandbox]
+
+
 def test_its_changes_are_told_in_order_and_the_last_is_its_end(rig: Rig) -> None:
     sandbox = rig.make()
     heard: list[Change] = []

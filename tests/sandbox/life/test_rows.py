@@ -17,6 +17,7 @@ from ppio_agent.sandbox.life.machine import EndReason, State
 from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.life.rows import SandboxRow
 from ppio_agent.sandbox.life.values import Identity, Life
+from ppio_agent.sandbox.supervisor.tree import Process
 from ppio_agent.sandbox.templates.records import Build, TemplateFile
 from ppio_agent.wire.json import decode_json, encode_json
 
@@ -64,19 +65,28 @@ _lives = st.builds(
 )
 
 
-def _stored(identity: Identity, life: Life) -> Any:
+def _stored(identity: Identity, life: Life, supervisor: Process | None = None) -> Any:
     """Return a row as it comes back from a store."""
-    return decode_json(encode_json(SandboxRow.of(identity, life).to_body()))
+    row = SandboxRow.of(identity, life, supervisor)
+    return decode_json(encode_json(row.to_body()))
 
 
-@given(identity=_identities, life=_lives)
+@given(
+    identity=_identities,
+    life=_lives,
+    supervisor=st.none()
+    | st.builds(
+        Process, st.integers(1, 2**22), st.integers(0, 2**53) | st.floats(0, 1e10)
+    ),
+)
 @settings(max_examples=60)
 def test_a_sandbox_comes_back_as_it_was_without_its_files_and_environment(
-    identity: Identity, life: Life
+    identity: Identity, life: Life, supervisor: Process | None
 ) -> None:
-    body = _stored(identity, life)
+    body = _stored(identity, life, supervisor)
     row = SandboxRow.parse(body)
 
+    assert row.supervisor == supervisor
     assert "s3cret" not in str(body)
     assert row.identity(identity.id, identity.root) == attrs.evolve(
         identity,
@@ -119,6 +129,8 @@ def test_no_token_is_in_its_repr() -> None:
         end_at=_NOW,
         pauses=False,
         reason=None,
+        pid=None,
+        pid_started=None,
     )
 
     assert "s3cret" not in repr(row)

@@ -58,6 +58,21 @@ def test_a_sandbox_gets_its_files_its_row_and_its_limits(rig: PlatformRig) -> No
     assert rig.templates.get("echo", tenant="red").spawn_count == 1
 
 
+def test_one_that_runs_is_told_of_even_if_its_start_is_not_counted(
+    rig: PlatformRig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller could not end it otherwise."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(rig.templates, "note_spawn", fail)
+    sandbox = rig.sandboxes.create(ECHO, tenant="red")
+
+    assert rig.sandboxes.list_sandboxes() == [sandbox]
+    assert f"sandbox {sandbox.id} is not counted" in caplog.text
+
+
 @pytest.mark.parametrize("setting", ["off", "enforce"])
 def test_a_sandbox_is_told_what_becomes_of_commands_out_of_time(
     tmp_path: Path, setting: str

@@ -46,6 +46,7 @@ class Envd:
     Args:
         loop: Where it waits.
         boot: What the sandbox is.
+        access_token: What callers must show; None is no check.
         processes: Answers the process service.
         roots: The files of the sandbox.
         usage: Measures its processes.
@@ -58,12 +59,14 @@ class Envd:
         loop: Loop,
         boot: Boot,
         *,
+        access_token: str | None,
         processes: ProcessService,
         roots: Roots,
         usage: Callable[[], Load],
     ) -> None:
         self._loop = loop
         self._boot = boot
+        self._access_token = access_token
         self._usage = usage
         self._measured = (loop.now(), usage().cpu_seconds)
         self._processes = processes
@@ -115,7 +118,7 @@ class Envd:
 
     def _refusal(self, request: Request, query: Mapping[str, str]) -> str | None:
         """Return why a request is not let in, or None."""
-        token = self._boot.access_token
+        token = self._access_token
         if token is None:
             return None
         given = request.headers.get("x-access-token", "").encode("latin-1")
