@@ -159,7 +159,10 @@ class Sandboxes:
         sandbox = LiveSandbox(identity, self._around)
         self._roster.admit(sandbox)
         sandbox.start(lambda: self._prepare(sandbox, build))
-        self._templates.note_spawn(record.id)
+        try:
+            self._templates.note_spawn(record.id)
+        except Exception:  # noqa: BLE001 - it runs, and its caller has to know of it
+            _log.exception("the start of sandbox %s is not counted", sandbox.id)
         return sandbox
 
     def _prepare(self, sandbox: LiveSandbox, build: Build) -> None:
@@ -294,5 +297,5 @@ class Sandboxes:
 
 
 def _row(sandbox: LiveSandbox) -> Put:
-    row = SandboxRow.of(sandbox.identity, sandbox.life)
+    row = SandboxRow.of(sandbox.identity, sandbox.life, sandbox.supervisor)
     return Put(SANDBOX_ROW, sandbox.id, row.to_body())

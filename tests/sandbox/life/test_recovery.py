@@ -17,7 +17,7 @@ from ppio_agent._util.clock import utc_now
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import SandboxLimitError
 from ppio_agent.sandbox.backends.base import AgentStatus
-from ppio_agent.sandbox.life.ended import SANDBOX_ROW
+from ppio_agent.sandbox.life.ended import SANDBOX_ROW, EndedLogs
 from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.life.machine import EndReason, State
 from ppio_agent.sandbox.life.options import CreateOptions
@@ -206,6 +206,61 @@ def test_a_row_that_cannot_be_read_is_one_that_is_lost(
 
     assert [s.id for s in rig.sandboxes.list_sandboxes()] == [good.id]
     assert [row.id for row in crash.store.scan(SANDBOX_ROW)] == [good.id]
+
+
+def test_one_that_cannot_be_buried_keeps_nobody_from_going_on(
+    crash: Crash, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its row is there for the next start."""
+    bad, other = (crash.first.sandboxes.create(ECHO, tenant="red") for _ in range(2))
+    for sandbox in (bad, other):
+        _rewrite(crash.store, sandbox, state="killed")
+    good = crash.first.sandboxes.create(ECHO, tenant="red")
+    bury = EndedLogs.bury
+
+    def refuse(self: EndedLogs, sandbox_id: str, **more: Any) -> None:
+        if sandbox_id == bad.id:
+            raise OSError(28, "no space left")
+        bury(self, sandbox_id, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EndedLogs, "bury", refuse)
+        rig = crash.restart()
+
+    assert [s.id for s in rig.sandboxes.list_sandboxes()] == [good.id]
+    rows = {row.id for row in crash.store.scan(SANDBOX_ROW)}
+    assert rows == {bad.id, good.id}
+    assert f"{bad.id} is not buried" in caplog.text
+    crash.restart()
+    assert [row.id for row in crash.store.scan(SANDBOX_ROW)] == [good.id]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_supervisor_that_does_not_answer_is_killed_without_its_mark(
+    crash: Crash, *, same: bool
+) -> None:
+    """By its row: the environment of one in namespaces cannot be read by any user.
+
+    Another process that has its pid since is left alone.
+    """
+    before = crash.first.sandboxes.create(ECHO, tenant="red")
+    fake = _fake(crash.first, before)
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], env={}, stdin=subprocess.PIPE
+    ) as process:
+        fake.pid = process.pid
+        before.set_timeout(50)
+        row = SandboxRow.parse(crash.store.scan(SANDBOX_ROW)[0].body)
+        assert row.supervisor == tree.named(process.pid)
+        if not same:
+            assert row.pid_started is not None
+            _rewrite(crash.store, before, pid_started=row.pid_started - 1)
+        fake.alive = False
+        crash.restart()
+        ended = process.poll() if not same else process.wait(5)
+        process.communicate(b"\n")
+
+    assert ended == (-9 if same else None)
 
 
 @pytest.mark.parametrize("state", ["starting", "killed"])
