@@ -15,6 +15,7 @@ from typing import Final
 from attrs import field, frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.ids import new_id, secret_token
 from ppio_agent.exceptions import (
     PlatformAlreadyRunningError,
@@ -114,7 +115,7 @@ class DataDir:
         deadline = Deadline.after(_WAIT)
         tick = threading.Event()
         while not _locked(lock):
-            running = read_running(self.path)
+            running = _announced(self.path)
             # Nothing is announced by a command, nor yet by one that is just starting.
             # One that has gone was killed, and a child that it was starting holds the
             # lock for a moment.
@@ -123,6 +124,8 @@ class DataDir:
                 raise _already_running(self.path, running)
             tick.wait(0.02)
         self._lock_fd = lock
+        # A forked child would keep it locked for as long as it lives.
+        renew_in_child(self, DataDir.release)
         # What a platform that was killed has left.
         self.withdraw()
         self.uploads.mkdir(exist_ok=True, mode=0o700)
@@ -206,15 +209,18 @@ def read_running(path: Path) -> Running | None:
 
     One that was killed has announced itself, too, but its process is gone.
     """
+    running = _announced(path)
+    return running if running is not None and _lives(running.pid) else None
+
+
+def _announced(path: Path) -> Running | None:
     try:
         found = json.loads((path / _RECORD).read_text())
-        running = Running(url=found["url"], pid=found["pid"], api_key=found["api_key"])
-        os.kill(running.pid, 0)
-    except PermissionError:
-        return running  # somebody else's process, so there is one
+        return Running(
+            url=found["url"], pid=int(found["pid"]), api_key=found["api_key"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return running
 
 
 def _locked(lock: int) -> bool:
@@ -243,6 +249,12 @@ def _already_running(
         return PlatformAlreadyRunningError(
             f"a command, or a platform that starts, uses the data directory {path}:"
             " try again when it is done, or use another data_dir"
+        )
+    if not _lives(running.pid):
+        return PlatformAlreadyRunningError(
+            f"the platform of the data directory {path}, process {running.pid}, has"
+            " ended, but a process that it has started holds the directory's lock: end"
+            " that, or use another data_dir"
         )
     return PlatformAlreadyRunningError(
         f"a platform at {running.url} (process {running.pid}) uses the data directory"

@@ -159,6 +159,40 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     again.release()
 
 
+def test_a_forked_child_does_not_keep_the_lock(data: DataDir) -> None:
+    """As a worker of a server does that lives longer than the platform."""
+    end, other_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(other_end)
+        os.read(end, 1)
+        os._exit(0)
+    data.release()
+    again = DataDir(data.path)
+    try:
+        again.acquire()
+        again.release()
+    finally:
+        os.close(other_end)
+        os.waitpid(child, 0)
+        os.close(end)
+
+
+def test_who_waits_for_what_a_platform_left_behind_is_told(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pid is of no use, nor its address."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    data.announce(attrs.evolve(RUNNING, pid=process.pid))
+    monkeypatch.setattr(datadir, "_WAIT", 0.05)
+    with pytest.raises(PlatformAlreadyRunningError, match="has ended, but") as info:
+        DataDir(data.path).acquire()
+
+    assert (info.value.url, info.value.pid) == (None, None)
+    assert f"process {process.pid}" in str(info.value)
+
+
 def test_the_lock_is_not_inherited_by_other_programs(data: DataDir) -> None:
     listing = "import os; print(os.listdir('/proc/self/fd'))"
     inherited = subprocess.run(
