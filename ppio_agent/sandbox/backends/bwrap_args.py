@@ -149,9 +149,10 @@ def arguments(plan: Plan) -> list[str]:
         found += ["--bind", str(plan.root / name), inside]
     for path in _outermost(plan.visible):
         found += ["--ro-bind-try", path, path]
-    for path in plan.hidden:
-        if any(_is_below(path, outer) for outer in (*_SYSTEM, *plan.visible)):
-            found += ["--tmpfs", path]
+    outside = (*_SYSTEM, *plan.visible)
+    masked = [p for p in plan.hidden if any(_is_below(p, outer) for outer in outside)]
+    for path in masked:
+        found += ["--tmpfs", path]
     # After its own folders, since what is shown may be below /tmp of the host.
     for path in plan.shown:
         found += ["--ro-bind", path, path]
@@ -159,7 +160,9 @@ def arguments(plan: Plan) -> list[str]:
     found += ["--symlink", TMP, "/var/tmp"]  # noqa: S108 - the sandbox's own
     # Last: whatever is not one of its own folders cannot be written, memory is not
     # used up by files in the root.
-    found += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", HOME]
+    for path in (*masked, "/dev", "/"):
+        found += ["--remount-ro", path]
+    found += ["--chdir", HOME]
     for name, value in plan.environment.items():
         found += ["--setenv", name, value]
     return [*found, "--", *plan.command]

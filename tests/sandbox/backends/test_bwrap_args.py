@@ -100,6 +100,8 @@ def test_what_is_visible_is_mounted_once_and_what_is_hidden_over_it(
     for path in hidden:
         below = any(Path(path).is_relative_to(m) for m in mounted)
         assert (path in masked) is below
+    fixed = {found[n + 1] for n, word in enumerate(found) if word == "--remount-ro"}
+    assert fixed == {*masked, "/dev", "/"}  # no memory is used up by files there
 
 
 def test_of_a_project_that_is_an_environment_only_the_environment_is_visible() -> None:
