@@ -133,32 +133,6 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     again.release()
 
 
-def test_after_release_another_may_have_it(data: DataDir) -> None:
-    data.announce(RUNNING)
-    data.release()
-    data.release()
-    other = DataDir(data.path)
-    other.acquire()
-    other.release()
-
-    assert read_running(data.path) is None
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    code = (
-        "import sys, os; from pathlib import Path;"
-        "from ppio_agent.sandbox.datadir import DataDir;"
-        "DataDir(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), 9)"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, check=False)
-    assert done.returncode == -9
-
-    again = DataDir(tmp_path)
-    again.acquire()
-    again.release()
-
-
 def test_a_forked_child_does_not_keep_the_lock(data: DataDir) -> None:
     """As a worker of a server does that lives longer than the platform."""
     end, other_end = os.pipe()
