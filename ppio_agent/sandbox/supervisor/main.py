@@ -32,7 +32,7 @@ from .boot import Boot, Secrets, choose_cpus
 from .channel import ChannelError
 from .dial import Dial
 from .line import Line, PlatformLine, accept_first, read_boot
-from .loop import Loop, Timer
+from .loop import Loop, Timer, show
 from .ports import AGENT_PORT, ENVD_PORT, Ports, open_hosts
 from .program import Program
 from .spawn import (
@@ -56,6 +56,13 @@ _IDLE_SAMPLE = 2.0
 _MAX_PROCESSES = 256
 _KILL_AGAIN = 0.02
 _GIVE_UP = 5.0
+_HANG = 15.0
+# Ended children that are taken note of in one round of the loop.
+_REAPED_AT_ONCE = 64
+# Descriptors of a supervisor; half of them are not for what callers ask for.
+_FILES = 4096
+# What a supervisor may take, above what it has at its start, on the platform's account.
+_OWN_MEMORY = 64 * 1024 * 1024
 
 
 class Supervisor:
@@ -92,6 +99,8 @@ class Supervisor:
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
         self._gauge = tree.Gauge(self._pid)
+        self._own_memory = self._measure_itself() + _OWN_MEMORY
+        self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._sample_timer: Timer | None = None
         self._sample_delay = _SAMPLE
         self._paused = False
@@ -169,6 +178,9 @@ class Supervisor:
     ) -> Child:
         if self._ending:
             raise OSError(errno.ECANCELED, "the sandbox is ending")
+        if self._paused:  # asked for before, but understood only now
+            raise OSError(errno.ECANCELED, "the sandbox is paused")
+        self._refuse_crowd()
         # What a caller sets must not make a process invisible to a sweep.
         env = {**command.env, tree.MARKER: self._boot.sandbox_id}
         command = command._replace(env=env)
@@ -186,7 +198,7 @@ class Supervisor:
 
     def _reap(self) -> bool:
         """Take note of ended children; return whether any are left."""
-        while True:
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -196,6 +208,20 @@ class Supervisor:
             program = self._programs.pop(pid, None)
             if program is not None:  # else an orphan that came to the sub-reaper
                 program.reaped(wait_status)
+        # Some end as fast as they are taken note of: all else has its turn first.
+        self._loop.call_later(0, partial(self._on_signal, signal.SIGCHLD))
+        return True
+
+    def _refuse_crowd(self) -> None:
+        """Keep descriptors for what the supervisor does by itself.
+
+        Raises:
+            OSError: So many are in use that callers get no more.
+        """
+        free = os.dup(READY_FD)  # the lowest that is free
+        os.close(free)
+        if free >= self._most_files:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     # The platform
 
@@ -228,7 +254,13 @@ class Supervisor:
             self._load_envd()  # what it is for; else loaded when first used
 
     def _on_message(self, message: dict[str, Any]) -> None:
-        self._handlers[message["op"]](message)
+        try:
+            self._handlers[message["op"]](message)
+        except Exception as exc:  # noqa: BLE001 - no request ends the sandbox
+            if not isinstance(exc, OSError):  # else callers could fill the log
+                show(exc)
+            if "id" in message:
+                self._reply(message, error=f"it failed: {type(exc).__name__}")
 
     def _reply(self, message: Mapping[str, Any], **answer: Any) -> None:
         self._line.send({"reply": message["id"], **answer})
@@ -238,6 +270,7 @@ class Supervisor:
         if self._sample_delay > _SAMPLE:  # what was idle has something to do
             self._sample_in(_SAMPLE)
         if port == ENVD_PORT:
+            self._refuse_crowd()
             ours, theirs = socket.socketpair()
             self._load_envd()(ours)
             self._line.send({"reply": message["id"]}, theirs.detach())
@@ -266,6 +299,7 @@ class Supervisor:
         if self._secrets is None:
             raise ChannelError("envd is asked for before its token is known")
         if self._serve_envd is None:
+            from .envd.budget import Budget
             from .envd.http import Connection
             from .envd.process_service import ProcessService
             from .envd.roots import Roots
@@ -275,6 +309,7 @@ class Supervisor:
             roots = Roots.of(
                 home=boot.home, app=boot.app, tmp=boot.tmp, confined=boot.confined
             )
+            budget = Budget()
             processes = ProcessService(
                 self._loop,
                 env=boot.env,
@@ -282,6 +317,7 @@ class Supervisor:
                 agent=None if agent is None else (agent, boot.entrypoint or ""),
                 spawn=lambda command, stdin: self._spawn(command, stdin=stdin),
                 adopt=self._adopt,
+                budget=budget,
                 enforce_deadline=boot.command_deadline == "enforce",
             )
             envd = Envd(
@@ -293,7 +329,7 @@ class Supervisor:
                 usage=self._load,
             )
             loop = self._loop
-            self._serve_envd = lambda sock: Connection(loop, sock, envd)
+            self._serve_envd = lambda sock: Connection(loop, sock, envd, budget)
         return self._serve_envd
 
     # All processes at once
@@ -309,8 +345,7 @@ class Supervisor:
             self._reply(message, error="processes are made faster than stopped")
 
     def _resume(self, message: dict[str, Any]) -> None:
-        for process in self._members():
-            tree.send(process, signal.SIGCONT)
+        tree.thaw(self._members)
         self._paused = False
         self._reply(message)
 
@@ -324,19 +359,23 @@ class Supervisor:
         seconds = load.cpu_seconds + ended.ru_utime + ended.ru_stime
         return load._replace(cpu_seconds=seconds)
 
+    def _measure_itself(self) -> int:
+        return tree.measure([self._pid]).rss_bytes
+
     def _sample(self) -> None:
         if self._ending:
             return
+        delay = min(2 * self._sample_delay, _IDLE_SAMPLE)
+        self._sample_in(_SAMPLE)  # first, for a look that fails is not the last one
         before, load = self._gauge.last, self._gauge.read()
-        if load.rss_bytes > self._boot.memory_bytes:
-            most = self._boot.memory_bytes
-            self._over(f"{load.rss_bytes} bytes of memory, the limit is {most}")
+        own = max(0, self._measure_itself() - self._own_memory)
+        memory, most = load.rss_bytes + own, self._boot.memory_bytes
+        if memory > most:
+            self._over(f"{memory} bytes of memory, the limit is {most}")
         elif load.processes > _MAX_PROCESSES:
             self._over(f"{load.processes} processes, the limit is {_MAX_PROCESSES}")
         elif load == before:
-            self._sample_in(min(2 * self._sample_delay, _IDLE_SAMPLE))
-        else:
-            self._sample_in(_SAMPLE)
+            self._sample_in(delay)
 
     def _sample_in(self, delay: float) -> None:
         if self._sample_timer is not None:
@@ -368,20 +407,22 @@ class Supervisor:
         """End when nothing is left; kill what is left when its time is over."""
         if self._finish_timer is not None:
             self._finish_timer.cancel()
-        remaining = self._members()
         left = self._kill_at - self._loop.now()
+        if left < -_GIVE_UP:
+            raise SystemExit("processes of the sandbox could not be killed")
+        # First, for a look that fails is not the last one.
+        delay = max(left, _KILL_AGAIN)
+        self._finish_timer = self._loop.call_later(delay, self._finish)
+        remaining = self._members()
         if not remaining:
+            self._finish_timer.cancel()
             self._log.close()
             self._line.send({"event": "empty"})
             self._loop.stop()
             return
-        if left < -_GIVE_UP:
-            raise SystemExit(f"{len(remaining)} processes could not be killed")
         if left <= 0:
             for process in remaining:
                 tree.send(process, signal.SIGKILL)
-        delay = max(left, _KILL_AGAIN)
-        self._finish_timer = self._loop.call_later(delay, self._finish)
 
 
 def main(fd: int, warm: Warm | None = None, marker: Marker | None = None) -> None:
@@ -405,9 +446,13 @@ def main(fd: int, warm: Warm | None = None, marker: Marker | None = None) -> Non
     boot = read_boot(line)
     if marker is not None:
         marker.write(boot.sandbox_id)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _FILES if most == resource.RLIM_INFINITY else min(most, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     supervisor = Supervisor(loop := Loop(), listener, line, boot, warm=warm)
     try:
         supervisor.start()
+        loop.watch_itself(_HANG)
         loop.run()
     except Forked:  # this is the agent, which has nothing to abandon
         raise

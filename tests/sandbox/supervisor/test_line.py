@@ -35,7 +35,6 @@ def test_a_call_that_cannot_be_taken_now_is_taken_later(
             loop,
             listener,
             Line(theirs, None),
-            secret="s",
             on_message=lambda _: None,
             on_lost=lambda: None,
             on_taken=lambda: None,

@@ -27,7 +27,7 @@ class EventStream:
     """What one caller is told of one program; a `Listener`.
 
     The program lives on when the caller leaves, and is not held back by one that does
-    not read: past 1 MiB unread the stream ends.
+    not read: past 1 MiB unread the stream ends, or earlier if much is unread of others.
 
     Args:
         loop: Where it waits.
@@ -61,7 +61,8 @@ class EventStream:
     def output(self, stream: str, data: bytes) -> None:
         """Pass output on, in frames of bounded size."""
         for start in range(0, len(data), _MAX_DATA):
-            if self._connection.backlog > _MAX_BACKLOG:
+            connection = self._connection
+            if connection.backlog > _MAX_BACKLOG or connection.greedy:
                 self.fail("resource_exhausted", "the caller does not read the output")
                 return
             piece = binascii.b2a_base64(data[start : start + _MAX_DATA], newline=False)

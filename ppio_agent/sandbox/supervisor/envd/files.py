@@ -25,6 +25,7 @@ from .walk import find
 __all__ = ["Files"]
 
 _PIECE = 256 * 1024
+_SMALL_PIECE = 16 * 1024
 _STATUS = {errno.EFBIG: 413, errno.ENOSPC: 507, errno.EDQUOT: 507}
 
 
@@ -150,7 +151,8 @@ class _Download:
             self._more()
 
     def _more(self) -> None:
-        size = min(_PIECE, self._stop - self._at)
+        piece = _SMALL_PIECE if self._connection.strained else _PIECE
+        size = min(piece, self._stop - self._at)
         data = os.pread(self._fd, size, self._at) if size else b""
         if size and not data:  # cut meanwhile: the client must not take it for whole
             self._connection.close()

@@ -15,6 +15,8 @@ import h11
 
 from ppio_agent.sandbox.supervisor.loop import READ, WRITE, Loop
 
+from .budget import Budget
+
 __all__ = ["MAX_BODY", "Connection", "Request"]
 
 MAX_BODY = 4 * 1024 * 1024 + 5
@@ -57,6 +59,7 @@ class Connection:
         sock: Owned by the connection.
         on_request: Told each head and this connection; it must answer by `reply`, or by
             `begin`, `write` and `end`, then or later.
+        budget: What it holds in memory counts there.
 
     Attributes:
         on_gone: Called once when the client has left before the answer was complete.
@@ -71,6 +74,7 @@ class Connection:
         loop: Loop,
         sock: socket.socket,
         on_request: Callable[[Request, Connection], None],
+        budget: Budget,
     ) -> None:
         self.on_gone: Callable[[], None] | None = None
         self.source: Callable[[], None] | None = None
@@ -81,6 +85,9 @@ class Connection:
         self._on_data: Callable[[bytes], None] | None = None
         self._on_body: Callable[[], None] | None = None
         self._unwanted = 0
+        self._budget = budget
+        self._held_bytes = 0
+        self._body = bytearray()
         self._out = bytearray()
         self._open = True
         self._last = False
@@ -93,6 +100,16 @@ class Connection:
     def backlog(self) -> int:
         """Bytes of answers that the client has not taken yet."""
         return len(self._out)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether more of the answer is held than there is room for."""
+        return self._budget.refuses(len(self._out))
+
+    @property
+    def strained(self) -> bool:
+        """Whether as much is held for all connections as may be."""
+        return self._budget.over
 
     def receive(
         self, on_data: Callable[[bytes], None], on_end: Callable[[], None]
@@ -113,19 +130,26 @@ class Connection:
             self._loop.call_later(0, self._advance)  # it may hold more already
 
     def collect(self, done: Callable[[bytes], None]) -> None:
-        """Take the body as a whole; one over `MAX_BODY` is refused."""
-        body = bytearray()
+        """Take the body as a whole; one there is no room for is refused."""
+
+        def refuse(status: int, message: str) -> None:
+            error = {"code": "resource_exhausted", "message": message}
+            self.reply_json(status, error)
 
         def on_data(data: bytes) -> None:
-            body.extend(data)
-            if len(body) > MAX_BODY:
-                error = {
-                    "code": "resource_exhausted",
-                    "message": "the body is too large",
-                }
-                self.reply_json(413, error)
+            self._body += data
+            self._count()
+            if len(self._body) > MAX_BODY:
+                refuse(413, "the body is too large")
+            elif self._budget.refuses(len(self._body)):
+                refuse(429, "too much is being sent to the sandbox at once")
 
-        self.receive(on_data, lambda: done(bytes(body)))
+        def on_end() -> None:
+            body = bytes(self._body)
+            self._drop_body()
+            done(body)
+
+        self.receive(on_data, on_end)
 
     def reply(self, status: int, body: bytes = b"", headers: Headers = {}) -> None:  # noqa: B006 - read only
         """Answer with a whole body."""
@@ -164,6 +188,8 @@ class Connection:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
             self.source = self._on_data = self._on_body = None
+            self._out.clear()
+            self._drop_body()
             self._leave()
 
     def _leave(self) -> None:
@@ -184,6 +210,7 @@ class Connection:
     def _answered(self) -> None:
         """Go on to the next request once this one is read and answered."""
         self._on_data = self._on_body = None
+        self._drop_body()
         if not self._open:
             return
         ours, theirs = self._http.our_state, self._http.their_state
@@ -284,6 +311,7 @@ class Connection:
             except OSError:
                 self.close()
                 return
+        self._count()
         if self._closing and not self._out:
             self.close()
             return
@@ -291,6 +319,15 @@ class Connection:
         if self._out or self.source is not None:
             events |= WRITE
         self._loop.watch(self._sock.fileno(), events, self._ready)
+
+    def _drop_body(self) -> None:
+        self._body = bytearray()
+        self._count()
+
+    def _count(self) -> None:
+        held = len(self._out) + len(self._body)
+        self._budget.change(held - self._held_bytes)
+        self._held_bytes = held
 
 
 def _pairs(headers: Headers) -> list[tuple[str, str]]:

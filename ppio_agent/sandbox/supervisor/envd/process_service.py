@@ -17,6 +17,7 @@ from ppio_agent.sandbox.supervisor.loop import Loop
 from ppio_agent.sandbox.supervisor.program import ExitStatus, Program
 from ppio_agent.sandbox.supervisor.spawn import Child, Command
 
+from .budget import Budget
 from .event_stream import EventStream, fail_stream
 from .http import Connection, Request
 from .process_messages import (
@@ -53,6 +54,7 @@ class ProcessService:
         agent: The agent, and its entrypoint; None without one.
         spawn: Starts a command; told whether its input stays open.
         adopt: Makes the program of a started child.
+        budget: What programs are still to read counts there.
         enforce_deadline: Whether a program is killed at the time limit of its caller.
 
     Thread safety: one thread at a time.
@@ -67,6 +69,7 @@ class ProcessService:
         agent: tuple[Agent, str] | None,
         spawn: Callable[[Command, bool], Child],
         adopt: Callable[[Child], Program],
+        budget: Budget,
         enforce_deadline: bool = False,
     ) -> None:
         self._loop = loop
@@ -75,6 +78,7 @@ class ProcessService:
         self._agent = agent
         self._spawn = spawn
         self._adopt = adopt
+        self._budget = budget
         self._enforce_deadline = enforce_deadline
         self._started: dict[int, _Process] = {}
 
@@ -126,13 +130,17 @@ class ProcessService:
         """Answer `SendInput` when the program's pipe has taken all of it."""
         data = parse_input(body)
         program = self._find(body).program
-        if program.pending_input + len(data) > _MAX_INPUT:
+        pending = program.pending_input + len(data)
+        if pending > _MAX_INPUT or self._budget.refuses(pending):
             raise RpcError("resource_exhausted", "the process does not read its input")
+        self._budget.change(len(data))
 
         def taken(left: int) -> None:
+            self._budget.change(-len(data))
             answer(_closed() if left else {})
 
         if not program.write(data, taken):
+            self._budget.change(-len(data))
             raise _closed()
 
     def close_stdin(self, body: Message) -> dict[str, Any]:

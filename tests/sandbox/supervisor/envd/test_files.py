@@ -16,6 +16,7 @@ import pytest
 
 from ppio_agent.sandbox.backends.base import ENVD_PORT
 from ppio_agent.sandbox.supervisor.envd import upload
+from ppio_agent.sandbox.supervisor.envd.budget import Budget
 from ppio_agent.sandbox.supervisor.envd.files import Files
 from ppio_agent.sandbox.supervisor.envd.http import Connection
 from ppio_agent.sandbox.supervisor.envd.roots import Roots
@@ -165,7 +166,10 @@ def test_a_disk_that_takes_no_more_is_told(
     files = Files(loop, roots)
     ours, theirs = socket.socketpair()
     connection = Connection(
-        loop, theirs, lambda request, made: files.post(request, {"path": "f"}, made)
+        loop,
+        theirs,
+        lambda request, made: files.post(request, {"path": "f"}, made),
+        Budget(),
     )
     with ours:
         ours.sendall(

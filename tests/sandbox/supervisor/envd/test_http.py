@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppio_agent.sandbox.supervisor.envd.budget import FAIR_SHARE, Budget
 from ppio_agent.sandbox.supervisor.envd.http import MAX_BODY, Connection, Request
 from ppio_agent.sandbox.supervisor.loop import Loop
 from tests.support import wait_until
@@ -27,7 +28,8 @@ class Peer:
         self.loop = Loop()
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(10)
-        self.connection = Connection(self.loop, theirs, handler)
+        self.budget = Budget()
+        self.connection = Connection(self.loop, theirs, handler, self.budget)
         self._wake, watched = socket.socketpair()
         self._watched = watched
         self.loop.watch(watched.fileno(), 1, self._woken)
@@ -122,6 +124,22 @@ def test_requests_of_one_connection_are_answered_in_order(peer: MakePeer) -> Non
         ["POST", "/b", "one"],
         ["POST", "/b", "two"],
     ]
+
+
+def test_a_large_body_is_refused_while_much_is_held_for_others(
+    peer: MakePeer,
+) -> None:
+    """A small one is not, and what was held is given back."""
+    client = peer(echo)
+    post = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    client.budget.change(32 * 2**20)
+    assert client.ask(post % 3 + b"one")[0] == 200
+    large = b"x" * (FAIR_SHARE + 1)
+    assert client.ask(post % len(large) + large, 65536)[0] == 429
+    client.budget.change(-32 * 2**20)
+
+    assert client.ask(post % len(large) + large, 65536)[0] == 200
+    wait_until(lambda: client.budget.held == 0)
 
 
 def test_a_client_that_waits_to_be_asked_for_the_body_is_asked(peer: MakePeer) -> None:

@@ -1,0 +1,121 @@
+"""What goes on inside a sandbox neither stops nor ends its supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppio_agent.exceptions import SandboxStateError
+from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
+from ppio_agent.sandbox.supervisor import main
+from ppio_agent.sandbox.supervisor.main import Supervisor
+from ppio_agent.wire.connect import STREAM_CONTENT_TYPE, encode_frame
+from tests.sandbox.sandboxkit import Lab
+
+
+def test_without_a_descriptor_left_requests_fail_and_the_sandbox_lives(
+    lab: Lab,
+) -> None:
+    """When there are some again all is as before."""
+    sandbox = lab.serve()
+    pid = sandbox.running.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    for port in (ENVD_PORT, AGENT_PORT):
+        with pytest.raises(ConnectionRefusedError):
+            sandbox.running.dial(port, 5.0)
+    with pytest.raises(SandboxStateError, match="usage failed"):
+        sandbox.running.usage()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+    assert sandbox.get()["count"] == 1
+    assert sandbox.running.usage().processes == 1
+    assert sandbox.lost == []
+
+
+def test_callers_do_not_get_the_last_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The supervisor needs some to look after the sandbox."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr(main, "READY_FD", reader)
+    Supervisor._refuse_crowd(_as_supervisor(_most_files=4096))
+    with pytest.raises(OSError, match="Too many open files"):
+        Supervisor._refuse_crowd(_as_supervisor(_most_files=reader))
+    os.close(reader)
+    os.close(writer)
+
+
+def test_children_that_end_without_end_are_taken_note_of_by_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What else is due comes between."""
+    waited: list[int] = []
+    monkeypatch.setattr(main.os, "waitpid", lambda *_: waited.append(1) or (1, 0))
+    later: list[Any] = []
+    supervisor = _as_supervisor(
+        _programs={},
+        _loop=SimpleNamespace(call_later=lambda _, call: later.append(call)),
+        _on_signal=lambda signum: signum,
+    )
+
+    assert Supervisor._reap(supervisor)
+    assert len(waited) < 1000
+    assert [call() for call in later] == [signal.SIGCHLD]
+
+
+def test_no_program_starts_in_a_paused_sandbox(lab: Lab) -> None:
+    """Not even one that was asked for before it was paused."""
+    sandbox = lab.serve()
+    body = encode_frame(json.dumps({"process": {"cmd": "/bin/sleep"}}).encode())
+    with sandbox.running.dial(ENVD_PORT, 5.0) as sock:
+        sock.settimeout(10)
+        sock.sendall(
+            b"POST /process.Process/Start HTTP/1.1\r\nHost: x\r\nContent-Type:"
+            b" %s\r\nContent-Length: %d\r\n\r\n"
+            % (STREAM_CONTENT_TYPE.encode(), len(body))
+            + body[:-1]
+        )
+        sandbox.running.pause()
+        sock.sendall(body[-1:])
+        answer = b""
+        while b"the sandbox is paused" not in answer:
+            more = sock.recv(65536)
+            assert more, answer
+            answer += more
+    assert sandbox.running.usage().processes == 1
+    sandbox.running.resume()
+    assert sandbox.get()["count"] == 1
+
+
+def test_what_a_supervisor_holds_counts_as_memory_of_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above a share of its own."""
+    mib = 2**20
+    told: list[str] = []
+    supervisor = _as_supervisor(
+        _ending=False,
+        _sample_delay=0.5,
+        _sample_in=lambda _: None,
+        _gauge=SimpleNamespace(
+            last=None, read=lambda: main.tree.Load(0.0, 60 * mib, 1)
+        ),
+        _measure_itself=lambda: 150 * mib,
+        _own_memory=100 * mib,
+        _boot=SimpleNamespace(memory_bytes=100 * mib),
+        _over=told.append,
+    )
+    Supervisor._sample(supervisor)
+
+    assert told == [f"{110 * mib} bytes of memory, the limit is {100 * mib}"]
+
+
+def _as_supervisor(**attributes: object) -> Any:
+    return SimpleNamespace(**attributes)
