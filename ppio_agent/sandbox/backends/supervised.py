@@ -181,7 +181,12 @@ class SupervisedSandbox:
 
     def pause(self) -> None:
         """Freeze every process; see `RunningSandbox.pause`."""
-        self._ask("pause")
+        try:
+            self._ask("pause")
+        except SandboxStateError:
+            with suppress(SandboxStateError):  # else it may still come about
+                self._send({"op": "resume", "id": 0})
+            raise
         self._paused = True
 
     def resume(self) -> None:

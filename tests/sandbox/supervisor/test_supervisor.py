@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ppio_agent.exceptions import SandboxStateError
+from ppio_agent.sandbox.backends import supervised
 from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
 from ppio_agent.sandbox.supervisor import main
 from ppio_agent.sandbox.supervisor.main import Supervisor
@@ -92,6 +93,22 @@ def test_no_program_starts_in_a_paused_sandbox(lab: Lab) -> None:
     assert sandbox.running.usage().processes == 1
     sandbox.running.resume()
     assert sandbox.get()["count"] == 1
+
+
+def test_a_pause_that_was_given_up_does_not_come_about(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sandbox counts as running, and so it runs."""
+    sandbox = lab.serve()
+    os.kill(sandbox.running.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "_ANSWER_LIMIT", 0.05)
+        with pytest.raises(SandboxStateError, match="does not answer"):
+            sandbox.running.pause()
+    os.kill(sandbox.running.pid, signal.SIGCONT)
+
+    assert sandbox.get()["count"] == 1
+    assert not sandbox.running.paused
 
 
 def test_what_a_supervisor_holds_counts_as_memory_of_the_sandbox(
