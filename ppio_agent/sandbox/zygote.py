@@ -2,8 +2,9 @@
 
 It is started by exec, never as a fork of a program with threads, has one thread, and
 has imported what supervisors and agents import. The platform asks it over a line (see
-`supervisor.channel`): ``{"sandbox_id", "cwd", "log"}`` with the socket at which the
-supervisor listens; it answers ``{"pid"}`` with a pidfd, or ``{"error"}``.
+`supervisor.channel`): ``{"id", "sandbox_id", "cwd", "log"}`` with the socket at which
+the supervisor listens; it answers ``{"reply", "pid"}`` with a pidfd, or ``{"reply",
+"error"}``, where the reply is the id.
 
 It is a sub-reaper: what a killed supervisor leaves becomes its child, and is killed. When
 its line ends, or the platform does, it forks no more, and stays until its last
@@ -39,6 +40,10 @@ __all__ = ["BLANK_ID", "Request", "Zygote", "main"]
 
 BLANK_ID = "-" * 20
 """Value of the marker of the zygote itself: of the length that all ids have."""
+
+# Children that are reaped before it is looked what else there is to do: some that fork
+# on and on end as fast as that.
+_REAPED_AT_ONCE = 64
 
 
 class Request(NamedTuple):
@@ -97,9 +102,9 @@ class Zygote:
             ready, _, _ = select.select([self._wake, *asking], [], [])
             if self._wake in ready:
                 self._reap()
-            elif self._platform in ready:
+            if self._platform in ready:
                 self._asked = False
-            else:
+            elif self._line.fileno() in ready:
                 request = self._read()
                 if request is not None:
                     return request
@@ -122,17 +127,17 @@ class Zygote:
                 str(message["log"]),
                 listener,
             )
-            if self._fork():
+            if self._fork(message["id"]):
                 return request
             os.close(listener)
         return None
 
-    def _fork(self) -> bool:
+    def _fork(self, number: object) -> bool:
         """Fork; return whether this is the child, in which nothing of this is left."""
         try:
             pid = os.fork()
         except OSError as exc:
-            self._say({"error": str(exc)})
+            self._say({"reply": number, "error": str(exc)})
             return False
         if pid == 0:
             self._leave()
@@ -140,7 +145,7 @@ class Zygote:
         self._supervisors.add(pid)
         self._childless = False
         handle = os.pidfd_open(pid)
-        self._say({"pid": pid}, handle)
+        self._say({"reply": number, "pid": pid}, handle)
         os.close(handle)
         return False
 
@@ -148,7 +153,7 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._line.close()
-        for fd in (self._platform, self._wake, self._waker):
+        for fd in (self._platform, self._wake, self._waker, *self._fds):
             os.close(fd)
 
     def _say(self, message: dict[str, object], *fds: int) -> None:
@@ -162,7 +167,7 @@ class Zygote:
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
         orphans = False
-        while not self._childless:
+        for _ in range(_REAPED_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -173,6 +178,9 @@ class Zygote:
             # One that ends as it should has seen that nothing is left of it.
             orphans = orphans or status != 0 or pid not in self._supervisors
             self._supervisors.discard(pid)
+        else:
+            with suppress(BlockingIOError):  # full of what says the same
+                os.write(self._waker, b".")
         if not orphans:
             return
         me = os.getpid()

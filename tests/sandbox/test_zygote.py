@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from ppio_agent.sandbox.supervisor import tree
 from ppio_agent.sandbox.supervisor.channel import encode_message, receive_one
 from ppio_agent.sandbox.zygote import Request, Zygote
 
-REQUEST = {"sandbox_id": "a" * 20, "cwd": "/", "log": "/log"}
+WANTED = {"sandbox_id": "a" * 20, "cwd": "/", "log": "/log"}
+REQUEST = {"id": 7, **WANTED}
 
 
 @pytest.fixture
@@ -49,7 +51,9 @@ def test_a_fork_that_fails_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     zygote._leave()
 
     assert receive_one(ours) == ({"ready": True}, None)
-    assert "no more processes" in receive_one(ours)[0]["error"]
+    answer, _ = receive_one(ours)
+    assert answer["reply"] == 7
+    assert "no more processes" in answer["error"]
     assert os.read(reader, 1) == b""
     os.close(reader)
     ours.close()
@@ -68,7 +72,7 @@ def test_a_fork_has_its_request_and_nothing_of_the_zygote(
     request = zygote.serve()
 
     assert isinstance(request, Request)
-    assert request._replace(listener=-1) == Request(**REQUEST, listener=-1)
+    assert request._replace(listener=-1) == Request(**WANTED, listener=-1)
     os.write(request.listener, b"x")
     assert os.read(reader, 1) == b"x"
     os.close(request.listener)
@@ -90,4 +94,24 @@ def test_a_platform_that_has_ended_asks_for_nothing_more() -> None:
     assert zygote.serve() is None
     zygote._leave()
     os.waitpid(pid, 0)
+    ours.close()
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_children_that_never_cease_to_end_do_not_keep_it_from_its_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of a program that forks on and on; the platform is heard all the same."""
+    ours, theirs = socket.socketpair()
+    zygote = Zygote(theirs, os.pidfd_open(os.getpid()))
+    monkeypatch.setattr(os, "waitpid", lambda *_: (2**22 + 1, 0))
+    monkeypatch.setattr(tree, "table", dict)
+    reader = ask(ours)
+    os.kill(os.getpid(), signal.SIGCHLD)
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    request = zygote.serve()
+
+    assert request is not None
+    os.close(request.listener)
+    os.close(reader)
     ours.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ import psutil
 import pytest
 
 from ppio_agent._util.backoff import Backoff
-from ppio_agent.sandbox.backends import zygote_client
+from ppio_agent.sandbox.backends import startup, zygote_client
 from ppio_agent.sandbox.backends.base import RunningSandbox
+from ppio_agent.sandbox.backends.layout import Layout
 from ppio_agent.sandbox.backends.zygote_client import ZygoteClient
 from tests.sandbox.backends.test_process import FORKER, PLATFORM
 from tests.sandbox.sandboxkit import SERVER, Lab
@@ -178,20 +180,87 @@ def test_nothing_is_left_of_who_was_killed_and_creates_go_on(
     assert other.lost == at_once.lost == []
 
 
-def test_a_zygote_that_hangs_is_replaced(
+def test_a_zygote_that_is_late_is_done_without_and_kept(
     own_lab: Lab, own_zygote: ZygoteClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The create that finds it so is answered by exec, and it is killed."""
-    pid = zygote_of(own_zygote)
-    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 0.2)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: own_zygote.pid not in (pid, None), timeout=20)
+    """What it forks too late ends, and it is asked again once it has answered."""
     pid = zygote_of(own_zygote)
     os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 0.1)
+    late = own_lab.serve()
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 0.0)
+    skipped = own_lab.serve()
+    assert not is_fork(late.running, own_zygote)
+    assert not is_fork(skipped.running, own_zygote)
+
+    os.kill(pid, signal.SIGCONT)
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 20.0 * SLOW)
+    wait_until(lambda: own_zygote._waits_since is None)
+    assert is_fork(own_lab.serve().running, own_zygote)
+    assert own_zygote.pid == pid
+    assert late.get()["count"] == 1
+    wait_until(lambda: len(psutil.Process(pid).children()) == 1)
+
+
+def test_a_zygote_that_hangs_for_long_is_replaced(
+    own_lab: Lab, own_zygote: ZygoteClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The creates until then are answered by exec."""
+    pid = zygote_of(own_zygote)
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 0.1)
+    assert own_lab.serve().get()["count"] == 1
+    assert own_zygote.pid == pid
+    monkeypatch.setattr(zygote_client, "_HANG_LIMIT", 0.0)
 
     assert own_lab.serve().get()["count"] == 1
     wait_until(lambda: own_zygote.pid not in (pid, None), timeout=20)
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 20.0 * SLOW)
     assert is_fork(own_lab.serve().running, own_zygote)
+
+
+# Answers two requests when it has both: the later one first, and the other not well.
+_TWO_AT_ONCE = """
+import os, socket, sys
+from ppio_agent.sandbox.supervisor.channel import encode_message, receive_one
+
+line = socket.socket(fileno=int(sys.argv[1]))
+line.sendall(encode_message({"ready": True}))
+(first, _), (second, _) = receive_one(line), receive_one(line)
+answer = {"reply": second["id"], "pid": os.getpid()}
+socket.send_fds(line, [encode_message(answer)], [os.pidfd_open(os.getpid())])
+line.sendall(encode_message({"reply": first["id"], "error": second["sandbox_id"]}))
+line.recv(1)
+"""
+
+
+def test_creates_wait_for_the_zygote_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each gets its own answer, in whatever order they come."""
+    monkeypatch.setattr(startup, "_WARM", _TWO_AT_ONCE)
+    monkeypatch.setattr(zygote_client, "_ANSWER_LIMIT", 20.0 * SLOW)
+    client = ZygoteClient()
+    assert client.wait_ready(20 * SLOW)
+    found = {}
+
+    def fork(sandbox_id: str) -> None:
+        with socket.socket() as listener:
+            found[sandbox_id] = client.fork(listener, sandbox_id, Layout(root=tmp_path))
+
+    threads = [threading.Thread(target=fork, args=(c * 20,)) for c in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    (second,) = (name for name, process in found.items() if process is not None)
+    process = found[second]
+    assert process is not None
+    assert process.pid == client.pid
+    process.close()
+    assert f"did not fork: {second}" in caplog.text
+    client.close()
 
 
 def test_a_zygote_that_does_not_start_says_why_and_is_done_without(
@@ -201,7 +270,7 @@ def test_a_zygote_that_does_not_start_says_why_and_is_done_without(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Sandboxes start by exec; it is tried again, later and later."""
-    monkeypatch.setattr(zygote_client, "_BOOTSTRAP", "raise SystemExit('no luck')")
+    monkeypatch.setattr(startup, "_WARM", "raise SystemExit('no luck')")
     client = ZygoteClient()
     with caplog.at_level(logging.WARNING):
         assert not client.wait_ready(0.0)
