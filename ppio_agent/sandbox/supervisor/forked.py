@@ -4,8 +4,9 @@ An interpreter and its imports take some hundred milliseconds; a fork takes a fe
 the agent's program the two must look alike, so what cannot be had in a fork is not
 tried: whatever counts only while an interpreter starts makes an agent start by `exec`.
 
-What differs: more modules are loaded than the program has asked for, and the seed of
-`hash()` and the layout of memory are those of the process that was forked.
+What differs: more modules are loaded than the program has asked for, with their
+loggers; the seed of `hash()` and the layout of memory are those of the process that was
+forked; and so is what `/proc/self` shows of how it was started.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pkgutil
 import signal
 import site
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -227,6 +229,8 @@ def _settle(start: Start) -> tuple[bytes, str]:
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Which up to Python 3.12 is that of the process which imported `threading`.
+    vars(threading.main_thread())["_native_id"] = threading.get_native_id()
     name_process("ppio-agent")
     os.environ.clear()
     os.environ.update(start.command.env)

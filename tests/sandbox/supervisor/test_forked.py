@@ -223,6 +223,10 @@ PROGRAMS = {
         print(os.read(reader, 8), flush=True)
         os._exit(0)
         """,
+    "its main thread": """
+        import os, threading
+        print(threading.main_thread().native_id == os.getpid())
+        """,
     "descriptors that it opens": """
         import gc, os, tempfile
         files = [tempfile.TemporaryFile() for _ in range(40)]
