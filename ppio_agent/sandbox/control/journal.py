@@ -79,7 +79,8 @@ class Journal:
             if self._over:
                 return
             self._append_locked(Note.of(self._seq + 1, event, value))
-            if change.state is State.KILLED:
+            # Of its agent more may come while its processes are being ended.
+            if change.kind == "state" and change.state is State.KILLED:
                 self._over = True
                 self._append_locked(Note.end(self._seq + 1, _reason(change)))
             self._changed.notify_all()

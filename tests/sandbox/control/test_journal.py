@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from ppio_agent._util.clock import utc_now
@@ -56,6 +57,21 @@ def test_a_journal_goes_with_its_sandbox(rig: PlatformRig) -> None:
     late = journals.of(sandboxes[0])
     assert late.read(0, 0.0)[-1].kind == "end"
     assert journals._journals == {}
+
+
+def test_an_agent_that_is_ended_with_its_sandbox_does_not_end_the_journal() -> None:
+    """Its exit is told while the sandbox is being killed: why it was comes after it."""
+    journal, killed = Journal("s"), _change(State.KILLED, EndReason.TIMEOUT)
+    journal.add(attrs.evolve(killed, kind="agent"))
+    assert not journal.over
+    journal.add(killed)
+
+    notes = journal.read(0, 0.0)
+    assert [(note.event, note.kind) for note in notes] == [
+        ("agent", "chunk"), ("state", "chunk"), (None, "end"),
+    ]  # fmt: skip
+    assert json.loads(notes[1].data)["state"] == "killed"
+    assert json.loads(notes[1].data)["reason"] == "timeout"
 
 
 def test_a_change_that_comes_as_one_begins_to_listen_is_told_last(
