@@ -20,7 +20,9 @@ __all__ = ["Candidate", "Ignore", "link_escapes", "select"]
 MAX_BYTES: Final = 512 * 1024 * 1024
 MAX_FILES: Final = 20_000
 _MAX_NAME_BYTES: Final = 255
-_MAX_PATH_BYTES: Final = 2048
+# Below a data directory there has to be room for them in a path of the system.
+_MAX_PATH_BYTES: Final = 1024
+_MAX_LEVELS: Final = 64
 _MAX_PROBLEMS: Final = 50
 
 _ALWAYS_IGNORED: Final = re.compile(
@@ -173,8 +175,10 @@ def _name_problem(path: str) -> str | None:
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
         return "the path leads out of the template"
-    if "\0" in path or "\\" in path or len(raw) > _MAX_PATH_BYTES:
-        return "the path is too long, or has a backslash"
+    if "\0" in path or "\\" in path:
+        return "the path has a backslash or a NUL character"
+    if len(raw) > _MAX_PATH_BYTES or len(parts) > _MAX_LEVELS:
+        return f"the path has more than {_MAX_LEVELS} levels or {_MAX_PATH_BYTES} bytes"
     if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
         return f"the name is longer than {_MAX_NAME_BYTES} bytes"
     return None

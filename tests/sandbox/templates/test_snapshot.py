@@ -71,7 +71,12 @@ def test_a_folder_is_pruned_unless_something_in_it_may_come_back() -> None:
         (_file("a/../../x"), "the path leads out of the template"),
         (_file("a\udce4"), "the name is not UTF-8"),
         (_file("x" * 256), "the name is longer than 255 bytes"),
-        (_file("a\\b"), "the path is too long, or has a backslash"),
+        (_file("a\\b"), "the path has a backslash or a NUL character"),
+        (_file("a/" * 64 + "b"), "the path has more than 64 levels or 1024 bytes"),
+        (
+            _file(("x" * 254 + "/") * 4 + "xxxxx"),
+            "the path has more than 64 levels or 1024 bytes",
+        ),
         (
             Candidate(path="p", kind="other"),
             "is neither a file, a folder nor a symbolic link",
