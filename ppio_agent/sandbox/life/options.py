@@ -60,6 +60,7 @@ class _AutoResume(CamelModel):
 @frozen(kw_only=True)
 class _Lifecycle(CamelModel):
     on_timeout: str | None = None
+    auto_resume: bool | None = None
 
 
 @frozen(kw_only=True)
@@ -136,7 +137,7 @@ def parse_create(
         env=_checked_env(asked.env_vars or {}),
         secure=asked.secure is not False,
         pauses=_pauses(asked),
-        auto_resume=asked.auto_resume is not None and asked.auto_resume.enabled,
+        auto_resume=_auto_resume(asked),
         allow_internet=False not in internet,
         idle_timeout=_idle_timeout(asked.metadata or {}),
         public_traffic=(
@@ -163,6 +164,17 @@ def _pauses(asked: _Create) -> bool:
     if asked.auto_pause and rule == "kill":
         raise ValidationError("$.lifecycle.onTimeout: contradicts $.autoPause")
     return rule == "pause" or bool(asked.auto_pause)
+
+
+def _auto_resume(asked: _Create) -> bool:
+    said = set()
+    if asked.auto_resume is not None:
+        said.add(asked.auto_resume.enabled)
+    if asked.lifecycle is not None and asked.lifecycle.auto_resume is not None:
+        said.add(asked.lifecycle.auto_resume)
+    if len(said) > 1:
+        raise ValidationError("$.lifecycle.autoResume: contradicts $.autoResume")
+    return True in said
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -80,6 +80,11 @@ def test_everything_that_can_be_asked_for() -> None:
         ({"envVars": {str(i): "" for i in range(129)}}, r"\$\.envVars: expected at"),
         ({"autoPause": True, "lifecycle": {"onTimeout": "kill"}}, "contradicts"),
         ({"lifecycle": {"onTimeout": "stop"}}, "expected kill or pause"),
+        ({"lifecycle": {"autoResume": "yes"}}, r"lifecycle\.autoResume: expected bool"),
+        (
+            {"lifecycle": {"autoResume": True}, "autoResume": {"enabled": False}},
+            r"lifecycle\.autoResume: contradicts \$\.autoResume",
+        ),
         (
             {"allowInternetAccess": True, "allow_internet_access": False},
             "contradicts",
@@ -89,6 +94,25 @@ def test_everything_that_can_be_asked_for() -> None:
 def test_what_is_wrong_is_refused_with_its_path(body: Json, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         _parse(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"lifecycle": {"autoResume": True}},
+        {"autoResume": {"enabled": True}},
+        {"lifecycle": {"autoResume": True}, "autoResume": {"enabled": True}},
+    ],
+)
+def test_what_answers_say_of_a_life_can_be_asked_for(body: Json) -> None:
+    """With other words beside it or not."""
+    assert _parse(body).auto_resume
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), ("00", 0.0), ("060", 60.0)])
+def test_an_idle_timeout_is_a_number_in_digits(text: str, seconds: float) -> None:
+    """Zero, however it is written, is none."""
+    assert _parse({"metadata": {"idle_timeout": text}}).idle_timeout == seconds
 
 
 def test_traffic_is_public_unless_told_otherwise() -> None:
