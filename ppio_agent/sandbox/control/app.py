@@ -26,29 +26,29 @@ _LIST: Final = ("GET", "/templates")
 _STREAM: Final = re.compile(r"/platform/v1/sandboxes/[^/]*/(?:events|logs/stream)")
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _NOT_HERE: Final[Mapping[str, str]] = {
-    "/sandboxes/<_id>/snapshots": "snapshots",
+    "/sandboxes/<_id>/snapshots": "the use of snapshots",
     "/sandboxes/<_id>/clone": "clone",
     "/sandboxes/<_id>/fork": "fork",
     "/sandboxes/<_id>/reset": "reset",
     "/sandboxes/<_id>/commit": "commit",
     "/sandboxes/<_id>/hotplug-memory": "hotplug-memory",
-    "/sandboxes/<_id>/volume-mounts": "volume-mounts",
-    "/sandboxes/<_id>/network": "network",
+    "/sandboxes/<_id>/volume-mounts": "the use of volumes",
+    "/sandboxes/<_id>/network": "changing the network",
     "/sandboxes/<_id>/quota": "quota",
     "/sandboxes/quota": "quota",
-    "/sandboxes/events": "events",
-    "/snapshots": "snapshots",
-    "/sandboxes/<_id>/events": "events",
+    "/sandboxes/events": "the list of events",
+    "/snapshots": "the use of snapshots",
+    "/sandboxes/<_id>/events": "the list of events",
     "/v3/templates": "building templates by the API",
     "/templates/<_id>/builds/<path:_rest>": "building templates by the API",
     "/v2/templates/<_id>/builds/<path:_rest>": "building templates by the API",
     "/templates/<_id>/files/<_hash>": "building templates by the API",
-    "/templates/tags": "tags",
-    "/templates/<_id>/tags": "tags",
-    "/volumes": "volumes",
-    "/volumes/<path:_rest>": "volumes",
-    "/secrets": "secrets",
-    "/secrets/<path:_rest>": "secrets",
+    "/templates/tags": "the use of tags",
+    "/templates/<_id>/tags": "the use of tags",
+    "/volumes": "the use of volumes",
+    "/volumes/<path:_rest>": "the use of volumes",
+    "/secrets": "the use of secrets",
+    "/secrets/<path:_rest>": "the use of secrets",
 }
 """Routes of the cloud that this platform knows but does not have, and what they are."""
 
@@ -66,7 +66,15 @@ def lane_of(method: str, path: str, headers: Mapping[str, str]) -> Lane:
 
 
 class _Plane(Flask):
-    """An application in which OPTIONS is a method that no route takes."""
+    """An application in which OPTIONS is a method that no route takes.
+
+    An offer to go on with another protocol is left unanswered, as HTTP has it: to the
+    routes such a request would be one for WebSockets, of which there are none.
+    """
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        environ.pop("HTTP_UPGRADE", None)
+        return super().__call__(environ, start_response)
 
     def add_url_rule(self, *args: Any, **options: Any) -> None:
         options["provide_automatic_options"] = False

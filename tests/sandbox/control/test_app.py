@@ -302,6 +302,12 @@ def test_options_is_a_method_like_any_other_that_is_not_taken(wire: Wire) -> Non
         assert ", ".join(sorted(refused.allow)) == methods
 
 
+def test_an_offer_of_another_protocol_is_not_taken_up(wire: Wire) -> None:
+    """The request is answered as it is without it."""
+    offer = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert wire.ask("GET", "/sandboxes", headers={**RED, **offer}).json == []
+
+
 def test_ten_creates_with_one_key_make_one_sandbox(wire: Wire) -> None:
     headers = {**RED, "Idempotency-Key": "once"}
 

@@ -164,9 +164,9 @@ def test_every_route_wants_a_key(wire: Wire) -> None:
 def test_what_it_does_not_have_is_named(wire: Wire) -> None:
     """By the one sentence that clients can look for."""
     for path, what in (
-        ("/sandboxes/x/snapshots", "snapshots"),
+        ("/sandboxes/x/snapshots", "the use of snapshots"),
         ("/sandboxes/x/quota", "quota"),
-        ("/templates/tags", "tags"),
+        ("/templates/tags", "the use of tags"),
         ("/v3/templates", "building templates by the API"),
     ):
         message = f"{what} is not supported by the local platform"
