@@ -9,6 +9,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +59,13 @@ def doctor(*, data_dir: Path | None, as_json: bool) -> int:
     healthy = all(check.ok or check.optional for check in checks)
     if as_json:
         found = [
-            {"what": c.what, "ok": c.ok, "how": c.how, "optional": c.optional}
-            for c in checks
+            {
+                "what": check.what,
+                "ok": check.ok,
+                "how": "" if check.ok else check.how,
+                "optional": check.optional,
+            }
+            for check in checks
         ]
         print_json({"ok": healthy, "checks": found})
         return int(not healthy)
@@ -109,11 +115,16 @@ def _system() -> Check:
 def _data_dir(path: Path) -> Iterator[Check]:
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     known = f"data directory {path}" + ("" if there == path else " (not made yet)")
-    yield Check(
-        what=f"{known} can be written",
-        ok=there.is_dir() and os.access(there, os.W_OK | os.X_OK),
-        how=f"make {there} a folder of yours, or set PPIO_DATA_DIR to another place",
-    )
+    fault = _write_fault(there)
+    if fault:
+        yield Check(
+            what=f"{known} cannot be written: {fault}",
+            ok=False,
+            how=f"make {there} a folder of yours, or set PPIO_DATA_DIR to another"
+            " place",
+        )
+        return
+    yield Check(what=f"{known} can be written", ok=True)
     if there == path:
         open_to = stat.S_IMODE(path.stat().st_mode) & 0o077
         yield Check(
@@ -127,6 +138,15 @@ def _data_dir(path: Path) -> Iterator[Check]:
         ok=free >= _LEAST_FREE,
         how="free 1 GiB, or set PPIO_DATA_DIR to a place on another disk",
     )
+
+
+def _write_fault(folder: Path) -> str:
+    """Return why no file can be made in a folder; empty: one can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return (error.strerror or "it fails").lower()
 
 
 def _port(config: PlatformConfig) -> Check:

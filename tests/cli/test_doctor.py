@@ -103,6 +103,27 @@ def test_the_record_of_a_platform_that_was_killed_is_no_platform(
     assert _find(config, f"port {port}").ok
 
 
+def test_a_data_directory_in_which_nothing_can_be_made_is_told(tmp_path: Path) -> None:
+    """Even of one that root may write to; its disk is not looked at then."""
+    data = Path("/proc/nope") if Path("/proc/self").exists() else tmp_path / "file"
+    (tmp_path / "file").touch()
+    checks = list(examine(PlatformConfig(data_dir=data, port=_free_port())))
+
+    (found,) = [check for check in checks if "data directory" in check.what]
+    assert not found.ok
+    assert f"data directory {data}" in found.what
+    assert "cannot be written: " in found.what
+    assert not any("MiB free" in check.what for check in checks)
+
+
+def test_programs_are_told_how_of_what_is_missing_only(
+    command: Command, tmp_path: Path
+) -> None:
+    found = json.loads(_doctor(command, tmp_path, "--json")[1])["checks"]
+    assert {check["how"] for check in found if check["ok"]} == {""}
+    assert all(check["how"] for check in found if not check["ok"])
+
+
 def test_a_data_directory_that_others_can_read_is_not_private(tmp_path: Path) -> None:
     """It holds keys."""
     tmp_path.chmod(0o755)
