@@ -168,8 +168,8 @@ class PlatformConfig:
             )
         if not is_loopback(self.host) and (self.any_key or not self.keys):
             raise ValueError(
-                f"host {self.host} can be reached by others: give keys of your own,"
-                " and leave any_key off"
+                f"host {self.host} can be reached by others: give keys of your own"
+                " (--key, or PPIO_PLATFORM_KEYS), and leave any_key off"
             )
         if self.tls_port is not None and "." not in self.domain:
             raise ValueError(
