@@ -8,26 +8,25 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
 
 from ppio_agent._util.ids import new_id
-from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
+from ppio_agent.exceptions import SandboxPlatformError
 
 from .base import AGENT_PORT, Line, OnAgent, OnLost, SandboxSpec
 from .bwrap_args import APP, BIN, HOME, LOGS, TMP
 from .contained import Bwrap, ContainedProcess, supervisor_log
 from .diagnosis import Check, diagnose
-from .holds import Holds
+from .holds import Blank, Holds
 from .layout import environment, search_path
-from .startup import boot_message, read_tail
+from .startup import boot_message
 from .supervised import SupervisedSandbox
 from .warm import WarmPool
 
 __all__ = ["BubblewrapBackend", "Check", "Place", "diagnose"]
-
-_START_LIMIT = 10.0
 
 
 @frozen(kw_only=True)
@@ -136,16 +135,9 @@ class BubblewrapBackend:
     ) -> SupervisedSandbox:
         """Start a sandbox and its agent; see `Backend.start`."""
         root = spec.root.absolute()
-        try:
-            sock, process = self._make(spec, root)
-        except OSError as exc:
-            raise SandboxStartError(
-                f"sandbox {spec.sandbox_id} could not be started: {exc}"
-            ) from exc
-        sandbox = self._holds.begin(
+        return self._holds.start(
             spec,
-            sock,
-            process,
+            partial(self._make, spec, root),
             boot=boot_message(
                 spec,
                 env=environment(
@@ -160,15 +152,8 @@ class BubblewrapBackend:
             ),
             on_agent=on_agent,
             on_lost=on_lost,
-            timeout=_START_LIMIT,
-            uplink=process.uplink,
+            complaints=supervisor_log(root),
         )
-        if sandbox is None:
-            raise SandboxStartError(
-                f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
-                f" {read_tail(supervisor_log(root))}"
-            )
-        return sandbox
 
     def adopt(
         self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
@@ -185,25 +170,24 @@ class BubblewrapBackend:
         self._holds.close()
         shutil.rmtree(self._place.blank, ignore_errors=True)
 
-    def _make(
-        self, spec: SandboxSpec, root: Path
-    ) -> tuple[socket.socket, ContainedProcess]:
+    def _make(self, spec: SandboxSpec, root: Path) -> Blank:
         fits = spec.allow_internet is self._connected and spec.python is None
         spare = self._spares.take() if fits else None
         if spare is None:
-            return self._bwrap.make(
+            sock, process = self._bwrap.make(
                 spec.sandbox_id,
                 root,
                 spec.line,
                 internet=spec.allow_internet,
                 python=spec.python,
             )
+            return Blank(sock, process, process.uplink)
         try:
             spare.move_in(root, spec.line)
         except OSError:
             spare.discard()
             raise
-        return spare.sock, spare.process
+        return Blank(spare.sock, spare.process, spare.process.uplink)
 
     @property
     def _connected(self) -> bool:

@@ -37,9 +37,9 @@ from .bwrap_args import (
     package_part,
 )
 from .handles import ForeignProcess
-from .layout import write_programs
+from .layout import write_base
 from .line import call, listen
-from .startup import import_paths, package_origins, read_tail
+from .startup import package_origins, read_tail, supervisor_command
 from .uplink import Helper, Uplink, connect, resolver
 
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
@@ -49,18 +49,6 @@ _MAX_INFO = 4096
 _LOOK_EVERY = 0.001
 _LOAD_LIMIT = 20.0
 _END_LIMIT = 2.0
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv[3:];"
-    " from ppio_agent.sandbox.supervisor.contained import main;"
-    " main(int(sys.argv[1]), int(sys.argv[2]))"
-)
-# As any program of the interpreter starts, for agents are to be forks of it. The first
-# entry of the path would be the current folder.
-_WARM_BOOTSTRAP = (
-    "import sys; del sys.path[0]; fresh = tuple(sys.modules);"
-    " from ppio_agent.sandbox.supervisor.contained import main;"
-    " main(int(sys.argv[1]), int(sys.argv[2]), fresh)"
-)
 
 
 def supervisor_log(root: Path) -> Path:
@@ -163,7 +151,7 @@ class Bwrap:
             SandboxStartError: It cannot be made; nothing of it is left.
             OSError: The same, for its files.
         """
-        _write_files(root, python or sys.executable)
+        _write_files(root, python)
         shown = () if python is None else (str(Path(python).parents[1]),)
         start = partial(self._exec, sandbox_id, root, warm=warm, shown=shown)
         try:
@@ -227,19 +215,15 @@ class Bwrap:
         shown: Sequence[str],
     ) -> subprocess.Popen[bytes]:
         listener, info, alive = ends
-        told = [str(listener), str(alive)]
-        if warm:
-            python = [sys.executable, "-c", _WARM_BOOTSTRAP, *told]
-        else:
-            python = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, *told]
-            python += import_paths()
         plan = Plan(
             root=root,
             visible=_visible(),
             hidden=self.hidden,
             shown=shown,
             environment={MARKER: sandbox_id, **BASE_ENVIRONMENT},
-            command=python,
+            command=supervisor_command(
+                "ppio_agent.sandbox.supervisor.contained", listener, alive, warm=warm
+            ),
             info_fd=info,
             no_namespaces=self.no_namespaces,
         )
@@ -304,11 +288,9 @@ def _visible() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in found if os.path.exists(path)))
 
 
-def _write_files(root: Path, python: str) -> None:
+def _write_files(root: Path, python: str | None) -> None:
     """Make the folders and files of a sandbox that are not there yet."""
-    for name in (*OWN, "bin", "etc"):
-        (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_programs(root / "bin", python)
+    write_base(root, (*OWN, "etc"), python or sys.executable)
     try:
         host = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ppio_agent._util.threads import NoThreadError
 from ppio_agent.exceptions import SandboxStartError
@@ -14,10 +15,27 @@ from ppio_agent.exceptions import SandboxStartError
 from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ProcessHandle
 from .line import CALL_LIMIT, call
+from .startup import read_tail
 from .supervised import SupervisedSandbox
 from .uplink import Uplink
 
-__all__ = ["Holds"]
+__all__ = ["Blank", "Holds"]
+
+_START_LIMIT = 10.0
+
+
+class Blank(NamedTuple):
+    """A supervisor that waits to be told what it is to be.
+
+    Attributes:
+        sock: The line to it.
+        process: Its process.
+        uplink: Its way to the network, if it has one that can be lost.
+    """
+
+    sock: socket.socket
+    process: ProcessHandle
+    uplink: Uplink | None = None
 
 
 class Holds:
@@ -33,34 +51,36 @@ class Holds:
         self._closed = False
         self._numbers = itertools.count(1)
 
-    def begin(
+    def start(
         self,
         spec: SandboxSpec,
-        sock: socket.socket,
-        process: ProcessHandle | None,
+        make: Callable[[], Blank],
         *,
-        boot: Mapping[str, Any] | None,
+        boot: Mapping[str, Any],
         on_agent: OnAgent,
         on_lost: OnLost,
-        timeout: float,
-        uplink: Uplink | None = None,
-    ) -> SupervisedSandbox | None:
-        """Return the sandbox behind a line once it is up; None if it does not come up.
+        complaints: Path,
+    ) -> SupervisedSandbox:
+        """Start a sandbox; see `Backend.start`.
 
         Args:
             spec: What it is.
-            sock: The line; owned from now on.
-            process: The supervisor, as of `SupervisedSandbox`.
-            boot: What it is to be told; None if it was told before.
+            make: Starts its supervisor.
+            boot: What that is to be told.
             on_agent: Told each change of the agent.
             on_lost: Told once if it ends unasked.
-            timeout: Most seconds to wait.
-            uplink: As of `SupervisedSandbox`.
+            complaints: Where it says why it does not come up.
 
         Raises:
-            SandboxStartError: The backend is closed, or the system has no thread for
-                it. Nothing is left, as when it does not come up.
+            SandboxStartError: It does not come up, the system has no thread for it, or
+                the backend is closed. Nothing is left.
         """
+        try:
+            sock, process, uplink = make()
+        except OSError as exc:
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} could not be started: {exc}"
+            ) from exc
         sandbox = SupervisedSandbox(
             spec,
             process,
@@ -70,6 +90,45 @@ class Holds:
             on_gone=self._forget,
             uplink=uplink,
         )
+        if not self._begin(sandbox, spec, boot, _START_LIMIT):
+            raise SandboxStartError(
+                f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
+                f" {read_tail(complaints)}"
+            )
+        return sandbox
+
+    def adopt(
+        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
+    ) -> SupervisedSandbox:
+        """Take over a sandbox of another platform; see `Backend.adopt`."""
+        try:
+            sock = call(spec.line, adopt=True)
+        except OSError as exc:
+            raise SandboxStartError(
+                f"nobody answers for sandbox {spec.sandbox_id}: {exc}"
+            ) from exc
+        sandbox = SupervisedSandbox(
+            spec,
+            None,
+            sock,
+            on_agent=on_agent,
+            on_lost=on_lost,
+            on_gone=self._forget,
+        )
+        if not self._begin(sandbox, spec, None, CALL_LIMIT):
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} does not let itself be taken over"
+            )
+        return sandbox
+
+    def _begin(
+        self,
+        sandbox: SupervisedSandbox,
+        spec: SandboxSpec,
+        boot: Mapping[str, Any] | None,
+        timeout: float,
+    ) -> bool:
+        """Hold on to a sandbox and return whether it comes up; else it is ended."""
         with self._lock:
             closed = self._closed
             if not closed:
@@ -92,32 +151,7 @@ class Holds:
             sandbox.kill(0.0)
         if closed:
             raise SandboxStartError("the backend is closed")
-        return sandbox if up else None
-
-    def adopt(
-        self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
-    ) -> SupervisedSandbox:
-        """Take over a sandbox of another platform; see `Backend.adopt`."""
-        try:
-            sock = call(spec.line, adopt=True)
-        except OSError as exc:
-            raise SandboxStartError(
-                f"nobody answers for sandbox {spec.sandbox_id}: {exc}"
-            ) from exc
-        found = self.begin(
-            spec,
-            sock,
-            None,
-            boot=None,
-            on_agent=on_agent,
-            on_lost=on_lost,
-            timeout=CALL_LIMIT,
-        )
-        if found is None:
-            raise SandboxStartError(
-                f"sandbox {spec.sandbox_id} does not let itself be taken over"
-            )
-        return found
+        return up
 
     def close(self) -> None:
         """Kill, without grace, whatever still runs. Idempotent."""

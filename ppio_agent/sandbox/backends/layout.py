@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
 from .base import SandboxSpec
 
-__all__ = ["Layout", "environment", "search_path", "write_programs"]
+__all__ = ["Layout", "environment", "search_path", "write_base"]
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -88,17 +88,20 @@ def search_path(programs: str) -> str:
     return f"{programs}{os.pathsep}{_SYSTEM_PATH}"
 
 
-def write_programs(folder: Path, python: str) -> None:
-    """Write the programs that every sandbox has of its own: Python, and a `sudo`.
+def write_base(root: Path, folders: Iterable[str], python: str) -> None:
+    """Make the folders of a sandbox, and what is in its `bin`: Python, and a `sudo`.
 
     Args:
-        folder: Where.
+        root: Its own folder.
+        folders: Which of them there are, by name; those that are missing are made.
         python: The interpreter that `python` is inside.
     """
+    for name in (*folders, "bin"):
+        (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     run_python = _PYTHON.format(python=shlex.quote(python))
     programs = {"python": run_python, "python3": run_python, "sudo": _SUDO}
     for name, text in programs.items():
-        program = folder / name
+        program = root / "bin" / name
         program.write_text(text, encoding="utf-8")
         program.chmod(0o700)
 
@@ -155,9 +158,7 @@ class Layout:
         Args:
             python: The interpreter that `python` is inside.
         """
-        for name in ("app", "home", "tmp", "bin", "logs"):
-            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_programs(self.root / "bin", python)
+        write_base(self.root, ("app", "home", "tmp", "logs"), python)
         profile = _BASH_PROFILE.format(
             path=shlex.quote(self._path), app=shlex.quote(str(self.app))
         )

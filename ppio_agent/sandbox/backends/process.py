@@ -14,18 +14,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 from ppio_agent._util.fork import no_fork
-from ppio_agent.exceptions import SandboxPlatformError, SandboxStartError
+from ppio_agent.exceptions import SandboxPlatformError
 from ppio_agent.sandbox.supervisor.tree import MARKER
 
 from .base import OnAgent, OnLost, SandboxSpec
 from .handles import ChildProcess, ProcessHandle
-from .holds import Holds
+from .holds import Blank, Holds
 from .layout import Layout
 from .line import call, hang_up, listen
-from .startup import boot_message, import_paths, read_tail
+from .startup import boot_message, supervisor_command
 from .supervised import SupervisedSandbox
 from .zygote_client import ZygoteClient
 
@@ -33,16 +34,7 @@ __all__ = ["ProcessBackend"]
 
 _Started = TypeVar("_Started", bound=ProcessHandle | None)
 
-_START_LIMIT = 10.0
 _REMEMBERED_PORTS = 256
-
-# Isolated and without `site`: neither the environment nor the files of the user change
-# what a supervisor is, and it starts in half the time.
-_BOOTSTRAP = (
-    "import sys; sys.path += sys.argv[2:];"
-    " from ppio_agent.sandbox.supervisor.main import main;"
-    " main(int(sys.argv[1]))"
-)
 
 
 class ProcessBackend:
@@ -79,18 +71,10 @@ class ProcessBackend:
     ) -> SupervisedSandbox:
         """Start a sandbox and its agent; see `Backend.start`."""
         layout = Layout(root=spec.root.absolute())
-        try:
-            layout.write(spec.python or sys.executable)
-            sock, process = self._launch(spec, layout)
-        except OSError as exc:
-            raise SandboxStartError(
-                f"sandbox {spec.sandbox_id} could not be started: {exc}"
-            ) from exc
         port = self._free_port()
-        sandbox = self._holds.begin(
+        return self._holds.start(
             spec,
-            sock,
-            process,
+            partial(self._make, spec, layout),
             boot=boot_message(
                 spec,
                 env=layout.environment(spec, port=port),
@@ -103,14 +87,8 @@ class ProcessBackend:
             ),
             on_agent=on_agent,
             on_lost=on_lost,
-            timeout=_START_LIMIT,
+            complaints=layout.supervisor_log,
         )
-        if sandbox is None:
-            raise SandboxStartError(
-                f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
-                f" {read_tail(layout.supervisor_log)}"
-            )
-        return sandbox
 
     def adopt(
         self, spec: SandboxSpec, *, on_agent: OnAgent, on_lost: OnLost
@@ -124,15 +102,14 @@ class ProcessBackend:
         if self._owns_zygote:
             self.zygote.close()
 
-    def _launch(
-        self, spec: SandboxSpec, layout: Layout
-    ) -> tuple[socket.socket, ProcessHandle]:
+    def _make(self, spec: SandboxSpec, layout: Layout) -> Blank:
+        layout.write(spec.python or sys.executable)
         sock, process = _launch_by(self.zygote.fork, spec, layout)
         if process is not None:
-            return sock, process
+            return Blank(sock, process)
         # A new socket, for a zygote that was lost may have forked.
         hang_up(sock)
-        return _launch_by(_exec_supervisor, spec, layout)
+        return Blank(*_launch_by(_exec_supervisor, spec, layout))
 
     def _free_port(self) -> int:
         """Return a loopback port that nobody has, not even a sandbox yet to listen."""
@@ -168,10 +145,9 @@ def _exec_supervisor(
     listener: socket.socket, sandbox_id: str, layout: Layout
 ) -> ProcessHandle:
     fd = listener.fileno()
-    arguments = ["-I", "-S", "-c", _BOOTSTRAP, str(fd), *import_paths()]
     with open(layout.supervisor_log, "ab") as stderr, no_fork():
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            supervisor_command("ppio_agent.sandbox.supervisor.main", fd),
             cwd=layout.root,
             # The marker lets a sweep find a supervisor, too.
             env={MARKER: sandbox_id, "LANG": "C.UTF-8"},

@@ -18,10 +18,25 @@ __all__ = [
     "package_origins",
     "read_tail",
     "secrets_message",
+    "supervisor_command",
 ]
 
 _NEEDED = ("ppio_agent", "h11", "attrs", "psutil")
 _TAIL = 4096
+
+# Isolated and without `site`: neither the environment nor the files of the user change
+# what a supervisor is, and it starts in half the time.
+_COLD = (
+    "import sys; sys.path += sys.argv[COUNT:]; from MODULE import main;"
+    " main(*map(int, sys.argv[1:COUNT]))"
+)
+# As any program of the interpreter starts, for agents are to be forks of it. The first
+# entry of the path would be the current folder. What is loaded by then is what any
+# program finds.
+_WARM = (
+    "import sys; del sys.path[0]; fresh = tuple(sys.modules); from MODULE import main;"
+    " main(*map(int, sys.argv[1:]), fresh)"
+)
 
 
 def boot_message(
@@ -62,6 +77,22 @@ def secrets_message(spec: SandboxSpec) -> Mapping[str, Any]:
         "adoption": spec.line.secret,
         "access_token": spec.access_token,
     }
+
+
+def supervisor_command(module: str, *numbers: int, warm: bool = False) -> list[str]:
+    """Return the command that runs `main` of a module in an interpreter of its own.
+
+    Args:
+        module: Of this package.
+        numbers: What its `main` is told, descriptors mostly.
+        warm: Whether agents are to be forks of it; `main` is told, too, which modules
+            the interpreter had loaded.
+    """
+    told = list(map(str, numbers))
+    if warm:
+        return [sys.executable, "-c", _WARM.replace("MODULE", module), *told]
+    code = _COLD.replace("MODULE", module).replace("COUNT", str(len(told) + 1))
+    return [sys.executable, "-I", "-S", "-c", code, *told, *import_paths()]
 
 
 @cache

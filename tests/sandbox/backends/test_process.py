@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import SandboxStartError, SandboxStateError
-from ppio_agent.sandbox.backends import process, supervised
+from ppio_agent.sandbox.backends import holds, startup, supervised
 from ppio_agent.sandbox.backends.base import SandboxSpec
 from ppio_agent.sandbox.supervisor.channel import encode_message
 from tests.sandbox.sandboxkit import SERVER, Lab
@@ -649,7 +649,7 @@ def test_a_supervisor_that_does_not_come_up_is_an_error_with_its_output(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message ends with what it wrote; nothing is left."""
-    monkeypatch.setattr(process, "_BOOTSTRAP", "raise SystemExit('no such luck')")
+    monkeypatch.setattr(startup, "_COLD", "raise SystemExit('no such luck')")
     spec = lab.spec()
     lost: list[str] = []
 
@@ -664,9 +664,9 @@ def test_a_supervisor_that_hangs_at_its_start_is_given_up(
 ) -> None:
     """The start is bounded in time."""
     monkeypatch.setattr(
-        process, "_BOOTSTRAP", "import threading as t; t.Event().wait()"
+        startup, "_COLD", "import threading as t; t.Event().wait()"
     )
-    monkeypatch.setattr(process, "_START_LIMIT", 0.2)
+    monkeypatch.setattr(holds, "_START_LIMIT", 0.2)
     monkeypatch.setattr(supervised, "_KILL_SLACK", 0.2)
     spec = lab.spec()
 
