@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -33,8 +34,6 @@ _CANCEL_GRACE = 5.0
 _LAST_ANSWERS = 0.5
 # How often a drain looks whether invocations that nobody waits for have ended.
 _LOOK_EVERY = 0.02
-# How late a signal is noticed at worst, in seconds.
-_SIGNAL_LOOK = 0.5
 
 
 class PPIOAgentRuntimeServer(Closing):
@@ -47,7 +46,9 @@ class PPIOAgentRuntimeServer(Closing):
 
     Attributes:
         shows_playground: Whether a browser gets the playground at `url`.
-        stopping: Set as soon as the server is to end, by a signal or by `close`.
+        stopping: Set as soon as the server is to end: by a signal, by `close`, or since
+            it is broken.
+        on_stop: Called when it was set, but by a signal.
 
     Raises:
         ConfigurationError: Others could reach it without authentication, or there is
@@ -83,6 +84,7 @@ class PPIOAgentRuntimeServer(Closing):
         self._start_up = listening.start_up
         self._engine = engine
         self.stopping = threading.Event()
+        self.on_stop: Callable[[], object] | None = None
         self._closing = threading.Event()
         self._stopped = threading.Event()
         self.shows_playground = engine.shows_playground and not front.wrapped
@@ -100,6 +102,7 @@ class PPIOAgentRuntimeServer(Closing):
                 classify=front.lane, waiting=engine.waiting, durations=engine.durations
             ),
             on_drain=engine.drain,
+            on_broken=self._stop,
         )
 
     @property
@@ -167,7 +170,7 @@ class PPIOAgentRuntimeServer(Closing):
         Returns:
             Whether all user code has ended.
         """
-        self.stopping.set()
+        self._stop()
         self._closing.set()
         self._server.stop_listening()
         ended = self._engine.close(grace=_CANCEL_GRACE)
@@ -180,8 +183,50 @@ class PPIOAgentRuntimeServer(Closing):
         self._stopped.set()
         return ended and closed
 
+    def _stop(self) -> None:
+        self.stopping.set()
+        if self.on_stop is not None:
+            self.on_stop()
+
     def __enter__(self) -> PPIOAgentRuntimeServer:
         return self.start()
+
+
+class _Bell:
+    """Wakes one thread when another one rings, or a signal arrives.
+
+    The system may give a signal to any thread; that wakes no other, not even the main
+    thread, where the handler has to run. So the signal rings, too.
+    """
+
+    def __init__(self) -> None:
+        self._inside, self._button = socket.socketpair()
+        self._button.settimeout(0)
+
+    def ring(self) -> None:
+        """Let `wait_for` look."""
+        with contextlib.suppress(OSError):  # it is ringing already, or closed
+            self._button.send(b".")
+
+    def wait_for(self, event: threading.Event) -> None:
+        """Wait, in the one thread, for an event that is followed by a ring."""
+        while not event.is_set():
+            self._inside.recv(4096)
+
+    @contextlib.contextmanager
+    def rung_by_signals(self) -> Iterator[None]:
+        """Have all signals ring; in the main thread only."""
+        button = self._button.fileno()
+        earlier = signal.set_wakeup_fd(button, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(earlier)
+
+    def close(self) -> None:
+        """Ring no more."""
+        self._button.close()
+        self._inside.close()
 
 
 def run(server: PPIOAgentRuntimeServer) -> bool:
@@ -194,20 +239,17 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
         Whether all user code has ended, and nothing of the server was broken.
     """
     hurry = threading.Event()
-    with _signals(server.stopping, hurry):
+    with contextlib.closing(_Bell()) as bell, _signals(server.stopping, hurry, bell):
+        server.on_stop = bell.ring
         server.start()
         _say_ready()
         _log.info("listening on %s", server.url)
         if server.shows_playground:
             _log.info("playground: open %s/ in a browser", server.url)
-        # The system may give a signal to a thread that is just making another one. The
-        # main thread, where the handler has to run, is then not woken by it.
-        while not (server.stopping.wait(_SIGNAL_LOOK) or server.broken):
-            pass
+        bell.wait_for(server.stopping)
         _log.info("stopping")
-        drain = start_thread("ppio-drain", _drain, server, hurry)
-        while not hurry.wait(_SIGNAL_LOOK):
-            pass
+        drain = start_thread("ppio-drain", _drain, server, hurry, bell)
+        bell.wait_for(hurry)
         ended = server.close()
         drain.join(_CANCEL_GRACE)
     if not ended:
@@ -215,15 +257,18 @@ def run(server: PPIOAgentRuntimeServer) -> bool:
     return ended and not server.broken
 
 
-def _drain(server: PPIOAgentRuntimeServer, done: threading.Event) -> None:
+def _drain(server: PPIOAgentRuntimeServer, done: threading.Event, bell: _Bell) -> None:
     try:
         server.drain()
     finally:
         done.set()
+        bell.ring()
 
 
 @contextlib.contextmanager
-def _signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
+def _signals(
+    stop: threading.Event, hurry: threading.Event, bell: _Bell
+) -> Iterator[None]:
     """Let SIGTERM and SIGINT set `stop`, and the second of them `hurry`."""
 
     def on_signal(number: int, frame: Any) -> None:
@@ -236,7 +281,8 @@ def _signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
     earlier = [signal.signal(number, on_signal) for number in numbers]
     try:
-        yield
+        with bell.rung_by_signals():
+            yield
     finally:
         for number, handler in zip(numbers, earlier, strict=True):
             signal.signal(number, handler)

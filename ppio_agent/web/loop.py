@@ -110,10 +110,15 @@ class Loop:
             while self._calls:
                 self._calls.popleft()()
             if not self._stopping:
-                self._wait(_SHORT_WAIT if self._between() else _LONGEST_WAIT)
+                self._wait(_SHORT_WAIT if self._between() else self._longest_wait())
         return self._turn == turn
 
-    def _wait(self, timeout: float) -> None:
+    def _longest_wait(self) -> float | None:
+        """Return after how many seconds to look again; None if there is nobody."""
+        connected = any(listener.active_channels for listener in self._listeners)
+        return _LONGEST_WAIT if connected else None
+
+    def _wait(self, timeout: float | None) -> None:
         if time.monotonic() >= self._sweep_at:
             self._sweep()
         wasyncore.poll2(timeout, self.sockets)
@@ -182,7 +187,7 @@ class EpollLoop(Loop):
             if flags:
                 self._epoll.modify(descriptor, flags | select.EPOLLONESHOT)
 
-    def _wait(self, timeout: float) -> None:
+    def _wait(self, timeout: float | None) -> None:
         self._watch_listeners()
         if time.monotonic() >= self._sweep_at:
             self._sweep()

@@ -50,6 +50,7 @@ class Server(Closing):
         config: Limits.
         lanes: Which requests must never wait, and which are refused.
         on_drain: Called once when a drain or a close begins, before anything is closed.
+        on_broken: Called when it is broken.
 
     Attributes:
         broken: Whether the loop has failed, so that nobody is served any more; why is
@@ -68,6 +69,7 @@ class Server(Closing):
         config: ServerConfig | None = None,
         lanes: Lanes | None = None,
         on_drain: Callable[[], object] | None = None,
+        on_broken: Callable[[], object] | None = None,
     ) -> None:
         self._app = (
             wsgi_app if isinstance(wsgi_app, RequestKit) else RequestKit(wsgi_app)
@@ -77,6 +79,7 @@ class Server(Closing):
         self._unix_socket = unix_socket
         self._config = config or ServerConfig()
         self._on_drain = on_drain
+        self._on_broken = on_broken
         limit = self._config.connection_limit()
         self._dispatcher = LaneDispatcher(
             lanes or Lanes(),
@@ -251,6 +254,8 @@ class Server(Closing):
             self._loop_over.set()
             if self.broken:
                 self._closed.set()
+                if self._on_broken is not None:
+                    self._on_broken()
 
     def _channels(self) -> list[Any]:
         return [

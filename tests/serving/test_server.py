@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -134,6 +135,55 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     server.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_signal_that_another_thread_gets_ends_it_at_once() -> None:
+    """And what the host has for signals is there again afterwards."""
+    from ppio_agent.serving.server import run
+
+    server = make_app().server(port=0)
+
+    def end() -> None:
+        wait_until(lambda: server.port != 0 and listens(server.port))
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(0)
+    before = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        start_thread("ender", end)
+        assert run(server)
+    finally:
+        assert signal.set_wakeup_fd(before) == theirs.fileno()
+    ours.close()
+    theirs.close()
+
+
+def test_an_idle_agent_does_not_wake_up(script: Path) -> None:
+    """No thread of it, as long as nobody is connected."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PPIO_AGENT_PORT": str(port)},
+    )
+
+    def wakes() -> int:
+        files = Path(f"/proc/{process.pid}/task").glob("*/status")
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return sum(int(x.split()[1]) for x in lines if x.startswith("voluntary_ctxt"))
+
+    def sleeps() -> bool:
+        before = wakes()
+        threading.Event().wait(0.6)
+        return wakes() == before
+
+    with process:
+        try:
+            wait_until(lambda: listens(port), timeout=20)
+            wait_until(sleeps)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_run_ends_when_its_server_is_broken() -> None:
