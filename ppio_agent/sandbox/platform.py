@@ -21,7 +21,7 @@ from ppio_agent._util.closing import Closing
 from ppio_agent.exceptions import SandboxPlatformError, SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
-from ppio_agent.sandbox.backends.bubblewrap import Place
+from ppio_agent.sandbox.backends.bubblewrap import Grounds
 from ppio_agent.sandbox.backends.choice import choose_backend
 from ppio_agent.sandbox.control.kit import asked_host
 from ppio_agent.sandbox.control.places import Places
@@ -150,7 +150,7 @@ class SandboxPlatform(Closing):
         sockets, left = _open_sockets(stack, data)
         backend = self._given_backend or choose_backend(
             config.backend,
-            Place(blank=data.blank, sockets=sockets),
+            Grounds(blank=data.blank, sockets=sockets),
             hidden=data.path,
             warm=config.warm,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend, Place
+from ppio_agent.sandbox.backends.bubblewrap import BubblewrapBackend, Grounds
 from ppio_agent.sandbox.backends.contained import Bwrap
 from ppio_agent.sandbox.backends.diagnosis import keeps_namespaces
 from ppio_agent.sandbox.backends.uplink import Helper, find_helpers
@@ -59,7 +59,7 @@ class Fort(Lab):
             no_namespaces=keeps_namespaces(path),
             hidden=(str(folder),),
         )
-        self.place = Place(blank=folder / "blank", sockets=self.sockets)
+        self.place = Grounds(blank=folder / "blank", sockets=self.sockets)
         self.backend = self.blanks = BubblewrapBackend(
             self.bwrap, self.place, warm=warm
         )

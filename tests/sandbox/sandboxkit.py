@@ -21,7 +21,7 @@ from ppio_agent.sandbox.backends.base import (
     ENVD_PORT,
     AgentPhase,
     AgentStatus,
-    Line,
+    LineAddress,
     LostReason,
     RunningSandbox,
     SandboxSpec,
@@ -294,7 +294,7 @@ class Lab:
         if source is not None:
             (root / "app" / "app.py").write_text(textwrap.dedent(source))
             options.setdefault("entrypoint", "app.py")
-        line = Line(path=str(self.sockets / sandbox_id), secret="s" * 32)
+        line = LineAddress(path=str(self.sockets / sandbox_id), secret="s" * 32)
         return SandboxSpec(
             sandbox_id=sandbox_id, template_id="t" * 20, root=root, line=line, **options
         )

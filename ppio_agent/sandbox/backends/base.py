@@ -22,7 +22,7 @@ __all__ = [
     "AgentPhase",
     "AgentStatus",
     "Backend",
-    "Line",
+    "LineAddress",
     "LostReason",
     "OnAgent",
     "OnLost",
@@ -38,7 +38,7 @@ LostReason = Literal["crashed", "memory"]
 
 
 @frozen(kw_only=True)
-class Line:
+class LineAddress:
     """Where a platform reaches a supervisor, its own or one that it takes over.
 
     Attributes:
@@ -78,7 +78,7 @@ class SandboxSpec:
     sandbox_id: str
     template_id: str
     root: Path
-    line: Line
+    line: LineAddress
     entrypoint: str | None = None
     env: Mapping[str, str] = field(factory=dict, repr=False)
     start_timeout: float = 60.0

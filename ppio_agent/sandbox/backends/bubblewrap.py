@@ -16,7 +16,7 @@ from attrs import frozen
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import SandboxPlatformError
 
-from .base import AGENT_PORT, Line, OnAgent, OnLost, SandboxSpec
+from .base import AGENT_PORT, LineAddress, OnAgent, OnLost, SandboxSpec
 from .bwrap_args import APP, BIN, HOME, LOGS, TMP
 from .contained import Bwrap, ContainedProcess, supervisor_log
 from .diagnosis import Check, diagnose
@@ -26,11 +26,11 @@ from .startup import boot_message
 from .supervised import SupervisedSandbox
 from .warm import WarmPool
 
-__all__ = ["BubblewrapBackend", "Check", "Place", "diagnose"]
+__all__ = ["BubblewrapBackend", "Check", "Grounds", "diagnose"]
 
 
 @frozen(kw_only=True)
-class Place:
+class Grounds:
     """Where a backend may put what it makes.
 
     Attributes:
@@ -49,7 +49,7 @@ class _Spare:
 
     id: str
     root: Path
-    line: Line
+    line: LineAddress
     sock: socket.socket
     process: ContainedProcess
 
@@ -65,7 +65,7 @@ class _Spare:
         Path(self.line.path).unlink(missing_ok=True)
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def move_in(self, root: Path, line: Line) -> None:
+    def move_in(self, root: Path, line: LineAddress) -> None:
         """Become the sandbox whose folder, with nothing but its files, is `root`.
 
         Raises:
@@ -94,7 +94,7 @@ class BubblewrapBackend:
 
     name = "bubblewrap"
 
-    def __init__(self, bwrap: Bwrap, place: Place, *, warm: int = 0) -> None:
+    def __init__(self, bwrap: Bwrap, place: Grounds, *, warm: int = 0) -> None:
         self._bwrap = bwrap
         self._place = place
         self._holds = Holds()
@@ -198,7 +198,7 @@ class BubblewrapBackend:
         # An id in the form of all others, which marks its processes until it has one.
         spare_id = new_id()[:20]
         root = self._place.blank / spare_id
-        line = Line(path=str(self._place.sockets / spare_id), secret="")
+        line = LineAddress(path=str(self._place.sockets / spare_id), secret="")
         sock, process = self._bwrap.make(
             spare_id,
             root,

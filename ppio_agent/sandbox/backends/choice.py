@@ -12,8 +12,8 @@ from typing import Final
 from ppio_agent._util.ids import new_id, secret_token
 from ppio_agent.exceptions import BackendUnavailableError, SandboxPlatformError
 
-from .base import ENVD_PORT, Backend, Line, SandboxSpec
-from .bubblewrap import BubblewrapBackend, Place
+from .base import ENVD_PORT, Backend, LineAddress, SandboxSpec
+from .bubblewrap import BubblewrapBackend, Grounds
 from .contained import Bwrap
 from .diagnosis import explain, find_bwrap, keeps_namespaces
 from .process import ProcessBackend
@@ -28,7 +28,7 @@ _DIAL_LIMIT: Final = 2.0
 
 def choose_backend(
     name: str,
-    place: Place,
+    place: Grounds,
     *,
     hidden: Path,
     warm: int,
@@ -91,14 +91,14 @@ def _processes(warm: int) -> ProcessBackend:
     return backend
 
 
-def _probe(backend: BubblewrapBackend, place: Place, *, internet: bool) -> None:
+def _probe(backend: BubblewrapBackend, place: Grounds, *, internet: bool) -> None:
     """Make a sandbox, reach into it, and end it."""
     sandbox_id = new_id()[:20]
     spec = SandboxSpec(
         sandbox_id=sandbox_id,
         template_id="probe",
         root=place.blank / sandbox_id,
-        line=Line(path=str(place.sockets / sandbox_id), secret=secret_token()),
+        line=LineAddress(path=str(place.sockets / sandbox_id), secret=secret_token()),
         allow_internet=internet,
     )
     try:

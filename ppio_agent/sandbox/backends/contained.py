@@ -27,7 +27,7 @@ from ppio_agent.exceptions import SandboxStartError
 from ppio_agent.sandbox.supervisor.forked import BASE_ENVIRONMENT
 from ppio_agent.sandbox.supervisor.tree import MARKER
 
-from .base import Line
+from .base import LineAddress
 from .bwrap_args import (
     ETC,
     OWN,
@@ -124,7 +124,7 @@ class Bwrap:
         self,
         sandbox_id: str,
         root: Path,
-        line: Line,
+        line: LineAddress,
         *,
         internet: bool,
         warm: bool = False,
@@ -168,7 +168,7 @@ class Bwrap:
         self,
         sandbox_id: str,
         root: Path,
-        line: Line,
+        line: LineAddress,
         start: Callable[[tuple[int, int, int]], subprocess.Popen[bytes]],
         *,
         internet: bool,

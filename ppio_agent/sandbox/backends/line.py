@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from ppio_agent.sandbox.supervisor.channel import encode_message
 
-from .base import Line
+from .base import LineAddress
 
 __all__ = ["CALL_LIMIT", "call", "hang_up", "listen"]
 
@@ -20,7 +20,7 @@ _SEND_LIMIT = 5
 _BACKLOG = 4
 
 
-def listen(line: Line) -> socket.socket:
+def listen(line: LineAddress) -> socket.socket:
     """Make the socket at which a supervisor is reached; it is for the supervisor.
 
     Raises:
@@ -38,7 +38,7 @@ def listen(line: Line) -> socket.socket:
     return listener
 
 
-def call(line: Line, *, adopt: bool = False) -> socket.socket:
+def call(line: LineAddress, *, adopt: bool = False) -> socket.socket:
     """Connect to a supervisor, or to one that is yet to be started, and greet it.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field, frozen
 
-from ppio_agent.sandbox.backends.base import Line
+from ppio_agent.sandbox.backends.base import LineAddress
 from ppio_agent.sandbox.supervisor.tree import Process
 from ppio_agent.sandbox.templates.records import Build
 from ppio_agent.wire.json import Json
@@ -53,7 +53,7 @@ class SandboxRow:
     alias: str
     build: Build
     options: CreateOptions
-    line: Line
+    line: LineAddress
     access_token: str | None = field(repr=False)
     traffic_token: str | None = field(repr=False)
     state: State

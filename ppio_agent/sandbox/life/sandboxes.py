@@ -16,7 +16,7 @@ from attrs import frozen
 from ppio_agent._util.clock import Deadline, utc_now
 from ppio_agent._util.ids import secret_token
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
-from ppio_agent.sandbox.backends.base import Backend, Line
+from ppio_agent.sandbox.backends.base import Backend, LineAddress
 from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.templates.records import Build
 from ppio_agent.sandbox.templates.store import Templates
@@ -147,7 +147,7 @@ class Sandboxes:
             build=attrs.evolve(build, files=(), compiled={}),
             options=options,
             root=self._folders.live / sandbox_id,
-            line=Line(
+            line=LineAddress(
                 path=str(self._folders.sockets / sandbox_id), secret=secret_token()
             ),
             orphan_grace=self._config.orphan_grace,

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import NotFoundError
-from ppio_agent.sandbox.backends.base import Backend, Line, SandboxSpec
+from ppio_agent.sandbox.backends.base import Backend, LineAddress, SandboxSpec
 from ppio_agent.sandbox.templates.records import Build
 
 from .machine import EndReason, State
@@ -50,7 +50,7 @@ class Identity:
     build: Build
     options: CreateOptions
     root: Path
-    line: Line
+    line: LineAddress
     orphan_grace: float = 0.0
     command_deadline: str = "off"
     access_token: str | None = field(default=None, repr=False)

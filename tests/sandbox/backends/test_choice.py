@@ -12,7 +12,7 @@ import pytest
 
 from ppio_agent.exceptions import BackendUnavailableError, SandboxPlatformError
 from ppio_agent.sandbox.backends.base import Backend
-from ppio_agent.sandbox.backends.bubblewrap import Place
+from ppio_agent.sandbox.backends.bubblewrap import Grounds
 from ppio_agent.sandbox.backends.choice import choose_backend
 from tests.support import needs_program, new_threads, wait_until
 
@@ -25,7 +25,7 @@ class Machine:
         self.programs = folder / "programs"
         self.programs.mkdir()
         self.sockets = Path(tempfile.mkdtemp())
-        self.place = Place(blank=folder / "blank", sockets=self.sockets)
+        self.place = Grounds(blank=folder / "blank", sockets=self.sockets)
         self.backends: list[Backend] = []
 
     def add(self, name: str, script: str = "exit 1") -> None:

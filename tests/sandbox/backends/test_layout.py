@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from ppio_agent.sandbox.backends.base import Line, SandboxSpec
+from ppio_agent.sandbox.backends.base import LineAddress, SandboxSpec
 from ppio_agent.sandbox.backends.layout import Layout
 
 
@@ -32,7 +32,7 @@ def test_the_environment_of_the_caller_wins_but_for_what_the_platform_needs(
         sandbox_id="a" * 20,
         template_id="t",
         root=tmp_path,
-        line=Line(path="", secret=""),
+        line=LineAddress(path="", secret=""),
         env={"USER": "me", "HOST": "::", "PORT": "1", "PPIO_SANDBOX_ID": "b"},
     )
     env = Layout(root=tmp_path).environment(spec, port=5000)

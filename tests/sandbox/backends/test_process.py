@@ -444,7 +444,7 @@ def test_a_stopped_supervisor_is_ended_all_the_same(
 PLATFORM = """
 import sys, threading
 from pathlib import Path
-from ppio_agent.sandbox.backends.base import Line, SandboxSpec
+from ppio_agent.sandbox.backends.base import LineAddress, SandboxSpec
 from ppio_agent.sandbox.backends.process import ProcessBackend
 
 backend = ProcessBackend()
@@ -456,7 +456,7 @@ for sandbox_id in sys.argv[3:]:
             sandbox_id=sandbox_id,
             template_id="t",
             root=root,
-            line=Line(path=f"{sys.argv[2]}/{sandbox_id}", secret="s" * 32),
+            line=LineAddress(path=f"{sys.argv[2]}/{sandbox_id}", secret="s" * 32),
             entrypoint="app.py",
             orphan_grace=GRACE,
         ),
@@ -663,9 +663,7 @@ def test_a_supervisor_that_hangs_at_its_start_is_given_up(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The start is bounded in time."""
-    monkeypatch.setattr(
-        startup, "_COLD", "import threading as t; t.Event().wait()"
-    )
+    monkeypatch.setattr(startup, "_COLD", "import threading as t; t.Event().wait()")
     monkeypatch.setattr(holds, "_START_LIMIT", 0.2)
     monkeypatch.setattr(supervised, "_KILL_SLACK", 0.2)
     spec = lab.spec()

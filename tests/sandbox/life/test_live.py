@@ -13,7 +13,7 @@ import pytest
 
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
-from ppio_agent.sandbox.backends.base import AgentStatus, Line
+from ppio_agent.sandbox.backends.base import AgentStatus, LineAddress
 from ppio_agent.sandbox.life import turns
 from ppio_agent.sandbox.life.changes import Change
 from ppio_agent.sandbox.life.live import LiveSandbox
@@ -45,7 +45,7 @@ class Rig:
             build=Build(id="b", template_id="t", entrypoint="app.py"),
             options=CreateOptions(**options),
             root=self.folder,
-            line=Line(path="none", secret="s"),
+            line=LineAddress(path="none", secret="s"),
         )
         around = Surroundings(
             backend=self.backend,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import WireError
-from ppio_agent.sandbox.backends.base import Line
+from ppio_agent.sandbox.backends.base import LineAddress
 from ppio_agent.sandbox.life.machine import EndReason, State
 from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.life.rows import SandboxRow
@@ -50,7 +50,7 @@ _identities = st.builds(
         public_traffic=st.booleans(),
     ),
     root=st.just(Path("/data/s")),
-    line=st.builds(Line, path=_TEXT, secret=_TEXT),
+    line=st.builds(LineAddress, path=_TEXT, secret=_TEXT),
     access_token=_TOKEN,
     traffic_token=_TOKEN,
 )
@@ -121,7 +121,7 @@ def test_no_token_is_in_its_repr() -> None:
         alias="a",
         build=Build(id="b", template_id="t"),
         options=CreateOptions(),
-        line=Line(path="p", secret="s3cret"),
+        line=LineAddress(path="p", secret="s3cret"),
         access_token="s3cret",
         traffic_token="s3cret",
         state=State.RUNNING,
