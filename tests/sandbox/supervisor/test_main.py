@@ -19,7 +19,7 @@ PARENT = """
 import os, signal, sys
 from pathlib import Path
 from ppio_agent.sandbox.backends import line, process
-from ppio_agent.sandbox.backends.base import Line, SandboxSpec
+from ppio_agent.sandbox.backends.base import LineAddress, SandboxSpec
 from ppio_agent.sandbox.backends.layout import Layout
 from ppio_agent.sandbox.backends.startup import boot_message
 from ppio_agent.sandbox.supervisor.channel import encode_message
@@ -29,7 +29,7 @@ spec = SandboxSpec(
     sandbox_id="orphan",
     template_id="t",
     root=root,
-    line=Line(path=sys.argv[2], secret="s" * 32),
+    line=LineAddress(path=sys.argv[2], secret="s" * 32),
     entrypoint=entrypoint or None,
     orphan_grace=0.05,
 )
