@@ -89,6 +89,8 @@ Change = Put | Delete
 class DocumentStore(Protocol):
     """Keeps documents.
 
+    Any method may raise `OSError` where a disk is full or fails; nothing was changed.
+
     Thread safety: every method may be called from any thread.
     """
 

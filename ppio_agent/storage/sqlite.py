@@ -7,7 +7,9 @@ would only add "database is locked".
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -42,11 +44,13 @@ class SqliteDocumentStore:
     Raises:
         ConfigurationError: A newer version of this package wrote the file, or it is
             damaged or cannot be opened.
+        OSError: The disk is full.
 
     Thread safety: thread-safe. A forked child must not use its parent's store.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
         self._lock = threading.Lock()  # Guards _db: one statement or transaction.
         with opened(path) as self._db:
             self._prepare(path)
@@ -63,7 +67,7 @@ class SqliteDocumentStore:
 
     def get(self, kind: str, id: str, /) -> Document | None:
         """Return the document, or None if there is none."""
-        with self._lock:
+        with self._using():
             row = self._db.execute(
                 "SELECT version, body FROM document WHERE kind = ? AND id = ?",
                 (kind, id),
@@ -72,7 +76,7 @@ class SqliteDocumentStore:
 
     def scan(self, kind: str, /) -> tuple[Document, ...]:
         """Return every document of a kind, in the order of their ids."""
-        with self._lock:
+        with self._using():
             rows = self._db.execute(
                 "SELECT id, version, body FROM document WHERE kind = ? ORDER BY id",
                 (kind,),
@@ -82,7 +86,7 @@ class SqliteDocumentStore:
     def write(self, *changes: Change) -> None:
         """Make all changes at once; see `DocumentStore.write`."""
         encoded = [encode_json(c.body) if isinstance(c, Put) else None for c in changes]
-        with self._lock, transaction(self._db):
+        with self._using(), transaction(self._db):
             for change, body in zip(changes, encoded, strict=True):
                 self._apply_locked(change, body)
 
@@ -104,6 +108,14 @@ class SqliteDocumentStore:
             "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?)",
             (*key, version + 1, body),
         )
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                raise _failure(self._path, error) from error
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -138,6 +150,7 @@ def opened(
 
     Raises:
         ConfigurationError: It is damaged or cannot be opened.
+        OSError: The disk is full.
     """
     path = Path(path)
     try:
@@ -176,7 +189,21 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _unusable(path: Path, error: Exception) -> ConfigurationError:
+def _failure(path: Path, error: sqlite3.OperationalError) -> OSError:
+    """Return what the system would say: the statement is right, the disk is not."""
+    # What it maps into memory fails otherwise on a disk that is full.
+    is_full = "disk I/O" in str(error) and not os.statvfs(path.parent).f_bavail
+    if is_full or "is full" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return OSError(errno.EIO, str(error), str(path))
+
+
+def _unusable(path: Path, error: Exception) -> ConfigurationError | OSError:
+    failure = error
+    if isinstance(error, sqlite3.OperationalError):
+        failure = _failure(path, error)
+    if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return failure
     return ConfigurationError(
         f"the store {path} cannot be used ({error}): if it is damaged, move it away"
         " and a new one is made"

@@ -126,7 +126,7 @@ class SqliteNonceStore:
         # By process id. A parent's stays in it unused: closing it in the child would
         # take the parent's locks away.
         self._connections: dict[int, _Connection] = {}
-        self._outage = Outage(sqlite3.Error, ConfigurationError, TimeoutError)
+        self._outage = Outage(sqlite3.Error, ConfigurationError, OSError)
         # Tells at once whether it can be used.
         _prepared(self._path, Deadline.after(_START_PATIENCE)).close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.storage import Put
-from ppio_agent.storage.sqlite import SqliteDocumentStore
+from ppio_agent.storage.sqlite import SqliteDocumentStore, opened
 
 
 def test_documents_outlive_the_store(tmp_path: Path) -> None:
@@ -50,6 +52,34 @@ def test_a_damaged_document_keeps_nobody_from_the_others(
     finally:
         store.close()
     assert "a 1 is damaged" in caplog.text
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """It is the disk's, not of this store: nothing is changed, and it goes on."""
+    path = tmp_path / "x.db"
+    with closing(SqliteDocumentStore(path)) as store:
+        store.write(Put("a", "1", {"v": 1}))
+        store._db.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(OSError, match="No space left") as caught:
+            store.write(Put("a", "1", {"v": "x" * 100_000}))
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        document = store.get("a", "1")
+    assert document is not None
+    assert document.body == {"v": 1}
+
+
+@pytest.mark.parametrize("said", ["database or disk is full", "disk I/O error"])
+def test_a_file_on_a_full_disk_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    full = os.statvfs_result([4096, 4096, 10, 0, 0, 10, 0, 0, 0, 255])
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        opened(tmp_path / "x.db"),
+    ):
+        raise sqlite3.OperationalError(said)
+    assert caught.value.filename == str(tmp_path / "x.db")
 
 
 def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:

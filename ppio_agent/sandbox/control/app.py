@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from flask import Flask, Response, g, request
@@ -89,7 +90,9 @@ def create_app(control: Control) -> Flask:
     app.register_error_handler(PPIOAgentError, error_answer)
     app.register_error_handler(WireError, error_answer)
     app.register_error_handler(HTTPException, error_answer)
-    app.register_error_handler(OSError, files_answer)
+    app.register_error_handler(
+        OSError, partial(files_answer, folder=control.config.data_dir)
+    )
     app.register_error_handler(Exception, unexpected_answer)
     app.register_blueprint(sandbox_routes(control))
     app.register_blueprint(watch_routes(control))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -167,11 +168,18 @@ def unexpected_answer(error: Exception) -> Response:
     return _refusal(500, "internal error")
 
 
-def files_answer(error: OSError) -> Response:
-    """Log that a file of the platform could not be used, such as one taken away."""
+def files_answer(error: OSError, *, folder: Path) -> Response:
+    """Log that a file of the platform could not be used, such as one taken away.
+
+    Args:
+        error: What the system says.
+        folder: Where they are; named where that is full.
+    """
     _log.error("%s %s failed: %s", request.method, request.path, error)
-    reason = (error.strerror or "they fail").lower()
-    return _refusal(500, f"the platform cannot use its files: {reason}")
+    reason = f"the platform cannot use its files: {error.strerror or 'they fail'}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _refusal(507, f"{reason.lower()}: make room in {folder}")
+    return _refusal(500, reason.lower())
 
 
 def refusal_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -300,6 +301,22 @@ def test_options_is_a_method_like_any_other_that_is_not_taken(wire: Wire) -> Non
         refused = wire.ask("OPTIONS", path)
         assert_refused(refused, 405, f"{path} takes no OPTIONS")
         assert ", ".join(sorted(refused.allow)) == methods
+
+
+def test_a_full_disk_is_507_and_named(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the store as of files."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x.db")
+
+    monkeypatch.setattr(wire.rig.store, "write", write)
+    response = wire.ask("POST", "/sandboxes", {"templateID": "echo"})
+
+    assert_refused(
+        response, 507, f"no space left on device: make room in {wire.rig.folder}"
+    )
 
 
 def test_an_offer_of_another_protocol_is_not_taken_up(wire: Wire) -> None:
