@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -62,15 +63,20 @@ def up(**options: Any) -> int:
     if "PPIO_PLATFORM_PORT" not in os.environ:
         given.setdefault("port", 3900)
     config = PlatformConfig.from_env(os.environ, **given)
+    log = config.data_dir / "logs" / "platform.log"
     platform = SandboxPlatform(config)
     stopping = _Stopping(platform)
     _allow_descriptors()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.signalled())
-    with _logging_to(config.data_dir / "logs" / "platform.log"), platform:
+    # A terminal that is closed may tell it twice; to nohup it is nothing.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: stopping.ask())
+    with _naming(config.data_dir), _logging_to(log), platform:
         _announce(platform)
         stopping.wait()
-        click.echo("ending all sandboxes ...", err=True)
+        with suppress(OSError):  # the terminal has gone
+            click.echo("ending all sandboxes ...", err=True)
     return _INTERRUPTED if stopping.at_once else 0
 
 
@@ -102,7 +108,7 @@ def _announce(platform: SandboxPlatform) -> None:
 
 
 class _Stopping:
-    """What signals ask for: the first to end, the second to end at once."""
+    """What signals ask for: to end, and by a second one to end at once."""
 
     def __init__(self, platform: SandboxPlatform) -> None:
         self._platform = platform
@@ -118,6 +124,10 @@ class _Stopping:
             self.at_once = True
             # On a thread of its own: this one may be inside of `close`.
             threading.Thread(target=self._platform.abort, daemon=True).start()
+        self.ask()
+
+    def ask(self) -> None:
+        """End, if it is not asked for yet."""
         self._asked.set()
 
     def wait(self) -> None:
@@ -129,6 +139,33 @@ class _Stopping:
 
 
 @contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name a folder where the system does not say of what file its error is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = str(folder)
+        raise
+
+
+class _LogFile(RotatingFileHandler):
+    """A log that what cannot be written is left out of, as on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - theirs
+        """Go on: what a person has to know is shown, too."""
+
+
+class _Shown(logging.Formatter):
+    """One line for a person; how it came to that is in the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return what the record says, and why."""
+        error = record.exc_info[1] if record.exc_info else None
+        return record.getMessage() + (f": {error}" if error else "")
+
+
+@contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Log what the package says into a file of bounded size; warnings are shown, too."""
     from ppio_agent.sandbox.datadir import make_private
@@ -136,12 +173,13 @@ def _logging_to(path: Path) -> Iterator[None]:
     make_private(path.parent)
     # Opened with the first record: until the platform has its data directory to
     # itself, the file may be another's.
-    file = RotatingFileHandler(
+    file = _LogFile(
         path, maxBytes=_LOG_SIZE, backupCount=_OLD_LOGS, encoding="utf-8", delay=True
     )
     file.setFormatter(logging.Formatter(_LOG_FORMAT))
     shown = logging.StreamHandler()
     shown.setLevel(logging.WARNING)
+    shown.setFormatter(_Shown())
     package = logging.getLogger("ppio_agent")
     before = package.level
     package.setLevel(logging.INFO)
@@ -154,4 +192,5 @@ def _logging_to(path: Path) -> Iterator[None]:
         package.setLevel(before)
         for handler in handlers:
             package.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what was not written before
+                handler.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -174,6 +175,38 @@ def _create(variables: dict[str, str], template: str) -> str:
     )
     with urllib.request.urlopen(request, timeout=30 * SLOW) as response:
         return str(json.load(response)["sandboxID"])
+
+
+def test_a_terminal_that_is_closed_ends_it_in_order(tmp_path: Path) -> None:
+    """It may be told twice of that: by the system, and by the shell."""
+    with _up(tmp_path) as platform:
+        line(platform, "PPIO_API_URL")
+        platform.send_signal(signal.SIGHUP)
+        platform.send_signal(signal.SIGHUP)
+        platform.communicate(timeout=30 * SLOW)
+    assert platform.returncode == 0
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What goes wrong is shown in one line, however it came to that."""
+    path = tmp_path / "logs" / "platform.log"
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    with up._logging_to(path):
+        try:
+            raise OSError(errno.ENOSPC, "no space")
+        except OSError:
+            logging.getLogger("ppio_agent.test").exception("it failed")
+    assert capsys.readouterr().err == f"it failed: [Errno {errno.ENOSPC}] no space\n"
+
+
+def test_a_full_disk_is_named_by_its_folder(tmp_path: Path) -> None:
+    """The system does not say of what file a failed write was."""
+    with pytest.raises(OSError, match="no space") as caught, up._naming(tmp_path):
+        raise OSError(errno.ENOSPC, "no space")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_its_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
