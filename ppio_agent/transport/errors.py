@@ -27,6 +27,7 @@ from ppio_agent.exceptions import (
     SandboxCreationError,
     ServiceUnavailableError,
     SessionNotFoundError,
+    TemplateManifestError,
     TemplateNotFoundError,
     ValidationError,
     by_code,
@@ -59,6 +60,7 @@ _NOT_FOUND: Mapping[str, type[NotFoundError]] = {
 }
 _MOST_TEXT = 200
 _MOST_READ = 64 * 1024
+_MOST_PROBLEMS = 100
 # What signatures may be away from the peer's clock.
 _MOST_SKEW = 300.0
 
@@ -102,11 +104,15 @@ def answer_error(
     # Without a name it is not one template or sandbox that is not there.
     kind = request.kind if request.subject else "other"
     cls = _class(kind, response.status, problem)
+    if request.kind == "template" and cls is ValidationError and _listed(problem):
+        cls = TemplateManifestError
     said = problem.message
     if said and not problem.body:  # it is the body's start, which may end in a secret
         said = response.body[:_MOST_READ].decode("utf-8", "replace")
     quoted = redactor.start(said, _MOST_TEXT)
     own = _own_data(cls, response.status, problem)
+    if cls is TemplateManifestError:
+        own = {"problems": _problems(problem, redactor)}
     ended = own.get("exit_code") is not None
     now = now or utc_now()
     told = _ended(own) if ended else _message(request, response.status, cls, quoted)
@@ -175,6 +181,30 @@ def _own_data(
     return {}
 
 
+def _problems(problem: Problem, redactor: Redactor) -> tuple[tuple[str, int, str], ...]:
+    """Return what is wrong with a template, each whole: one may quote an installer."""
+
+    def lines(value: object) -> str:
+        text = redactor.text(str(value)[:_MOST_READ])
+        return "\n".join(map(escaped, text.splitlines()))
+
+    return tuple(
+        (
+            lines(each.get("path", "")),
+            line if isinstance(line := each.get("line"), int) else 0,
+            lines(each.get("message", "")),
+        )
+        for each in _listed(problem)
+    )
+
+
+def _listed(problem: Problem) -> list[dict[str, Any]]:
+    found = problem.body.get("problems")
+    if not isinstance(found, list):
+        return []
+    return [each for each in found if isinstance(each, dict)][:_MOST_PROBLEMS]
+
+
 def _exit_code(body: Mapping[str, Any]) -> int | None:
     """Return how the agent ended: its status, or minus the signal's number."""
     code, number = body.get("exitCode"), body.get("signal")
@@ -197,6 +227,8 @@ def _message(
 ) -> str:
     if issubclass(cls, NotFoundError) and request.kind != "agent":
         text = f"{_asked(request)} was not found"
+        if quoted == text.replace("'", ""):
+            return text
     elif cls is ProtocolError:
         text = f"{_asked(request)} was answered {status}, which is not followed"
     else:

@@ -89,6 +89,30 @@ def test_the_status_names_the_class(status: int, cls: type[ex.PPIOAgentError]) -
     assert str(error.__cause__) == f"HTTP {status}, text/x: ''"
 
 
+def test_what_is_wrong_with_a_template_is_told_whole() -> None:
+    """It may be what an installer printed; without secrets, and as lines."""
+    said = "pip ended with 1; " + "x" * 300 + "\nsk-SECRET123\x1b[2J\nERROR: no"
+    listed = [{"path": "requirements.txt", "line": 3, "message": said}, {}, "text"]
+    error = _error(400, {"message": said, "problems": listed}, kind="template")
+
+    assert isinstance(error, ex.TemplateManifestError)
+    (first, second) = error.problems
+    assert first[:2] == ("requirements.txt", 3)
+    assert first[2].startswith("pip ended with 1; xxx")
+    assert first[2].endswith("\nERROR: no")
+    assert "SECRET" not in first[2]
+    assert "\x1b" not in first[2]
+    assert second == ("", 0, "")
+    for body in ({"problems": "all"}, {"problems": []}):
+        assert type(_error(400, body, kind="template")) is ex.ValidationError
+
+
+@pytest.mark.parametrize("said", ["sandbox x-1 was not found", ""])
+def test_what_the_message_says_is_not_said_twice(said: str) -> None:
+    error = _error(404, {"message": said}, kind="sandbox", subject="x-1")
+    assert error.message == "sandbox 'x-1' was not found"
+
+
 @pytest.mark.parametrize(
     ("kind", "cls"),
     [

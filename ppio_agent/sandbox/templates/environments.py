@@ -43,7 +43,8 @@ _TIMEOUT: Final = 600.0
 _SPARE: Final = 10.0
 _MOST: Final = 5
 _AGAIN: Final = 60.0
-_TAIL: Final = 4096
+_TAIL: Final = 16_384
+_LINES: Final = 10
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _NEW, _OLD = "new-", "old-"
 _PIP: Final = ("-m", "pip", "--disable-pip-version-check", "--no-input")
@@ -244,7 +245,7 @@ class Environments:
         fault = f"pip ended with {code}"
         if code == ENDED_EARLY:
             fault = f"it took longer than {self._timeout:g} s"
-        shown = log.read_bytes()[-_TAIL:].decode("utf-8", "replace").strip()
+        shown = _why(log.read_bytes()[-_TAIL:].decode("utf-8", "replace"))
         message = f"cannot be installed: {fault}; {shown or 'it said nothing'}"
         raise manifest_error([(REQUIREMENTS, 0, message)])
 
@@ -263,6 +264,13 @@ class Environments:
             with self._lock:
                 self._process = None
             _end(process)
+
+
+def _why(output: str) -> str:
+    """Return why a run failed by what it printed: its errors, then its last lines."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lstrip().startswith("ERROR:")]
+    return "\n".join([*errors, *(x for x in lines[-_LINES:] if x not in errors)])
 
 
 def _key(requirements: bytes) -> str:

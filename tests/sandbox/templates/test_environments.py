@@ -131,6 +131,21 @@ def test_pip_is_given_a_limited_time(
     assert list((tmp_path / "environments").iterdir()) == []
 
 
+def test_errors_of_pip_come_before_its_last_lines(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it printed before them, and after."""
+    script = "seq 5000; echo 'ERROR: this is why'; seq -f 'note %g' 20; exit 1"
+    _installs(monkeypatch, script)
+
+    with pytest.raises(TemplateManifestError) as info:
+        _hold(environments, b"x")
+    ((_, _, message),) = info.value.problems
+    fault, *lines = message.splitlines()
+    assert fault == "cannot be installed: pip ended with 1; ERROR: this is why"
+    assert lines == [f"note {number}" for number in range(11, 21)]
+
+
 def test_what_pip_leaves_behind_ends_with_it(
     environments: Environments, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
