@@ -89,7 +89,9 @@ def test_a_value_of_another_type_is_a_setting_that_cannot_be_used(
 
 def test_an_open_address_needs_keys_that_were_chosen() -> None:
     for fields in ({}, {"any_key": True, "keys": {"key": "t"}}):
-        with pytest.raises(ValueError, match=r"host 0\.0\.0\.0.*--key, or PPIO_PLATFORM_KEYS"):
+        with pytest.raises(
+            ValueError, match=r"host 0\.0\.0\.0.*--key, or PPIO_PLATFORM_KEYS"
+        ):
             PlatformConfig(host="0.0.0.0", **fields)  # type: ignore[arg-type]
 
     assert PlatformConfig(host="0.0.0.0", keys={"key": "t"}).host == "0.0.0.0"

@@ -312,7 +312,7 @@ def test_one_version_is_not_taken_for_all(
 ) -> None:
     rig.templates.deploy(agent())
 
-    with pytest.raises(ValidationError, match="delete bot$"):
+    with pytest.raises(ValidationError, match=r"delete bot$"):
         rig.templates.delete(ref)
     assert rig.templates.get("bot").name == "bot"
 
