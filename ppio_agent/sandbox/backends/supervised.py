@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
 _EXIT_LIMIT = 1.0
+_LOOKS = 10
 _MAX_FDS = 64
 
 
@@ -384,6 +385,9 @@ class SupervisedSandbox:
                 self._empty = False
                 self._destroy()
                 process.wait(_KILL_SLACK)
+            if not self._empty:
+                # A session keeps its number for as long as anybody is in it.
+                tree.kill_session(process.pid, looks=_LOOKS)
             process.close()
         with suppress(OSError):
             os.unlink(self._path)

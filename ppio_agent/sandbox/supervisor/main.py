@@ -106,6 +106,7 @@ class Supervisor:
         self._paused = False
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
+        self._seems_empty = False
         self._orphan_timer: Timer | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "secrets": self._take_secrets,
@@ -414,6 +415,14 @@ class Supervisor:
         delay = max(left, _KILL_AGAIN)
         self._finish_timer = self._loop.call_later(delay, self._finish)
         remaining = self._members()
+        if left <= 0 or not remaining:
+            tree.kill_session(self._pid)
+        if not remaining and not self._seems_empty:
+            # What a look may miss shows at the second one, or has just been killed.
+            self._seems_empty = True
+            self._finish_timer.cancel()
+            self._finish_timer = self._loop.call_later(0, self._finish)
+            return
         if not remaining:
             self._finish_timer.cancel()
             self._log.close()

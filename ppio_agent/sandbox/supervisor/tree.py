@@ -11,6 +11,7 @@ never loses one, and whatever carries the sandbox's marker in its environment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ __all__ = [
     "Process",
     "descendants",
     "freeze",
+    "kill_session",
     "marked",
     "marked_any",
     "measure",
@@ -71,6 +73,8 @@ class Entry(NamedTuple):
     parent: int
     started: float
     zombie: bool
+    group: int = 0
+    session: int = 0
 
 
 class Load(NamedTuple):
@@ -119,7 +123,13 @@ def _entry(pid: int) -> Entry | None:
     fields = _stat(pid)
     if not fields:
         return None
-    return Entry(int(fields[1]), int(fields[19]), fields[0] in (b"Z", b"X"))
+    return Entry(
+        parent=int(fields[1]),
+        started=int(fields[19]),
+        zombie=fields[0] in (b"Z", b"X"),
+        group=int(fields[2]),
+        session=int(fields[3]),
+    )
 
 
 def _psutil_table(pids: Iterable[int] | None = None) -> dict[int, Entry]:
@@ -141,7 +151,8 @@ def table() -> dict[int, Entry]:
     if not _HAS_PROC:
         return _psutil_table()
     entries = {}
-    for name in os.listdir("/proc"):
+    # From the newest on: who lives shortly is still there when it is looked at.
+    for name in reversed(os.listdir("/proc")):
         if name.isdigit() and (entry := _entry(int(name))) is not None:
             entries[int(name)] = entry
     return entries
@@ -410,6 +421,25 @@ def _is_still(process: Process) -> bool:
         return True
     states = (_stat(f"{folder}/{thread}") for thread in threads)
     return all(not fields or fields[0] in _STILL for fields in states)
+
+
+def kill_session(session: int, *, looks: int = 1) -> None:
+    """Kill every process group of a session, but that of its leader, each at once.
+
+    A chain of processes of which each makes the next one and ends is hardly ever met
+    alive. Its group stays, and a signal to the group reaches whoever is in it.
+
+    Args:
+        session: Of a supervisor: nobody else's processes can be in it.
+        looks: How often to look; each takes some milliseconds, and may find nobody of
+            a chain if its ended processes are not kept by their reaper.
+    """
+    for _ in range(looks):
+        entries = table().values()
+        groups = {entry.group for entry in entries if entry.session == session}
+        for group in groups - {session, os.getpgrp()}:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def sweep(find: Callable[[], set[Process]], *, timeout: float) -> set[Process]:

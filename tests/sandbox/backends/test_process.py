@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -425,6 +425,38 @@ def test_a_killed_supervisor_leaves_nothing(lab: Lab) -> None:
     assert list(processes_marked(sandbox.spec.sandbox_id)) == []
     sandbox.running.kill(5.0)
     assert sandbox.lost == ["crashed"]
+
+
+CHAIN = """
+import subprocess, sys
+chain = "import os\\nwhile True:\\n    if os.fork(): os._exit(0)"
+subprocess.Popen([sys.executable, "-S", "-c", chain])
+"""
+"""Leaves processes of which each makes the next one and ends."""
+
+
+@pytest.mark.parametrize("who", ["sandbox", "supervisor"])
+def test_a_chain_of_short_lives_ends_with_its_sandbox(lab: Lab, who: str) -> None:
+    """It is hardly ever seen alive, but its group is there to be killed."""
+    sandbox = lab.serve(CHAIN + "serve()")
+    group = sandbox.statuses[-1].pid
+    assert group is not None
+    if who == "supervisor":
+        os.kill(sandbox.running.pid, signal.SIGKILL)
+    sandbox.running.kill(0.0)
+
+    def gone() -> bool:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    try:
+        wait_until(gone, what="nobody is in the group of the agent")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_a_stopped_supervisor_is_ended_all_the_same(
