@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
 _EXIT_LIMIT = 1.0
-_LOOKS = 10
+_LOOKS = 40
 _MAX_FDS = 64
 
 
