@@ -31,7 +31,7 @@ from tests.support import SLOW, processes_marked, wait_until, write_agent
 from .support_streams import CuttingRelay
 
 AGENT = """
-import threading
+import os, threading
 from ppio_agent import PPIOAgentRuntimeApp
 
 app = PPIOAgentRuntimeApp()
@@ -48,6 +48,8 @@ def agent(request, context):
         raise KeyError("no such city")
     if "sleep" in request:
         threading.Event().wait(request["sleep"])
+    if "variable" in request:
+        return {"variable": os.environ.get(request["variable"])}
     return {"count": count, "prompt": request.get("prompt"), "session": context.session_id}
 
 
@@ -258,14 +260,15 @@ def test_a_sandbox_killed_under_a_stream(
 
 def test_environment_and_processes(client: AgentRuntimeClient) -> None:
     """Variables reach the agent; its processes end with the session."""
-    marker = f"CLIENT_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"
-    name, _, value = marker.partition("=")
-    session = client.create_session("counter", env_vars={name: value})
-    running = list(processes_marked(marker))
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    session = client.create_session("counter", env_vars={"CLIENT_TEST_MARK": mark})
+    told = session.invoke({"variable": "CLIENT_TEST_MARK"}).result["variable"]
+    running = list(processes_marked(session.sandbox_id))
     session.close()
 
+    assert told == mark
     assert running
-    wait_until(lambda: not list(processes_marked(marker)))
+    wait_until(lambda: not list(processes_marked(session.sandbox_id)))
 
 
 def test_batch(client: AgentRuntimeClient) -> None:
