@@ -188,6 +188,8 @@ class Bwrap:
                 monitor = start((listener.fileno(), info.fileno(), alive_end.fileno()))
                 on_error.callback(_reap, monitor)
                 alive_end.close()
+            if monitor.stdout is not None:
+                always.enter_context(monitor.stdout)
             process = ContainedProcess(_read_pid(info, monitor), monitor)
             on_error.callback(process.close)
             on_error.callback(process.kill)
@@ -201,7 +203,7 @@ class Bwrap:
                     log=root / "uplink.log",
                 )
             if monitor.stdout is not None:
-                _wait_until_loaded(always.enter_context(monitor.stdout))
+                _wait_until_loaded(monitor.stdout)
             on_error.pop_all()
         return sock, process
 
