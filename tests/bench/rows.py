@@ -18,7 +18,7 @@ _OTHERS = {
     "ideal": "the ideal",
     "silence": "the handler's silence",
     "plain start": "a plain start of the same program",
-    "isolated": "in bubblewrap, from the warm pool",
+    "isolated": "in bubblewrap, one after another",
     "direct": "the same agent, connected to directly",
 }
 
@@ -302,7 +302,7 @@ _PLATFORM = [
     ),
     Line(
         "create/p95",
-        "the same in bubblewrap, p95, ms",
+        "the same in bubblewrap, one after another, p95, ms",
         (Beside(None, _own("<", 100.0)), Beside("plain start")),
         ours="isolated",
     ),
