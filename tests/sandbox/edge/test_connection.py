@@ -32,11 +32,6 @@ CONTROL = b"Host: 127.0.0.1:3900\r\n"
 
 
 @pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 def edge(upstreams: Scripted) -> Iterator[Edge]:
     with serving(upstreams, head_timeout=0.3) as edge:
         yield edge

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,22 +21,10 @@ from tests.sandbox.edge.edgekit import (
     host,
     read_request,
     replying,
-    serving,
 )
 from tests.support import SLOW, wait_until
 
 OTHER = SandboxPort(OTHER_ID, 8080)
-
-
-@pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def edge(upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams) as edge:
-        yield edge
 
 
 def post(body: bytes = b"{}") -> bytes:

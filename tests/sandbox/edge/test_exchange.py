@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,23 +19,11 @@ from tests.sandbox.edge.edgekit import (
     host,
     read_head,
     read_request,
-    serving,
 )
 from tests.support import SLOW
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def edge(upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams) as edge:
-        yield edge
 
 
 def post(length: int | None, more: bytes = b"") -> bytes:

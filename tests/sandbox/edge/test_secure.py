@@ -51,11 +51,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 
 @pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
 def edge(tls: TLS, upstreams: Scripted) -> Iterator[Edge]:
     with serving(upstreams, tls=tls.context, handshake_timeout=0.5 * SLOW) as edge:
         yield edge

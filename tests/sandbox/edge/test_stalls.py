@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -18,24 +17,12 @@ from tests.sandbox.edge.edgekit import (
     Scripted,
     host,
     read_head,
-    serving,
 )
 from tests.support import SLOW
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 PIECE = b"x" * 65536
 POST = b"POST /up HTTP/1.1\r\n" + host()
-
-
-@pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def edge(upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams) as edge:
-        yield edge
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
 
 import h11
 import pytest
@@ -33,17 +32,6 @@ SWITCH = (
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n"
     b"Upgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n"
 )
-
-
-@pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def edge(upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams) as edge:
-        yield edge
 
 
 def echo(sock: socket.socket) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -24,17 +24,6 @@ from tests.sandbox.edge.edgekit import (
 from tests.support import wait_until
 
 BEGUN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
-
-
-@pytest.fixture
-def upstreams() -> Scripted:
-    return Scripted()
-
-
-@pytest.fixture
-def edge(upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams) as edge:
-        yield edge
 
 
 def begun(sock: socket.socket) -> None:

@@ -12,7 +12,8 @@ import errno
 import os
 import posixpath
 from contextlib import suppress
-from types import TracebackType
+
+from ppio_agent._util.closing import Closing
 
 from .roots import Place, Roots
 from .rpc import RpcError
@@ -24,7 +25,7 @@ _MAX_LINKS = 40
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-class Spot:
+class Spot(Closing):
     """The folder that holds a file, by handle, and the name of the file in it.
 
     Close it, or use it as a context manager.
@@ -62,17 +63,6 @@ class Spot:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Spot:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def find(roots: Roots, place: Place, *, follow: bool, make: bool = False) -> Spot:
