@@ -41,6 +41,24 @@ PPIOAgentError                          code, http_status, retryable, request_id
 │  └─ ClientClosedError*  (RuntimeError)
 ├─ AgentClientError                     base of the orchestrator's client
 ├─ UnrecordedRequestError  (LookupError)  a replay's alone, see ppio_agent.testing
+├─ ActorError                           the actor runtime's
+│  ├─ UnknownActorTypeError  (ValueError)  also NotFoundError
+│  ├─ InvalidActorIdError               also ValidationError
+│  ├─ InvalidMessageError               also ValidationError
+│  ├─ StateTooLargeError                also ValidationError
+│  ├─ ActorBusyError                    also ConflictError
+│  ├─ LeaseLostError                    also ConflictError
+│  ├─ StateConflictError                also ConflictError
+│  ├─ MailboxFullError                  also RateLimitError
+│  ├─ RuntimeOverloadedError            also ServerBusyError
+│  ├─ ActorStoppedError                 also ServiceUnavailableError
+│  ├─ RuntimeNotRunningError            also ServiceUnavailableError
+│  ├─ RuntimeStoppedError               also ServiceUnavailableError
+│  ├─ ActorDeadlockError
+│  ├─ CallChainTooDeepError
+│  ├─ ActorFailedError                  also InvocationError
+│  ├─ RequestRejectedError              also InvocationError
+│  └─ ResponseTimeoutError  (TimeoutError)
 └─ SandboxPlatformError                 the local platform's alone
    ├─ SandboxUnavailableError
    │  └─ BackendUnavailableError
@@ -64,22 +82,32 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = [
+    "ActorBusyError",
+    "ActorDeadlockError",
+    "ActorError",
+    "ActorFailedError",
+    "ActorStoppedError",
     "AgentClientError",
     "AgentUnreachableError",
     "AuthenticationError",
     "BackendUnavailableError",
     "BatchError",
     "BatchJournalError",
+    "CallChainTooDeepError",
     "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
     "EventTooLargeError",
     "IdempotencyConflictError",
     "InternalServerError",
+    "InvalidActorIdError",
+    "InvalidMessageError",
     "InvocationCancelledError",
     "InvocationError",
     "InvocationNotFoundError",
     "InvocationTimeoutError",
+    "LeaseLostError",
+    "MailboxFullError",
     "NetworkError",
     "NotFoundError",
     "PPIOAgentError",
@@ -91,9 +119,14 @@ __all__ = [
     "QuotaExceededError",
     "RateLimitError",
     "ReplayGoneError",
+    "RequestRejectedError",
     "RequestTimeoutError",
     "RequestTooLargeError",
+    "ResponseTimeoutError",
     "ResponseTooLargeError",
+    "RuntimeNotRunningError",
+    "RuntimeOverloadedError",
+    "RuntimeStoppedError",
     "SandboxCreationError",
     "SandboxLimitError",
     "SandboxPlatformError",
@@ -106,11 +139,14 @@ __all__ = [
     "ServiceUnavailableError",
     "SessionClosedError",
     "SessionNotFoundError",
+    "StateConflictError",
+    "StateTooLargeError",
     "StreamClosedError",
     "StreamInterruptedError",
     "TLSUnavailableError",
     "TemplateManifestError",
     "TemplateNotFoundError",
+    "UnknownActorTypeError",
     "UnrecordedRequestError",
     "ValidationError",
     "WireError",
@@ -586,6 +622,134 @@ class TemplateManifestError(SandboxPlatformError, ValueError):
     code = "invalid_template"
     http_status = 400
     problems: Sequence[tuple[str, int, str]] = ()
+
+
+class ActorError(PPIOAgentError):
+    """Base of what the actor runtime raises.
+
+    Attributes:
+        actor_id: The actor, as text, if there is one.
+        message_id: The request, if there is one.
+    """
+
+    code = "actor_error"
+    actor_id: str | None = None
+    message_id: str | None = None
+
+
+class UnknownActorTypeError(ActorError, NotFoundError, ValueError):
+    """No such type of actor was registered."""
+
+    code = "agent_not_found"
+
+
+class InvalidActorIdError(ActorError, ValidationError):
+    """A type or an instance of an actor has no valid name."""
+
+    code = "invalid_actor_id"
+    http_status = 422
+
+
+class InvalidMessageError(ActorError, ValidationError):
+    """A message cannot be sent or answered so; nothing was stored."""
+
+    code = "invalid_request"
+    http_status = 422
+
+
+class StateTooLargeError(ActorError, ValidationError):
+    """A value, or all of an actor's state, is larger than it may be."""
+
+    code = "state_too_large"
+    http_status = 413
+
+
+class ActorBusyError(ActorError, ConflictError):
+    """Another request of the actor, `message_id`, has not ended."""
+
+    code = "actor_busy"
+    retryable = True
+
+
+class LeaseLostError(ActorError, ConflictError):
+    """Another worker has taken the actor over; what this one did is not kept."""
+
+    code = "lease_lost"
+
+
+class StateConflictError(ActorError, ConflictError):
+    """The state was changed by others while a turn used it."""
+
+    code = "state_conflict"
+
+
+class MailboxFullError(ActorError, RateLimitError):
+    """As many requests wait for the actor as may."""
+
+    code = "mailbox_full"
+
+
+class RuntimeOverloadedError(ActorError, ServerBusyError):
+    """As many requests wait, or as many threads are blocked, as may be."""
+
+    code = "runtime_overloaded"
+
+
+class ActorStoppedError(ActorError, ServiceUnavailableError):
+    """The actor crashed too often; see `retry_after`."""
+
+    code = "actor_stopped"
+
+
+class RuntimeNotRunningError(ActorError, ServiceUnavailableError):
+    """The runtime was not started, or was stopped."""
+
+    code = "runtime_not_running"
+
+
+class RuntimeStoppedError(ActorError, ServiceUnavailableError):
+    """The runtime stopped before the request ended; it is kept, under `message_id`."""
+
+    code = "runtime_stopped"
+
+
+class ActorDeadlockError(ActorError):
+    """Actors wait for each other; the message names them all."""
+
+    code = "deadlock"
+
+
+class CallChainTooDeepError(ActorError):
+    """Too many actors wait for each other in a row."""
+
+    code = "chain_too_deep"
+
+
+class ActorFailedError(ActorError, InvocationError):
+    """A request failed.
+
+    Attributes:
+        data: What is kept of it: ``{"error", "code", "retryable"}``.
+    """
+
+    code = "actor_failed"
+    data: Any = None
+
+
+class RequestRejectedError(ActorError, InvocationError):
+    """A request was dropped from a full mailbox."""
+
+    code = "dropped"
+    http_status = 503
+    retryable = True
+
+
+class ResponseTimeoutError(ActorError, TimeoutError):
+    """No response in time; the request goes on."""
+
+    code = "response_timeout"
+    http_status = 504
+    retryable = True
 
 
 class WireError(ValueError):

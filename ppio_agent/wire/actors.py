@@ -1,0 +1,184 @@
+"""Actors as they are named and spoken to: ids, messages and the states of requests.
+
+An actor has an address (`ActorId`) and is sent requests; each request has an id that is
+unique for that actor, and ends in exactly one terminal status.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from datetime import datetime
+from typing import Any
+
+from attrs import define, field, frozen
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import InvalidActorIdError, InvalidMessageError
+
+__all__ = [
+    "ActorId",
+    "ActorMessage",
+    "ActorMessageType",
+    "ActorRequestMessage",
+    "ActorResponseMessage",
+    "RequestStatus",
+    "check_message_id",
+]
+
+_TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._:\-]{0,99}")
+_INSTANCE_ID = re.compile(r"[ -~]{1,256}")
+_MESSAGE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+
+
+@frozen(cache_hash=True)
+class ActorId:
+    """The address of an actor.
+
+    Args:
+        type_name: Which kind of actor, as registered: a letter or `_`, then up to 99
+            of A-Z a-z 0-9 . _ : -.
+        instance_id: Which one of that kind: 1 to 256 printable ASCII characters, not
+            all of them blank.
+
+    Raises:
+        InvalidActorIdError: A part is not of that form.
+
+    Thread safety: immutable.
+
+    Example:
+        >>> str(ActorId("echo", "c-1")), ActorId.parse("echo/a/b").instance_id
+        ('echo/c-1', 'a/b')
+    """
+
+    type_name: str
+    instance_id: str
+
+    def __attrs_post_init__(self) -> None:
+        name, instance = self.type_name, self.instance_id
+        if type(name) is not str or not _TYPE_NAME.fullmatch(name):
+            raise InvalidActorIdError(
+                f"the actor type {name!r:.120} is not a letter or _, then at most 99 of"
+                " A-Z a-z 0-9 . _ : -"
+            )
+        is_text = type(instance) is str and _INSTANCE_ID.fullmatch(instance)
+        if not is_text or instance.isspace():
+            raise InvalidActorIdError(
+                f"the actor instance id {instance!r:.300} is not 1 to 256 printable"
+                " ASCII characters that are not all blank"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> ActorId:
+        """Return the id that ``str()`` made this text of; split at the first ``/``.
+
+        Raises:
+            InvalidActorIdError: It is no such text.
+        """
+        type_name, found, instance_id = text.partition("/")
+        if not found:
+            raise InvalidActorIdError(
+                f"{text!r:.300} is no actor id: write type/instance"
+            )
+        return cls(type_name, instance_id)
+
+    def __str__(self) -> str:
+        return f"{self.type_name}/{self.instance_id}"
+
+
+class ActorMessageType(enum.Enum):
+    """Which way a message goes."""
+
+    REQUEST = "request"
+    RESPONSE = "response"
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is; all but `PENDING` are final.
+
+    There is no status for one whose turn runs: clients in the field take whatever is
+    not `pending` for the end.
+    """
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    NOT_FOUND = "not_found"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing will follow."""
+        return self is not RequestStatus.PENDING
+
+
+def check_message_id(message_id: str) -> str:
+    """Return a message's id if it is one.
+
+    Raises:
+        InvalidMessageError: It is not 1 to 128 of A-Z a-z 0-9 . _ -.
+    """
+    if type(message_id) is not str or not _MESSAGE_ID.fullmatch(message_id):
+        raise InvalidMessageError(
+            f"the message id {message_id!r:.160} is not 1 to 128 of A-Z a-z 0-9 . _ -"
+        )
+    return message_id
+
+
+@define(eq=False)
+class ActorMessage:
+    """What is common to messages to and from actors.
+
+    Attributes:
+        message_id: Id of the request, unique for its actor.
+        message_type: Which way it goes.
+        timestamp: When it was made, aware UTC.
+    """
+
+    message_id: str = field(factory=new_id)
+    message_type: ActorMessageType = ActorMessageType.REQUEST
+    timestamp: datetime = field(factory=utc_now, kw_only=True)
+
+
+@define(eq=False)
+class ActorRequestMessage(ActorMessage):
+    """A request to an actor.
+
+    Attributes:
+        method: What is asked for; any text, the actor's to know.
+        params: A JSON object, or None.
+        sender_id: The actor that asked, or None.
+        deadline: When it has to have ended, aware UTC; None: no limit.
+        chain: The actors that wait for it, from the first that was asked on, as texts.
+        traceparent: The sender's span, as W3C Trace Context writes it.
+    """
+
+    method: str = field(default="", kw_only=True)
+    params: dict[str, Any] | None = field(default=None, kw_only=True)
+    sender_id: ActorId | None = field(default=None, kw_only=True)
+    deadline: datetime | None = field(default=None, kw_only=True)
+    chain: tuple[str, ...] = field(default=(), kw_only=True)
+    traceparent: str | None = field(default=None, kw_only=True)
+
+
+@define(eq=False)
+class ActorResponseMessage(ActorMessage):
+    """What became of a request, or one step on the way.
+
+    Attributes:
+        sender_id: The actor that answers.
+        status: `PENDING` for a step on the way.
+        data: A JSON value: the result; of a failure ``{"error", "code", "retryable"}``;
+            of a step ``{"sequence", "progress"}``, ``{"restart"}`` or ``{"gap"}``.
+        position: Number of the step in the request's log, from 1; of the final response
+            the number of the last step.
+    """
+
+    message_type: ActorMessageType = ActorMessageType.RESPONSE
+    sender_id: ActorId | None = field(default=None, kw_only=True)
+    status: RequestStatus = field(default=RequestStatus.PENDING, kw_only=True)
+    data: Any = field(default=None, kw_only=True)
+    position: int = field(default=0, kw_only=True)
