@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tests.support import write_agent
 if TYPE_CHECKING:
     from ppio_agent.client import AgentRuntimeClient
     from ppio_agent.sandbox import SandboxPlatform
+    from tests.support_postgres import PostgresServer
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("ours", deadline=None)
@@ -62,3 +63,13 @@ def deploy(platform: SandboxPlatform, tmp_path: Path) -> Deploy:
         return platform.deploy(folder).template_id
 
     return deploy
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests; each takes a `url()` of its own."""
+    from tests.support_postgres import PostgresServer  # loads a driver
+
+    server = PostgresServer()
+    yield server
+    server.close()

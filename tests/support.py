@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import re
@@ -57,7 +58,9 @@ def new_threads(prefix: str) -> Callable[[], list[str]]:
 def needs_program(name: str) -> str:
     """Return the path of a program; without it skip the test, but in CI fail it."""
     path = os.environ.get("PATH", os.defpath)
-    found = shutil.which(name, path=f"{path}:/usr/sbin")
+    # Debian keeps these two out of a user's path: services, and a server's versions.
+    places = [path, "/usr/sbin", *glob.glob("/usr/lib/postgresql/*/bin")]
+    found = shutil.which(name, path=":".join(places))
     if found is None:
         reason = f"{name} is not installed; .ci/packages installs it"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)

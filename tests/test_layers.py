@@ -34,6 +34,8 @@ HOMES = {
     "waitress": {"web"},
     "sqlite3": {"storage"},
     "redis": {"storage"},
+    "psycopg": {"storage"},
+    "sqlalchemy": {"storage"},
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
     "opentelemetry": {"serving"},
