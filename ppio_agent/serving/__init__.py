@@ -11,10 +11,10 @@ from .logs import log_filter
 from .server import PPIOAgentRuntimeServer
 
 if TYPE_CHECKING:
+    from ppio_agent.web.api_key import ApiKeyAuth
+    from ppio_agent.web.hmac_auth import HmacAuth
     from ppio_agent.web.logs import JsonLogFormatter
 
-    from .api_key import ApiKeyAuth
-    from .hmac_auth import HmacAuth
     from .middleware import AgentRequest, AgentResponse
     from .otel import OpenTelemetry
 
@@ -36,8 +36,8 @@ __all__ = [
 _HOMES = {
     "AgentRequest": ".middleware",
     "AgentResponse": ".middleware",
-    "ApiKeyAuth": ".api_key",
-    "HmacAuth": ".hmac_auth",
+    "ApiKeyAuth": "ppio_agent.web.api_key",
+    "HmacAuth": "ppio_agent.web.hmac_auth",
     "JsonLogFormatter": "ppio_agent.web.logs",
     "OpenTelemetry": ".otel",
 }

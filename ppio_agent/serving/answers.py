@@ -8,22 +8,20 @@ from typing import Any
 
 from ppio_agent.agent import Invocation, InvocationState
 from ppio_agent.agent.failure import Failure
-from ppio_agent.web import SSE_HEADERS, Reply
+from ppio_agent.web import JSON_TYPE, SSE_HEADERS, Reply, json_reply
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_REPLAYED,
     INVOCATION_ID,
     RETRY_AFTER,
     SESSION_ID,
 )
-from ppio_agent.wire.json import encode_json, well_formed
+from ppio_agent.wire.json import well_formed
 
 from .passthrough import http_error, is_response
 
-__all__ = ["JSON_TYPE", "answer", "describe", "id_headers", "json_reply", "stream_head"]
+__all__ = ["answer", "describe", "id_headers", "stream_head"]
 
 Headers = list[tuple[str, str]]
-
-JSON_TYPE = ("Content-Type", "application/json")
 
 # Of a cancelled or timed out run its caller wants to know whether it still works.
 _IMPOSED = (InvocationState.CANCELLED, InvocationState.TIMED_OUT)
@@ -47,11 +45,6 @@ def describe(error: BaseException, *, expose: bool) -> Failure:
             http_status=status,
         )
     return Failure.of(error, expose=expose)
-
-
-def json_reply(status: int, value: Any, headers: Headers | None = None) -> Reply:
-    """Return an answer with a JSON body."""
-    return Reply(status, [JSON_TYPE, *(headers or ())], encode_json(value))
 
 
 def id_headers(invocation: Invocation, *, replayed: bool = False) -> Headers:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import attrs
+from attrs import frozen
 
 from ppio_agent._util.once import Once
 from ppio_agent._version import __version__
@@ -19,15 +20,16 @@ from ppio_agent.agent import RequestContext, as_handler, current_context
 from ppio_agent.exceptions import ServerDrainingError
 from ppio_agent.hooks import Hooks
 from ppio_agent.web import RequestKit
+from ppio_agent.web.auth import Authenticator
+from ppio_agent.web.front import Front
 from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
 
-from .auth import Authenticator
 from .config import AgentConfig, checked_timeout, unknown_variables
 from .engine import Engine, Entrypoint
-from .front import Front, Listening
 from .health import BusyHandle
 from .logs import logging_of_run
+from .routes import ROUTES
 
 if TYPE_CHECKING:
     import flask
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from .server import PPIOAgentRuntimeServer
     from .testing import AgentTestClient
 
-__all__ = ["AgentRuntimeApp", "PPIOAgentRuntimeApp"]
+__all__ = ["AgentRuntimeApp", "Listening", "PPIOAgentRuntimeApp"]
 
 _log = logging.getLogger(__name__)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -102,7 +104,18 @@ class PPIOAgentRuntimeApp:
             version=version or __version__,
             security_schemes=authenticator.security_schemes,
         )
-        self._front = Front(self._engine, authenticator)
+        engine, config = self._engine, self.config
+        self._front = Front(
+            engine,
+            ROUTES,
+            authenticator=authenticator,
+            host=config.host,
+            max_body=config.max_request_size,
+            cors_origins=config.cors_origins,
+            # In a sandbox the platform's edge stands in front, and names it as it likes.
+            open_to_all=config.allow_unauthenticated or engine.sandbox_id is not None,
+            on_refused=engine.counters.refused,
+        )
         self._kit = RequestKit(self._serve, headers=_HEADERS)
         self.wsgi_app: Callable[..., Iterable[bytes]] = self._kit
         self._middleware: list[Middleware] = []
@@ -334,7 +347,7 @@ class PPIOAgentRuntimeApp:
             OSError: The address is taken.
             SystemExit: Code of the agent ignored that it was cancelled (status 1).
         """
-        from .server import run
+        from ppio_agent.web.run import run
 
         server = self.server(host=host, port=port)
         with logging_of_run(self.config):
@@ -387,12 +400,33 @@ class PPIOAgentRuntimeApp:
         """
         wrapped = self.wsgi_app is not self._kit
         self._front.listen_on(host, wrapped=wrapped)
+        self._engine.host = host
         return Listening(
             wsgi_app=self.wsgi_app,
             headers=_HEADERS,
             front=self._front,
+            engine=self._engine,
             start_up=self._start_up,
         )
+
+
+@frozen(kw_only=True)
+class Listening:
+    """What a server of an app needs of it.
+
+    Attributes:
+        wsgi_app: The app, or what the user put around it.
+        headers: Of every answer.
+        front: The app itself.
+        engine: Where its invocations are started.
+        start_up: Runs the start-up functions, once.
+    """
+
+    wsgi_app: Callable[..., Iterable[bytes]]
+    headers: tuple[tuple[str, str], ...]
+    front: Front
+    engine: Engine
+    start_up: Callable[[], None]
 
 
 AgentRuntimeApp = PPIOAgentRuntimeApp

@@ -34,12 +34,12 @@ from ppio_agent.exceptions import (
     WireError,
 )
 from ppio_agent.web import retry_after
+from ppio_agent.web.exchange import Exchange
 from ppio_agent.wire.json import decode_json
 
 from .answers import describe
 from .call import Call, check_media, departure_rule, read_call
 from .config import AgentConfig, own_sandbox_id
-from .exchange import Exchange
 from .health import Health
 from .metrics import Counters
 from .passthrough import encode_result, is_response

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppio_agent.agent import Handler
+from ppio_agent.agent.schema import Schema, Schemas, item_of_stream, summary_of
 from ppio_agent.wire import headers as names
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE
 
@@ -24,7 +25,6 @@ from .openapi_parts import (
     TEXT,
 )
 from .routes import ROUTES
-from .schema import Schema, Schemas, item_of_stream, summary_of
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppio_agent.agent import InvocationState
+from ppio_agent.agent.schema import Schema
 from ppio_agent.wire import headers as names
 from ppio_agent.wire.models import PingStatus
-
-from .schema import Schema
 
 __all__ = [
     "ANSWER_HEADERS",

@@ -11,13 +11,13 @@ from ppio_agent.agent.progress import Step
 from ppio_agent.agent.registry import Admission
 from ppio_agent.agent.ring import RingReader
 from ppio_agent.exceptions import InvocationCancelledError, ValidationError
-from ppio_agent.web import Reply, sse_body
+from ppio_agent.web import Reply, json_reply, sse_body
+from ppio_agent.web.exchange import Exchange
 from ppio_agent.wire.headers import LAST_EVENT_ID, RETRY_AFTER, Accept
 
-from .answers import answer, id_headers, json_reply, stream_head
+from .answers import answer, id_headers, stream_head
 from .call import Call
 from .engine import Engine
-from .exchange import Exchange
 from .watch import run_watched
 
 __all__ = ["events", "respond"]

@@ -1,57 +1,20 @@
-"""The routes of an app: plain functions in one table.
-
-The app calls them directly, or as views of a Flask app once the user has asked for
-that; which lane of the server they get stands beside them.
-"""
+"""The routes of an agent app; see `ppio_agent.web.routes`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-from attrs import field, frozen
-
 from ppio_agent._util.clock import utc_now
 from ppio_agent.agent import Invocation
-from ppio_agent.web import Lane, Reply
+from ppio_agent.web import Lane, Reply, json_reply
+from ppio_agent.web.exchange import Exchange
+from ppio_agent.web.routes import Route
 from ppio_agent.wire.headers import Accept
 from ppio_agent.wire.times import format_time
 
-from .answers import json_reply
 from .engine import Engine
-from .exchange import Exchange
 from .metrics import METRICS_TYPE, collect, exposition
 from .respond import events, respond
 
-__all__ = ["ROUTES", "Route", "RouteTable"]
-
-View = Callable[..., Reply]
-
-
-@frozen
-class Route:
-    """One route.
-
-    Attributes:
-        name: What `GET /` calls it.
-        method: `GET` (which serves `HEAD`, too) or `POST`.
-        path: Its path; `<id>` stands for one piece of it.
-        view: Called with engine and exchange, and what stands for `<id>`.
-        lane: Where the server runs it.
-        public: Whether it is served without authentication.
-    """
-
-    name: str
-    method: str
-    path: str
-    view: View
-    lane: Lane = Lane.EXPRESS
-    public: bool = field(default=False, kw_only=True)
-
-    @property
-    def template(self) -> str:
-        """Its path as URI templates and OpenAPI write it."""
-        return self.path.replace("<id>", "{id}")
+__all__ = ["ROUTES"]
 
 
 def _root(engine: Engine, exchange: Exchange) -> Reply:
@@ -140,33 +103,3 @@ ROUTES: tuple[Route, ...] = (
     Route("events", "GET", "/invocations/<id>/events", _events, Lane.READ),
     Route("cancel", "POST", "/invocations/<id>/cancel", _cancel),
 )
-
-
-class RouteTable:
-    """Finds the route of a request.
-
-    Args:
-        routes: All of them.
-
-    Thread safety: immutable.
-    """
-
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._by_path: dict[str, dict[str, Route]] = {}
-        for route in routes:
-            methods = self._by_path.setdefault(route.path, {})
-            methods[route.method] = route
-            if route.method == "GET":
-                methods["HEAD"] = route
-
-    def find(self, path: str) -> tuple[Mapping[str, Route], dict[str, Any]]:
-        """Return the routes of a path by method, and what stands for `<id>`."""
-        exact = self._by_path.get(path)
-        if exact is not None:
-            return exact, {}
-        pieces = path.split("/")
-        if len(pieces) < 3 or not pieces[2]:
-            return {}, {}
-        invocation_id, pieces[2] = pieces[2], "<id>"
-        found = self._by_path.get("/".join(pieces), {})
-        return found, {"id": invocation_id} if found else {}

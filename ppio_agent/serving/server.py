@@ -1,21 +1,16 @@
-"""One app on our own server: started in a thread, or run until a signal ends it."""
+"""One app on our own server, started in a thread; `ppio_agent.web.run` runs it."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
-from ppio_agent._util.threads import start_thread
 from ppio_agent.web import Lanes, Server, ServerConfig
 
 from .config import own_sandbox_id
@@ -23,9 +18,7 @@ from .config import own_sandbox_id
 if TYPE_CHECKING:
     from .app import PPIOAgentRuntimeApp
 
-__all__ = ["PPIOAgentRuntimeServer", "run"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["PPIOAgentRuntimeServer"]
 
 # What user code gets to end after it was cancelled because the app is stopped.
 _CANCEL_GRACE = 5.0
@@ -79,7 +72,7 @@ class PPIOAgentRuntimeServer(Closing):
         given = {name: value for name, value in given.items() if value is not None}
         config = attrs.evolve(app.config, **given)
         listening = app.listen_on(config.host)
-        front, engine = listening.front, listening.front.engine
+        front, engine = listening.front, listening.engine
         self._app = app
         self._start_up = listening.start_up
         self._engine = engine
@@ -104,6 +97,11 @@ class PPIOAgentRuntimeServer(Closing):
             on_drain=engine.drain,
             on_broken=self._stop,
         )
+
+    @property
+    def page(self) -> str | None:
+        """What a browser gets at `url`, if it gets a page."""
+        return "playground" if self.shows_playground else None
 
     @property
     def broken(self) -> bool:
@@ -190,109 +188,3 @@ class PPIOAgentRuntimeServer(Closing):
 
     def __enter__(self) -> PPIOAgentRuntimeServer:
         return self.start()
-
-
-class _Bell:
-    """Wakes one thread when another one rings, or a signal arrives.
-
-    The system may give a signal to any thread; that wakes no other, not even the main
-    thread, where the handler has to run. So the signal rings, too.
-    """
-
-    def __init__(self) -> None:
-        self._inside, self._button = socket.socketpair()
-        self._button.settimeout(0)
-
-    def ring(self) -> None:
-        """Let `wait_for` look."""
-        with contextlib.suppress(OSError):  # it is ringing already, or closed
-            self._button.send(b".")
-
-    def wait_for(self, event: threading.Event) -> None:
-        """Wait, in the one thread, for an event that is followed by a ring."""
-        while not event.is_set():
-            self._inside.recv(4096)
-
-    @contextlib.contextmanager
-    def rung_by_signals(self) -> Iterator[None]:
-        """Have all signals ring; in the main thread only."""
-        button = self._button.fileno()
-        earlier = signal.set_wakeup_fd(button, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(earlier)
-
-    def close(self) -> None:
-        """Ring no more."""
-        self._button.close()
-        self._inside.close()
-
-
-def run(server: PPIOAgentRuntimeServer) -> bool:
-    """Serve until a signal, or `close`; then stop in order, by a second one at once.
-
-    A server that is broken is stopped likewise: whoever watches the process starts it
-    again.
-
-    Returns:
-        Whether all user code has ended, and nothing of the server was broken.
-    """
-    hurry = threading.Event()
-    with contextlib.closing(_Bell()) as bell, _signals(server.stopping, hurry, bell):
-        server.on_stop = bell.ring
-        server.start()
-        _say_ready()
-        _log.info("listening on %s", server.url)
-        if server.shows_playground:
-            _log.info("playground: open %s/ in a browser", server.url)
-        bell.wait_for(server.stopping)
-        _log.info("stopping")
-        drain = start_thread("ppio-drain", _drain, server, hurry, bell)
-        bell.wait_for(hurry)
-        ended = server.close()
-        drain.join(_CANCEL_GRACE)
-    if not ended:
-        _log.error("code of the agent still runs although it was cancelled")
-    return ended and not server.broken
-
-
-def _drain(server: PPIOAgentRuntimeServer, done: threading.Event, bell: _Bell) -> None:
-    try:
-        server.drain()
-    finally:
-        done.set()
-        bell.ring()
-
-
-@contextlib.contextmanager
-def _signals(
-    stop: threading.Event, hurry: threading.Event, bell: _Bell
-) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set `stop`, and the second of them `hurry`."""
-
-    def on_signal(number: int, frame: Any) -> None:
-        del number, frame
-        (hurry if stop.is_set() else stop).set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers: the host's own are in force
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    earlier = [signal.signal(number, on_signal) for number in numbers]
-    try:
-        with bell.rung_by_signals():
-            yield
-    finally:
-        for number, handler in zip(numbers, earlier, strict=True):
-            signal.signal(number, handler)
-
-
-def _say_ready() -> None:
-    """Tell whoever started this process that it listens (`PPIO_READY_FD`)."""
-    text = os.environ.pop("PPIO_READY_FD", "")
-    if not text.isdigit():
-        return
-    with contextlib.suppress(OSError):
-        os.write(int(text), b"1")
-        os.close(int(text))

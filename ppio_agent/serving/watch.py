@@ -17,9 +17,9 @@ from functools import partial
 
 from ppio_agent.agent import Invocation
 from ppio_agent.web import Relayed, Reply
+from ppio_agent.web.exchange import Exchange
 
 from .engine import Engine
-from .exchange import Exchange
 
 __all__ = ["run_watched"]
 

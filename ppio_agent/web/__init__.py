@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from .config import ServerConfig
 from .kit import (
+    JSON_TYPE,
     Relayed,
     Reply,
     RequestKit,
     current_request_id,
     declared_length,
+    json_reply,
     problem,
     read_body,
 )
@@ -22,6 +24,7 @@ from .server import Server
 from .sse import SSE_HEADERS, sse_body
 
 __all__ = [
+    "JSON_TYPE",
     "SSE_HEADERS",
     "Lane",
     "Lanes",
@@ -32,6 +35,7 @@ __all__ = [
     "ServerConfig",
     "current_request_id",
     "declared_length",
+    "json_reply",
     "problem",
     "read_body",
     "retry_after",

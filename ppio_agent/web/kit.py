@@ -25,14 +25,17 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.wire.headers import REQUEST_ID, RETRY_AFTER, valid_id
+from ppio_agent.wire.json import encode_json
 from ppio_agent.wire.problem import PROBLEM_CONTENT_TYPE, problem_body
 
 __all__ = [
+    "JSON_TYPE",
     "Relayed",
     "Reply",
     "RequestKit",
     "current_request_id",
     "declared_length",
+    "json_reply",
     "problem",
     "read_body",
     "request_id_of",
@@ -40,6 +43,8 @@ __all__ = [
 
 Headers = Sequence[tuple[str, str]]
 Environ = dict[str, Any]
+
+JSON_TYPE = ("Content-Type", "application/json")
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +103,11 @@ def status_line(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return f"{status} {'Client Closed Request' if status == 499 else 'Unknown'}"
+
+
+def json_reply(status: int, value: object, headers: Headers = ()) -> Reply:
+    """Return an answer with a JSON body."""
+    return Reply(status, [JSON_TYPE, *headers], encode_json(value))
 
 
 def problem(

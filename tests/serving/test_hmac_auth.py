@@ -23,8 +23,8 @@ from ppio_agent.exceptions import (
     ConfigurationError,
 )
 from ppio_agent.serving import ApiKeyAuth, HmacAuth
-from ppio_agent.serving.exchange import Exchange
 from ppio_agent.serving.testing import AgentTestClient
+from ppio_agent.web.exchange import Exchange
 from ppio_agent.wire import signing
 from ppio_agent.wire.signing import MemoryNonceStore, nonces_unavailable
 from tests.serving.conftest import Serve
@@ -285,8 +285,8 @@ def test_an_app_without_signatures_does_not_load_them() -> None:
     code = (
         "import sys; from ppio_agent import PPIOAgentRuntimeApp as A;"
         " A().test_client().get('/ping'); print([m for m in sys.modules if m in"
-        " ('ppio_agent.wire.signing', 'ppio_agent.serving.api_key',"
-        " 'ppio_agent.serving.hmac_auth', 'ppio_agent.storage')])"
+        " ('ppio_agent.wire.signing', 'ppio_agent.web.api_key',"
+        " 'ppio_agent.web.hmac_auth', 'ppio_agent.storage')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

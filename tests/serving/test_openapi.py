@@ -14,8 +14,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from ppio_agent import HmacAuth, PPIOAgentRuntimeApp, Principal
 from ppio_agent.hooks import hookimpl
 from ppio_agent.serving import ApiKeyAuth
-from ppio_agent.serving.front import Front
 from ppio_agent.serving.routes import ROUTES
+from ppio_agent.web.front import Front
 from tests.serving.conftest import Serve
 from tests.serving.support import SSE, make_app
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ppio_agent.exceptions import PermissionDeniedError
-from ppio_agent.serving.front import Front
 from ppio_agent.web import Lane
+from ppio_agent.web.front import Front
 from tests.serving.conftest import Serve
 from tests.serving.support import make_app
 

@@ -124,7 +124,7 @@ def test_run_says_that_it_is_ready_and_ends_by_a_signal(script: Path) -> None:
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
     """The host owns them there."""
-    from ppio_agent.serving.server import run
+    from ppio_agent.web.run import run
 
     before = signal.getsignal(signal.SIGTERM)
     server = make_app().server(port=0)
@@ -139,7 +139,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 
 def test_a_signal_that_another_thread_gets_ends_it_at_once() -> None:
     """And what the host has for signals is there again afterwards."""
-    from ppio_agent.serving.server import run
+    from ppio_agent.web.run import run
 
     server = make_app().server(port=0)
 

@@ -61,6 +61,7 @@ _AGENTS = (
     "ppio_agent.serving.server",
     "ppio_agent.serving.plugin",
     "ppio_agent.web.logs",
+    "ppio_agent.web.run",
     "ssl",
     "waitress",
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import PermissionDeniedError
-from ppio_agent.serving.guard import Guard
+from ppio_agent.web.guard import Guard
 
 LOCAL = Guard(local_only=True, host="127.0.0.1")
 

@@ -32,8 +32,9 @@ from typing import (
 import attrs
 from attrs import frozen
 
-from ppio_agent.agent import Chunk
 from ppio_agent.wire.model import WireModel
+
+from .chunk import Chunk
 
 __all__ = ["Schema", "Schemas", "item_of_stream", "summary_of"]
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote
 
-from ppio_agent.web import read_body
 from ppio_agent.wire.models import Principal
+
+from .kit import read_body
 
 __all__ = ["Exchange"]
 

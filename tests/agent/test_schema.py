@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ppio_agent import Chunk, InvocationRequest
+from ppio_agent.agent.schema import Schema, Schemas, item_of_stream, summary_of
 from ppio_agent.exceptions import WireError
-from ppio_agent.serving.schema import Schema, Schemas, item_of_stream, summary_of
 from ppio_agent.wire.json import decode_json, encode_json
 from ppio_agent.wire.model import structure
 

@@ -28,6 +28,7 @@ class Guard:
             from foreign pages: without authentication, on loopback.
         host: The configured host, which may be named, too.
         cors_origins: Origins whose pages may call; exact ones, or `*`.
+        methods: What these may use.
 
     Thread safety: immutable.
     """
@@ -35,6 +36,7 @@ class Guard:
     local_only: bool
     host: str = "127.0.0.1"
     cors_origins: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("GET", "POST", "OPTIONS")
     _names: frozenset[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -100,7 +102,7 @@ class Guard:
                 code="origin_not_allowed",
             )
         return (
-            ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+            ("Access-Control-Allow-Methods", ", ".join(self.methods)),
             ("Access-Control-Allow-Headers", requested_headers),
             ("Access-Control-Max-Age", "600"),
         )

@@ -1,16 +1,15 @@
-"""The WSGI callable of an app: guard, authentication, route, answer.
+"""The WSGI callable of an application: guard, authentication, route, answer.
 
-Routes are served from the table; with a Flask app, made because the user asked for it,
-all requests go through that, and the same functions are its views.
+Routes are served from their table. With a Flask app, whose views the same functions
+are, all requests go through that; or only those that our routes do not serve, as long
+as nothing is registered to run around its views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
 
 from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import (
@@ -21,18 +20,18 @@ from ppio_agent.exceptions import (
     PPIOAgentError,
     PPIOAgentRuntimeError,
 )
-from ppio_agent.web import Lane, Reply, declared_length, problem
 
 from .auth import Authenticator
-from .engine import Engine
 from .exchange import Exchange
 from .guard import Guard
-from .routes import ROUTES, Route, RouteTable
+from .kit import Reply, declared_length, problem
+from .lanes import Lane
+from .routes import Route, RouteTable
 
 if TYPE_CHECKING:
     import flask
 
-__all__ = ["Front", "Listening"]
+__all__ = ["Front"]
 
 _EXCHANGE = "ppio.exchange"
 _CHALLENGE = ("WWW-Authenticate", "Bearer, PPIO-HMAC")
@@ -44,32 +43,56 @@ StartResponse = Callable[..., Any]
 
 
 class Front:
-    """Serves the requests of one app.
+    """Serves the requests of one application.
 
     Args:
-        engine: Where invocations are started.
+        target: The application; views are called with it.
+        routes: What it serves.
         authenticator: Who finds out who sent a request.
+        host: The address that it is meant to listen on, which decides who may reach it.
+        max_body: Most bytes a request's body may have.
+        cors_origins: Origins whose pages may call.
+        open_to_all: Whether requests may come from anywhere without authentication.
+        on_refused: Called with the code of each request that is turned away.
 
     Attributes:
-        engine: Where invocations are started.
         flask: The Flask app, once there is one.
-        wrapped: Whether the server calls something around the app, such as the site in
-            which it is mounted.
+        wrapped: Whether the server calls something around the application, such as the
+            site in which it is mounted.
 
     Thread safety: thread-safe.
     """
 
-    def __init__(self, engine: Engine, authenticator: Authenticator) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        target: Any,
+        routes: Sequence[Route],
+        *,
+        authenticator: Authenticator,
+        host: str,
+        max_body: int,
+        cors_origins: tuple[str, ...] = (),
+        open_to_all: bool = False,
+        on_refused: Callable[[str], object] | None = None,
+    ) -> None:
         self.flask: flask.Flask | None = None
         self.wrapped = False
+        self._target = target
+        self._routes = tuple(routes)
+        self._table = RouteTable(routes)
+        # What a request does that Flask is to serve.
+        self._inner: Callable[..., Iterable[bytes]] | None = None
+        self._beside = False
         # Where the app is mounted, as the latest request said; None before the first.
         self._prefix: str | None = ""
         self._authenticator = authenticator
         # A plug-in may wait for whom it asks; health checks must not wait for that.
         self._unhurried = Lane.EXPRESS if authenticator.quick else Lane.READ
-        self._guard = self._guard_at(engine.config.host)
-        self._table = RouteTable(ROUTES)
+        self._max_body = max_body
+        self._cors_origins = cors_origins
+        self._open_to_all = open_to_all
+        self._on_refused = on_refused
+        self._guard = self._guard_at(host)
 
     def listen_on(self, host: str, *, wrapped: bool) -> None:
         """Take the address that a server of ours will listen on.
@@ -86,26 +109,28 @@ class Front:
                 f"whoever reaches {host} could call the agent: set up auth=…, listen on"
                 " 127.0.0.1, or say allow_unauthenticated=True"
             )
-        self.engine.host = host
         self._guard = self._guard_at(host)
         self.wrapped = wrapped
         self._prefix = None if wrapped else ""
 
     @property
+    def local_only(self) -> bool:
+        """Whether only programs and pages of this machine are served."""
+        return self._guard.local_only
+
+    @property
     def _is_free(self) -> bool:
         """Whether requests may come from anywhere."""
-        # In a sandbox the platform's edge stands in front, and names it as it likes.
-        return (
-            self._authenticator.active
-            or self.engine.config.allow_unauthenticated
-            or self.engine.sandbox_id is not None
-        )
+        return self._authenticator.active or self._open_to_all
 
     def _guard_at(self, host: str) -> Guard:
         return Guard(
             local_only=is_loopback(host) and not self._is_free,
             host=host,
-            cors_origins=self.engine.config.cors_origins,
+            cors_origins=self._cors_origins,
+            methods=tuple(
+                dict.fromkeys([*(route.method for route in self._routes), "OPTIONS"])
+            ),
         )
 
     def lane(self, method: str, path: str, headers: Mapping[str, str]) -> Lane:
@@ -135,7 +160,7 @@ class Front:
         self, environ: dict[str, Any], start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
-        exchange = Exchange(environ, max_body=self.engine.config.max_request_size)
+        exchange = Exchange(environ, max_body=self._max_body)
         if environ.get("SCRIPT_NAME", "") != self._prefix:
             self._prefix = environ.get("SCRIPT_NAME", "")
         if self._guard.cors_origins:
@@ -148,17 +173,13 @@ class Front:
             routes, params = self._table.find(exchange.path)
             route = routes.get(exchange.method)
             reply = self._admit(exchange, route)
-            if (
-                reply is None
-                and self.flask is not None
-                and not (exchange.method == "OPTIONS" and routes)
-            ):
+            if reply is None and self._is_flasks(exchange.method, route, routes):
                 environ[_EXCHANGE] = exchange
                 # What runs around the views of a Flask app must run once.
                 environ.pop("ppio.relay", None)
-                return self.flask.wsgi_app(environ, start_response)
+                return self._inner(environ, start_response)  # type: ignore[misc] # it is set where the answer is yes
             if reply is None and route is not None:
-                reply = route.view(self.engine, exchange, **params)
+                reply = route.view(self._target, exchange, **params)
         except PPIOAgentError as error:
             if _is_unexpected(error):
                 raise
@@ -168,6 +189,14 @@ class Front:
         if exchange.method == "HEAD":
             reply = _head_of(reply)
         return reply.respond(start_response)
+
+    def _is_flasks(
+        self, method: str, route: Route | None, routes: Mapping[str, Route]
+    ) -> bool:
+        """Whether a request goes through the Flask app."""
+        if self.flask is None or (method == "OPTIONS" and routes):
+            return False
+        return route is None or not self._beside or _runs_around(self.flask)
 
     def _admit(self, exchange: Exchange, route: Route | None) -> Reply | None:
         """Refuse whoever may not call; return the answer of a preflight."""
@@ -180,7 +209,7 @@ class Front:
             return self._preflight(exchange, origin)
         if self._authenticator.active and not (route is not None and route.public):
             # A body that says it is too large is refused before anything else is told.
-            declared_length(environ, self.engine.config.max_request_size)
+            declared_length(environ, self._max_body)
             self._authenticator.admit(exchange)
         return None
 
@@ -203,41 +232,55 @@ class Front:
         return problem(error, exchange.request_id, headers=[allow])
 
     def _problem(self, error: PPIOAgentError, request_id: str) -> Reply:
-        if error.http_status in _REFUSALS:
-            self.engine.counters.refused(error.code)
+        if error.http_status in _REFUSALS and self._on_refused is not None:
+            self._on_refused(error.code)
         unknown = isinstance(error, AuthenticationError) and not isinstance(
             error, PermissionDeniedError
         )
         return problem(error, request_id, headers=[_CHALLENGE] if unknown else [])
 
     def make_flask(self, import_name: str) -> flask.Flask:
-        """Return the Flask app, made at the first call, with our routes as views."""
+        """Return the Flask app of this application, made at the first call."""
         if self.flask is None:
             import flask
 
             made = flask.Flask(import_name)
-            made.url_map.strict_slashes = False
-            made.url_map.merge_slashes = False  # which redirects, and a body is lost
-            # What is unexpected goes up to the request kit, which logs and answers.
-            made.config["PROPAGATE_EXCEPTIONS"] = True
-            for route in ROUTES:
-                made.add_url_rule(
-                    route.path,
-                    endpoint=f"ppio{route.path}:{route.method}",
-                    view_func=partial(self._view, route),
-                    methods=[route.method],
-                )
-            made.register_error_handler(PPIOAgentError, self._flask_problem)
-            made.register_error_handler(404, self._flask_not_found)
-            made.register_error_handler(405, self._flask_not_allowed)
-            self.flask = made
+            self.install(made)
+            return made
         return self.flask
+
+    def install(self, app: flask.Flask, *, beside: bool = False) -> None:
+        """Make our routes views of a Flask app, to which other requests go.
+
+        Args:
+            app: It has no routes yet.
+            beside: Serve our routes without it as long as nothing runs around its
+                views. Its `wsgi_app` may then be replaced by this front.
+        """
+        app.url_map.strict_slashes = False
+        app.url_map.merge_slashes = False  # which redirects, and a body is lost
+        # What is unexpected goes up to the request kit, which logs and answers.
+        app.config["PROPAGATE_EXCEPTIONS"] = True
+        for route in self._routes:
+            app.add_url_rule(
+                route.path,
+                endpoint=f"ppio{route.path.replace('.', '-')}:{route.method}",
+                view_func=partial(self._view, route),
+                methods=[route.method],
+            )
+        app.register_error_handler(PPIOAgentError, self._flask_problem)
+        app.register_error_handler(404, self._flask_not_found)
+        app.register_error_handler(405, self._flask_not_allowed)
+        self.flask = app
+        self._beside = beside
+        # Without `beside` looked up late: the user may put something around it.
+        self._inner = app.wsgi_app if beside else partial(_call_wsgi_app, app)
 
     def _view(self, route: Route, **params: str) -> flask.Response:
         import flask
 
         exchange: Exchange = flask.request.environ[_EXCHANGE]
-        return _as_flask(route.view(self.engine, exchange, **params))
+        return _as_flask(route.view(self._target, exchange, **params))
 
     def _flask_problem(self, error: PPIOAgentError) -> flask.Response:
         import flask
@@ -264,23 +307,6 @@ class Front:
         return _as_flask(problem(cause, request_id, headers=[("Allow", allow)]))
 
 
-@frozen(kw_only=True)
-class Listening:
-    """What a server of an app needs of it.
-
-    Attributes:
-        wsgi_app: The app, or what the user put around it.
-        headers: Of every answer.
-        front: The app itself, and its engine.
-        start_up: Runs the start-up functions, once.
-    """
-
-    wsgi_app: Callable[..., Iterable[bytes]]
-    headers: tuple[tuple[str, str], ...]
-    front: Front
-    start_up: Callable[[], None]
-
-
 def _head_of(reply: Reply) -> Reply:
     """Return the answer without its body; nobody reads a stream for its head."""
     if isinstance(reply.body, bytes):
@@ -295,6 +321,23 @@ def _head_of(reply: Reply) -> Reply:
 def _is_unexpected(error: PPIOAgentError) -> bool:
     """Whether the request kit should log it, and make the same problem of it."""
     return error.http_status == 500
+
+
+def _call_wsgi_app(
+    app: flask.Flask, environ: dict[str, Any], start_response: StartResponse
+) -> Iterable[bytes]:
+    return app.wsgi_app(environ, start_response)
+
+
+def _runs_around(app: flask.Flask) -> bool:
+    """Whether the user has registered what runs around every view."""
+    return bool(
+        app.before_request_funcs
+        or app.after_request_funcs
+        or app.teardown_request_funcs
+        or app.teardown_appcontext_funcs
+        or app.url_value_preprocessors
+    )
 
 
 def _as_flask(reply: Reply) -> flask.Response:
