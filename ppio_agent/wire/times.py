@@ -19,8 +19,9 @@ def format_time(instant: datetime) -> str:
     """Return an instant as ``2026-01-02T03:04:05.678Z``; a naive one counts as UTC."""
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=timezone.utc)
-    utc = instant.astimezone(timezone.utc).replace(tzinfo=None)
-    return f"{utc.isoformat(timespec='milliseconds')}Z"
+    if instant.tzinfo is not timezone.utc:
+        instant = instant.astimezone(timezone.utc)
+    return f"{instant.isoformat(timespec='milliseconds')[:-6]}Z"  # without +00:00
 
 
 def parse_time(text: str) -> datetime:
