@@ -254,6 +254,15 @@ class Hooks:
         found = self._hook("ppio_find_template")(ref=ref)
         return None if found is None else Path(found)
 
+    def adapt_agent(self, obj: object) -> Callable[..., Any] | None:
+        """Return `obj` as an agent, if a plug-in knows what it is; else None."""
+        found: Callable[..., Any] | None = self._hook("ppio_adapt_agent")(obj=obj)
+        return found
+
+    def model_provider(self, name: str) -> Any:
+        """Return the agent that asks the model provider `name`; None: no plug-in has."""
+        return self._hook("ppio_model_provider")(name=name)
+
     def default_platform(self, config: object) -> tuple[str, str] | None:
         """Return URL and API key of the platform to use where none was named."""
         found: tuple[str, str] | None = self._hook("ppio_default_platform")(

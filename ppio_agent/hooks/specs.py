@@ -28,6 +28,7 @@ __all__ = [
     "ClientAuth",
     "hookimpl",
     "hookspec",
+    "ppio_adapt_agent",
     "ppio_authenticate",
     "ppio_client_auth",
     "ppio_client_headers",
@@ -40,6 +41,7 @@ __all__ = [
     "ppio_default_platform",
     "ppio_find_template",
     "ppio_middleware",
+    "ppio_model_provider",
 ]
 
 PROJECT = "ppio_agent"
@@ -214,4 +216,37 @@ def ppio_default_platform(config: Any) -> tuple[str, str] | None:
 
     Returns:
         The URL of the control plane and an API key for it.
+    """
+
+
+@hookspec(firstresult=True)
+def ppio_adapt_agent(obj: Any) -> Callable[..., Any] | None:
+    """Make a foreign object, say of an agent framework, an agent.
+
+    Called once an agent, in the thread that registers it with an actor runtime, before
+    its shape is looked at. None leaves it to the next plug-in, and at last to the
+    object as it is. An exception fails the registration.
+
+    Args:
+        obj: What was registered as an agent.
+
+    Returns:
+        A function or an object that may be registered.
+    """
+
+
+@hookspec(firstresult=True)
+def ppio_model_provider(name: str) -> Any:
+    """Give the agent that asks a model.
+
+    Called once a name, in the thread of `ppio_agent.actors.agents_from_env`, which a
+    server of actors calls when it starts: for `azure`, `openai` and the names in
+    ``PPIO_MODEL_PROVIDERS``. None leaves it to the next plug-in, and at last to what
+    is built in. An exception fails the start.
+
+    Args:
+        name: The provider; the agent is registered under it.
+
+    Returns:
+        A function or an object that may be registered as an agent.
     """

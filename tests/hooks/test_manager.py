@@ -107,6 +107,14 @@ class Named:
         return f"/{self.name}" if ref in {self.name, "any"} else None
 
     @hookimpl
+    def ppio_adapt_agent(self, obj: Any) -> Any:
+        return self.headers if obj == self.name else None
+
+    @hookimpl
+    def ppio_model_provider(self, name: str) -> Any:
+        return self.headers if name == self.name else None
+
+    @hookimpl
     def ppio_default_platform(self) -> tuple[str, str] | None:
         return (f"http://{self.name}", "key")
 
@@ -138,13 +146,18 @@ def test_without_plugins_nobody_answers() -> None:
     assert hooks.middleware("app") == []
     assert hooks.client_headers("r") == {}
     assert hooks.find_template("any") is None
+    assert hooks.adapt_agent("o") is None
+    assert hooks.model_provider("n") is None
     assert hooks.default_platform("c") is None
     assert [name for name in HOOKS if hooks.implemented(name)] == []
 
 
 def test_every_hook_reaches_its_plugins() -> None:
     """Through the facade, with typed results."""
-    hooks = Hooks.load([Named("a")], entry_points=False)
+    plugin = Named("a")
+    hooks = Hooks.load([plugin], entry_points=False)
+    assert hooks.adapt_agent("a") == plugin.headers
+    assert hooks.model_provider("a") == plugin.headers
     assert hooks.authenticate("a") == Principal("a")
     assert hooks.middleware("app") == ["a 1", "a 2"]
     assert hooks.client_headers("r") == {"X-Last": "a", "X-a": "1"}

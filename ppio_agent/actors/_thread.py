@@ -1,0 +1,158 @@
+"""What a conversation is as state: a head, and each message under a key of its own.
+
+A turn writes its new messages and the head only, so that its cost does not grow with
+the conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import define, field
+
+from ppio_agent._util.clock import utc_now
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import ValidationError, WireError
+from ppio_agent.wire.times import format_time
+
+from .messages import Message, read_message
+
+__all__ = ["THREAD_STATE_KEY", "AgentThread"]
+
+THREAD_STATE_KEY = "agent_thread"
+"""Key of the head; that of message n is ``agent_thread/<n, 8 digits>``, from 0."""
+
+_VERSION = 1
+
+
+@define(eq=False, kw_only=True)
+class AgentThread:
+    """The messages of one conversation, the oldest first.
+
+    Attributes:
+        thread_id: Id of the thread.
+        created_at: When its first message came, RFC 3339; "" before.
+        last_updated: When its latest message came.
+        messages: ``{"role", "content", "message_id", "timestamp"}``, perhaps with
+            `name`, `tool_calls`, `tool_call_id`, `interrupted`.
+
+    Thread safety: one thread at a time.
+    """
+
+    thread_id: str = field(factory=new_id)
+    created_at: str = ""
+    last_updated: str = ""
+    messages: list[Message] = field(factory=list, repr=False)
+
+    def add(self, messages: Iterable[Message], *, at: str | None = None) -> None:
+        """Append messages, each with its time.
+
+        Args:
+            messages: Each has `role`, `content` and `message_id`.
+            at: The time of those that have none, RFC 3339; None: now.
+        """
+        at = at or format_time(utc_now())
+        for message in messages:
+            self.messages.append({**message, "timestamp": at})
+        self.created_at = self.created_at or at
+        self.last_updated = at
+
+    # As one value: export and import.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as one JSON object, for `from_dict`."""
+        return {
+            "version": _VERSION,
+            "thread_id": self.thread_id,
+            "created_at": self.created_at,
+            "last_updated": self.last_updated,
+            "messages": [dict(message) for message in self.messages],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AgentThread:
+        """Return the thread that `to_dict` made this of.
+
+        Raises:
+            ValidationError: It is no such object, or of a later version.
+        """
+        thread = cls._of_head(data)
+        messages = data.get("messages")
+        if not isinstance(messages, list):
+            raise ValidationError("messages of a thread has to be a list")
+        thread.messages = [
+            _stored_message(item, number) for number, item in enumerate(messages)
+        ]
+        return thread
+
+    # As the state of an actor.
+
+    def to_state(self, first: int = 0) -> dict[str, Any]:
+        """Return the values that keep it, by key.
+
+        Args:
+            first: Messages before this one are kept already.
+        """
+        state: dict[str, Any] = {
+            f"{THREAD_STATE_KEY}/{number:08}": message
+            for number, message in enumerate(self.messages[first:], first)
+        }
+        state[THREAD_STATE_KEY] = {
+            "version": _VERSION,
+            "thread_id": self.thread_id,
+            "created_at": self.created_at,
+            "last_updated": self.last_updated,
+            "count": len(self.messages),
+        }
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> AgentThread:
+        """Return the thread that an actor's state keeps; a new one if there is none.
+
+        Raises:
+            ValidationError: It is of a later version, or damaged.
+        """
+        head = state.get(THREAD_STATE_KEY)
+        if head is None:
+            return cls()
+        thread = cls._of_head(head)
+        try:
+            thread.messages = [
+                state[f"{THREAD_STATE_KEY}/{number:08}"]
+                for number in range(head["count"])
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValidationError(
+                f"the thread {thread.thread_id} is damaged: a message or the count of"
+                " them is missing"
+            ) from error
+        return thread
+
+    @classmethod
+    def _of_head(cls, head: Any) -> AgentThread:
+        version = head.get("version") if isinstance(head, Mapping) else None
+        if version != _VERSION:
+            raise ValidationError(
+                f"the thread has version {version!r:.20}, and {_VERSION} is understood:"
+                " it was written by a later release, or is no thread"
+            )
+        texts = {
+            key: head.get(key) for key in ("thread_id", "created_at", "last_updated")
+        }
+        wrong = [key for key, text in texts.items() if type(text) is not str]
+        if wrong:
+            raise ValidationError(f"{wrong[0]} of a thread has to be a text")
+        return cls(**texts)
+
+
+def _stored_message(item: Any, number: int) -> Message:
+    try:
+        message = read_message(item, f"messages[{number}]", role=None)
+    except WireError as error:
+        raise ValidationError(f"{error.path}: {error.message}") from error
+    message["timestamp"] = str(item.get("timestamp") or "")
+    if item.get("interrupted"):
+        message["interrupted"] = True
+    return message
