@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ppio_agent.agent import InvocationState
 from ppio_agent.agent.schema import Schema
+from ppio_agent.web.openapi import ID, TEXT, nullable, object_of
 from ppio_agent.wire import headers as names
 from ppio_agent.wire.models import PingStatus
 
 __all__ = [
     "ANSWER_HEADERS",
     "ANY_BUT_NULL",
-    "ID",
     "PROBLEMS",
     "REQUEST_HEADERS",
     "SCHEMAS",
-    "TEXT",
 ]
 
-TEXT: Schema = {"type": "string"}
 ANY_BUT_NULL: Schema = {
     "type": ["object", "array", "string", "number", "boolean"],
     "description": 'A text s becomes `{"prompt": s}`, any other value that is no object'
     ' `{"input": …}`.',
 }
-ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"}
 _STATES = [state.value for state in InvocationState]
-
-
-def _object(properties: Mapping[str, Schema], **more: Any) -> Schema:
-    return {
-        "type": "object",
-        "properties": dict(properties),
-        "required": list(properties),
-        **more,
-    }
-
-
-def _nullable(*kinds: str) -> Schema:
-    return {"type": [*kinds, "null"]}
 
 
 _TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
 SCHEMAS: Mapping[str, Schema] = {
-    "Problem": _object(
-        {
-            "type": TEXT,
-            "title": TEXT,
-            "status": {"type": "integer"},
-            "detail": TEXT,
-            "code": TEXT,
-            "retryable": {"type": "boolean"},
-            "request_id": _nullable("string"),
-            "error": TEXT,
-        },
-        description="Why a request was not carried out (RFC 9457).",
-    ),
-    "Envelope": _object(
+    "Envelope": object_of(
         {
             "result": {},
             "status": {"enum": ["success", "error"]},
@@ -68,7 +38,7 @@ SCHEMAS: Mapping[str, Schema] = {
                 "properties": {
                     "request_id": TEXT,
                     "invocation_id": TEXT,
-                    "session_id": _nullable("string"),
+                    "session_id": nullable("string"),
                     "error_type": TEXT,
                     "code": TEXT,
                     "retryable": {"type": "boolean"},
@@ -77,11 +47,11 @@ SCHEMAS: Mapping[str, Schema] = {
                 },
                 "required": ["request_id", "invocation_id", "session_id"],
             },
-            "error": _nullable("string"),
+            "error": nullable("string"),
         },
         description="The outcome of an invocation.",
     ),
-    "Record": _object(
+    "Record": object_of(
         {
             "id": TEXT,
             "state": {"enum": _STATES},
@@ -89,18 +59,18 @@ SCHEMAS: Mapping[str, Schema] = {
             "handler_running": {"type": "boolean"},
             "attempt": {"type": "integer", "minimum": 1},
             "entrypoint": TEXT,
-            "session_id": _nullable("string"),
+            "session_id": nullable("string"),
             "created_at": {"type": "string", "format": "date-time"},
             "started_at": _TIME,
             "finished_at": _TIME,
             "duration": {"type": "number"},
             "stream": {"type": "boolean"},
-            "events": _object(
+            "events": object_of(
                 {"first": {"type": "integer"}, "last": {"type": "integer"}}
             ),
             "cancel": {
                 "anyOf": [
-                    _object({"reason": TEXT, "requested_at": _TIME}),
+                    object_of({"reason": TEXT, "requested_at": _TIME}),
                     {"type": "null"},
                 ]
             },
@@ -109,7 +79,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "late": {"type": "boolean"},
             "error": {
                 "anyOf": [
-                    _object(
+                    object_of(
                         {
                             "error": TEXT,
                             "error_type": TEXT,
@@ -123,18 +93,18 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         description="What is known of an invocation.",
     ),
-    "Cancel": _object(
+    "Cancel": object_of(
         {"id": TEXT, "state": {"enum": _STATES}, "confirmed": {"type": "boolean"}}
     ),
-    "Ping": _object(
+    "Ping": object_of(
         {
             "status": {"enum": [status.value for status in PingStatus]},
-            "message": _nullable("string"),
+            "message": nullable("string"),
             "timestamp": {"type": "string", "format": "date-time"},
             "time_of_last_update": {"type": "integer", "description": "Unix seconds."},
         }
     ),
-    "Service": _object(
+    "Service": object_of(
         {
             "service": TEXT,
             "name": TEXT,
@@ -168,15 +138,12 @@ REQUEST_HEADERS: tuple[tuple[str, Schema, str], ...] = (
     ("Prefer", TEXT, "`respond-async`: 202 at once, the outcome is looked up later."),
 )
 ANSWER_HEADERS = {
-    names.REQUEST_ID: ("Id of the request.", TEXT),
-    names.AGENT_VERSION: ("Version of the server.", TEXT),
     names.INVOCATION_ID: ("Id of the invocation.", TEXT),
     names.SESSION_ID: ("The conversation, if there is one.", TEXT),
     names.IDEMPOTENCY_REPLAYED: (
         "The outcome is that of an earlier request.",
         {"const": "true"},
     ),
-    names.RETRY_AFTER: ("Seconds to wait.", {"type": "integer"}),
     "Location": ("Where the invocation is looked up.", TEXT),
 }
 PROBLEMS = {
