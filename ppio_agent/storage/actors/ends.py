@@ -12,6 +12,7 @@ _TEXTS: dict[str, tuple[str, bool]] = {
     "crashed": ("each process that ran this request ended under it", False),
     "dropped": ("newer requests took its place in a full mailbox", True),
     "invocation_timeout": ("the request passed its deadline", False),
+    "mailbox_full": ("the mailbox of the actor stayed full", True),
     "no_response": ("the actor ended its turn without a response", False),
     "result_too_large": ("the result is larger than 4 MiB of JSON", False),
     "runtime_stopped": ("the runtime was stopped", True),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppio_agent.wire.actors import ActorId
+from ppio_agent.wire.json import decode_json, encode_json
 
 from .records import (
     Accepted,
@@ -41,8 +42,7 @@ __all__ = ["IActorStateStorage", "IActorStore"]
 class IActorStateStorage(ABC):
     """Keeps a dictionary of JSON values for each actor; three methods are enough.
 
-    `read` and `write` here are made of these three: not atomic against other writers,
-    which the runtime's own lease keeps away. Dictionaries are copies, in and out.
+    Dictionaries are copies, in and out.
 
     Thread safety: every method may be called from any thread.
     """
@@ -77,6 +77,34 @@ class IActorStore(IActorStateStorage):
 
     durable: bool
     shared: bool
+
+    def read_state(self, actor_id: ActorId) -> dict[str, Any]:
+        """Return the whole state; empty if there is none."""
+        texts = _whole_state(self, actor_id).values
+        return {key: decode_json(text) for key, text in texts.items()}
+
+    def write_state(self, actor_id: ActorId, state: dict[str, Any]) -> bool:
+        """Replace the whole state; return True.
+
+        Raises:
+            SerializationError: A value has no JSON form.
+        """
+        texts = {key: encode_json(value) for key, value in state.items()}
+        ops: list[SetValue | RemoveKey] = []
+        while True:
+            old = _whole_state(self, actor_id)
+            ops[:] = (RemoveKey(key) for key in old.values if key not in texts)
+            ops += (SetValue(key, text) for key, text in texts.items())
+            if self.write(actor_id, ops, old.etag).success:
+                return True
+
+    def delete_state(self, actor_id: ActorId) -> bool:
+        """Remove the whole state; return whether there was any."""
+        while True:
+            old = _whole_state(self, actor_id)
+            ops = [RemoveKey(key) for key in old.values]
+            if not ops or self.write(actor_id, ops, old.etag).success:
+                return bool(ops)
 
     @abstractmethod
     def now(self) -> float:
@@ -198,6 +226,8 @@ class IActorStore(IActorStateStorage):
     def wait(self, edges: Sequence[tuple[ActorId, ActorId]]) -> list[ActorId]:
         """Note that the first of each pair waits for the second, then look for a cycle.
 
+        An actor waits for one other: a later pair of it replaces an earlier one.
+
         Returns:
             The actors of a cycle that the last pair closes, in the order in which they
             wait; empty if there is none. Pairs stay noted until `unwait`.
@@ -212,6 +242,8 @@ class IActorStore(IActorStateStorage):
     @abstractmethod
     def heartbeat(self, worker: str, ttl: float) -> bool:
         """Keep all leases of a worker for `ttl` seconds from now.
+
+        A worker that never called this has no time, so that its leases are free.
 
         Returns:
             Whether its time had not passed; the first call of a worker is True.
@@ -233,8 +265,10 @@ class IActorStore(IActorStateStorage):
     def relay(self, now: float, limit: int) -> list[ActorId]:
         """Move outgoing requests that are due into mailboxes, each once.
 
-        One whose mailbox is full is tried again after 0.1 s, doubling up to 30 s, until
-        its deadline or for 24 h; then it is a dead letter (`mailbox_full`).
+        They are created at `now`. One whose id is known there is dropped. One whose
+        mailbox is full is tried again after 0.1 s, doubling up to 30 s, until its
+        deadline or for 24 h after it was due first; then it is a dead letter
+        (`mailbox_full`).
 
         Returns:
             The actors that got some.
@@ -243,6 +277,10 @@ class IActorStore(IActorStateStorage):
     @abstractmethod
     def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
         """Make requests of the reminders that are due; see `schedule.tick_of`.
+
+        Their ids are of `schedule.tick_id`, their params `{"name", "due", "missed",
+        "params"}`. As long as the request that a reminder made before is pending it
+        makes none; what it missed comes with the next.
 
         Returns:
             The actors that got some.
@@ -307,3 +345,15 @@ class IActorStore(IActorStateStorage):
     @abstractmethod
     def close(self) -> None:
         """Let go of files, connections and threads. Idempotent."""
+
+
+def _whole_state(store: IActorStore, actor_id: ActorId) -> StateRead:
+    """Read all of a state as it was at one moment, however many pages it has."""
+    first = page = store.read(actor_id)
+    values = dict(first.values)
+    while page.next_key is not None:
+        page = store.read(actor_id, after=page.next_key)
+        if page.etag != first.etag:
+            first, values = (page := store.read(actor_id)), {}
+        values.update(page.values)
+    return StateRead(first.etag, values)

@@ -102,7 +102,10 @@ class Cancellation(enum.Enum):
 
 @define(eq=False)
 class RequestRecord:
-    """A request, and what became of it. What a store returned is not changed later.
+    """A request, and what became of it.
+
+    What a store returned is not changed later; what it was given is its own from then
+    on.
 
     Attributes:
         actor_id: Whose it is.
@@ -217,8 +220,8 @@ class DeadLetter:
     """A request that could not be done, kept for a person to look at.
 
     Attributes:
-        id: Its own id.
-        request: The request.
+        id: Its own id; later ones are greater.
+        request: The request as it ended, but with its `params`.
         reason: The code it ended with.
         at: When, in seconds since 1970.
         attempts: How many turns were begun for it.
@@ -256,8 +259,9 @@ class Taken:
     Attributes:
         record: The oldest pending one, with `attempt` and `started_at` of this turn;
             None if there is none.
-        ended: Those in front of it that were not run: their owners died under them too
-            often (FAILED `crashed`, a dead letter), or their deadline has passed.
+        ended: Those in front of it that were not run, see `admission.end_unbegun`:
+            owners died under them too often (FAILED `crashed`, a dead letter), their
+            deadline has passed, or they were cancelled when their owner died.
     """
 
     record: RequestRecord | None = None
@@ -266,10 +270,17 @@ class Taken:
 
 @frozen
 class Outgoing:
-    """A request to another actor that leaves with the commit; `not_before` or at once."""
+    """A request to another actor that leaves with the commit.
+
+    Args:
+        request: The request; it is accepted, and so created, when it gets there.
+        not_before: When it may leave; 0: at once.
+        mailbox: Most requests that wait or run for the actor that it goes to.
+    """
 
     request: RequestRecord
     not_before: float = 0.0
+    mailbox: int = 100
 
 
 @frozen
@@ -380,6 +391,7 @@ class ActorSummary:
         queued: How many requests wait.
         running: Id of the request whose turn was begun; None: none.
         last_turn: When the latest turn was committed; None: none was.
+        reminders: How many are set.
     """
 
     actor_id: ActorId
@@ -390,6 +402,7 @@ class ActorSummary:
     queued: int
     running: str | None
     last_turn: float | None
+    reminders: int = 0
 
 
 @frozen(kw_only=True)

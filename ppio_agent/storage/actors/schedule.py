@@ -10,7 +10,19 @@ from hashlib import sha256
 
 from attrs import frozen
 
-__all__ = ["GIVE_UP_AFTER", "Tick", "retry_delay", "tick_id", "tick_of"]
+from ppio_agent.wire.actors import ActorId
+from ppio_agent.wire.json import encode_json
+
+from .records import RequestRecord, SetReminder
+
+__all__ = [
+    "GIVE_UP_AFTER",
+    "Tick",
+    "retry_delay",
+    "tick_id",
+    "tick_of",
+    "tick_request",
+]
 
 GIVE_UP_AFTER = 86_400.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0
@@ -62,6 +74,21 @@ def tick_of(due: float, period: float | None, count: int | None, now: float) -> 
 def tick_id(name: str, due: float) -> str:
     """Return the id of the request that a firing is, so that it comes once."""
     return f"r-{sha256(f'{due!r} {name}'.encode()).hexdigest()[:32]}"
+
+
+def tick_request(
+    actor_id: ActorId, reminder: SetReminder, tick: Tick, now: float
+) -> RequestRecord:
+    """Return the request that a firing is; its `due` is in seconds since 1970."""
+    told = {"name": reminder.name, "due": tick.due, "missed": tick.missed}
+    return RequestRecord(
+        actor_id,
+        tick_id(reminder.name, tick.due),
+        method=reminder.method,
+        # The parameters are JSON already: they become the last member as they are.
+        params=b'%b,"params":%b}' % (encode_json(told)[:-1], reminder.params),
+        created_at=now,
+    )
 
 
 def retry_delay(attempt: int) -> float:

@@ -1,0 +1,57 @@
+"""What is due when, for stores that keep it in memory."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import Generic, TypeVar
+
+__all__ = ["Agenda"]
+
+_T = TypeVar("_T")
+
+
+class Agenda(Generic[_T]):
+    """Instants of things; each thing has one, the latest that was set.
+
+    Changing or dropping one leaves its entry in the heap. The heap is made anew when
+    more than half of it are such entries, so its size is bounded by what is due.
+
+    Thread safety: one thread at a time.
+    """
+
+    __slots__ = ("_heap", "_order", "_times")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, _T]] = []
+        self._times: dict[_T, float] = {}
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def set(self, thing: _T, when: float) -> None:
+        """Make it due then, and at no other time."""
+        self._times[thing] = when
+        heapq.heappush(self._heap, (when, next(self._order), thing))
+        self._shrink()
+
+    def drop(self, thing: _T) -> None:
+        """Forget it; what is not known is no error."""
+        if self._times.pop(thing, None) is not None:
+            self._shrink()
+
+    def pop(self, now: float) -> _T | None:
+        """Take out what is due first, if its time has come."""
+        while self._heap and self._heap[0][0] <= now:
+            when, _, thing = heapq.heappop(self._heap)
+            if self._times.get(thing) == when:
+                del self._times[thing]
+                return thing
+        return None
+
+    def _shrink(self) -> None:
+        if len(self._heap) > 2 * len(self._times) + 64:
+            times = self._times.items()
+            self._heap = [(when, next(self._order), thing) for thing, when in times]
+            heapq.heapify(self._heap)
