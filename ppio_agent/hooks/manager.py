@@ -263,6 +263,10 @@ class Hooks:
         """Return the agent that asks the model provider `name`; None: no plug-in has."""
         return self._hook("ppio_model_provider")(name=name)
 
+    def open_store(self, kind: str, url: str) -> Any:
+        """Return the store of a `kind` that `url` names; None: no plug-in knows it."""
+        return self._hook("ppio_open_store")(kind=kind, url=url)
+
     def default_platform(self, config: object) -> tuple[str, str] | None:
         """Return URL and API key of the platform to use where none was named."""
         found: tuple[str, str] | None = self._hook("ppio_default_platform")(

@@ -42,6 +42,7 @@ __all__ = [
     "ppio_find_template",
     "ppio_middleware",
     "ppio_model_provider",
+    "ppio_open_store",
 ]
 
 PROJECT = "ppio_agent"
@@ -249,4 +250,18 @@ def ppio_model_provider(name: str) -> Any:
 
     Returns:
         A function or an object that may be registered as an agent.
+    """
+
+
+@hookspec(firstresult=True)
+def ppio_open_store(kind: str, url: str) -> Any:
+    """Open a store of a scheme that this package does not know.
+
+    Called in the thread that opens it. None leaves it to the next plug-in, and at last
+    to an error that names the known schemes. An exception fails the opening.
+
+    Args:
+        kind: What is to be kept: `actor` (an `IActorStore`, or an `IActorStateStorage`
+            for state alone) or `nonce` (a `NonceStore`).
+        url: Its URL; it may hold a password.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.hooks import Hooks
 from ppio_agent.wire.signing import MemoryNonceStore, NonceStore
 
 from .documents import MEMORY_URL, sqlite_path
@@ -21,7 +22,8 @@ def open_nonces(url: str) -> NonceStore:
             (TLS), `unix://<path>` (a Redis server, for any number of machines).
 
     Raises:
-        ConfigurationError: The URL cannot be used, or the extra `redis` is missing.
+        ConfigurationError: The URL cannot be used, no plug-in (`ppio_open_store`) knows
+            its scheme, or the extra `redis` is missing.
     """
     if url == MEMORY_URL:
         return MemoryNonceStore()
@@ -34,8 +36,11 @@ def open_nonces(url: str) -> NonceStore:
         from .redis_nonces import RedisNonceStore
 
         return RedisNonceStore(url)
+    store: NonceStore | None = Hooks.load().open_store("nonce", url)
+    if store is not None:
+        return store
     # The URL may hold a password, so that only its scheme is told.
     raise ConfigurationError(
         f"cannot open nonces of scheme {url.partition(':')[0]!r}: use memory://,"
-        " sqlite:///<path> or redis://<host>"
+        " sqlite:///<path> or redis://<host>, or install a plug-in that knows it"
     )

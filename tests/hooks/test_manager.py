@@ -115,6 +115,10 @@ class Named:
         return self.headers if name == self.name else None
 
     @hookimpl
+    def ppio_open_store(self, kind: str, url: str) -> Any:
+        return f"{self.name}'s {kind}" if url == f"{self.name}://" else None
+
+    @hookimpl
     def ppio_default_platform(self) -> tuple[str, str] | None:
         return (f"http://{self.name}", "key")
 
@@ -148,6 +152,7 @@ def test_without_plugins_nobody_answers() -> None:
     assert hooks.find_template("any") is None
     assert hooks.adapt_agent("o") is None
     assert hooks.model_provider("n") is None
+    assert hooks.open_store("actor", "n://") is None
     assert hooks.default_platform("c") is None
     assert [name for name in HOOKS if hooks.implemented(name)] == []
 
@@ -158,6 +163,7 @@ def test_every_hook_reaches_its_plugins() -> None:
     hooks = Hooks.load([plugin], entry_points=False)
     assert hooks.adapt_agent("a") == plugin.headers
     assert hooks.model_provider("a") == plugin.headers
+    assert hooks.open_store("nonce", "a://") == "a's nonce"
     assert hooks.authenticate("a") == Principal("a")
     assert hooks.middleware("app") == ["a 1", "a 2"]
     assert hooks.client_headers("r") == {"X-Last": "a", "X-a": "1"}

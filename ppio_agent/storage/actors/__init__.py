@@ -7,13 +7,14 @@ from .port import IActorStateStorage, IActorStore
 __all__ = ["IActorStateStorage", "IActorStore", "open_actor_store"]
 
 
-def open_actor_store(url: str) -> IActorStore:
+def open_actor_store(url: str) -> IActorStateStorage:
     """Open the store of actors that `url` names.
 
     Args:
         url: ``memory://`` (gone with the process), ``sqlite:///<path>`` (with
             ``?sync=full`` also safe from a loss of power), ``postgresql+psycopg://…``
-            (extra `postgres`) or ``redis://…`` (extra `redis`).
+            (extra `postgres`), ``redis://…`` (extra `redis`), or what a plug-in knows
+            (`ppio_open_store`).
 
     Raises:
         ConfigurationError: The scheme is unknown, the URL is incomplete, or the extra

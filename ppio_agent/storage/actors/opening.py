@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.hooks import Hooks
 from ppio_agent.storage.documents import MEMORY_URL
 
-from .port import IActorStore
+from .port import IActorStateStorage
 
 __all__ = ["opened"]
 
 
-def opened(url: str) -> IActorStore:
+def opened(url: str) -> IActorStateStorage:
     """Open the store; see `open_actor_store`."""
     scheme = url.partition(":")[0]
     if url == MEMORY_URL:
@@ -29,7 +30,11 @@ def opened(url: str) -> IActorStore:
         from .redis import RedisActorStore
 
         return RedisActorStore(url)
+    store: IActorStateStorage | None = Hooks.load().open_store("actor", url)
+    if store is not None:
+        return store
     raise ConfigurationError(
         f"cannot open a store of actors of scheme {scheme!r}: use memory://,"
-        " sqlite:///<path>, postgresql+psycopg://… or redis://…"
+        " sqlite:///<path>, postgresql+psycopg://… or redis://…, or install a plug-in"
+        " that knows it"
     )
