@@ -38,6 +38,7 @@ HOMES = {
     "sqlalchemy": {"storage"},
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
+    "openai": {"actors"},
     "opentelemetry": {"serving"},
     "pytest": {"testing"},
 }
