@@ -651,10 +651,15 @@ class InvalidActorIdError(ActorError, ValidationError):
 
 
 class InvalidMessageError(ActorError, ValidationError):
-    """A message cannot be sent or answered so; nothing was stored."""
+    """A message cannot be sent or answered so; nothing was stored.
+
+    Attributes:
+        errors: Of an HTTP body, what is wrong where: ``{"loc", "msg", "type"}``.
+    """
 
     code = "invalid_request"
     http_status = 422
+    errors: Sequence[Any] = ()
 
 
 class StateTooLargeError(ActorError, ValidationError):

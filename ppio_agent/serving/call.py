@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
@@ -19,10 +18,9 @@ from ppio_agent.wire.headers import (
     valid_session_id,
 )
 
-__all__ = ["Call", "check_media", "departure_rule", "read_call"]
+__all__ = ["Call", "departure_rule", "read_call"]
 
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 @frozen(kw_only=True)
@@ -44,28 +42,6 @@ class Call:
     session_id: str | None
     sandbox_id: str | None
     respond_async: bool
-
-
-@lru_cache(maxsize=64)
-def check_media(content_type: str, content_encoding: str) -> None:
-    """Return if a body of this type can be read as JSON.
-
-    Raises:
-        ValidationError: It is a form, or compressed (`unsupported_media_type`, 415).
-    """
-    media = content_type.partition(";")[0].strip().lower()
-    if media in _FORMS:
-        raise _unsupported(f"a body of type {media}; send JSON")
-    if content_encoding.strip().lower() not in ("", "identity"):
-        raise _unsupported("a compressed body; send it as it is")
-
-
-def _unsupported(what: str) -> ValidationError:
-    return ValidationError(
-        f"the agent does not take {what}",
-        code="unsupported_media_type",
-        http_status=415,
-    )
 
 
 def read_call(environ: Mapping[str, Any], payload: Any, *, home: str | None) -> Call:

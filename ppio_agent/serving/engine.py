@@ -30,15 +30,12 @@ from ppio_agent.exceptions import (
     ServerBusyError,
     ServerDrainingError,
     ServiceUnavailableError,
-    ValidationError,
-    WireError,
 )
 from ppio_agent.web import retry_after
 from ppio_agent.web.exchange import Exchange
-from ppio_agent.wire.json import decode_json
 
 from .answers import describe
-from .call import Call, check_media, departure_rule, read_call
+from .call import Call, departure_rule, read_call
 from .config import AgentConfig, own_sandbox_id
 from .health import Health
 from .metrics import Counters
@@ -197,20 +194,12 @@ class Engine:
         if self.draining:
             raise ServerDrainingError("the agent is shutting down", retry_after=1.0)
         entrypoint = self.choose(exchange.query("entrypoint"))
-        environ = exchange.environ
-        check_media(
-            environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "")
-        )
-        body = exchange.body
-        try:
-            payload = decode_json(body)
-        except WireError as error:
-            raise ValidationError(str(error)) from error
-        call = read_call(environ, payload, home=self.sandbox_id)
+        payload = exchange.json()
+        call = read_call(exchange.environ, payload, home=self.sandbox_id)
         key = None
         if call.key is not None:
             name = entrypoint.handler.name
-            key = RunKey.of(call.key, entrypoint=name, body=body)
+            key = RunKey.of(call.key, entrypoint=name, body=exchange.body)
         invocation = self._make(entrypoint, payload, call, exchange)
         admission = self.registry.admit(invocation, key)
         if admission.is_new:

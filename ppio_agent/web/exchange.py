@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, quote
 
+from ppio_agent.exceptions import ValidationError, WireError
+from ppio_agent.wire.json import Json, decode_json
 from ppio_agent.wire.models import Principal
 
 from .kit import read_body
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "check_media"]
+
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 @functools.lru_cache(maxsize=512)
@@ -135,6 +139,47 @@ class Exchange:
             self._body = read_body(self.environ, self._max_body)
             self.environ["wsgi.input"] = io.BytesIO(self._body)
         return self._body
+
+    def json(self, *, code: str | None = None) -> Json:
+        """Return the body, decoded.
+
+        Args:
+            code: Of the error if it is no JSON.
+
+        Raises:
+            ValidationError: It is no JSON, or said to be something else (415).
+            RequestTooLargeError: It is larger than the app takes.
+        """
+        environ = self.environ
+        check_media(
+            environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "")
+        )
+        try:
+            return decode_json(self.body)
+        except WireError as error:
+            raise ValidationError(str(error), code=code) from error
+
+
+@functools.lru_cache(maxsize=64)
+def check_media(content_type: str, content_encoding: str) -> None:
+    """Return if a body of this type can be read as JSON.
+
+    Raises:
+        ValidationError: It is a form, or compressed (`unsupported_media_type`, 415).
+    """
+    media = content_type.partition(";")[0].strip().lower()
+    if media in _FORMS:
+        raise _unsupported(f"a body of type {media}; send JSON")
+    if content_encoding.strip().lower() not in ("", "identity"):
+        raise _unsupported("a compressed body; send it as it is")
+
+
+def _unsupported(what: str) -> ValidationError:
+    return ValidationError(
+        f"the agent does not take {what}",
+        code="unsupported_media_type",
+        http_status=415,
+    )
 
 
 def _without_host(target: str) -> str:

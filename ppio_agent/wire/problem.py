@@ -104,6 +104,9 @@ def problem_body(error: PPIOAgentError, *, request_id: str | None) -> bytes:
     limit = getattr(error, "limit", None)
     if limit is not None:
         body["limit"] = limit
+    errors = getattr(error, "errors", None)
+    if errors:
+        body["errors"] = list(errors)
     return encode_json(body)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ppio_agent.agent.lifetime import Departure
 from ppio_agent.exceptions import ValidationError
-from ppio_agent.serving.call import Call, check_media, departure_rule, read_call
+from ppio_agent.serving.call import Call, departure_rule, read_call
+from ppio_agent.web.exchange import check_media
 
 
 def read(payload: Any = None, home: str | None = None, **headers: str) -> Call:
