@@ -136,6 +136,33 @@ class Shelf:
             return list(known.values())
         return [] if known is None else [known]
 
+    def put(self, record: RequestRecord) -> bool:
+        """Add a pending request; return whether it is the only one."""
+        self.keep(record)
+        if self.queue is None:
+            self.queue = deque((record,))
+            return True
+        self.queue.append(record)
+        return False
+
+    def take_out(self, record: RequestRecord) -> bool:
+        """Take one out of the pending ones; return whether none is left."""
+        queue = self.queue
+        if queue is not None:
+            if queue[0] is record:
+                queue.popleft()
+            else:
+                queue.remove(record)
+        if not queue:
+            self.queue = None
+        return self.queue is None
+
+    def exchange(self, old: RequestRecord, new: RequestRecord) -> None:
+        """Put another in the place of a pending request."""
+        if self.queue is not None:
+            self.queue[self.queue.index(old)] = new
+        self.keep(new)
+
     def running(self) -> RequestRecord | None:
         """Return the request whose turn was begun."""
         queue = self.queue
@@ -143,8 +170,7 @@ class Shelf:
 
     def waiting(self) -> list[RequestRecord]:
         """Return the requests that wait, the oldest first."""
-        queue = self.queue or ()
-        return [record for record in queue if not record.attempt]
+        return [record for record in self.queue or () if not record.attempt]
 
     def change(self, ops: Sequence[SetValue | RemoveKey]) -> None:
         """Change the state."""

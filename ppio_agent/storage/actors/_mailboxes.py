@@ -1,0 +1,251 @@
+"""The requests of all actors in memory: how they come in, are begun, and end."""
+
+from __future__ import annotations
+
+import time
+
+from attrs import evolve
+
+from ppio_agent.wire.actors import ActorId, RequestStatus
+
+from ._agenda import Agenda
+from ._archive import Archive, DeadLetters
+from ._shelf import Log, Shelf
+from .admission import admit, end_unbegun
+from .ends import failure
+from .records import (
+    Acceptance,
+    Accepted,
+    Cancellation,
+    Limits,
+    RequestRecord,
+    Taken,
+)
+
+__all__ = ["Mailboxes"]
+
+# Members of enums are slow to look up, and these are for each turn.
+_PENDING = RequestStatus.PENDING
+_NEW = Accepted(Acceptance.NEW)
+_NOTHING = Taken()
+
+
+class Mailboxes:
+    """Shelves of actors, and what is known of all their requests together.
+
+    Records are changed in place, but for those that a turn may have in its hands: a
+    copy takes their place first. Pending ones are shown as copies, see `seen`.
+
+    Attributes:
+        shelves: By actor.
+        busy: Those with pending requests, in the order in which they came.
+        pending: How many requests are.
+        noted: What is to end a running turn.
+        deadlines: Of pending requests.
+        archive: Requests that have ended, and logs.
+        dead: Dead letters.
+
+    Thread safety: one thread at a time.
+    """
+
+    __slots__ = (
+        "archive",
+        "busy",
+        "dead",
+        "deadlines",
+        "noted",
+        "pending",
+        "shelves",
+    )
+
+    def __init__(self) -> None:
+        self.shelves: dict[ActorId, Shelf] = {}
+        self.busy: dict[Shelf, None] = {}
+        self.pending = 0
+        self.noted: dict[RequestRecord, Cancellation] = {}
+        self.deadlines: Agenda[RequestRecord] = Agenda()
+        self.archive = Archive(self._replace_ended)
+        self.dead = DeadLetters()
+
+    def shelf(self, actor_id: ActorId) -> Shelf:
+        """Return the shelf of an actor, a new one if need be; see `tidy`."""
+        shelf = self.shelves.get(actor_id)
+        if shelf is None:
+            shelf = self.shelves[actor_id] = Shelf(actor_id)
+        return shelf
+
+    def tidy(self, shelf: Shelf) -> None:
+        """Forget the actor if there is nothing to be known of it."""
+        if shelf.worker is None and shelf.is_bare():
+            self.shelves.pop(shelf.actor_id, None)
+
+    def seen(self, record: RequestRecord) -> RequestRecord:
+        """Return what may be shown of a request; one that has ended changes no more."""
+        if record.status is not _PENDING:
+            return record
+        log = self.archive.logs.get((record.actor_id, record.message_id))
+        position = record.position if log is None else log.position
+        return evolve(record, cancel=self.noted.get(record), position=position)
+
+    def log(self, record: RequestRecord) -> Log:
+        """Return the log of a request, a new one if need be."""
+        return self.archive.logs.setdefault((record.actor_id, record.message_id), Log())
+
+    def note(self, record: RequestRecord, how: Cancellation) -> None:
+        """Note that a turn is to end; only INTERRUPT, which may keep, gives way."""
+        if self.noted.get(record, Cancellation.INTERRUPT) is Cancellation.INTERRUPT:
+            self.noted[record] = how
+
+    # In.
+
+    def accept(self, request: RequestRecord, limits: Limits) -> Accepted:
+        """Put a request behind the others, unless it is known or too many are there."""
+        shelf = self.shelf(request.actor_id)
+        if shelf.known is not None:
+            known = shelf.find(request.message_id)
+            if known is not None:
+                told = known.digest and request.digest
+                same = not told or known.digest == request.digest
+                outcome = Acceptance.DUPLICATE if same else Acceptance.CONFLICT
+                return Accepted(outcome, self.seen(known))
+        if shelf.queue is None and self.pending < limits.pending:
+            self.enqueue(shelf, request)
+            return _NEW
+        return self._accept_behind(shelf, request, limits)
+
+    def _accept_behind(
+        self, shelf: Shelf, request: RequestRecord, limits: Limits
+    ) -> Accepted:
+        waiting, running = shelf.waiting(), shelf.running()
+        outcome, leave = admit(
+            len(waiting), int(running is not None), self.pending, limits
+        )
+        if outcome is not Acceptance.NEW:
+            self.tidy(shelf)
+            queue = shelf.queue if outcome is Acceptance.BUSY else None
+            return Accepted(outcome, self.seen(queue[0]) if queue else None)
+        now = time.time()
+        instead = limits.on_busy in {"interrupt", "rollback"}
+        end = self._supersede if instead else self._drop
+        ended = [end(shelf, record, now) for record in waiting[:leave]]
+        self.enqueue(shelf, request)
+        if not instead or running is None:
+            return Accepted(outcome, ended=ended)
+        self.note(running, Cancellation(limits.on_busy))
+        return Accepted(outcome, ended=ended, running=running.message_id)
+
+    def enqueue(self, shelf: Shelf, request: RequestRecord) -> None:
+        """Put a request, whose id is not known, behind the others."""
+        if shelf.put(request):
+            self.busy[shelf] = None
+        self.pending += 1
+        if request.deadline is not None:
+            self.deadlines.set(request, request.deadline)
+
+    # On.
+
+    def take(self, shelf: Shelf, now: float, crash_attempts: int) -> Taken:
+        """Begin a turn of the oldest request; see `IActorStore.take`."""
+        if shelf.queue is None:
+            return _NOTHING
+        ended: list[RequestRecord] = []
+        while queue := shelf.queue:
+            record = queue[0]
+            if record.attempt:
+                record = self._replaced(shelf, record)
+            end = end_unbegun(record, now, crash_attempts)
+            if end is None:
+                record.attempt += 1
+                record.started_at = now
+                return Taken(record, ended)
+            params = record.params
+            ended.append(self.end_as(shelf, record, *end, now))
+            if end[1] == "crashed":
+                self.bury(evolve(ended[-1], params=params), end[1], now)
+        return Taken(None, ended)
+
+    def _replaced(self, shelf: Shelf, record: RequestRecord) -> RequestRecord:
+        """Put a copy in the place of a request that a turn may have in its hands."""
+        fresh = self.seen(record)
+        self.noted.pop(record, None)
+        shelf.exchange(record, fresh)
+        if record.deadline is not None:
+            self.deadlines.drop(record)
+            self.deadlines.set(fresh, record.deadline)
+        return fresh
+
+    # Out.
+
+    def end(
+        self,
+        shelf: Shelf,
+        record: RequestRecord,
+        status: RequestStatus,
+        data: bytes,
+        now: float,
+    ) -> None:
+        """End a pending request, as its turn says; `record` is the store's from now."""
+        if shelf.take_out(record):
+            del self.busy[shelf]
+        self.pending -= 1
+        if record.deadline is not None:
+            self.deadlines.drop(record)
+        self.finish(record, status, data, now)
+
+    def finish(
+        self, record: RequestRecord, status: RequestStatus, data: bytes, now: float
+    ) -> None:
+        """End a request that is not pending here, or no longer."""
+        record.status = status
+        record.data = data
+        record.params = b""
+        record.finished_at = now
+        self.archive.add(record)
+
+    def end_as(
+        self,
+        shelf: Shelf,
+        record: RequestRecord,
+        status: RequestStatus,
+        code: str,
+        now: float,
+    ) -> RequestRecord:
+        """End a pending request otherwise than its turn says; return what is kept."""
+        if record.attempt:
+            record = self._replaced(shelf, record)
+        self.end(shelf, record, status, failure(code), now)
+        return record
+
+    def _supersede(
+        self, shelf: Shelf, record: RequestRecord, now: float
+    ) -> RequestRecord:
+        return self.end_as(shelf, record, RequestStatus.CANCELLED, "superseded", now)
+
+    def _drop(self, shelf: Shelf, record: RequestRecord, now: float) -> RequestRecord:
+        params = record.params
+        ended = self.end_as(shelf, record, RequestStatus.REJECTED, "dropped", now)
+        self.bury(evolve(ended, params=params), "dropped", now)
+        return ended
+
+    def bury(self, request: RequestRecord, reason: str, now: float) -> None:
+        """Keep a request, as it ended but with its parameters, as a dead letter."""
+        self.dead.add(request, reason, now, self.archive.retention.dead_letters)
+
+    def delete(self, shelf: Shelf, now: float) -> None:
+        """Forget an actor with its requests."""
+        for record in list(shelf.queue or ()):
+            self.end_as(shelf, record, RequestStatus.CANCELLED, "cancelled", now)
+        for record in shelf.records():
+            self.archive.logs.pop((record.actor_id, record.message_id), None)
+        del self.shelves[shelf.actor_id]
+
+    def _replace_ended(self, old: RequestRecord, new: RequestRecord | None) -> bool:
+        shelf = self.shelves.get(old.actor_id)
+        if shelf is None or shelf.find(old.message_id) is not old:
+            return False
+        if new is not None:
+            shelf.keep(new)
+        else:
+            shelf.drop(old)
+            self.tidy(shelf)
+        return True
