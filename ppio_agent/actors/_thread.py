@@ -6,7 +6,7 @@ the conversation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import define, field
@@ -36,6 +36,7 @@ class AgentThread:
         last_updated: When its latest message came.
         messages: ``{"role", "content", "message_id", "timestamp"}``, perhaps with
             `name`, `tool_calls`, `tool_call_id`, `interrupted`.
+        before: How many earlier ones it has, which were not read.
 
     Thread safety: one thread at a time.
     """
@@ -44,6 +45,7 @@ class AgentThread:
     created_at: str = ""
     last_updated: str = ""
     messages: list[Message] = field(factory=list, repr=False)
+    before: int = 0
 
     def add(self, messages: Iterable[Message], *, at: str | None = None) -> None:
         """Append messages, each with its time.
@@ -88,22 +90,22 @@ class AgentThread:
 
     # As the state of an actor.
 
-    def to_state(self, first: int = 0) -> dict[str, Any]:
+    def to_state(self, kept: int = 0) -> dict[str, Any]:
         """Return the values that keep it, by key.
 
         Args:
-            first: Messages before this one are kept already.
+            kept: So many of `messages` are kept already.
         """
         state: dict[str, Any] = {
-            f"{THREAD_STATE_KEY}/{number:08}": message
-            for number, message in enumerate(self.messages[first:], first)
+            _key(number): message
+            for number, message in enumerate(self.messages[kept:], self.before + kept)
         }
         state[THREAD_STATE_KEY] = {
             "version": _VERSION,
             "thread_id": self.thread_id,
             "created_at": self.created_at,
             "last_updated": self.last_updated,
-            "count": len(self.messages),
+            "count": self.before + len(self.messages),
         }
         return state
 
@@ -117,17 +119,38 @@ class AgentThread:
         head = state.get(THREAD_STATE_KEY)
         if head is None:
             return cls()
+        return cls.read(head, lambda keys: {key: state.get(key) for key in keys})
+
+    @classmethod
+    def read(
+        cls,
+        head: Any,
+        values: Callable[[list[str]], Mapping[str, Any]],
+        *,
+        last: int | None = None,
+    ) -> AgentThread:
+        """Return a thread, or its latest messages only.
+
+        Args:
+            head: The value under `THREAD_STATE_KEY`.
+            values: Gives those under some keys; called once.
+            last: How many messages are read; None: all.
+
+        Raises:
+            ValidationError: It is of a later version, or damaged.
+        """
         thread = cls._of_head(head)
-        try:
-            thread.messages = [
-                state[f"{THREAD_STATE_KEY}/{number:08}"]
-                for number in range(head["count"])
-            ]
-        except (KeyError, TypeError) as error:
-            raise ValidationError(
-                f"the thread {thread.thread_id} is damaged: a message or the count of"
-                " them is missing"
-            ) from error
+        count = head.get("count")
+        if type(count) is not int or count < 0:
+            raise ValidationError("count of a thread has to be a number of messages")
+        thread.before = 0 if last is None else max(0, count - last)
+        keys = [_key(number) for number in range(thread.before, count)]
+        found = values(keys) if keys else {}
+        for key in keys:
+            message = found.get(key)
+            if message is None:
+                raise ValidationError(f"the thread lacks a message: {key}")
+            thread.messages.append(message)
         return thread
 
     @classmethod
@@ -145,6 +168,10 @@ class AgentThread:
         if wrong:
             raise ValidationError(f"{wrong[0]} of a thread has to be a text")
         return cls(**texts)
+
+
+def _key(number: int) -> str:
+    return f"{THREAD_STATE_KEY}/{number:08}"
 
 
 def _stored_message(item: Any, number: int) -> Message:

@@ -12,13 +12,14 @@ from typing import Any
 
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import ActorFailedError, WireError
+from ppio_agent.wire.actor_bodies import MAX_MESSAGE_ID, MAX_MESSAGES, Role
 
 __all__ = [
-    "MAX_MESSAGES",
     "ROLES",
     "Message",
     "answers_of",
     "as_answer",
+    "brings_ids",
     "copies_of",
     "last_text",
     "read_message",
@@ -27,11 +28,8 @@ __all__ = [
 
 Message = dict[str, Any]
 
-ROLES = ("user", "system", "developer", "assistant", "tool")
-MAX_MESSAGES = 1000
-"""Most messages of one request."""
+ROLES = tuple(role.value for role in Role)
 
-_MAX_ID = 256
 _TEXTS = ("name", "tool_call_id")
 
 
@@ -80,9 +78,9 @@ def read_message(item: Any, path: str, *, role: str | None) -> Message:
     message_id = item.get("message_id")
     if message_id is None:
         message_id = new_id()
-    elif type(message_id) is not str or not 0 < len(message_id) <= _MAX_ID:
+    elif type(message_id) is not str or not 0 < len(message_id) <= MAX_MESSAGE_ID:
         raise WireError(
-            f"{path}.message_id", f"expected a text of 1 to {_MAX_ID} characters"
+            f"{path}.message_id", f"expected a text of 1 to {MAX_MESSAGE_ID} characters"
         )
     message: Message = {"role": role, "content": content, "message_id": message_id}
     if len(item) > 2:
@@ -103,6 +101,11 @@ def _read_optional(item: Mapping[str, Any], message: Message, path: str) -> None
         if type(calls) is not list or not all(isinstance(c, Mapping) for c in calls):
             raise WireError(f"{path}.tool_calls", "expected a list of objects")
         message["tool_calls"] = calls
+
+
+def brings_ids(messages: list[Any]) -> bool:
+    """Whether any of the messages that a caller sent has an id of its own."""
+    return any(item.get("message_id") is not None for item in messages)
 
 
 def answers_of(result: Any) -> list[Message]:

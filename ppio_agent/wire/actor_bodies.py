@@ -18,6 +18,8 @@ from .json import Json
 from .model import WireModel
 
 __all__ = [
+    "MAX_MESSAGES",
+    "MAX_MESSAGE_ID",
     "ActorBody",
     "ActorCall",
     "AgentEntry",
@@ -38,8 +40,10 @@ __all__ = [
 ]
 
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9._~\-]{1,200}")
-_MAX_MESSAGES = 1000
-_MAX_MESSAGE_ID = 256
+MAX_MESSAGES = 1000
+"""Most messages of one run."""
+MAX_MESSAGE_ID = 256
+"""Most characters of a message's id."""
 
 
 def valid_instance_id(text: str) -> bool:
@@ -76,8 +80,8 @@ def _instance_id(model: object, member: object, value: str | None) -> None:
 
 def _messages(model: object, member: object, value: tuple[object, ...]) -> None:
     del model, member
-    if not 1 <= len(value) <= _MAX_MESSAGES:
-        raise WireError(".messages", f"expected 1 to {_MAX_MESSAGES} messages")
+    if not 1 <= len(value) <= MAX_MESSAGES:
+        raise WireError(".messages", f"expected 1 to {MAX_MESSAGES} messages")
 
 
 @frozen(kw_only=True)
@@ -107,9 +111,9 @@ class RunMessage(WireModel):
         if self.content is None and self.text is None and not self.tool_calls:
             raise WireError(".content", "is missing")
         message_id = self.message_id
-        if message_id is not None and not 0 < len(message_id) <= _MAX_MESSAGE_ID:
+        if message_id is not None and not 0 < len(message_id) <= MAX_MESSAGE_ID:
             raise WireError(
-                ".message_id", f"expected a text of 1 to {_MAX_MESSAGE_ID} characters"
+                ".message_id", f"expected a text of 1 to {MAX_MESSAGE_ID} characters"
             )
 
 
