@@ -81,7 +81,12 @@ class Timers:
         return len(self._heap) - self._cancelled
 
     def at(
-        self, instant: float, fn: Callable[[], object], *, blocks: bool = True
+        self,
+        instant: float,
+        fn: Callable[[], object],
+        *,
+        blocks: bool = True,
+        always: bool = False,
     ) -> Timer:
         """Call `fn()` once `instant` (of `time.monotonic`) has come.
 
@@ -89,6 +94,7 @@ class Timers:
             instant: When; one that has passed is now.
             fn: What is called; never, if this was closed.
             blocks: Whether it may block, and so runs on a thread beside.
+            always: Whether it is set also if as many wait as may.
 
         Raises:
             RuntimeOverloadedError: As many wait as may.
@@ -99,7 +105,7 @@ class Timers:
             if self._closed:
                 timer.fn = None
                 return timer
-            if len(self) >= self._most:
+            if len(self) >= self._most and not always:
                 raise RuntimeOverloadedError(
                     f"{self._most} timers and deadlines wait in this runtime: set fewer"
                 )
