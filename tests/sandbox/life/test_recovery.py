@@ -378,10 +378,14 @@ def test_every_half_minute_the_ended_are_swept(tmp_path: Path) -> None:
             sandbox = rig.sandboxes.create(ECHO, tenant="red")
             rig.sandboxes.kill(sandbox.id)
             process = _marked(sandbox.id, "input()")
-            try:
-                clock.now += 31
+
+            def swept(process: subprocess.Popen[bytes] = process) -> bool:
+                clock.now += 31  # the next sweep is set once the last one has ended
                 rig.settle()
-                assert process.wait(5) == -9
+                return process.poll() == -9
+
+            try:
+                wait_until(swept)
             finally:
                 process.kill()
                 process.communicate()
