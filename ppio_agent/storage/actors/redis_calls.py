@@ -12,7 +12,8 @@ from ppio_agent.wire.json import encode_json
 
 from .redis_link import Clock, Command, RedisLink
 from .redis_records import INDEXES, keys_of
-from .redis_scripts import ACTOR_SCRIPTS, INDEX_SCRIPTS
+from .redis_scripts import TURN_SCRIPTS
+from .redis_sweep_scripts import INDEX_SCRIPTS, SWEEP_SCRIPTS
 
 __all__ = ["ActorCall", "RedisCalls"]
 
@@ -26,7 +27,8 @@ def _digests(scripts: dict[str, str]) -> dict[str, str]:
     }
 
 
-_ACTOR_DIGESTS = _digests(ACTOR_SCRIPTS)
+_ACTOR_SCRIPTS = {**TURN_SCRIPTS, **SWEEP_SCRIPTS}
+_ACTOR_DIGESTS = _digests(_ACTOR_SCRIPTS)
 _INDEX_DIGESTS = _digests(INDEX_SCRIPTS)
 
 
@@ -55,7 +57,7 @@ class ActorCall:
 
 
 class RedisCalls:
-    """Calls scripts; see `redis_scripts` for the two families.
+    """Calls scripts; of actors, and of the indexes.
 
     Attributes:
         clock: The server's.
@@ -71,7 +73,7 @@ class RedisCalls:
 
     def begin(self) -> None:
         """Load the scripts, and look at clock and size."""
-        self._link.add_scripts([*ACTOR_SCRIPTS.values(), *INDEX_SCRIPTS.values()])
+        self._link.add_scripts([*_ACTOR_SCRIPTS.values(), *INDEX_SCRIPTS.values()])
         time, pending = self._link.all([
             ("TIME",),
             ("ZCARD", INDEXES["pending"]),

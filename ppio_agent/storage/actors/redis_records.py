@@ -14,7 +14,8 @@ from ppio_agent.wire.json import decode_json, encode_json
 
 from .ends import failure
 from .records import Cancellation, DeadLetter, Outgoing, RequestRecord, SetReminder
-from .redis_scripts import ACTOR_KEYS, INDEX_KEYS
+from .redis_scripts import ACTOR_KEYS
+from .redis_sweep_scripts import INDEX_KEYS
 
 __all__ = [
     "EVERY_ACTOR",
