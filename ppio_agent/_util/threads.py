@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .fork import renew_in_child
 
@@ -77,16 +77,25 @@ class WorkerPool:
         name: Prefix of the thread names.
         max_threads: Most threads at once, at least 1.
         max_waiting: Most jobs waiting while all threads are busy.
+        idle_timeout: Seconds after which a thread without a job ends; None: never.
 
     Thread safety: thread-safe. A forked child starts with an empty pool.
     """
 
-    def __init__(self, name: str, *, max_threads: int, max_waiting: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_threads: int,
+        max_waiting: int = 0,
+        idle_timeout: float | None = None,
+    ) -> None:
         if max_threads < 1:
             raise ValueError("max_threads must be at least 1")
         self._name = name
         self._max_threads = max_threads
         self._max_waiting = max_waiting
+        self._idle_timeout = -1.0 if idle_timeout is None else idle_timeout
         self._closed = False
         self._forget_threads()
         renew_in_child(self, WorkerPool._forget_threads)
@@ -99,6 +108,8 @@ class WorkerPool:
         self._workers: set[_Worker] = set()
         self._guests: set[int] = set()  # callers' own threads, by their identity
         self._waiting: deque[_Job] = deque()
+        self._idents: set[int] = set()  # of threads that may be in `blocking`
+        self._blocked = 0  # workers in `blocking`: they are busy, and do not count
         self._made = 0
 
     @property
@@ -127,7 +138,7 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise PoolClosedError(f"the thread pool {self._name} is closed")
-            if self.busy >= self._max_threads:
+            if self._full_locked():
                 if len(self._waiting) >= self._max_waiting:
                     raise PoolSaturatedError(
                         f"all {self._max_threads} threads of {self._name} are busy"
@@ -137,6 +148,9 @@ class WorkerPool:
                 return
             worker = self._hand_over_locked(fn)
         self._start(worker)
+
+    def _full_locked(self) -> bool:
+        return self.busy - self._blocked >= self._max_threads
 
     def withdraw(self, fn: _Job) -> bool:
         """Take a submitted job back; return whether it still waited for a thread."""
@@ -157,7 +171,7 @@ class WorkerPool:
             Whether there was a place; without one, or when closed, `fn` is not run.
         """
         with self._lock:
-            if self._closed or self.busy >= self._max_threads:
+            if self._closed or self._full_locked():
                 return False
             self._guests.add(threading.get_ident())
         try:
@@ -171,14 +185,49 @@ class WorkerPool:
         me = threading.get_ident()
         if me not in self._guests:
             return
-        worker, job = None, None
         with self._lock:
             self._guests.discard(me)
-            if self._waiting:
-                job = self._waiting.popleft()
-                worker = self._hand_over_locked(job)
             if self._closed:
                 self._gone.notify_all()
+        self._use_place()
+
+    @contextlib.contextmanager
+    def blocking(self, most: int) -> Iterator[bool]:
+        """Let another job have the place of this one, which is about to wait.
+
+        For threads of the pool; for others, and within itself, it does nothing.
+
+        Args:
+            most: Most threads at once, those that wait so included.
+
+        Returns:
+            A context, whether there was a place for another thread.
+        """
+        me = threading.get_ident()
+        with self._lock:
+            ours = me in self._idents
+            granted = not ours or len(self._workers) < most
+            if ours and granted:
+                self._idents.discard(me)
+                self._blocked += 1
+        if not (ours and granted):
+            yield granted
+            return
+        self._use_place()
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._blocked -= 1
+                self._idents.add(me)
+
+    def _use_place(self) -> None:
+        """Have a thread for a job that waits, since there may be a place for it."""
+        worker, job = None, None
+        with self._lock:
+            if self._waiting and not self._full_locked():
+                job = self._waiting.popleft()
+                worker = self._hand_over_locked(job)
         try:
             self._start(worker)
         except NoThreadError as error:
@@ -218,6 +267,8 @@ class WorkerPool:
     def _run(self, worker: _Worker) -> None:
         worker.thread = threading.current_thread()
         job = worker.job
+        me = threading.get_ident()
+        self._idents.add(me)
         try:
             while job is not None:
                 try:
@@ -230,18 +281,25 @@ class WorkerPool:
                 job = worker.job = None
                 job = self._next_job(worker)
         finally:
+            self._idents.discard(me)
             self._discard(worker)
 
     def _next_job(self, worker: _Worker) -> _Job | None:
         with self._lock:
-            if self._waiting:
+            # After `blocking` there may be more busy threads than places: it makes way.
+            if self._waiting and self.busy - self._blocked <= self._max_threads:
                 return self._waiting.popleft()
             if self._closed:
                 return None
             self._idle.append(worker)
             # `abandon` takes no lock: if it came by just before, nobody else will.
             self._drain_if_closed()
-        worker.ready.acquire()  # parked: submit() or close() lets it go on
+        # Parked: submit() or close() lets it go on.
+        while not worker.ready.acquire(timeout=self._idle_timeout):
+            with self._lock:
+                if worker in self._idle:
+                    self._idle.remove(worker)
+                    return None
         return worker.job
 
     def close(self, timeout: float | None = 5.0, *, drop: bool = True) -> bool:

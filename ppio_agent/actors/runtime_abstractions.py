@@ -8,7 +8,7 @@ layers below.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -46,7 +46,7 @@ OnBusy = Literal["enqueue", "reject", "interrupt", "rollback"]
 Params = Mapping[str, Any] | None
 
 
-class IActor(ABC):
+class IActor(ABC):  # noqa: B024 - an actor overrides one of two methods, neither is a must
     """What is written to be an actor: one turn at a time, never two at once.
 
     Overrides `receive`, or `run` if it wants to keep a loop of its own.
@@ -59,7 +59,12 @@ class IActor(ABC):
         the end of this method. By default each message is given to `receive`.
         """
         for message in context.watch_messages():
-            self.receive(context, message)  # type: ignore[arg-type] # requests only are received
+            value = context.settle(self.receive(context, message))
+            if value is not None:
+                response = ActorResponseMessage(
+                    message.message_id, status=RequestStatus.COMPLETED, data=value
+                )
+                context.complete_request(message.message_id, response)
 
     def receive(
         self, context: IActorRuntimeContext, message: ActorRequestMessage
@@ -71,11 +76,14 @@ class IActor(ABC):
             message: The request.
 
         Returns:
-            A JSON value, which completes the request; None completes it with null only
-            after `context.complete_request` was not called, see `no_response`. May be a
-            coroutine (`async def`).
+            A JSON value, which completes the request; may be a coroutine's
+            (`async def`). None is no response: the request fails, code `no_response`,
+            unless `context.complete_request` was called, which may also say null.
         """
-        raise TypeError(f"{type(self).__name__} overrides neither receive nor run")
+        raise TypeError(
+            f"{type(self).__name__} overrides neither receive nor run, so that"
+            f" {context.actor_id} cannot answer {message.method!r}"
+        )
 
     def dispose(self) -> None:  # noqa: B027 - most actors hold nothing
         """Let go of what it holds; called once an activation, on any way out."""
@@ -118,12 +126,20 @@ class IActorRuntimeContext(ABC):
         """
 
     @abstractmethod
-    def watch_messages(self) -> Iterator[ActorMessage]:
-        """Yield the messages of this slice; ends when the mailbox is empty."""
+    def watch_messages(self) -> Iterator[ActorRequestMessage]:
+        """Yield the messages of this slice; `run` is called again for the next one."""
+
+    @abstractmethod
+    def settle(self, value: Any) -> Any:
+        """Return a value; of a coroutine wait for what it gives."""
 
     @abstractmethod
     def read_state(self, key: str) -> Any | None:
         """Return a copy of a value, as this turn left it; None if there is none."""
+
+    @abstractmethod
+    def read_states(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return copies of the values under those keys that there are, in one go."""
 
     @abstractmethod
     def write_state(self, key: str, value: Any) -> bool:

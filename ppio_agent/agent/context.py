@@ -26,7 +26,9 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-CancelReason = Literal["client", "disconnect", "deadline", "shutdown", "stalled"]
+CancelReason = Literal[
+    "client", "disconnect", "deadline", "shutdown", "stalled", "superseded"
+]
 
 
 class CancelToken:

@@ -1,0 +1,415 @@
+"""One run of a runtime, from start to stop: what its parts share.
+
+The store keeps all that must outlast a turn. What is here decides which thread runs
+which actor's next turn (`Drainer`), and hands what ended to the threads that wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ppio_agent._util.threads import WorkerPool
+from ppio_agent.exceptions import (
+    PPIOAgentError,
+    RuntimeNotRunningError,
+    RuntimeOverloadedError,
+    RuntimeStoppedError,
+)
+from ppio_agent.storage.actors import IActorStore
+from ppio_agent.storage.actors.records import (
+    Cancellation,
+    Cancelled,
+    Hint,
+    HintKind,
+    RequestRecord,
+    Subscription,
+)
+from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
+
+from ._call import Call, Calls, latch, wait_on
+from ._cells import Cell, Cells
+from ._drain import Drainer
+from ._supervision import Supervisor
+from ._sweep import Heartbeat, Sweep
+from ._timers import Timer, Timers
+from ._turn import Turn, current_turn
+from ._types import ActorTypes
+from .options import RuntimeOptions
+from .runtime_abstractions import IActorPlacement
+
+if TYPE_CHECKING:
+    from .runtime import InProcessActorRuntime
+
+__all__ = ["Engine", "stopped"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
+_BLOCKED = 4  # times `workers`: most threads, those that wait in `ask` included
+
+
+class Engine:
+    """What the parts of a running runtime share.
+
+    Attributes:
+        runtime: Whose it is.
+        store: Where all is kept.
+        options: The limits.
+        types: The registered types.
+        worker: Under which name it holds leases.
+        cells: The actors that it knows.
+        calls: Who waits for what.
+        pool: The threads of turns.
+        timers: The thread of what is due later.
+        placement: Who is told of actors that are ready; None: the pool.
+        drainer: Runs turns.
+        supervisor: Remembers crashes.
+        heartbeat: Keeps the leases.
+        sweep: Looks after what nobody was told of.
+        running: Whether requests are taken.
+        stale: Whether the leases may have been lost, so that no turn may begin.
+
+    Thread safety: thread-safe.
+    """
+
+    def __init__(
+        self,
+        runtime: InProcessActorRuntime,
+        store: IActorStore,
+        *,
+        types: ActorTypes,
+        options: RuntimeOptions,
+        placement: IActorPlacement | None,
+        worker: str,
+    ) -> None:
+        self.runtime = runtime
+        self.store = store
+        self.options = options
+        self.types = types
+        self.worker = worker
+        self.placement = placement
+        self.cells = Cells()
+        self.calls = Calls()
+        self.pool = WorkerPool(
+            "ppio-actor",
+            max_threads=options.workers,
+            max_waiting=options.max_pending,
+            idle_timeout=30.0,
+        )
+        self.timers = Timers()
+        self.running = True
+        self.stale = False
+        # Senders that wait for a place in a mailbox; none, mostly.
+        self._senders: dict[ActorId, deque[threading.Lock]] = {}
+        self._senders_lock = threading.Lock()
+        self.supervisor = Supervisor(time.monotonic)
+        self.drainer = Drainer(self)
+        self.heartbeat = Heartbeat(self)
+        self.sweep = Sweep(self)
+        self._subscription: Subscription | None = None
+
+    def start(self) -> None:
+        """Hold leases, and look after what is due."""
+        self.heartbeat.start()
+        if self.store.shared:
+            self._subscription = self.store.subscribe(self._hinted)
+        self.sweep.start()
+
+    def close_subscription(self) -> None:
+        """Be told of nothing that others do."""
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+
+    # Cells.
+
+    def cell(self, actor_id: ActorId) -> Cell:
+        """Return the cell of an actor, whose type must be known.
+
+        Raises:
+            UnknownActorTypeError: It is not.
+            RuntimeNotRunningError: The runtime has stopped.
+        """
+        if not self.running:
+            raise RuntimeNotRunningError(
+                "the runtime of the actors does not run: call start() first"
+            )
+        cell = self.cells.find(actor_id)
+        if cell is None:
+            cell = self.cells.ensure(actor_id, self.types.find(actor_id.type_name))
+        return cell
+
+    def signal(self, actor_id: ActorId) -> None:
+        """See to it that what waits for an actor is run; its type may be unknown."""
+        cell = self.cells.find(actor_id)
+        if cell is None:
+            if actor_id.type_name not in self.types:
+                return  # another process's, which knows its type
+            cell = self.cells.ensure(actor_id, self.types.find(actor_id.type_name))
+        self.wake(cell)
+
+    def wake(self, cell: Cell) -> None:
+        """See to it that what waits for an actor is run."""
+        if self.placement is not None and cell.activation is None:
+            self.placement.wake(cell.actor_id, None)
+            return
+        cell.signal = True
+        if cell.flag.acquire(blocking=False):
+            self.submit(cell)
+        elif cell.gone:
+            self.signal(cell.actor_id)
+
+    def submit(self, cell: Cell) -> bool:
+        """Hand an actor, whose flag is the caller's, to a thread of the pool.
+
+        Without one its flag is given up: the sweep finds what waits.
+        """
+        try:
+            self.pool.submit(partial(self.drainer.drain, cell))
+        except RuntimeError as error:
+            if self.running:
+                _log.warning(
+                    "actor %s has to wait for a sweep: %s", cell.actor_id, error
+                )
+            cell.flag.release()
+            return False
+        return True
+
+    def ask_here(self, request: RequestRecord) -> ActorResponseMessage | None:
+        """Run a request on this thread if its actor is idle; None: it was not run."""
+        cell = self.cell(request.actor_id)
+        if cell.activation is None and self.placement is not None:
+            return None
+        if not cell.flag.acquire(blocking=False):
+            return None
+        activation = cell.activation
+        if cell.signal or (activation is not None and activation.next is not None):
+            self.submit(cell)  # others came first
+            return None
+        request.created_at = self.store.now()
+        return self.drainer.run_here(cell, request)
+
+    # The end of requests.
+
+    def ended(self, records: Iterable[RequestRecord]) -> None:
+        """Tell this process that requests have ended, which nobody here has run."""
+        for record in records:
+            self.calls.end_as(record)
+            turn = self.turn_of(record.actor_id, record.message_id)
+            if turn is not None:
+                expired = record.status is RequestStatus.EXPIRED
+                turn.cancel("deadline" if expired else "client")
+            if self._senders:
+                self.made_room(record.actor_id)
+
+    def turn_of(self, actor_id: ActorId, message_id: str) -> Turn | None:
+        """Return the turn of a request if it runs here."""
+        cell = self.cells.find(actor_id)
+        turn = None if cell is None else cell.turn
+        if turn is None or turn.record.message_id != message_id:
+            return None
+        return turn
+
+    def cancel(self, actor_id: ActorId, message_id: str) -> Cancelled:
+        """Ask for the end of a request, wherever it is."""
+        outcome = self.store.cancel(actor_id, message_id)
+        turn = self.turn_of(actor_id, message_id)
+        if outcome is Cancelled.CANCELLED:
+            record = self.store.get_request(actor_id, message_id)
+            if record is not None:
+                self.ended((record,))
+            return outcome
+        if turn is None or turn.over:
+            return outcome
+        if outcome is Cancelled.REQUESTED or not turn.accepted:
+            self.interrupt(turn, Cancellation.CANCEL)
+            return Cancelled.REQUESTED
+        return outcome
+
+    def interrupt(self, turn: Turn, how: Cancellation) -> None:
+        """Ask a running turn for its end."""
+        turn.cancel("client" if how is Cancellation.CANCEL else "superseded", how)
+
+    def expire(self) -> int:
+        """End the requests whose deadline has passed; return how many."""
+        records = self.store.expire(self.store.now(), 1000)
+        self.ended(records)
+        return len(records)
+
+    def relay(self) -> None:
+        """Move what was sent by commits, and is due, into mailboxes."""
+        for actor_id in self.store.relay(self.store.now(), 1000):
+            self.signal(actor_id)
+
+    # Time.
+
+    def later(self, seconds: float, fn: Callable[[], object]) -> Timer:
+        """Call `fn()` in so many seconds, on a thread that may block."""
+        return self.timers.at(time.monotonic() + seconds, fn)
+
+    # Waiting.
+
+    def wait(
+        self,
+        call: Call,
+        timeout: float | None = None,
+        *,
+        steps: Callable[[], object] | None = None,
+    ) -> bool:
+        """Wait for the end of a request; return whether it has ended.
+
+        Args:
+            call: The request.
+            timeout: Seconds; None: as long as it takes.
+            steps: Whether there is a next step already; waits for one too.
+
+        Raises:
+            RuntimeOverloadedError: This is a turn, and too many of them wait.
+        """
+        if call.over:
+            return True
+        if current_turn.get() is None:
+            return self._wait(call, timeout, steps)
+        with self.pool.blocking(_BLOCKED * self.options.workers) as granted:
+            if not granted:
+                raise RuntimeOverloadedError(
+                    f"{_BLOCKED * self.options.workers} threads of the runtime wait in"
+                    f" asks: request {call.message_id} to {call.actor_id} is not waited"
+                    " for",
+                    actor_id=str(call.actor_id),
+                    message_id=call.message_id,
+                )
+            return self._wait(call, timeout, steps)
+
+    def _wait(
+        self, call: Call, timeout: float | None, steps: Callable[[], object] | None
+    ) -> bool:
+        until = None if timeout is None else time.monotonic() + timeout
+        poll = _FIRST_POLL
+        while True:
+            lock = self.calls.enter(call, steps=steps is not None)
+            if lock is None:
+                return True
+            try:
+                if steps is not None and steps():
+                    return call.over
+                woken = wait_on(lock, until, poll if self.store.shared else 3600.0)
+            finally:
+                self.calls.leave(call, lock)
+            if call.over:
+                return True
+            if call.doubtful or not woken:
+                call.doubtful = False
+                self.look(call)
+            elif steps is not None:
+                return False
+            if until is not None and time.monotonic() >= until:
+                return call.over
+            poll = min(2.0 * poll, _LONGEST_POLL)
+
+    def join(self, actor_id: ActorId, message_id: str) -> Call:
+        """Return the call of a request that was sent before."""
+        record = self.store.get_request(actor_id, message_id)
+        if record is None or record.status.terminal:
+            call = Call(actor_id, message_id)
+            self.calls.conclude_as(call, record)
+            return call
+        call, _ = self.calls.listed(actor_id, message_id)
+        if not self.running:
+            self.calls.forget(call)
+            call.error = stopped(call)
+            return call
+        self.look(call)  # it may have ended just before it was listed
+        return call
+
+    def look(self, call: Call) -> None:
+        """Look in the store whether a request has ended."""
+        record = self.store.get_request(call.actor_id, call.message_id)
+        if record is None or record.status.terminal:
+            self.calls.forget(call)
+            self.calls.conclude_as(call, record)
+
+    def over(self, turn: Turn) -> None:
+        """Tell this process of the end of an accepted request that ran here."""
+        actor_id = turn.cell.actor_id
+        self.calls.end(
+            actor_id,
+            turn.record.message_id,
+            turn.status or RequestStatus.FAILED,
+            turn.data,
+            turn.position,
+        )
+        if self._senders:
+            self.made_room(actor_id)
+
+    def made_room(self, actor_id: ActorId) -> None:
+        """Wake one of the senders that wait for a place in a mailbox."""
+        with self._senders_lock:
+            waiting = self._senders.get(actor_id)
+            lock = waiting.popleft() if waiting else None
+            if not waiting:
+                self._senders.pop(actor_id, None)
+        if lock is not None:
+            lock.release()
+
+    @contextmanager
+    def in_line(self, actor_id: ActorId) -> Iterator[threading.Lock]:
+        """Return what is released when there may be a place in a mailbox."""
+        lock = latch()
+        with self._senders_lock:
+            self._senders.setdefault(actor_id, deque()).append(lock)
+        try:
+            yield lock
+        finally:
+            with self._senders_lock:
+                waiting = self._senders.get(actor_id)
+                if waiting is not None and lock in waiting:
+                    waiting.remove(lock)
+                    if not waiting:
+                        del self._senders[actor_id]
+
+    # What others do to a shared store.
+
+    def _hinted(self, hint: Hint) -> None:
+        """Take a hint; called on a thread of the store's, which must not block."""
+        actor_id, message_id = hint.actor_id, hint.message_id
+        if hint.kind is HintKind.READY:
+            if actor_id in self.cells or self.placement is None:
+                self.signal(actor_id)
+        elif hint.kind is HintKind.PROGRESS:
+            self.calls.moved(actor_id, message_id)
+        elif hint.kind is HintKind.ENDED:
+            self.calls.doubt(actor_id, message_id)
+        elif self.turn_of(actor_id, message_id) is not None:
+            self.timers.at(0.0, self.cancel_noted)
+
+    def cancel_noted(self) -> None:
+        """Tell the turns that run here of cancels that others have noted."""
+        for actor_id, message_id, how in self.store.cancellations(self.worker):
+            turn = self.turn_of(actor_id, message_id)
+            if turn is not None:
+                self.interrupt(turn, how)
+
+    # The end.
+
+    def close_to_requests(self) -> None:
+        """Take no more requests, and begin no further turn."""
+        self.running = False
+        self.drainer.stop()
+
+
+def stopped(call: Call) -> PPIOAgentError:
+    """Return the error for those who wait for a request when the runtime stops."""
+    return RuntimeStoppedError(
+        f"the runtime stopped before request {call.message_id} to {call.actor_id} ended:"
+        " it is kept, look it up by this id later",
+        actor_id=str(call.actor_id),
+        message_id=call.message_id,
+    )

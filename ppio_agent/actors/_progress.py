@@ -1,0 +1,187 @@
+"""Steps of a request: how its turn tells them, and how others watch them.
+
+A store that is not durable is told of each step at once. A durable one is told of them
+in batches, and of the last with the commit; who watches in this process gets them
+before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent.exceptions import InvalidMessageError
+from ppio_agent.storage.actors.records import ProgressItem
+from ppio_agent.wire.actors import ActorResponseMessage, RequestStatus
+from ppio_agent.wire.json import decode_json, encode_json
+
+from ._call import Call
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+    from ._turn import Turn
+
+__all__ = ["flush", "read", "rest", "restart", "tell", "watch"]
+
+_BATCH = 32
+_EVERY = 0.1
+_MOST, _MOST_BYTES = 1024, 1024 * 1024
+_PAGE = 256
+
+
+def tell(
+    engine: Engine,
+    turn: Turn,
+    data: Any,
+    sequence: int,
+    message_id: str | None = None,
+) -> None:
+    """Log a step of a turn; one whose number is not above the last is dropped.
+
+    Raises:
+        InvalidMessageError: It is another request's, or one that was completed.
+        SerializationError: It has no JSON form.
+    """
+    record = turn.record
+    if message_id is not None and message_id != record.message_id:
+        raise InvalidMessageError(
+            f"request {message_id} is not the one of this turn, which is"
+            f" {record.message_id}"
+        )
+    if sequence <= turn.sequence:
+        return
+    text = encode_json(data)
+    turn.sequence = sequence
+    _log(engine, turn, b'{"sequence":%d,"progress":%b}' % (sequence, text))
+
+
+def restart(engine: Engine, turn: Turn) -> None:
+    """Log that what came before is void, as the turn begins anew."""
+    _log(engine, turn, b'{"restart":%d}' % turn.record.attempt)
+
+
+def _log(engine: Engine, turn: Turn, data: bytes) -> None:
+    turn.position += 1
+    item = ProgressItem(turn.position, data)
+    if not turn.accepted:  # nobody can watch it: it all goes with the commit
+        turn.steps = _last_of([*turn.steps, item])
+        return
+    if engine.store.durable:
+        turn.flushing = turn.flushing or threading.Lock()
+        turn.steps.append(item)
+        if len(turn.steps) == 1:
+            engine.later(_EVERY, partial(flush, engine, turn))
+        elif len(turn.steps) >= _BATCH:
+            flush(engine, turn)
+    else:
+        engine.store.append_progress(
+            turn.activation.lease, turn.record.message_id, (item,)
+        )
+    engine.calls.moved(turn.cell.actor_id, turn.record.message_id)
+
+
+def flush(engine: Engine, turn: Turn) -> None:
+    """Tell the store of the steps that it does not know, unless somebody does."""
+    flushing = turn.flushing
+    if flushing is None or turn.over or not flushing.acquire(blocking=False):
+        return
+    try:
+        steps = list(turn.steps)
+        if steps:
+            lease, message_id = turn.activation.lease, turn.record.message_id
+            engine.store.append_progress(lease, message_id, steps)
+            del turn.steps[: len(steps)]
+    finally:
+        flushing.release()
+    if turn.steps:
+        engine.later(_EVERY, partial(flush, engine, turn))
+
+
+def rest(turn: Turn) -> tuple[ProgressItem, ...]:
+    """Return the steps that go with the commit."""
+    if turn.flushing is None:
+        return tuple(turn.steps)
+    with turn.flushing:  # what is on its way to the store is not sent twice
+        return tuple(turn.steps)
+
+
+def _last_of(steps: list[ProgressItem]) -> list[ProgressItem]:
+    size, kept = 0, 0
+    for item in reversed(steps[-_MOST:]):
+        size += len(item.data)
+        if size > _MOST_BYTES:
+            break
+        kept += 1
+    return steps[-kept:]
+
+
+def watch(engine: Engine, call: Call, after: int) -> Iterator[ActorResponseMessage]:
+    """Yield each step after number `after`, then the final response, once."""
+    while True:
+        for update in read(engine, call, after, None):
+            yield update
+            if update.status is not RequestStatus.PENDING:
+                return
+            after = update.position
+
+
+def read(
+    engine: Engine, call: Call, after: int, timeout: float | None
+) -> list[ActorResponseMessage]:
+    """Return steps after number `after`, or the final response if there are none.
+
+    Args:
+        engine: Of the request.
+        call: The request.
+        after: Number of the last step that is known.
+        timeout: Seconds to wait for one; None: as long as it takes.
+
+    Returns:
+        None of them if none came in time.
+    """
+    # Whether it is over first: what is read then is all there is.
+    over = call.over
+    items = _steps_after(engine, call, after)
+    if not items and not over:
+        found = partial(_steps_after, engine, call, after)
+        engine.wait(call, timeout, steps=found)
+        over = call.over
+        items = found()
+    if items:
+        return _told(call, items, after)
+    return [call.response()] if over else []
+
+
+def _told(
+    call: Call, items: list[ProgressItem], after: int
+) -> list[ActorResponseMessage]:
+    steps = [_step(call, item.position, decode_json(item.data)) for item in items]
+    first = items[0].position
+    if first > after + 1:
+        steps.insert(0, _step(call, first - 1, {"gap": first - after - 1}))
+    return steps
+
+
+def _steps_after(engine: Engine, call: Call, after: int) -> list[ProgressItem]:
+    cell = engine.cells.find(call.actor_id)
+    turn = None if cell is None else cell.turn
+    ours = turn is not None and turn.record.message_id == call.message_id
+    # First these: what is moved to the store meanwhile is found there.
+    fresh = list(turn.steps) if turn is not None and ours else []
+    stored = engine.store.read_progress(call.actor_id, call.message_id, after, _PAGE)
+    if len(stored) == _PAGE:
+        return stored
+    last = stored[-1].position if stored else after
+    return [*stored, *(item for item in fresh if item.position > last)]
+
+
+def _step(call: Call, position: int, data: Any) -> ActorResponseMessage:
+    return ActorResponseMessage(
+        call.message_id,
+        sender_id=call.actor_id,
+        status=RequestStatus.PENDING,
+        data=data,
+        position=position,
+    )

@@ -1,0 +1,160 @@
+"""What a turn reads and writes of its actor's state.
+
+Reads come from the store, once a key, and see the turn's own writes; the etag of the
+first read goes with the commit, which fails if somebody else wrote meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ppio_agent.exceptions import StateTooLargeError, ValidationError
+from ppio_agent.storage.actors import IActorStore
+from ppio_agent.wire.actors import ActorId
+from ppio_agent.wire.json import decode_json, encode_json
+
+from ._turn import Turn
+
+__all__ = [
+    "MAX_STATE",
+    "MAX_VALUE",
+    "list_keys",
+    "read",
+    "read_many",
+    "remove",
+    "write",
+]
+
+MAX_VALUE = 1024 * 1024
+"""Most bytes of one value's JSON."""
+MAX_STATE = 16 * 1024 * 1024
+"""Most bytes of all keys and values of an actor."""
+_MAX_KEY = 1024
+_PAGE = 1000
+
+
+def read(store: IActorStore, actor_id: ActorId, turn: Turn | None, key: str) -> Any:
+    """Return a copy of a value, as the turn left it; None if there is none."""
+    if turn is not None and turn.writes is not None and key in turn.writes:
+        written = turn.writes[key]
+        return None if written is None else decode_json(written)
+    found = store.read(actor_id, (_key(key),))
+    if turn is not None and turn.etag is None:
+        turn.etag = found.etag
+    value = found.values.get(key)
+    return None if value is None else decode_json(value)
+
+
+def read_many(
+    store: IActorStore, actor_id: ActorId, turn: Turn | None, keys: Sequence[str]
+) -> dict[str, Any]:
+    """Return copies of the values that there are, as the turn left them."""
+    writes = (turn and turn.writes) or {}
+    texts: dict[str, bytes | None] = {}
+    asked = [_key(key) for key in keys if key not in writes]
+    for start in range(0, len(asked), _PAGE):
+        found = store.read(actor_id, asked[start : start + _PAGE], limit=_PAGE)
+        if turn is not None and turn.etag is None:
+            turn.etag = found.etag
+        texts.update(found.values)
+    texts.update((key, writes[key]) for key in keys if key in writes)
+    return {
+        key: decode_json(text) for key in keys if (text := texts.get(key)) is not None
+    }
+
+
+def write(store: IActorStore, turn: Turn, key: str, value: Any) -> None:
+    """Set a value with the turn's commit.
+
+    Raises:
+        SerializationError: It has no JSON form.
+        StateTooLargeError: It, or with it the whole state, is too large.
+    """
+    data = encode_json(value)
+    actor_id = turn.cell.actor_id
+    if len(data) > MAX_VALUE:
+        raise StateTooLargeError(
+            f"the value of {key!r:.120} of actor {actor_id} is {len(data)} bytes of JSON,"
+            f" more than {MAX_VALUE}: split it into several keys",
+            actor_id=str(actor_id),
+        )
+    _make_room(store, turn, len(_key(key)) + len(data))
+    if turn.writes is None:
+        turn.writes = {}
+    turn.writes[key] = data
+
+
+def _make_room(store: IActorStore, turn: Turn, growth: int) -> None:
+    activation, actor_id = turn.activation, turn.cell.actor_id
+    size = activation.size
+    # What was written over is counted too, so the bound is above the truth: measured
+    # anew when it is reached, and so rarely.
+    if size is None or size + growth > MAX_STATE:
+        size = _measured(store, actor_id, turn)
+    if size + growth > MAX_STATE:
+        raise StateTooLargeError(
+            f"the state of actor {actor_id} would be more than {MAX_STATE} bytes of"
+            " JSON: remove what it does not need",
+            actor_id=str(actor_id),
+        )
+    activation.size = size + growth
+
+
+def _measured(store: IActorStore, actor_id: ActorId, turn: Turn) -> int:
+    writes = turn.writes or {}
+    size = sum(len(key) + len(data or b"") for key, data in writes.items())
+    after = None
+    while True:
+        page = store.read(actor_id, after=after, limit=_PAGE)
+        for key, data in page.values.items():
+            if key not in writes:
+                size += len(key) + len(data)
+        after = page.next_key
+        if after is None:
+            return size
+
+
+def remove(store: IActorStore, turn: Turn, key: str) -> bool:
+    """Remove a value with the turn's commit; return whether there is one."""
+    known = turn.writes is not None and key in turn.writes
+    if known:
+        there = turn.writes is not None and turn.writes[key] is not None
+    else:
+        found = store.read(turn.cell.actor_id, (_key(key),))
+        turn.etag = turn.etag or found.etag
+        there = key in found.values
+    if there:
+        if turn.writes is None:
+            turn.writes = {}
+        turn.writes[key] = None
+    return there
+
+
+def list_keys(
+    store: IActorStore, actor_id: ActorId, turn: Turn | None, prefix: str
+) -> list[str]:
+    """Return the keys that begin with `prefix`, sorted, as the turn left them."""
+    keys: set[str] = set()
+    after = None
+    while True:
+        page = store.read(actor_id, prefix=prefix, after=after, limit=_PAGE)
+        if turn is not None and turn.etag is None:
+            turn.etag = page.etag
+        keys.update(page.values)
+        after = page.next_key
+        if after is None:
+            break
+    for key, data in ((turn and turn.writes) or {}).items():
+        if key.startswith(prefix):
+            (keys.discard if data is None else keys.add)(key)
+    return sorted(keys)
+
+
+def _key(key: str) -> str:
+    if type(key) is not str or not 0 < len(key) <= _MAX_KEY or "\0" in key:
+        raise ValidationError(
+            f"the state key {key!r:.120} is not a text of 1 to {_MAX_KEY} characters"
+            " without NUL"
+        )
+    return key

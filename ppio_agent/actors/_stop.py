@@ -1,0 +1,105 @@
+"""How a runtime ends, and what becomes of what has not ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ppio_agent.exceptions import LeaseLostError
+from ppio_agent.storage.actors.ends import failure
+from ppio_agent.storage.actors.records import Lease, TurnCommit
+from ppio_agent.wire.actors import RequestStatus
+
+from ._engine import stopped
+from ._outage import OUTAGES
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+__all__ = ["stop"]
+
+_log = logging.getLogger(__name__)
+
+_GRACE = 0.5  # seconds a cancelled turn may take
+_PAGE = 1000
+_CRASHES = 1_000_000  # nothing is to count as crashed here
+
+
+def stop(engine: Engine, drain: float) -> int:
+    """Stop an engine; return how many of its threads are busy still."""
+    end = time.monotonic() + max(0.0, drain)
+    engine.close_to_requests()
+    _wait_for_turns(engine, end)
+    for cell in engine.cells.living():
+        turn = cell.turn
+        if turn is not None:
+            turn.cancel("shutdown")
+    _wait_for_turns(engine, time.monotonic() + _GRACE)
+    engine.timers.close(_GRACE / 2)
+    try:
+        if not engine.store.durable:
+            _cancel_all(engine)
+        _let_go(engine)
+    except OUTAGES as error:  # the leases end by themselves
+        _log.warning("the runtime stops without its store: %s", error)
+    engine.calls.abandon(stopped)
+    engine.pool.close(_GRACE / 2)
+    busy = engine.pool.busy
+    if busy:
+        _log.warning("%d threads of actors are busy still", busy)
+    return busy
+
+
+def _wait_for_turns(engine: Engine, end: float) -> None:
+    for cell in engine.cells.living():
+        if cell.flag.acquire(timeout=max(0.0, end - time.monotonic())):
+            cell.flag.release()
+
+
+def _cancel_all(engine: Engine) -> None:
+    """End all that has not ended: nobody will run it."""
+    for cell in engine.cells.living():
+        turn, activation = cell.turn, cell.activation
+        if turn is not None and turn.accepted and activation is not None:
+            _cancel(engine, activation.lease, turn.record.message_id)
+    while actors := engine.store.ready(engine.worker, _PAGE):
+        for actor_id in actors:
+            lease = engine.store.claim(engine.worker, actor_id)
+            if lease is None:
+                continue
+            taken = engine.store.take(lease, crash_attempts=_CRASHES)
+            engine.ended(taken.ended)
+            if taken.record is not None:
+                _cancel(engine, lease, taken.record.message_id)
+            engine.store.release(lease)
+
+
+def _cancel(engine: Engine, lease: Lease, message_id: str | None) -> None:
+    """End a request, and all that wait behind it."""
+    data = failure("runtime_stopped")
+    with suppress(LeaseLostError):  # then it is not ours to end
+        while message_id is not None:
+            turn = TurnCommit(
+                message_id=message_id,
+                status=RequestStatus.CANCELLED,
+                data=data,
+                crash_attempts=_CRASHES,
+            )
+            committed = engine.store.commit(lease, turn)
+            record = engine.store.get_request(lease.actor_id, message_id)
+            engine.ended([record] if record is not None else [])
+            taken = committed.taken
+            if taken is None:
+                return
+            engine.ended(taken.ended)
+            message_id = None if taken.record is None else taken.record.message_id
+
+
+def _let_go(engine: Engine) -> None:
+    for cell in engine.cells.living():
+        if cell.flag.acquire(blocking=False):
+            engine.drainer.deactivate(cell)  # and its flag stays locked: it is over
+    engine.store.retire(engine.worker)
+    engine.close_subscription()

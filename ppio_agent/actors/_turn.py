@@ -1,0 +1,298 @@
+"""One running turn: its request, what it has read and written, and its answer.
+
+Nothing of it is seen by others before its commit. The thread of the turn uses it; other
+threads only ask for its end.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent.agent import CancelToken
+from ppio_agent.agent.context import CancelReason
+from ppio_agent.exceptions import InvalidMessageError, SerializationError
+from ppio_agent.storage.actors.ends import failure
+from ppio_agent.storage.actors.records import (
+    Cancellation,
+    Outgoing,
+    ProgressItem,
+    Reminder,
+    RemoveKey,
+    RequestRecord,
+    SetValue,
+)
+from ppio_agent.wire.actors import (
+    ActorId,
+    ActorMessageType,
+    ActorRequestMessage,
+    ActorResponseMessage,
+    RequestStatus,
+)
+from ppio_agent.wire.json import decode_json, encode_json
+
+from ._cells import Activation, Cell
+
+if TYPE_CHECKING:
+    from ._context import InProcessActorContext
+
+__all__ = ["MAX_RESULT", "Turn", "current_turn"]
+
+MAX_RESULT = 4 * 1024 * 1024
+"""Most bytes of a result's JSON."""
+
+current_turn: contextvars.ContextVar[Turn | None] = contextvars.ContextVar(
+    "ppio_agent_actor_turn", default=None
+)
+"""The turn that this code runs for; None outside of actors."""
+
+
+class Turn:
+    """One turn.
+
+    Args:
+        cell: The actor; the caller has its flag.
+        activation: It lives.
+        record: The request.
+        accepted: Whether the store knows the request; else it goes with the commit.
+
+    Attributes:
+        deadline: When it has to have ended, by `time.monotonic`; None: no limit.
+        status: What it answered, or what ended it; None: nothing so far.
+        data: JSON of that.
+        etag: Of the state as it was first read; None: it was not.
+        writes: By key, JSON or None for "removed".
+        keep: Whether the writes are kept if another request interrupts it.
+        outbox: Requests that leave with the commit.
+        reminders: Changes that are made with the commit.
+        steps: Progress that the store does not know yet, and goes with the commit.
+        flushing: Held by the thread that tells the store of them; made with the first.
+        over: Whether it has ended, in whatever way.
+        lost: Whether that was the loss of the lease: the next owner will run it.
+        position: Number of the last step.
+        sequence: The actor's own number of the last step.
+        crash: What escaped the actor, if anything did.
+        dead: Reason for which the request becomes a dead letter.
+        how: Why it is to end, where that is not the store's to know.
+        nested: Number of requests made by it, see `message_id` of nested ones.
+        caller: The turn on whose thread it runs, that asked for it.
+        outer: The turn of the same actor within which it runs (reentrancy).
+        asking: For whom, and which request, it waits.
+        runs: How often it was begun here: again after each conflict.
+    """
+
+    __slots__ = (
+        "_message",
+        "_reason",
+        "_token",
+        "accepted",
+        "activation",
+        "asking",
+        "caller",
+        "cell",
+        "crash",
+        "data",
+        "dead",
+        "deadline",
+        "etag",
+        "flushing",
+        "how",
+        "keep",
+        "lost",
+        "nested",
+        "outbox",
+        "outer",
+        "over",
+        "position",
+        "record",
+        "reminders",
+        "runs",
+        "sequence",
+        "status",
+        "steps",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        cell: Cell,
+        activation: Activation,
+        record: RequestRecord,
+        *,
+        accepted: bool = True,
+    ) -> None:
+        self.cell = cell
+        self.activation = activation
+        self.record = record
+        self.accepted = accepted
+        self.deadline: float | None = None
+        self.how: Cancellation | None = None
+        self.caller: Turn | None = None
+        self.outer: Turn | None = None
+        self.asking: tuple[ActorId, str] | None = None
+        self.runs = 0
+        self._message: ActorRequestMessage | None = None
+        self._reason: CancelReason | None = None
+        self._token: CancelToken | None = None
+        self.position = record.position
+        self.steps: list[ProgressItem] = []
+        self.flushing: threading.Lock | None = None
+        self.over = False
+        self.lost = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what it did: it is about to run, perhaps again."""
+        self.status: RequestStatus | None = None
+        self.data = b"null"
+        self.etag: str | None = None
+        self.writes: dict[str, bytes | None] | None = None
+        self.keep = False
+        self.outbox: list[Outgoing] | None = None
+        self.reminders: list[Reminder] | None = None
+        self.sequence = 0
+        self.crash: BaseException | None = None
+        self.dead: str | None = None
+        self.nested = 0
+        self.runs += 1
+
+    @property
+    def context(self) -> InProcessActorContext:
+        """What the actor sees."""
+        return self.activation.context
+
+    # Its end is asked for: by any thread.
+
+    @property
+    def cancelled(self) -> CancelToken:
+        """The flag that the actor sees; made when it is looked at first."""
+        token = self._token
+        if token is None:
+            token = self._token = CancelToken()
+            if self._reason is not None:  # whoever asked may not have seen the token
+                token.fire(self._reason)
+        return token
+
+    @property
+    def reason(self) -> CancelReason | None:
+        """Why its end was asked for; None: it was not."""
+        return self._reason
+
+    def cancel(self, reason: CancelReason, how: Cancellation | None = None) -> None:
+        """Ask for its end.
+
+        Args:
+            reason: What the actor is told.
+            how: What becomes of it, if the store does not know.
+        """
+        if how is not None and not self.accepted:
+            self.how = how
+        if self._reason is None:
+            self._reason = reason
+        if self._token is not None:
+            self._token.fire(reason)
+
+    # The message.
+
+    @property
+    def message(self) -> ActorRequestMessage:
+        """The request as the actor sees it; a copy that the turn keeps."""
+        if self._message is None:
+            self._message = _message_of(self.record)
+        return self._message
+
+    # The answer.
+
+    def answer(self, message_id: str, status: RequestStatus, value: Any) -> None:
+        """Note the answer.
+
+        Raises:
+            InvalidMessageError: It is no answer to this request, or a second one.
+            SerializationError: It has no JSON form.
+        """
+        if message_id != self.record.message_id:
+            raise InvalidMessageError(
+                f"request {message_id} is not the one of this turn, which is"
+                f" {self.record.message_id}"
+            )
+        if self.status is not None:
+            raise InvalidMessageError(f"request {message_id} was completed before")
+        if status is RequestStatus.PENDING or status is RequestStatus.NOT_FOUND:
+            raise InvalidMessageError(
+                f"request {message_id} cannot be completed as {status.value}"
+            )
+        self.data = encode_json(value)
+        self.status = status
+        if len(self.data) > MAX_RESULT:
+            self.fail(failure("result_too_large"))
+
+    def returned(self, value: Any) -> None:
+        """Note what the actor returned; None, and what follows an answer, is nothing."""
+        if value is None or self.status is not None:
+            return
+        try:
+            self.data = encode_json(value)
+        except SerializationError as error:
+            self.fail(failure(error.code, f"the result: {error.message}"))
+            return
+        self.status = RequestStatus.COMPLETED
+        if len(self.data) > MAX_RESULT:
+            self.fail(failure("result_too_large"))
+
+    def fail(self, data: bytes, status: RequestStatus = RequestStatus.FAILED) -> None:
+        """End it without a result; what it wrote is dropped."""
+        self.etag = self.writes = None
+        self.end_early(data, status)
+
+    def end_early(self, data: bytes, status: RequestStatus) -> None:
+        """End it without a result; what it wrote is kept if it said so."""
+        self.status, self.data = status, data
+        self.outbox = self.reminders = None
+        if not self.keep:
+            self.etag = self.writes = None
+
+    def response(self) -> ActorResponseMessage:
+        """Return what became of it."""
+        record = self.record
+        return ActorResponseMessage(
+            record.message_id,
+            sender_id=self.cell.actor_id,
+            status=self.status or RequestStatus.FAILED,
+            data=decode_json(self.data),
+            position=self.position,
+        )
+
+    def state_ops(self) -> Sequence[SetValue | RemoveKey]:
+        """Return what it wrote, for the commit."""
+        return [
+            RemoveKey(key) if value is None else SetValue(key, value)
+            for key, value in (self.writes or {}).items()
+        ]
+
+
+def _message_of(record: RequestRecord) -> ActorRequestMessage:
+    deadline = record.deadline
+    return ActorRequestMessage(
+        record.message_id,
+        ActorMessageType.REQUEST,
+        timestamp=_instant(record.created_at),
+        method=record.method,
+        params=None if record.params == b"null" else decode_json(record.params),
+        sender_id=ActorId.parse(record.sender) if record.sender else None,
+        deadline=None if deadline is None else _instant(deadline),
+        chain=record.chain,
+        traceparent=record.traceparent or None,
+    )
+
+
+def _instant(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def monotonic_of(instant: float, now: float) -> float:
+    """Return what an instant of a store's clock, which says `now`, is on this one's."""
+    return time.monotonic() + (instant - now)

@@ -1,0 +1,329 @@
+"""The runtime of actors in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent._util.fork import renew_in_child
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import RuntimeNotRunningError
+from ppio_agent.hooks import Hooks
+from ppio_agent.storage.actors import IActorStateStorage, IActorStore
+from ppio_agent.storage.actors.memory import InMemoryStateStorage
+from ppio_agent.wire.actors import ActorId
+
+from . import _people
+from ._context import InProcessActorContext
+from ._engine import Engine
+from ._stop import stop
+from ._types import ActorFactory, ActorTypes
+from .client import InProcessActorClient
+from .options import ActorOptions, RuntimeOptions, Supervision
+from .runtime_abstractions import IActorPlacement
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "ActorOptions",
+    "InMemoryStateStorage",
+    "InProcessActorClient",
+    "InProcessActorContext",
+    "InProcessActorRuntime",
+    "RuntimeOptions",
+    "Supervision",
+]
+
+
+class InProcessActorRuntime:
+    """Runs actors on threads of this process.
+
+    Args:
+        storage: Where actors are kept: a store, an object with the three methods of
+            `IActorStateStorage`, or a URL; None: in memory. What is given as a URL is
+            opened by `start` and closed by `stop`.
+        options: Limits.
+        placement: Who is told which actors have something to do, instead of the own
+            threads; it then calls `run_actor` somewhere.
+
+    Attributes:
+        options: Its limits.
+        types: The registered types.
+
+    Thread safety: thread-safe. A forked child has a stopped runtime, which it may
+    start.
+
+    Example:
+        >>> class Greeter(IActor):
+        ...     def receive(self, context, message):
+        ...         return f"Hello {message.params['name']}"
+        >>> from ppio_agent.actors import ActorId, IActor
+        >>> with InProcessActorRuntime() as runtime:
+        ...     runtime.register_actor_type("greeter", lambda context: Greeter())
+        ...     runtime.client().ask(ActorId("greeter", "1"), "hi", {"name": "Ann"}).data
+        'Hello Ann'
+    """
+
+    def __init__(
+        self,
+        storage: IActorStateStorage | str | None = None,
+        *,
+        options: RuntimeOptions | None = None,
+        placement: IActorPlacement | None = None,
+    ) -> None:
+        self.options = RuntimeOptions() if options is None else options
+        self._storage = storage
+        self._placement = placement
+        self.types = ActorTypes(self.options.max_pending)
+        self._client = InProcessActorClient(self)
+        self._engine: Engine | None = None
+        self._store: IActorStore | None = None
+        self._forget()
+        renew_in_child(self, InProcessActorRuntime._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()  # Lets one thread at a time start or stop it.
+        self._engine = None
+        if isinstance(self._storage, (str, type(None))):
+            self._store = None  # a parent's must not be used; a memory is given up
+
+    # Types.
+
+    def register_actor_type(
+        self,
+        type_name: str,
+        factory: ActorFactory,
+        *,
+        options: ActorOptions | None = None,
+        kind: str = "custom",
+        description: str = "",
+        expose: bool = False,
+    ) -> None:
+        """Say how actors of a type are made; replaces an earlier one of this name.
+
+        Args:
+            type_name: The `type_name` of their ids.
+            factory: Called with the context of a new actor, within its first turn.
+            options: Limits of these actors; None: those of the runtime.
+            kind: A word for people, such as `test`.
+            description: A sentence for people.
+            expose: Whether they may be reached over HTTP.
+
+        Raises:
+            InvalidActorIdError: The name cannot be one of a type.
+        """
+        self.types.register(
+            type_name,
+            factory,
+            options=options or self.options.actor,
+            kind=kind,
+            description=description,
+            expose=expose,
+        )
+
+    def register_agent(
+        self,
+        name: str,
+        agent: Any,
+        *,
+        options: ActorOptions | None = None,
+        kind: str = "custom",
+        description: str = "",
+    ) -> None:
+        """Make conversations with an agent actors of a type; they are exposed.
+
+        Args:
+            name: The name of the agent and of the type.
+            agent: Whatever `AgentActor` takes.
+            options: As for `register_actor_type`.
+            kind: A word for people, such as `mock`.
+            description: A sentence for people.
+
+        Raises:
+            InvalidActorIdError: The name cannot be one of a type.
+            TypeError: The agent cannot be called.
+        """
+        from .agent_actor import AgentActor, agent_handler
+
+        handler = agent_handler(agent, Hooks.load())
+        debug = self.options.debug
+        self.types.register(
+            name,
+            lambda _context: AgentActor(handler, debug=debug),
+            options=options or self.options.actor,
+            kind=kind,
+            description=description,
+            expose=True,
+            is_agent=True,
+        )
+
+    # Its life.
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it; for the parts of this package.
+
+        Raises:
+            RuntimeNotRunningError: It was not started, or was stopped.
+        """
+        engine = self._engine
+        if engine is None:
+            raise RuntimeNotRunningError(
+                "the runtime of the actors does not run: call start() first"
+            )
+        return engine
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes requests."""
+        engine = self._engine
+        return engine is not None and engine.running
+
+    @property
+    def store(self) -> IActorStore:
+        """Where its actors are kept; opened when it is asked for first."""
+        if self._store is None:
+            self._store = _opened(self._storage)
+        return self._store
+
+    def start(self) -> Self:
+        """Take requests, and run what waits in the store.
+
+        Returns:
+            Itself. One that runs goes on.
+
+        Raises:
+            ConfigurationError: The store cannot be opened.
+            OSError: The store fails.
+            ServiceUnavailableError: The store cannot be reached.
+        """
+        with self._lock:
+            if self._engine is None:
+                engine = Engine(
+                    self,
+                    self.store,
+                    types=self.types,
+                    options=self.options,
+                    placement=self._placement,
+                    worker=f"{os.getpid()}-{new_id()[:12]}",
+                )
+                engine.start()
+                self._engine = engine
+        return self
+
+    def stop(self, drain: float = 30.0) -> int:
+        """Refuse requests, let running turns end, and let go of all actors.
+
+        In a store that is not durable whatever has not ended is CANCELLED; in a durable
+        one it is kept, and who waits for it gets `RuntimeStoppedError`.
+
+        Args:
+            drain: Seconds for which running turns may go on; then they are cancelled,
+                and after another second left alone.
+
+        Returns:
+            How many threads are busy still. One that is stopped does nothing.
+        """
+        with self._lock:
+            engine = self._engine
+            if engine is None:
+                return 0
+            busy = stop(engine, drain)
+            self._engine = None
+            if isinstance(self._storage, str) and self._store is not None:
+                self._store.close()
+                self._store = None
+        return busy
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Use.
+
+    def client(self) -> InProcessActorClient:
+        """Return what requests are sent with."""
+        return self._client
+
+    def get_or_create_actor(self, actor_id: ActorId) -> InProcessActorContext:
+        """Return an actor, to send requests to; it is activated by the first.
+
+        Raises:
+            UnknownActorTypeError: No such type is registered.
+        """
+        self.types.find(actor_id.type_name)
+        return InProcessActorContext(actor_id, self.store, self)
+
+    def run_actor(self, actor_id: ActorId, budget: float = 10.0) -> bool:
+        """Run what waits for an actor, on this thread; what a woken worker calls.
+
+        Safe at any time. An actor that does not live here is let go afterwards.
+
+        Args:
+            actor_id: The actor.
+            budget: Seconds after which no further turn begins.
+
+        Returns:
+            Whether a turn was run; not if it lives elsewhere, or another thread of
+            this process runs it.
+        """
+        engine = self.engine
+        end = time.monotonic() + budget
+        return engine.drainer.run_until(engine.cell(actor_id), end)
+
+    def sweep(self) -> int:
+        """Do what is due in the store, at once; return how many actors were woken."""
+        return self.engine.sweep.run()
+
+    # For people.
+
+    def inspect(self, actor_id: ActorId) -> dict[str, Any]:
+        """Return what is known of an actor.
+
+        Returns:
+            ``{"actor_id", "live", "queued", "running", "last_turn", "etag", "worker"}``:
+            texts and numbers, `running` and `last_turn` (RFC 3339) perhaps None.
+
+        Raises:
+            NotFoundError: Nothing is.
+        """
+        return _people.inspect(self.engine, actor_id)
+
+    def stats(self) -> dict[str, Any]:
+        """Return how much there is of what: numbers by name."""
+        return _people.stats(self.engine)
+
+    @property
+    def degraded(self) -> list[str]:
+        """Types of which many actors were stopped lately, sorted."""
+        engine = self._engine
+        return [] if engine is None else engine.supervisor.degraded()
+
+    def delete_actor(self, actor_id: ActorId) -> bool:
+        """Remove an actor with its state and requests; return whether it had any.
+
+        Raises:
+            ActorBusyError: A turn of it runs, here or elsewhere.
+        """
+        return _people.delete(self.engine, actor_id)
+
+
+def _opened(storage: IActorStateStorage | str | None) -> IActorStore:
+    if storage is None:
+        return InMemoryStateStorage()
+    if isinstance(storage, IActorStore):
+        return storage
+    from ppio_agent.storage.actors.stateonly import as_store
+
+    return as_store(storage)
