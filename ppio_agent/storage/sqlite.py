@@ -21,7 +21,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 
 from .documents import Change, Document, Put
 
-__all__ = ["SqliteDocumentStore", "opened", "transaction"]
+__all__ = ["SqliteDocumentStore", "failure_of", "opened", "transaction"]
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class SqliteDocumentStore:
             try:
                 yield
             except sqlite3.OperationalError as error:
-                raise _failure(self._path, error) from error
+                raise failure_of(self._path, error) from error
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -189,7 +189,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _failure(path: Path, error: sqlite3.OperationalError) -> OSError:
+def failure_of(path: Path, error: sqlite3.OperationalError) -> OSError:
     """Return what the system would say: the statement is right, the disk is not."""
     # What it maps into memory fails otherwise on a disk that is full.
     is_full = "disk I/O" in str(error) and not os.statvfs(path.parent).f_bavail
@@ -201,7 +201,7 @@ def _failure(path: Path, error: sqlite3.OperationalError) -> OSError:
 def _unusable(path: Path, error: Exception) -> ConfigurationError | OSError:
     failure = error
     if isinstance(error, sqlite3.OperationalError):
-        failure = _failure(path, error)
+        failure = failure_of(path, error)
     if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return failure
     return ConfigurationError(

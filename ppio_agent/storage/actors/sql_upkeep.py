@@ -1,0 +1,284 @@
+"""What is done for all actors in SQL from time to time: what is due, or too old.
+
+What is to be done is read first, without keeping anybody from anything. Then each piece
+is done in a transaction of its own, which changes one actor and looks again: another
+process may have done it meanwhile.
+"""
+
+from __future__ import annotations
+
+from ppio_agent.wire.actors import ActorId, RequestStatus
+
+from . import sql_requests as requests
+from .ends import failure
+from .records import (
+    Acceptance,
+    HintKind,
+    Limits,
+    RequestRecord,
+    Retention,
+    SetReminder,
+)
+from .schedule import GIVE_UP_AFTER, retry_delay, tick_of, tick_request
+from .sql_state import clear
+from .sql_tables import Session, forget, hold, record_of, values_of, with_columns
+
+__all__ = [
+    "deliver",
+    "due_parcels",
+    "due_reminders",
+    "evict",
+    "expire",
+    "expired",
+    "fire",
+    "forget_dead_letters",
+    "forget_owners",
+    "forget_requests",
+    "forget_state",
+    "spent_states",
+]
+
+_DUE_STATE_AGAIN = 60.0
+_WORKER_IS_GONE = 86_400.0
+
+_DUE_PARCELS = (
+    "SELECT seq FROM actor_outbox WHERE due <= :now ORDER BY due, seq LIMIT :limit"
+)
+_PARCEL = with_columns(
+    "SELECT actor, mailbox, since, tries, <columns> FROM actor_outbox"
+    " WHERE seq = :seq AND due <= :now /*for update skip locked*/"
+)
+_RETRY = "UPDATE actor_outbox SET due = :due, tries = :tries WHERE seq = :seq"
+_GONE = "DELETE FROM actor_outbox WHERE seq = :seq"
+_DUE_REMINDERS = (
+    "SELECT actor, name FROM actor_reminder WHERE due <= :now AND NOT EXISTS"
+    " (SELECT 1 FROM actor_request WHERE actor_request.actor = actor_reminder.actor"
+    " AND message_id = latest AND status = 'pending') ORDER BY due LIMIT :limit"
+)
+_REMINDER = (
+    "SELECT name, due, method, params, period, count, latest FROM actor_reminder"
+    " WHERE actor = :actor AND name = :name AND due <= :now"
+)
+_NEXT_DUE = (
+    "UPDATE actor_reminder SET due = :due, count = :count, latest = :latest"
+    " WHERE actor = :actor AND name = :name"
+)
+_LAST_DUE = "DELETE FROM actor_reminder WHERE actor = :actor AND name = :name"
+_EXPIRED = (
+    "SELECT actor, message_id FROM actor_request WHERE status = 'pending'"
+    " AND deadline IS NOT NULL AND deadline <= :now ORDER BY deadline LIMIT :limit"
+)
+_TOO_MANY = (
+    "SELECT count(*), coalesce(sum(CASE WHEN finished_at < :before THEN 1 ELSE 0 END),"
+    " 0) FROM actor_request WHERE finished_at IS NOT NULL"
+)
+_FIRST_ENDED = (
+    "SELECT seq, actor, message_id FROM actor_request WHERE finished_at IS NOT NULL"
+    " ORDER BY finished_at, seq LIMIT :limit"
+)
+_FORGET_REQUEST = "DELETE FROM actor_request WHERE seq = :seq"
+_FORGET_STEPS = (
+    "DELETE FROM actor_progress WHERE actor = :actor AND message_id = :message_id"
+)
+_PAYLOAD = (
+    "SELECT coalesce(sum(size), 0) FROM actor_request WHERE finished_at IS NOT NULL"
+)
+_TOO_LARGE = (
+    "SELECT seq, actor, message_id FROM actor_request WHERE seq IN (SELECT seq FROM"
+    " (SELECT seq, size, sum(size) OVER (ORDER BY finished_at DESC, seq DESC) AS total"
+    " FROM actor_request WHERE finished_at IS NOT NULL) AS sums"
+    " WHERE total > :most AND size > 0 LIMIT :limit)"
+)
+_EVICT = (
+    "UPDATE actor_request SET data = :nothing, evicted = 1, size = 0 WHERE seq = :seq"
+)
+_LETTERS = (
+    "SELECT count(*), coalesce(sum(CASE WHEN at < :before THEN 1 ELSE 0 END), 0)"
+    " FROM actor_dead_letter"
+)
+_FORGET_LETTERS = (
+    "DELETE FROM actor_dead_letter WHERE id IN"
+    " (SELECT id FROM actor_dead_letter ORDER BY id LIMIT :limit)"
+)
+_SPENT = (
+    "SELECT actor FROM actor WHERE expires_at IS NOT NULL AND expires_at <= :now"
+    " ORDER BY expires_at LIMIT :limit"
+)
+_IS_SPENT = "SELECT 1 FROM actor WHERE actor = :actor AND expires_at <= :now"
+_SPENT_AT = "UPDATE actor SET expires_at = :expires_at WHERE actor = :actor"
+_OLD_OWNERS = (
+    "SELECT actor FROM actor_owner WHERE seen_at < :before"
+    " ORDER BY seen_at LIMIT :limit"
+)
+_STILL_OWNED = (
+    "UPDATE actor_owner SET seen_at = :now WHERE actor = :actor"
+    " AND EXISTS (SELECT 1 FROM actor WHERE actor.actor = :actor)"
+)
+_DISOWN = "DELETE FROM actor_owner WHERE actor = :actor"
+_FORGET_WORKERS = "DELETE FROM actor_worker WHERE expires_at < :before"
+
+
+# Requests to others.
+
+
+def due_parcels(session: Session, now: float, limit: int) -> list[int]:
+    """Return the numbers of outgoing requests that are due."""
+    rows = session.all(_DUE_PARCELS, {"now": now, "limit": limit})
+    return [seq for (seq,) in rows]
+
+
+def deliver(session: Session, now: float, seq: int) -> ActorId | None:
+    """Move an outgoing request into its mailbox; return the actor that got it."""
+    row = session.one(_PARCEL, {"seq": seq, "now": now})
+    if row is None:
+        return None
+    actor, mailbox, since, tries, *columns = row
+    request = record_of(ActorId.parse(actor), tuple(columns))
+    request.created_at = now
+    limits = Limits(mailbox=mailbox, pending=1)
+    outcome = requests.accept(session, now, request, limits, _no_count).outcome
+    if outcome is Acceptance.FULL:
+        end = since + GIVE_UP_AFTER
+        if now < min(end, request.deadline or end):
+            due = now + retry_delay(tries + 1)
+            session.run(_RETRY, {"seq": seq, "due": due, "tries": tries + 1})
+            return None
+        request.status = RequestStatus.REJECTED
+        request.data = failure("mailbox_full")
+        request.finished_at = now
+        requests.bury(session, request, "mailbox_full")
+    session.run(_GONE, {"seq": seq})
+    return request.actor_id if outcome is Acceptance.NEW else None
+
+
+def _no_count(_session: Session, _most: int) -> int:
+    """Return none of all actors: what was sent was counted where it was accepted."""
+    return 0
+
+
+# Reminders.
+
+
+def due_reminders(
+    session: Session, now: float, limit: int
+) -> list[tuple[ActorId, str]]:
+    """Return actor and name of reminders that are due, the first ones first."""
+    rows = session.all(_DUE_REMINDERS, {"now": now, "limit": limit})
+    return [(ActorId.parse(actor), name) for actor, name in rows]
+
+
+def fire(session: Session, now: float, actor_id: ActorId, name: str) -> bool:
+    """Make the request that a reminder is now; return whether that was done."""
+    key = {"actor": str(actor_id), "name": name}
+    hold(session, key["actor"], now)
+    row = session.one(_REMINDER, {**key, "now": now})
+    if row is None:
+        return False
+    *fields, latest = row
+    before = requests.find(session, actor_id, latest) if latest else None
+    if before is not None and not before.status.terminal:
+        return False
+    reminder = SetReminder(*fields)
+    tick = tick_of(reminder.due, reminder.period, reminder.count, now)
+    request = tick_request(actor_id, reminder, tick, now)
+    is_new = requests.add(session, values_of(request))
+    if tick.next_due is None:
+        session.run(_LAST_DUE, key)
+    else:
+        later = {"due": tick.next_due, "count": tick.left, "latest": request.message_id}
+        session.run(_NEXT_DUE, {**key, **later})
+    session.hint(HintKind.READY, actor_id, request.message_id)
+    return is_new
+
+
+# Deadlines.
+
+
+def expired(session: Session, now: float, limit: int) -> list[tuple[ActorId, str]]:
+    """Return actor and id of pending requests whose deadline has passed."""
+    rows = session.all(_EXPIRED, {"now": now, "limit": limit})
+    return [(ActorId.parse(actor), message_id) for actor, message_id in rows]
+
+
+def expire(
+    session: Session, now: float, actor_id: ActorId, message_id: str
+) -> RequestRecord | None:
+    """End a pending request EXPIRED; None if it has ended otherwise."""
+    hold(session, str(actor_id), now)
+    record = requests.find(session, actor_id, message_id)
+    if record is None or record.status.terminal:
+        return None
+    data = failure("invocation_timeout")
+    return requests.end(session, now, record, RequestStatus.EXPIRED, data)
+
+
+# What is too old, or too much.
+
+
+def forget_requests(
+    session: Session, now: float, limit: int, retention: Retention
+) -> int:
+    """Forget ended requests; return how many."""
+    before = now - retention.seconds
+    count, old = session.one(_TOO_MANY, {"before": before})
+    spare = min(limit, max(old, count - retention.ids))
+    if spare <= 0:
+        return 0
+    actors: dict[str, None] = {}
+    for seq, actor, message_id in session.all(_FIRST_ENDED, {"limit": spare}):
+        session.run(_FORGET_STEPS, {"actor": actor, "message_id": message_id})
+        session.run(_FORGET_REQUEST, {"seq": seq})
+        actors[actor] = None
+    for actor in actors:
+        forget(session, actor)
+    return int(spare)
+
+
+def evict(session: Session, limit: int, most: int) -> int:
+    """Forget the oldest results and logs beyond `most` bytes; return how many."""
+    (payload,) = session.one(_PAYLOAD, {})
+    if payload <= most:
+        return 0
+    rows = session.all(_TOO_LARGE, {"most": most, "limit": limit})
+    for seq, actor, message_id in rows:
+        session.run(_FORGET_STEPS, {"actor": actor, "message_id": message_id})
+        session.run(_EVICT, {"seq": seq, "nothing": b""})
+    return len(rows)
+
+
+def forget_dead_letters(
+    session: Session, now: float, limit: int, retention: Retention
+) -> int:
+    """Forget dead letters; return how many."""
+    count, old = session.one(_LETTERS, {"before": now - retention.dead_seconds})
+    spare = min(limit, max(old, count - retention.dead_letters))
+    return session.run(_FORGET_LETTERS, {"limit": spare}) if spare > 0 else 0
+
+
+def spent_states(session: Session, now: float, limit: int) -> list[str]:
+    """Return actors whose state is to be deleted."""
+    rows = session.all(_SPENT, {"now": now, "limit": limit})
+    return [actor for (actor,) in rows]
+
+
+def forget_state(session: Session, now: float, actor: str) -> bool:
+    """Delete the state of an actor without requests; return whether it had any."""
+    hold(session, actor, now)
+    if session.one(_IS_SPENT, {"actor": actor, "now": now}) is None:
+        forget(session, actor)
+        return False
+    if requests.oldest(session, ActorId.parse(actor)) is not None:
+        session.run(_SPENT_AT, {"actor": actor, "expires_at": now + _DUE_STATE_AGAIN})
+        return False
+    had = clear(session, now, actor)
+    session.run(_SPENT_AT, {"actor": actor, "expires_at": None})
+    forget(session, actor)
+    return had
+
+
+def forget_owners(session: Session, now: float, limit: int, before: float) -> None:
+    """Forget who owned actors that have been gone since `before`, and old workers."""
+    for (actor,) in session.all(_OLD_OWNERS, {"before": before, "limit": limit}):
+        if not session.run(_STILL_OWNED, {"actor": actor, "now": now}):
+            session.run(_DISOWN, {"actor": actor})
+    session.run(_FORGET_WORKERS, {"before": now - _WORKER_IS_GONE})

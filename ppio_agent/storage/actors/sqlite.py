@@ -1,0 +1,222 @@
+"""Actors in one SQLite file, for all processes of a machine: the embedded default.
+
+What threads of a process write at the same time goes into one transaction. With
+``sync=normal`` what was committed survives the end of the process by any signal, with
+``sync=full`` also a loss of power.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from ppio_agent.exceptions import ConfigurationError, ServiceUnavailableError
+from ppio_agent.storage.documents import sqlite_path
+from ppio_agent.storage.sqlite import failure_of, opened, transaction
+from ppio_agent.wire.actors import ActorId
+
+from . import sql_workers as workers
+from .group_commit import GroupCommit, Job
+from .records import Hint, HintKind, Lease, Subscription
+from .sql import SqlActorStore
+from .sql_tables import prepare
+from .worker_locks import WorkerLocks
+
+__all__ = ["SqliteActorStore"]
+
+_T = TypeVar("_T")
+
+_WORDS = {
+    "text": "TEXT",
+    "bytes": "BLOB",
+    "serial": "INTEGER PRIMARY KEY",
+    "lasting_serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "rowless": "WITHOUT ROWID",
+}
+_SYNC = {"normal": "NORMAL", "full": "FULL"}
+
+
+class _Session:
+    """One connection, within a transaction; see `sql_tables.Session`."""
+
+    __slots__ = ("_execute",)
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._execute = db.execute
+
+    def one(self, statement: str, values: Mapping[str, Any]) -> Any:
+        """Run a statement and return its first row, or None."""
+        return self._execute(statement, values).fetchone()
+
+    def all(self, statement: str, values: Mapping[str, Any]) -> list[Any]:
+        """Run a statement and return its rows."""
+        return self._execute(statement, values).fetchall()
+
+    def run(self, statement: str, values: Mapping[str, Any]) -> int:
+        """Run a statement and return how many rows it changed."""
+        return self._execute(statement, values).rowcount
+
+    def hint(self, kind: HintKind, actor_id: ActorId, message_id: str = "") -> None:
+        """Do nothing: nobody could be told in another process."""
+
+
+class _Silence:
+    """The subscription to a store whose changes others see when they look."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class SqliteActorStore(SqlActorStore):
+    """Keeps actors in the file `path`; its folder is made when absent.
+
+    A worker that was killed is known to be dead at once to the others on its machine,
+    by a lock on the file ``<path>.<worker>.lock``.
+
+    Args:
+        path: The file; not on a network file system.
+        sync: `normal`, or `full` to survive a loss of power too.
+
+    Raises:
+        ConfigurationError: A newer version of this package wrote the file, it is
+            damaged or cannot be opened, or `sync` is something else.
+        OSError: The disk is full.
+
+    Thread safety: thread-safe. A forked child must not use its parent's store.
+    """
+
+    def __init__(self, path: str | Path, *, sync: str = "normal") -> None:
+        super().__init__()
+        if sync not in _SYNC:
+            raise ConfigurationError(
+                f"sync={sync!r:.40} of the store {path} is neither 'normal' nor 'full'"
+            )
+        self._path = Path(path).absolute()
+        self._locks = WorkerLocks(self._path)
+        self._writing = threading.Lock()  # Guards _writer: one transaction.
+        self._reading = threading.Lock()  # Guards _reader: one transaction.
+        self._group = GroupCommit(self._run_jobs)
+        with opened(self._path) as self._writer:
+            self._writer.execute(f"PRAGMA synchronous = {_SYNC[sync]}")
+            with transaction(self._writer):
+                prepare(_Session(self._writer), _WORDS, str(path))
+            with opened(self._path) as self._reader:
+                self._reader.execute("PRAGMA query_only = ON")
+
+    @classmethod
+    def from_url(cls, url: str) -> SqliteActorStore:
+        """Open the store of a URL ``sqlite:///<path>[?sync=full]``.
+
+        Raises:
+            ConfigurationError: The path is missing, or an option is unknown.
+            OSError: The disk is full.
+        """
+        base, _, query = url.partition("?")
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        path = sqlite_path(base)
+        if path is None or options.keys() - {"sync"}:
+            raise ConfigurationError(
+                f"cannot open {url!r:.200}: write sqlite:///<path>, with ?sync=full to"
+                " survive a loss of power"
+            )
+        return cls(path, **options)
+
+    def now(self) -> float:
+        """Return the time by the clock of this machine."""
+        return time.time()
+
+    def _write(self, work: Callable[[_Session], _T]) -> _T:
+        return self._group.submit(work)
+
+    def _run_jobs(self, jobs: Sequence[Job[_Session]]) -> None:
+        failure = self._try(jobs)
+        of_file = isinstance(failure, (OSError, ServiceUnavailableError))
+        if failure is not None and not of_file and len(jobs) > 1:
+            # Nothing is kept, and it was one of them: that one is to fail alone.
+            for job in jobs:
+                job.error = self._try([job])
+            return
+        for job in jobs:
+            job.error = failure
+
+    def _try(self, jobs: Sequence[Job[_Session]]) -> Exception | None:
+        """Run jobs in one transaction; return what it failed with, or None."""
+        try:
+            with self._writing, transaction(self._writer):
+                session = _Session(self._writer)
+                for job in jobs:
+                    job.result = job.work(session)
+        except sqlite3.OperationalError as error:
+            return self._failure(error)
+        except Exception as error:  # noqa: BLE001 - raised where the work came from
+            return error
+        return None
+
+    def _read(self, work: Callable[[_Session], _T]) -> _T:
+        with self._reading:
+            db = self._reader
+            try:
+                db.execute("BEGIN")
+                try:
+                    return work(_Session(db))
+                finally:
+                    db.execute("ROLLBACK")
+            except sqlite3.OperationalError as error:
+                raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.OperationalError) -> Exception:
+        if "locked" in str(error):
+            return ServiceUnavailableError(
+                f"the store {self._path} is written by other processes for too long:"
+                " try it again"
+            )
+        return failure_of(self._path, error)
+
+    # Workers of other processes that were killed.
+
+    def heartbeat(self, worker: str, ttl: float) -> bool:
+        """Keep all leases of a worker; see `IActorStore.heartbeat`."""
+        self._locks.hold(worker)
+        return super().heartbeat(worker, ttl)
+
+    def retire(self, worker: str) -> None:
+        """Give back all leases of a worker, and forget it."""
+        super().retire(worker)
+        self._locks.drop(worker)
+
+    def claim(self, worker: str, actor_id: ActorId) -> Lease | None:
+        """Take the lease of an actor; see `IActorStore.claim`."""
+        lease = super().claim(worker, actor_id)
+        if lease is None and self._bury_workers():
+            lease = super().claim(worker, actor_id)
+        return lease
+
+    def ready(self, worker: str, limit: int) -> list[ActorId]:
+        """Return actors whose turns the worker may run; see `IActorStore.ready`."""
+        self._bury_workers()
+        return super().ready(worker, limit)
+
+    def _bury_workers(self) -> bool:
+        """Forget the workers whose process is dead; return whether there were any."""
+        known = self._read(workers.known)
+        dead = [worker for worker in known if self._locks.is_dead(worker)]
+        for worker in dead:
+            self._write(partial(workers.forget_worker, worker=worker))
+        return bool(dead)
+
+    def subscribe(self, callback: Callable[[Hint], object]) -> Subscription:  # noqa: ARG002 - nobody can be told
+        """Return a subscription that tells nothing: other processes are looked for."""
+        return _Silence()
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+        self._locks.close()
