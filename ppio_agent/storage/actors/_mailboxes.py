@@ -33,14 +33,14 @@ _NOTHING = Taken()
 class Mailboxes:
     """Shelves of actors, and what is known of all their requests together.
 
-    Records are changed in place, but for those that a turn may have in its hands: a
-    copy takes their place first. Pending ones are shown as copies, see `seen`.
+    Pending records are changed in place, so they leave here as copies only, see `seen`.
+    Ended ones are not changed.
 
     Attributes:
         shelves: By actor.
         busy: Those with pending requests, in the order in which they came.
         pending: How many requests are.
-        noted: What is to end a running turn.
+        noted: Those whose turn is to end.
         deadlines: Of pending requests.
         archive: Requests that have ended, and logs.
         dead: Dead letters.
@@ -62,7 +62,7 @@ class Mailboxes:
         self.shelves: dict[ActorId, Shelf] = {}
         self.busy: dict[Shelf, None] = {}
         self.pending = 0
-        self.noted: dict[RequestRecord, Cancellation] = {}
+        self.noted: dict[RequestRecord, None] = {}
         self.deadlines: Agenda[RequestRecord] = Agenda()
         self.archive = Archive(self._replace_ended)
         self.dead = DeadLetters()
@@ -74,18 +74,42 @@ class Mailboxes:
             shelf = self.shelves[actor_id] = Shelf(actor_id)
         return shelf
 
-    def tidy(self, shelf: Shelf) -> None:
-        """Forget the actor if there is nothing to be known of it."""
-        if shelf.worker is None and shelf.is_bare():
+    def tidy(self, shelf: Shelf) -> bool:
+        """Forget the actor if nothing is to be known of it; return whether that is so."""
+        bare = shelf.worker is None and shelf.is_bare()
+        if bare:
             self.shelves.pop(shelf.actor_id, None)
+        return bare
 
     def seen(self, record: RequestRecord) -> RequestRecord:
         """Return what may be shown of a request; one that has ended changes no more."""
         if record.status is not _PENDING:
             return record
-        log = self.archive.logs.get((record.actor_id, record.message_id))
-        position = record.position if log is None else log.position
-        return evolve(record, cancel=self.noted.get(record), position=position)
+        log = None
+        if self.archive.logs:
+            log = self.archive.logs.get((record.actor_id, record.message_id))
+        # By position and in full: this is done for each turn, `evolve` takes ten times
+        # as long.
+        return RequestRecord(
+            record.actor_id,
+            record.message_id,
+            record.method,
+            record.params,
+            record.digest,
+            record.sender,
+            record.chain,
+            record.traceparent,
+            record.created_at,
+            record.deadline,
+            _PENDING,
+            record.attempt,
+            record.started_at,
+            None,
+            b"",
+            False,  # noqa: FBT003 - not evicted
+            record.position if log is None else log.position,
+            record.cancel,
+        )
 
     def log(self, record: RequestRecord) -> Log:
         """Return the log of a request, a new one if need be."""
@@ -93,8 +117,9 @@ class Mailboxes:
 
     def note(self, record: RequestRecord, how: Cancellation) -> None:
         """Note that a turn is to end; only INTERRUPT, which may keep, gives way."""
-        if self.noted.get(record, Cancellation.INTERRUPT) is Cancellation.INTERRUPT:
-            self.noted[record] = how
+        if record.cancel in {None, Cancellation.INTERRUPT}:
+            record.cancel = how
+            self.noted[record] = None
 
     # In.
 
@@ -151,28 +176,16 @@ class Mailboxes:
         ended: list[RequestRecord] = []
         while queue := shelf.queue:
             record = queue[0]
-            if record.attempt:
-                record = self._replaced(shelf, record)
             end = end_unbegun(record, now, crash_attempts)
             if end is None:
                 record.attempt += 1
                 record.started_at = now
-                return Taken(record, ended)
+                return Taken(self.seen(record), ended)
             params = record.params
             ended.append(self.end_as(shelf, record, *end, now))
             if end[1] == "crashed":
                 self.bury(evolve(ended[-1], params=params), end[1], now)
         return Taken(None, ended)
-
-    def _replaced(self, shelf: Shelf, record: RequestRecord) -> RequestRecord:
-        """Put a copy in the place of a request that a turn may have in its hands."""
-        fresh = self.seen(record)
-        self.noted.pop(record, None)
-        shelf.exchange(record, fresh)
-        if record.deadline is not None:
-            self.deadlines.drop(record)
-            self.deadlines.set(fresh, record.deadline)
-        return fresh
 
     # Out.
 
@@ -184,12 +197,14 @@ class Mailboxes:
         data: bytes,
         now: float,
     ) -> None:
-        """End a pending request, as its turn says; `record` is the store's from now."""
+        """End a pending request as its turn says."""
         if shelf.take_out(record):
             del self.busy[shelf]
         self.pending -= 1
         if record.deadline is not None:
             self.deadlines.drop(record)
+        if record.cancel is not None:
+            del self.noted[record]
         self.finish(record, status, data, now)
 
     def finish(
@@ -211,8 +226,6 @@ class Mailboxes:
         now: float,
     ) -> RequestRecord:
         """End a pending request otherwise than its turn says; return what is kept."""
-        if record.attempt:
-            record = self._replaced(shelf, record)
         self.end(shelf, record, status, failure(code), now)
         return record
 

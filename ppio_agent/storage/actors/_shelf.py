@@ -157,12 +157,6 @@ class Shelf:
             self.queue = None
         return self.queue is None
 
-    def exchange(self, old: RequestRecord, new: RequestRecord) -> None:
-        """Put another in the place of a pending request."""
-        if self.queue is not None:
-            self.queue[self.queue.index(old)] = new
-        self.keep(new)
-
     def running(self) -> RequestRecord | None:
         """Return the request whose turn was begun."""
         queue = self.queue

@@ -132,9 +132,8 @@ class InMemoryStateStorage(IActorStore):
             success = etag is None or etag == shelf.etag
             if success and ops:
                 self._change(shelf, ops)
-            result = WriteResult(shelf.etag, success)
-            self._boxes.tidy(shelf)
-            return result
+            forgotten = self._boxes.tidy(shelf)
+            return WriteResult("0" if forgotten else shelf.etag, success)
 
     # Requests.
 
@@ -223,8 +222,8 @@ class InMemoryStateStorage(IActorStore):
                 record = turn.request
             if record is None or record.status is not _PENDING:
                 done = Committed(CommitOutcome.ENDED, shelf.etag, record)
-            elif boxes.noted and record in boxes.noted:
-                done = self._commit_cancelled(shelf, record, turn, now)
+            elif record.cancel is not None:
+                done = self._commit_cancelled(shelf, record, record.cancel, turn, now)
             elif turn.etag is not None and turn.etag != shelf.etag:
                 return Committed(CommitOutcome.CONFLICT, shelf.etag)
             else:
@@ -240,9 +239,13 @@ class InMemoryStateStorage(IActorStore):
             return done
 
     def _commit_cancelled(
-        self, shelf: Shelf, record: RequestRecord, turn: TurnCommit, now: float
+        self,
+        shelf: Shelf,
+        record: RequestRecord,
+        how: Cancellation,
+        turn: TurnCommit,
+        now: float,
     ) -> Committed:
-        how = self._boxes.noted[record]
         kept = turn.keep and how is Cancellation.INTERRUPT
         if kept and turn.state and turn.etag in (None, shelf.etag):
             self._change(shelf, turn.state)
@@ -317,9 +320,10 @@ class InMemoryStateStorage(IActorStore):
         """Return what was noted for turns of a worker."""
         with self._lock:
             return [
-                (record.actor_id, record.message_id, how)
-                for record, how in self._boxes.noted.items()
-                if self._boxes.shelves[record.actor_id].worker == worker
+                (record.actor_id, record.message_id, record.cancel)
+                for record in self._boxes.noted
+                if record.cancel is not None  # always, but the type does not say so
+                and self._boxes.shelves[record.actor_id].worker == worker
             ]
 
     def relay(self, now: float, limit: int) -> list[ActorId]:

@@ -162,7 +162,10 @@ class IActorStore(IActorStateStorage):
         message_id: str,
         how: Cancellation = Cancellation.CANCEL,
     ) -> Cancelled:
-        """End a request that waits (CANCELLED `cancelled`); else note `how` on it."""
+        """End a request that waits (CANCELLED `cancelled`); else note `how` on it.
+
+        Of several notes the first counts, but that INTERRUPT gives way to the others.
+        """
 
     @abstractmethod
     def read_progress(
