@@ -21,6 +21,7 @@ __all__ = ["PostgresServer"]
 
 _SETTINGS = {
     "autovacuum": "off",
+    "deadlock_timeout": "50ms",
     "fsync": "off",  # nothing of it has to outlast the machine
     "full_page_writes": "off",
     "listen_addresses": "",
@@ -106,9 +107,7 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def url(self) -> str:
-        """Return the URL of a schema that is new and empty."""
-        schema = f"test_{next(self._schemas)}"
-        self.execute(f"CREATE SCHEMA {schema}")
-        options = quote(f"-csearch_path={schema}")
+        """Return the URL of a store of actors that nobody else uses."""
         host = quote(str(self._folder), safe="")
-        return f"postgresql+psycopg://ppio@/postgres?host={host}&options={options}"
+        schema = f"test_{next(self._schemas)}"
+        return f"postgresql+psycopg://ppio@/postgres?host={host}&schema={schema}"
