@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EchoAgent,
         MockAIAgent,
     )
+    from .openai_agent import OpenAIAgent, agents_from_env
     from .options import ActorOptions, RuntimeOptions, Supervision
     from .runtime import (
         InMemoryStateStorage,
@@ -59,9 +60,11 @@ __all__ = [
     "InProcessActorContext",
     "InProcessActorRuntime",
     "MockAIAgent",
+    "OpenAIAgent",
     "RequestStatus",
     "RuntimeOptions",
     "Supervision",
+    "agents_from_env",
 ]
 
 _AGENTS = (
@@ -71,6 +74,7 @@ _AGENTS = (
     "EchoAgent",
     "MockAIAgent",
 )
+_MODELS = ("OpenAIAgent", "agents_from_env")
 _OPTIONS = ("ActorOptions", "RuntimeOptions", "Supervision")
 _RUNTIME = (
     "InMemoryStateStorage",
@@ -80,6 +84,7 @@ _RUNTIME = (
 )
 _HOMES = {
     **dict.fromkeys(_AGENTS, ".agent_actor"),
+    **dict.fromkeys(_MODELS, ".openai_agent"),
     **dict.fromkeys(_OPTIONS, ".options"),
     **dict.fromkeys(_RUNTIME, ".runtime"),
 }

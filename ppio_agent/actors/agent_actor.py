@@ -37,6 +37,7 @@ from .messages import (
     Message,
     answers_of,
     as_answer,
+    brings_ids,
     copies_of,
     last_text,
     read_messages,
@@ -124,7 +125,7 @@ class AgentActor(IActor):
         self, context: IActorRuntimeContext, message: ActorRequestMessage
     ) -> dict[str, Any]:
         incoming = _incoming(message)
-        thread = _read_thread(context)
+        thread = self._read(context, message)
         kept = len(thread.messages)
         known = {old["message_id"] for old in thread.messages}
         # A client may send the whole conversation each time, or a question again.
@@ -159,6 +160,18 @@ class AgentActor(IActor):
         thread.add(answers)
         _write_thread(context, thread, kept)
         return {"messages": answers, "status": "completed"}
+
+    def _read(
+        self, context: IActorRuntimeContext, message: ActorRequestMessage
+    ) -> AgentThread:
+        """Return the conversation so far, as much of it as this turn needs."""
+        head = context.read_state(THREAD_STATE_KEY)
+        if head is None:
+            return AgentThread(thread_id=context.actor_id.instance_id)
+        last = self._history
+        if last is not None and brings_ids((message.params or {})["messages"]):
+            last = None  # any of them may be known
+        return AgentThread.read(head, context.read_states, last=last)
 
     def _request(
         self, context: IActorRuntimeContext, thread: AgentThread, kept: int
@@ -272,13 +285,6 @@ def _incoming(message: ActorRequestMessage) -> list[Message]:
         return read_messages((message.params or {}).get("messages"))
     except WireError as error:
         raise InvalidMessageError(f"{error.path}: {error.message}") from error
-
-
-def _read_thread(context: IActorRuntimeContext) -> AgentThread:
-    keys = context.list_keys(THREAD_STATE_KEY)
-    if not keys:
-        return AgentThread(thread_id=context.actor_id.instance_id)
-    return AgentThread.from_state({key: context.read_state(key) for key in keys})
 
 
 def _write_thread(

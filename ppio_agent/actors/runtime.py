@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,7 @@ class InProcessActorRuntime:
         name: str,
         agent: Any,
         *,
+        history: int | None = None,
         options: ActorOptions | None = None,
         kind: str = "custom",
         description: str = "",
@@ -138,7 +140,8 @@ class InProcessActorRuntime:
 
         Args:
             name: The name of the agent and of the type.
-            agent: Whatever `AgentActor` takes.
+            agent: Whatever `AgentActor` takes, and what plug-ins adapt.
+            history: How many earlier messages of a conversation it gets; None: all.
             options: As for `register_actor_type`.
             kind: A word for people, such as `mock`.
             description: A sentence for people.
@@ -150,10 +153,11 @@ class InProcessActorRuntime:
         from .agent_actor import AgentActor, agent_handler
 
         handler = agent_handler(agent, Hooks.load())
-        debug = self.options.debug
+        make = partial(AgentActor, handler, history=history, debug=self.options.debug)
+        make()  # what cannot be made is told here, not in the first turn
         self.types.register(
             name,
-            lambda _context: AgentActor(handler, debug=debug),
+            lambda _context: make(),
             options=options or self.options.actor,
             kind=kind,
             description=description,
