@@ -9,15 +9,20 @@ from attrs import field, frozen
 
 from ppio_agent.exceptions import InvalidActorIdError, UnknownActorTypeError
 from ppio_agent.storage.actors.records import Limits
+from ppio_agent.wire.actors import ActorId
 
 from .options import ActorOptions
 from .runtime_abstractions import IActor, IActorRuntimeContext
 
-__all__ = ["ActorFactory", "ActorType", "ActorTypes"]
+__all__ = ["ANONYMOUS", "ActorFactory", "ActorType", "ActorTypes"]
+
+ANONYMOUS = "anon-"
+"""Begins the instance id of a conversation whose beginner gave it no name."""
 
 ActorFactory = Callable[[IActorRuntimeContext], IActor]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._:\-]{0,99}")
+_ANONYMOUS_TTL = 3600.0
 _ON_BUSY = ("enqueue", "reject", "interrupt", "rollback")
 
 
@@ -44,6 +49,16 @@ class ActorType:
     expose: bool = False
     is_agent: bool = False
     limits: dict[str, Limits] = field(repr=False)
+
+    def state_ttl(self, actor_id: ActorId) -> float | None:
+        """Return how long after a turn the state of an actor is deleted; None: never.
+
+        A conversation without a name is not come back to for long.
+        """
+        ttl = self.options.state_ttl
+        if ttl is None and self.expose and actor_id.instance_id.startswith(ANONYMOUS):
+            return _ANONYMOUS_TTL
+        return ttl
 
 
 class ActorTypes:

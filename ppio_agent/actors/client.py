@@ -140,7 +140,7 @@ class InProcessActorClient(IActorClient):
         deadline: float | None = None,
         on_busy: OnBusy = "enqueue",
         block: float = 0.0,
-    ) -> ActorResponseHandle:
+    ) -> InProcessResponseHandle:
         """Send a request; see `IActorClient.send_request`."""
         engine = self._runtime.engine
         request = _send.request_of(actor_id, method, params, message_id)
@@ -175,7 +175,9 @@ class InProcessActorClient(IActorClient):
         call = _send.send(engine, request, deadline=deadline, on_busy=on_busy)
         return InProcessResponseHandle(engine, call).get_response(timeout)
 
-    def get_request(self, actor_id: ActorId, message_id: str) -> ActorResponseHandle:
+    def get_request(
+        self, actor_id: ActorId, message_id: str
+    ) -> InProcessResponseHandle:
         """Return the hold on a request; see `IActorClient.get_request`."""
         engine = self._runtime.engine
         call = engine.join(actor_id, check_message_id(message_id))
