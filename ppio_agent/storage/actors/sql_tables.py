@@ -298,4 +298,6 @@ def hold(session: Session, actor: str, now: float) -> int:
 
 def forget(session: Session, actor: str) -> bool:
     """Forget an actor of which nothing is kept and that nobody runs."""
-    return session.run(_FORGET, {"actor": actor}) != 0
+    # Held, so that nobody adds to it what the statement does not see any more.
+    values = {"actor": actor}
+    return session.one(_HOLD, values) is not None and session.run(_FORGET, values) != 0
