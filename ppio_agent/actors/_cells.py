@@ -107,7 +107,6 @@ class Cells:
         self._cells: dict[ActorId, Cell] = {}
         self._live: OrderedDict[Cell, None] = OrderedDict()
         self.find = self._cells.get
-        self.touch = self._live.move_to_end
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -139,6 +138,11 @@ class Cells:
         except (StopIteration, RuntimeError):  # none, or others changed them just now
             return None
 
+    def touch(self, cell: Cell) -> None:
+        """Note that one that lives is in use."""
+        if cell in self._live:
+            self._live.move_to_end(cell)
+
     def activated(self, cell: Cell, activation: Activation) -> None:
         """Note that an actor lives; its flag is the caller's."""
         cell.activation = activation
@@ -155,6 +159,8 @@ class Cells:
         It is when something came meanwhile, which the caller then has to look at.
         """
         cell.last_use = time.monotonic()
+        if cell.activation is not None:
+            self._live.move_to_end(cell)
         cell.flag.release()
         return cell.signal and cell.flag.acquire(blocking=False)
 

@@ -170,7 +170,7 @@ class InProcessActorContext(IActorRuntimeContext):
         """Ask another actor and wait; return the result."""
         turn = self._now()
         return _nested.ask(
-            self._runtime.engine, turn, actor_id, method, params, timeout
+            self._runtime.engine, turn, actor_id, method, params, timeout=timeout
         )
 
     def tell(
@@ -183,7 +183,7 @@ class InProcessActorContext(IActorRuntimeContext):
     ) -> str:
         """Send a request with the commit of this turn; return its id."""
         turn = self._now()
-        return _nested.tell(self._runtime.engine, turn, actor_id, method, params, delay)
+        return _nested.tell(self._runtime.engine, turn, actor_id, method, params, delay=delay)
 
     # Time.
 

@@ -36,11 +36,13 @@ from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 from ._call import Call, Calls, latch, wait_on
 from ._cells import Cell, Cells
 from ._drain import Drainer
+from ._lives import Lives
 from ._supervision import Supervisor
 from ._sweep import Heartbeat, Sweep
 from ._timers import Timer, Timers
 from ._turn import Turn, current_turn
 from ._types import ActorTypes
+from ._waits import Waits
 from .options import RuntimeOptions
 from .runtime_abstractions import IActorPlacement
 
@@ -69,12 +71,15 @@ class Engine:
         pool: The threads of turns.
         timers: The thread of what is due later.
         placement: Who is told of actors that are ready; None: the pool.
+        lives: Activates actors, and lets them go.
         drainer: Runs turns.
         supervisor: Remembers crashes.
+        waits: Which turns wait for whom.
         heartbeat: Keeps the leases.
         sweep: Looks after what nobody was told of.
         running: Whether requests are taken.
-        stale: Whether the leases may have been lost, so that no turn may begin.
+        stopping: Set when no further turn begins.
+        halted: Whether no turn may begin: it stops, or is `stale`.
 
     Thread safety: thread-safe.
     """
@@ -105,15 +110,29 @@ class Engine:
         )
         self.timers = Timers()
         self.running = True
-        self.stale = False
+        self.stopping = threading.Event()
+        self.halted = False
+        self._stale = False
         # Senders that wait for a place in a mailbox; none, mostly.
         self._senders: dict[ActorId, deque[threading.Lock]] = {}
         self._senders_lock = threading.Lock()
         self.supervisor = Supervisor(time.monotonic)
+        self.waits = Waits(self)
+        self.lives = Lives(self)
         self.drainer = Drainer(self)
         self.heartbeat = Heartbeat(self)
         self.sweep = Sweep(self)
         self._subscription: Subscription | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the leases may have been lost, so that no turn may begin."""
+        return self._stale
+
+    @stale.setter
+    def stale(self, stale: bool) -> None:
+        self._stale = stale
+        self.halted = stale or self.stopping.is_set()
 
     def start(self) -> None:
         """Hold leases, and look after what is due."""
@@ -209,6 +228,14 @@ class Engine:
             if self._senders:
                 self.made_room(record.actor_id)
 
+    def after_fork(self) -> None:
+        """Let go of what only the parent's threads would do; in a forked child."""
+        self.running, self.halted = False, True
+        calls, self.calls = self.calls, Calls()
+        self._senders_lock = threading.Lock()
+        for call in calls.all():
+            call.error = stopped(call)
+
     def turn_of(self, actor_id: ActorId, message_id: str) -> Turn | None:
         """Return the turn of a request if it runs here."""
         cell = self.cells.find(actor_id)
@@ -265,6 +292,8 @@ class Engine:
     ) -> bool:
         """Wait for the end of a request; return whether it has ended.
 
+        A turn waits no longer than till its own end is asked for.
+
         Args:
             call: The request.
             timeout: Seconds; None: as long as it takes.
@@ -272,10 +301,12 @@ class Engine:
 
         Raises:
             RuntimeOverloadedError: This is a turn, and too many of them wait.
+            ActorDeadlockError: This is a turn, and its actor is waited for.
         """
         if call.over:
             return True
-        if current_turn.get() is None:
+        turn = current_turn.get()
+        if turn is None:
             return self._wait(call, timeout, steps)
         with self.pool.blocking(_BLOCKED * self.options.workers) as granted:
             if not granted:
@@ -286,10 +317,16 @@ class Engine:
                     actor_id=str(call.actor_id),
                     message_id=call.message_id,
                 )
-            return self._wait(call, timeout, steps)
+            return self.waits.wait(
+                turn, call, lambda most: self._wait(call, most or timeout, steps, turn)
+            )
 
     def _wait(
-        self, call: Call, timeout: float | None, steps: Callable[[], object] | None
+        self,
+        call: Call,
+        timeout: float | None,
+        steps: Callable[[], object] | None,
+        turn: Turn | None = None,
     ) -> bool:
         until = None if timeout is None else time.monotonic() + timeout
         poll = _FIRST_POLL
@@ -305,6 +342,8 @@ class Engine:
                 self.calls.leave(call, lock)
             if call.over:
                 return True
+            if turn is not None and turn.reason is not None:
+                return False
             if call.doubtful or not woken:
                 call.doubtful = False
                 self.look(call)
@@ -402,7 +441,8 @@ class Engine:
     def close_to_requests(self) -> None:
         """Take no more requests, and begin no further turn."""
         self.running = False
-        self.drainer.stop()
+        self.stopping.set()
+        self.halted = True
 
 
 def stopped(call: Call) -> PPIOAgentError:

@@ -63,11 +63,11 @@ def delete(engine: Engine, actor_id: ActorId) -> bool:
     if not cell.flag.acquire(blocking=False):
         raise _busy(actor_id, None if turn is None else turn.record.message_id)
     try:
-        activation = cell.activation or engine.drainer.activate(cell)
+        activation = cell.activation or engine.lives.activate(cell)
         if activation is None:
             raise _busy(actor_id, None)
         activation.next = None
-        engine.drainer.dispose(activation)
+        engine.lives.dispose(activation)
         found = engine.store.delete(activation.lease)
         for call in engine.calls.of_actor(actor_id):
             engine.calls.end(
@@ -78,7 +78,7 @@ def delete(engine: Engine, actor_id: ActorId) -> bool:
             )
     finally:
         cell.signal = False
-        engine.drainer.retire(cell)
+        engine.lives.retire(cell)
     return found
 
 

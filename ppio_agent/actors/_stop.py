@@ -64,16 +64,23 @@ def _cancel_all(engine: Engine) -> None:
         turn, activation = cell.turn, cell.activation
         if turn is not None and turn.accepted and activation is not None:
             _cancel(engine, activation.lease, turn.record.message_id)
-    while actors := engine.store.ready(engine.worker, _PAGE):
-        for actor_id in actors:
+    ended = True
+    while ended:
+        ended = False
+        for actor_id in engine.store.ready(engine.worker, _PAGE):
             lease = engine.store.claim(engine.worker, actor_id)
-            if lease is None:
-                continue
-            taken = engine.store.take(lease, crash_attempts=_CRASHES)
-            engine.ended(taken.ended)
-            if taken.record is not None:
-                _cancel(engine, lease, taken.record.message_id)
-            engine.store.release(lease)
+            if lease is not None:
+                ended = _cancel_waiting(engine, lease) or ended
+
+
+def _cancel_waiting(engine: Engine, lease: Lease) -> bool:
+    """End all requests of an actor; return whether there were any."""
+    taken = engine.store.take(lease, crash_attempts=_CRASHES)
+    engine.ended(taken.ended)
+    if taken.record is not None:
+        _cancel(engine, lease, taken.record.message_id)
+    engine.store.release(lease)
+    return bool(taken.ended) or taken.record is not None
 
 
 def _cancel(engine: Engine, lease: Lease, message_id: str | None) -> None:
@@ -100,6 +107,6 @@ def _cancel(engine: Engine, lease: Lease, message_id: str | None) -> None:
 def _let_go(engine: Engine) -> None:
     for cell in engine.cells.living():
         if cell.flag.acquire(blocking=False):
-            engine.drainer.deactivate(cell)  # and its flag stays locked: it is over
+            engine.lives.deactivate(cell)  # and its flag stays locked: it is over
     engine.store.retire(engine.worker)
     engine.close_subscription()

@@ -134,7 +134,7 @@ class Heartbeat:
                 engine.worker,
                 self._ttl,
             )
-            engine.drainer.doubt()
+            engine.lives.doubt()
         self._sure_until = before + self._ttl * 2.0 / 3.0
         engine.stale = False
         engine.timers.at(self._sure_until, self._doubt, blocks=False, always=True)
@@ -204,7 +204,7 @@ class Sweep:
         else:
             self._outage.over()
         self._engine.supervisor.forget()
-        self._engine.drainer.retire_idle()
+        self._engine.lives.retire_idle()
         return woken
 
     def _guarded(self, step: Callable[[], int]) -> Callable[[], object]:

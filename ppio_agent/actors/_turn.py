@@ -79,9 +79,11 @@ class Turn:
         dead: Reason for which the request becomes a dead letter.
         how: Why it is to end, where that is not the store's to know.
         nested: Number of requests made by it, see `message_id` of nested ones.
+        last_at: From when on it is the last one, by `time.monotonic`; None: never.
         caller: The turn on whose thread it runs, that asked for it.
         outer: The turn of the same actor within which it runs (reentrancy).
         asking: For whom, and which request, it waits.
+        child: The turn on its thread that it asked for.
         runs: How often it was begun here: again after each conflict.
     """
 
@@ -94,6 +96,7 @@ class Turn:
         "asking",
         "caller",
         "cell",
+        "child",
         "crash",
         "data",
         "dead",
@@ -102,6 +105,7 @@ class Turn:
         "flushing",
         "how",
         "keep",
+        "last_at",
         "lost",
         "nested",
         "outbox",
@@ -131,9 +135,11 @@ class Turn:
         self.accepted = accepted
         self.deadline: float | None = None
         self.how: Cancellation | None = None
+        self.last_at: float | None = None
         self.caller: Turn | None = None
         self.outer: Turn | None = None
         self.asking: tuple[ActorId, str] | None = None
+        self.child: Turn | None = None
         self.runs = 0
         self._message: ActorRequestMessage | None = None
         self._reason: CancelReason | None = None
@@ -195,6 +201,33 @@ class Turn:
             self._reason = reason
         if self._token is not None:
             self._token.fire(reason)
+        if self.child is not None:
+            self.child.cancel(reason, Cancellation.CANCEL)
+
+    # Turns that it asks for on its thread, or runs within.
+
+    def asks(self, child: Turn) -> None:
+        """Note the turn that it waits for on its thread, which is to end with it."""
+        child.caller, self.child = self, child
+        if self._reason is not None:  # whoever asked may not have seen the child
+            child.cancel(self._reason, Cancellation.CANCEL)
+
+    def enter(self, outer: Turn) -> None:
+        """Begin within another turn of the actor, which waits: on what that has done."""
+        self.outer = outer
+        self.etag = outer.etag
+        self.writes = None if outer.writes is None else dict(outer.writes)
+        self.outbox = None if outer.outbox is None else list(outer.outbox)
+        self.reminders = None if outer.reminders is None else list(outer.reminders)
+        self.keep = outer.keep
+        self.cell.turn = self
+
+    def leave(self, outer: Turn) -> None:
+        """Go back to the outer turn, which has what this did if it was completed."""
+        self.cell.turn = outer
+        if self.status is RequestStatus.COMPLETED:
+            outer.etag, outer.writes, outer.keep = self.etag, self.writes, self.keep
+            outer.outbox, outer.reminders = self.outbox, self.reminders
 
     # The message.
 

@@ -88,7 +88,9 @@ class InProcessActorRuntime:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()  # Lets one thread at a time start or stop it.
-        self._engine = None
+        if self._engine is not None:
+            self._engine.after_fork()
+            self._engine = None
         if isinstance(self._storage, (str, type(None))):
             self._store = None  # a parent's must not be used; a memory is given up
 

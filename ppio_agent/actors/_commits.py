@@ -1,0 +1,57 @@
+"""What a turn leaves in the store: its commit."""
+
+from __future__ import annotations
+
+from ppio_agent.storage.actors.ends import failure
+from ppio_agent.storage.actors.records import Cancellation, TurnCommit
+from ppio_agent.wire.actors import RequestStatus
+
+from . import _progress
+from ._turn import Turn
+
+__all__ = ["commit_of", "supersede"]
+
+
+def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
+    """Return the commit of a turn that has ended.
+
+    Args:
+        turn: It.
+        take: Whether the next request is begun with it.
+    """
+    record, options = turn.record, turn.cell.type.options
+    commit = TurnCommit(
+        message_id=record.message_id,
+        status=turn.status or RequestStatus.FAILED,
+        data=turn.data,
+        take=take,
+        state_ttl=options.state_ttl,
+        crash_attempts=options.supervision.crash_attempts,
+    )
+    if not turn.accepted:
+        commit.request = record
+    if turn.etag is not None or turn.writes is not None:
+        commit.etag = turn.etag
+        commit.state = turn.state_ops()
+        commit.keep = turn.keep
+    if turn.outbox is not None:
+        commit.outbox = turn.outbox
+    if turn.reminders is not None:
+        commit.reminders = turn.reminders
+    if turn.steps:
+        commit.progress = _progress.rest(turn)
+    if turn.dead is not None:
+        commit.dead = turn.dead
+    return commit
+
+
+def supersede(turn: Turn) -> None:
+    """End a turn that another request has interrupted, and the store knew nothing of."""
+    if turn.how is Cancellation.CANCEL:
+        turn.fail(failure("cancelled"), RequestStatus.CANCELLED)
+        return
+    keep = turn.how is Cancellation.INTERRUPT and turn.keep
+    writes, etag = turn.writes, turn.etag
+    turn.fail(failure("superseded"), RequestStatus.CANCELLED)
+    if keep:
+        turn.writes, turn.etag = writes, etag
