@@ -43,6 +43,7 @@ _WORDS = {
     "lasting_serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     "rowless": "",
 }
+_LOCK = re.compile(r"/\*(for update[^*]*)\*/")
 _SCHEMA = re.compile("[a-z_][a-z0-9_]{0,62}")
 _CONNECT = {
     "application_name": "ppio-agent",
@@ -187,6 +188,8 @@ class PostgresActorStore(SqlActorStore):
     def _transact(
         self, engine: sa.Engine, work: Callable[[Session], _T]
     ) -> tuple[_Session, _T]:
+        if self._closed.is_set():
+            raise ServiceUnavailableError("the store of actors in PostgreSQL is closed")
         tries = 0
         while True:
             tries += 1
@@ -231,7 +234,7 @@ class PostgresActorStore(SqlActorStore):
 def _statement(text: str) -> sa.TextClause:
     import sqlalchemy as sa
 
-    return sa.text(text.replace("/*for update*/", "FOR UPDATE"))
+    return sa.text(_LOCK.sub(r"\1", text))
 
 
 def _engine(sa: Any, text: str) -> tuple[sa.Engine, str]:

@@ -30,6 +30,7 @@ from ppio_agent.storage.actors.records import (
     SetValue,
 )
 from ppio_agent.storage.actors.sql_tables import Session
+from ppio_agent.testing.actor_store import ActorStoreContract
 from ppio_agent.wire.actors import ActorId, RequestStatus
 from tests.support import SLOW, new_threads, wait_until
 from tests.support_postgres import PostgresServer
@@ -57,6 +58,56 @@ def open_store() -> Iterator[Open]:
 
 def request(number: int, actor_id: ActorId = ACTOR, method: str = "") -> RequestRecord:
     return RequestRecord(actor_id, f"m{number}", method=method)
+
+
+# The contract.
+
+
+@pytest.fixture(scope="module")
+def pair(
+    postgres: PostgresServer,
+) -> Iterator[tuple[PostgresActorStore, PostgresActorStore, str]]:
+    """Two stores of the same data, and what empties it."""
+    url = postgres.url()
+    one, other = PostgresActorStore(url), PostgresActorStore(url)
+    schema = url.rpartition("=")[2]
+    tables = postgres.execute(
+        "SELECT tablename FROM pg_tables WHERE schemaname = %s"
+        " AND tablename <> 'actor_meta'",
+        (schema,),
+    )
+    yield one, other, ";".join(f"DELETE FROM {schema}.{name}" for (name,) in tables)
+    one.close()
+    other.close()
+
+
+class TestContract(ActorStoreContract):
+    """`PostgresActorStore` does what every store does."""
+
+    @pytest.fixture
+    def store(
+        self,
+        postgres: PostgresServer,
+        pair: tuple[PostgresActorStore, PostgresActorStore, str],
+    ) -> PostgresActorStore:
+        postgres.execute(pair[2])
+        return pair[0]
+
+    @pytest.fixture
+    def peer(
+        self, pair: tuple[PostgresActorStore, PostgresActorStore, str]
+    ) -> PostgresActorStore:
+        return pair[1]
+
+    def test_a_store_is_closed_any_number_of_times(
+        self, postgres: PostgresServer
+    ) -> None:
+        """The second time nothing happens; nothing is done after the first one."""
+        store = PostgresActorStore(postgres.url())
+        store.close()
+        store.close()
+        with pytest.raises(ServiceUnavailableError, match="is closed"):
+            store.pending()
 
 
 # Two processes.
