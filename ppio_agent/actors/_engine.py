@@ -302,6 +302,8 @@ class Engine:
         Raises:
             RuntimeOverloadedError: This is a turn, and too many of them wait.
             ActorDeadlockError: This is a turn, and its actor is waited for.
+            InvocationCancelledError: This is a turn, whose end was asked for.
+            InvocationTimeoutError: So, since its deadline has passed.
         """
         if call.over:
             return True
@@ -317,9 +319,12 @@ class Engine:
                     actor_id=str(call.actor_id),
                     message_id=call.message_id,
                 )
-            return self.waits.wait(
+            ended = self.waits.wait(
                 turn, call, lambda most: self._wait(call, most or timeout, steps, turn)
             )
+            if not ended and turn.reason is not None:
+                turn.context.check()
+            return ended
 
     def _wait(
         self,
@@ -337,13 +342,13 @@ class Engine:
             try:
                 if steps is not None and steps():
                     return call.over
+                if turn is not None and turn.reason is not None:
+                    return call.over
                 woken = wait_on(lock, until, poll if self.store.shared else 3600.0)
             finally:
                 self.calls.leave(call, lock)
             if call.over:
                 return True
-            if turn is not None and turn.reason is not None:
-                return False
             if call.doubtful or not woken:
                 call.doubtful = False
                 self.look(call)

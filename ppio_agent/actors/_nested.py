@@ -1,0 +1,209 @@
+"""What a turn asks of other actors, and tells them.
+
+The id of what it sends is made of the turn's own request and what is sent, so that a
+turn that is run again sends the same: it is taken once, and an answer that is there is
+the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from ppio_agent.exceptions import (
+    CallChainTooDeepError,
+    InvalidMessageError,
+    RuntimeOverloadedError,
+)
+from ppio_agent.storage.actors.records import Outgoing, RequestRecord
+from ppio_agent.wire.actors import ActorId, ActorResponseMessage
+
+from ._answers import result_of
+from ._send import encode_params, send
+from ._turn import Turn, current_turn
+from ._waits import deadlock
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+    from .runtime_abstractions import Params
+
+__all__ = ["ask", "tell"]
+
+_DEEPEST = 32
+_NO_LIMIT = 100  # of the mailbox of a type that only others know
+
+
+def ask(
+    engine: Engine,
+    turn: Turn,
+    actor_id: ActorId,
+    method: str,
+    params: Params,
+    *,
+    timeout: float | None = None,
+) -> Any:
+    """Ask an actor within a turn, and wait; see `IActorRuntimeContext.ask`."""
+    context = turn.context
+    context.check()
+    request = _request(turn, actor_id, method, encode_params(method, params))
+    request.chain = (*turn.record.chain, str(turn.cell.actor_id))
+    if len(request.chain) > _DEEPEST:
+        raise CallChainTooDeepError(
+            f"{len(request.chain)} actors wait for each other in a row, up to"
+            f" {actor_id}: use tell where no answer is needed",
+            actor_id=str(actor_id),
+        )
+    with _asking(turn, request):
+        circle = _waiting_for(engine, actor_id, turn)
+        if circle:
+            return _call_again(engine, circle, request)
+        return result_of(_answer(engine, turn, request, timeout))
+
+
+def _request(
+    turn: Turn, actor_id: ActorId, method: str, params: bytes
+) -> RequestRecord:
+    """Return a request of a turn; the same one if the turn is run again."""
+    record = turn.record
+    turn.nested += 1
+    sender = str(turn.cell.actor_id)
+    head = f"{sender}\n{record.message_id}\n{turn.nested}\n{actor_id}\n{method}\n"
+    return RequestRecord(
+        actor_id,
+        f"d-{sha256(head.encode() + params).hexdigest()[:32]}",
+        method,
+        params,
+        sender=sender,
+        traceparent=record.traceparent,
+    )
+
+
+@contextmanager
+def _asking(turn: Turn, request: RequestRecord) -> Iterator[None]:
+    turn.asking = (request.actor_id, request.message_id)
+    try:
+        yield
+    finally:
+        turn.asking = None
+
+
+def _answer(
+    engine: Engine, turn: Turn, request: RequestRecord, timeout: float | None
+) -> ActorResponseMessage:
+    """Return the response to a request of a turn, wherever it is run."""
+    context = turn.context
+    deadline = context.time_left()
+    if timeout is not None:
+        deadline = timeout if deadline is None else min(deadline, timeout)
+    if turn.record.attempt > 1 or turn.runs > 1:
+        known = engine.store.get_request(request.actor_id, request.message_id)
+    else:
+        known = None
+    if known is None and timeout is None:
+        if deadline is not None:
+            request.deadline = engine.store.now() + deadline
+        here = engine.ask_here(request)
+        if here is not None:
+            context.check()
+            return here
+    call = send(engine, request, deadline=deadline)
+    try:
+        engine.wait(call)
+    except BaseException:
+        # A turn that ends with its process asks for the same again.
+        if turn.reason != "shutdown":
+            engine.cancel(call.actor_id, call.message_id)
+        raise
+    return call.response()
+
+
+# Actors that wait for the one that asks them.
+
+
+def _waiting_for(engine: Engine, actor_id: ActorId, turn: Turn) -> list[Turn]:
+    """Return the turns from one of an actor on to `turn`, each waiting for the next.
+
+    Empty if the actor has none here that waits for it. Those found are blocked as long
+    as `turn` runs, so that this stays true.
+    """
+    cell = engine.cells.find(actor_id)
+    here = None if cell is None else cell.turn
+    found: list[Turn] = []
+    while here is not None and len(found) <= _DEEPEST:
+        found.append(here)
+        if here is turn:
+            return found
+        here = _asked_by(engine, here)
+    return []
+
+
+def _asked_by(engine: Engine, turn: Turn) -> Turn | None:
+    """Return the turn that a turn waits for, if it runs here."""
+    if turn.asking is None:
+        return None
+    actor_id, message_id = turn.asking
+    cell = engine.cells.find(actor_id)
+    asked = None if cell is None else cell.turn
+    while asked is not None and asked.record.message_id != message_id:
+        asked = asked.outer
+    return asked
+
+
+def _call_again(engine: Engine, circle: list[Turn], request: RequestRecord) -> Any:
+    """Run a turn within another turn of its actor, which waits for it.
+
+    Raises:
+        ActorDeadlockError: The type does not allow that.
+    """
+    outer, asker = circle[0], circle[-1]
+    if outer.cell.type.options.reentrancy != "allow":
+        actors = [turn.cell.actor_id for turn in circle]
+        raise deadlock([actors[-1], *actors[:-1]], request.message_id)
+    turn = Turn(outer.cell, outer.activation, request, accepted=False)
+    turn.deadline = asker.deadline
+    turn.enter(outer)
+    asker.asks(turn)
+    context = outer.context
+    before = current_turn.set(turn)
+    context._turn = turn  # noqa: SLF001 - a friend: not for actors
+    try:
+        engine.drainer.call(turn)
+    finally:
+        context._turn = outer  # noqa: SLF001
+        current_turn.reset(before)
+        asker.child = None
+        turn.leave(outer)
+    return result_of(turn.response())
+
+
+# Requests that leave with the commit.
+
+
+def tell(
+    engine: Engine,
+    turn: Turn,
+    actor_id: ActorId,
+    method: str,
+    params: Params,
+    *,
+    delay: float = 0.0,
+) -> str:
+    """Send a request with the commit of a turn; see `IActorRuntimeContext.tell`."""
+    if not 0.0 <= delay < float("inf"):
+        raise InvalidMessageError(f"delay={delay!r} is not a number of seconds")
+    request = _request(turn, actor_id, method, encode_params(method, params))
+    mailbox = _NO_LIMIT
+    if actor_id.type_name in engine.types or not engine.store.shared:
+        mailbox = engine.types.find(actor_id.type_name).options.mailbox_limit
+    outbox = turn.outbox = turn.outbox or []
+    if len(outbox) >= engine.options.max_pending:
+        raise RuntimeOverloadedError(
+            f"request {turn.record.message_id} to {turn.cell.actor_id} tells others"
+            f" {len(outbox)} times in one turn: use several turns",
+            actor_id=str(turn.cell.actor_id),
+        )
+    not_before = engine.store.now() + delay if delay else 0.0
+    outbox.append(Outgoing(request, not_before, mailbox))
+    return request.message_id
