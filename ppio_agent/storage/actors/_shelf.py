@@ -15,7 +15,7 @@ from .records import (
     SetValue,
 )
 
-__all__ = ["KEPT_STEPS", "KEPT_STEP_BYTES", "Log", "Shelf"]
+__all__ = ["KEPT_STEPS", "KEPT_STEP_BYTES", "Log", "Shelf", "changed"]
 
 KEPT_STEPS = 1024
 KEPT_STEP_BYTES = 1024 * 1024
@@ -166,12 +166,14 @@ class Shelf:
         """Return the requests that wait, the oldest first."""
         return [record for record in self.queue or () if not record.attempt]
 
-    def change(self, ops: Sequence[SetValue | RemoveKey]) -> None:
-        """Change the state."""
-        state = self.state or {}
-        for op in ops:
-            if isinstance(op, SetValue):
-                state[op.key] = op.value
-            else:
-                state.pop(op.key, None)
-        self.state = state or None
+
+def changed(
+    state: dict[str, bytes], ops: Sequence[SetValue | RemoveKey]
+) -> dict[str, bytes]:
+    """Change a state, in place, and return it."""
+    for op in ops:
+        if isinstance(op, SetValue):
+            state[op.key] = op.value
+        else:
+            state.pop(op.key, None)
+    return state

@@ -18,7 +18,7 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from ._agenda import Agenda
 from ._mailboxes import Mailboxes
 from ._postings import Postings
-from ._shelf import Shelf
+from ._shelf import Shelf, changed
 from .admission import code_of
 from .port import IActorStore
 from .records import (
@@ -45,7 +45,7 @@ from .records import (
 )
 from .waitgraph import cycle_of
 
-__all__ = ["InMemoryStateStorage"]
+__all__ = ["InMemoryStateStorage", "part_of"]
 
 # Members of enums are slow to look up, and these are for each turn.
 _PENDING = RequestStatus.PENDING
@@ -85,7 +85,7 @@ class InMemoryStateStorage(IActorStore):
         self._lock = threading.Lock()
         self._boxes = Mailboxes()
         self._postings = Postings(self._boxes)
-        self._state_ends: Agenda[Shelf] = Agenda()
+        self._state_ends: Agenda[ActorId] = Agenda()
         self._owners: dict[ActorId, tuple[str, float]] = {}
         self._workers: dict[str, float] = {}
         self._waits: dict[ActorId, ActorId] = {}
@@ -111,14 +111,8 @@ class InMemoryStateStorage(IActorStore):
             shelf = self._boxes.shelves.get(actor_id)
             if shelf is None or shelf.state is None:
                 return StateRead("0" if shelf is None else shelf.etag, {})
-            etag, state = shelf.etag, shelf.state
-            wanted = state.keys() if keys is None else state.keys() & set(keys)
-            found = [key for key in wanted if key.startswith(prefix)]
-            values = {key: state[key] for key in found}
-        order = sorted(key for key in found if after is None or key > after)
-        page = order[:limit]
-        more = page[-1] if page and len(order) > limit else None
-        return StateRead(etag, {key: values[key] for key in page}, more)
+            whole = StateRead(shelf.etag, shelf.state.copy())
+        return part_of(whole, keys, prefix, after, limit)
 
     def write(
         self,
@@ -262,10 +256,9 @@ class InMemoryStateStorage(IActorStore):
         if turn.state:
             self._change(shelf, turn.state)
         if turn.state_ttl is not None:
-            if shelf.state is not None:
-                self._state_ends.set(shelf, now + turn.state_ttl)
+            self._state_ends.set(shelf.actor_id, now + turn.state_ttl)
         elif self._state_ends:
-            self._state_ends.drop(shelf)
+            self._state_ends.drop(shelf.actor_id)
         for out in turn.outbox:
             self._postings.send(out, now)
         for change in turn.reminders:
@@ -366,16 +359,22 @@ class InMemoryStateStorage(IActorStore):
     def _purge_states(self, now: float, limit: int) -> int:
         count = 0
         for _ in range(limit):
-            shelf = self._state_ends.pop(now)
-            if shelf is None:
+            actor_id = self._state_ends.pop(now)
+            if actor_id is None:
                 break
+            shelf = self._boxes.shelf(actor_id)
             if shelf.queue is not None:
-                self._state_ends.set(shelf, now + _BUSY_STATE_AGAIN)
-            elif shelf.state is not None:
-                shelf.state, shelf.etag = None, str(next(self._numbers))
+                self._state_ends.set(actor_id, now + _BUSY_STATE_AGAIN)
+            else:
+                count += self._drop_state(shelf)
                 self._boxes.tidy(shelf)
-                count += 1
         return count
+
+    def _drop_state(self, shelf: Shelf) -> bool:
+        if shelf.state is None:
+            return False
+        shelf.state, shelf.etag = None, str(next(self._numbers))
+        return True
 
     def _purge_owners(self, before: float, limit: int) -> None:
         # In the order of the latest look, so that each gets its turn.
@@ -445,7 +444,7 @@ class InMemoryStateStorage(IActorStore):
             found = not shelf.is_bare()
             self._boxes.delete(shelf, time.time())
             self._postings.forget(shelf)
-            self._state_ends.drop(shelf)
+            self._state_ends.drop(shelf.actor_id)
             found |= self._owners.pop(shelf.actor_id, None) is not None
             return self._boxes.dead.discard_of(shelf.actor_id) or found
 
@@ -479,5 +478,25 @@ class InMemoryStateStorage(IActorStore):
         return shelf
 
     def _change(self, shelf: Shelf, ops: Sequence[SetValue | RemoveKey]) -> None:
-        shelf.change(ops)
+        shelf.state = changed(shelf.state or {}, ops) or None
         shelf.etag = str(next(self._numbers))
+
+
+def part_of(
+    whole: StateRead,
+    keys: Sequence[str] | None,
+    prefix: str,
+    after: str | None,
+    limit: int,
+) -> StateRead:
+    """Return what `IActorStore.read` is asked for of a whole state."""
+    state = whole.values
+    wanted = state.keys() if keys is None else state.keys() & set(keys)
+    order = sorted(
+        key
+        for key in wanted
+        if key.startswith(prefix) and (after is None or key > after)
+    )
+    page = order[:limit]
+    more = page[-1] if page and len(order) > limit else None
+    return StateRead(whole.etag, {key: state[key] for key in page}, more)

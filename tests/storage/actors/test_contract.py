@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import pytest
 
+from ppio_agent.storage.actors import IActorStateStorage, IActorStore
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
+from ppio_agent.storage.actors.records import SetValue
+from ppio_agent.storage.actors.stateonly import StateOnlyStore
 from ppio_agent.testing.actor_store import ActorStoreContract
+from ppio_agent.wire.actors import ActorId
+from ppio_agent.wire.json import decode_json, encode_json
+
+
+class DictStorage(IActorStateStorage):
+    """What a user writes who needs state to be somewhere else."""
+
+    def __init__(self) -> None:
+        self.states: dict[ActorId, bytes] = {}
+        self.refuses = False
+        self.lock = threading.Lock()
+
+    def read_state(self, actor_id: ActorId) -> dict[str, Any]:
+        return dict(decode_json(self.states.get(actor_id, b"{}")))
+
+    def write_state(self, actor_id: ActorId, state: dict[str, Any]) -> bool:
+        if not self.refuses:
+            self.states[actor_id] = encode_json(state)
+        return not self.refuses
+
+    def delete_state(self, actor_id: ActorId) -> bool:
+        return self.states.pop(actor_id, None) is not None
 
 
 class TestMemory(ActorStoreContract):
@@ -14,3 +42,27 @@ class TestMemory(ActorStoreContract):
     @pytest.fixture
     def store(self) -> InMemoryStateStorage:
         return InMemoryStateStorage()
+
+
+class TestStateOnly(ActorStoreContract):
+    """So does a storage of three methods, but for what such a one cannot."""
+
+    @pytest.fixture
+    def store(self) -> StateOnlyStore:
+        return StateOnlyStore(DictStorage())
+
+    def test_every_batch_changes_the_etag(self, store: IActorStore) -> None:
+        """Every batch that changes the state does: the etag is its digest."""
+        first = store.write(A, [SetValue("a", b"1")]).etag
+        assert store.write(A, [SetValue("a", b"1")]).etag == first
+        assert store.write(A, [SetValue("a", b"2")]).etag != first
+
+    def test_one_of_many_conditional_writes_succeeds(self, store: IActorStore) -> None:
+        """One after the other: nothing keeps those apart who write at once."""
+        etag = store.write(A, [SetValue("a", b"0")]).etag
+        ops = [SetValue("b", b"1")]
+        results = [store.write(A, ops, etag).success for _ in range(3)]
+        assert results == [True, False, False]
+
+
+A = ActorId("echo", "c-1")
