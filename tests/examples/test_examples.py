@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -198,3 +199,34 @@ def test_a_killed_demo_leaves_no_process(moment: str, tmp_path: Path) -> None:
         timeout=40,
         what="every process of the demo to end",
     )
+
+
+ACTORS = EXAMPLES / "actors"
+_SAID = {
+    "example": ["echo/monday: And tomorrow? -> Echo: And tomorrow?", "mock-ai/tuesday: "],
+    "conversation": ["table 1: that is 7", "table 1: agent failed", "  user: cake"],
+    "streaming": ["3 line 3 about the sea", "cancelled", "again: line 2 about the sea"],
+    "asking": ["will: 4 words: fine", "stan: no draft (deadlock)"],
+    "reminders": ["hears: planted", "hears: drunk 2"],
+    "durable": [
+        "the first process ended by signal 9",
+        "deposit of 20: {'balance': 30, 'attempt': 2}",
+        "deposit of 30: {'balance': 60, 'attempt': 1}",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _SAID)
+def test_the_examples_of_actors_run(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says what its reader is told to expect."""
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(ACTORS / f"{name}.py"), run_name="__main__")
+    output = capfd.readouterr().out
+    assert [line for line in _SAID[name] if line not in output] == []
+
+
+def test_every_example_of_actors_is_run() -> None:
+    """None is forgotten above."""
+    assert sorted(path.stem for path in ACTORS.glob("*.py")) == sorted(_SAID)
