@@ -41,7 +41,7 @@ def inspect(session: Session, actor_id: ActorId) -> ActorSummary | None:
     if row is None and owned_by is None:
         return None
     etag, worker, token, last_turn = row or (0, None, 0, None)
-    count, begun = requests.load(session, values["actor"])
+    count, begun, _ = requests.load(session, values["actor"])
     first = requests.oldest(session, actor_id) if begun else None
     return ActorSummary(
         actor_id,

@@ -33,6 +33,7 @@ from .sql_tables import (
     forget,
     hold,
     record_of,
+    stamp,
     values_of,
     with_columns,
 )
@@ -66,7 +67,7 @@ _FIND = with_columns(
     " WHERE actor = :actor AND message_id = :message_id"
 )
 _LOAD = (
-    "SELECT count(*), count(started_at) FROM actor_request"
+    "SELECT count(*), count(started_at), max(seq) FROM actor_request"
     " WHERE actor = :actor AND status = 'pending'"
 )
 _PENDING = "SELECT count(*) FROM actor_request WHERE status = 'pending'"
@@ -79,8 +80,8 @@ _WAITING = with_columns(
     " AND status = 'pending' AND started_at IS NULL ORDER BY seq LIMIT :limit"
 )
 _ADD = with_columns(
-    "INSERT INTO actor_request (actor, <columns>, size)"
-    " VALUES (:actor, <values>, :size)"
+    "INSERT INTO actor_request (actor, seq, size, <columns>)"
+    " VALUES (:actor, :seq, 0, <values>)"
     " ON CONFLICT (actor, message_id) DO NOTHING"
 )
 _END = (
@@ -156,7 +157,7 @@ def accept(
         same = not told or known.digest == request.digest
         outcome = Acceptance.DUPLICATE if same else Acceptance.CONFLICT
         return Accepted(outcome, known)
-    count, running = load(session, actor)
+    count, running, last = load(session, actor)
     everywhere = pending(session, limits.pending)
     outcome, leaving = admit(count - running, running, everywhere, limits)
     if outcome is not Acceptance.NEW:
@@ -171,15 +172,15 @@ def accept(
     told_to_end = None
     if instead and running:
         told_to_end = _interrupt(session, actor_id, Cancellation(limits.on_busy))
-    add(session, values_of(request))
+    add(session, now, request, last)
     session.hint(HintKind.READY, actor_id, request.message_id)
     return Accepted(outcome, None, ended, told_to_end)
 
 
-def load(session: Session, actor: str) -> tuple[int, int]:
-    """Return how many requests of an actor are pending, and how many of them begun."""
-    count, begun = session.one(_LOAD, {"actor": actor})
-    return count, begun
+def load(session: Session, actor: str) -> tuple[int, int, int | None]:
+    """Return what is pending of an actor: how many, begun ones, the last place."""
+    count, begun, last = session.one(_LOAD, {"actor": actor})
+    return count, begun, last
 
 
 def count_pending(session: Session) -> int:
@@ -236,9 +237,10 @@ def _note(session: Session, record: RequestRecord, how: Cancellation) -> None:
     session.hint(HintKind.CANCEL, record.actor_id, record.message_id)
 
 
-def add(session: Session, values: dict[str, Any], size: int = 0) -> bool:
-    """Keep a request as `values_of` gives it; return whether its id was new."""
-    values["size"] = size
+def add(session: Session, now: float, request: RequestRecord, last: int | None) -> bool:
+    """Put a request behind the `last` place; return whether its id was new."""
+    values = values_of(request)
+    values["seq"] = max(stamp(now), (last or 0) + 1)
     return session.run(_ADD, values) != 0
 
 

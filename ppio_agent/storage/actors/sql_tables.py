@@ -31,7 +31,8 @@ __all__ = [
 Row = tuple[Any, ...]
 
 _VERSION = 1
-# Words in braces differ between databases. `size` counts the bytes of the log, and of
+# Words in braces differ between databases. `seq` is the place of a pending request in its
+# mailbox. `size` counts the bytes of the log, and of
 # the result at the end. A row of an actor begins with a token and, at its first write,
 # an etag that are made of the time, so that they rise also if it was forgotten before.
 _SCHEMA = """
@@ -54,19 +55,19 @@ CREATE TABLE IF NOT EXISTS actor_state (
     PRIMARY KEY (actor, key)
 );
 CREATE TABLE IF NOT EXISTS actor_request (
-    seq {serial},
     actor {text} NOT NULL,
+    seq BIGINT NOT NULL,
     size BIGINT NOT NULL,
     {columns},
-    UNIQUE (actor, message_id)
-);
+    PRIMARY KEY (actor, message_id)
+) {rowless};
 CREATE INDEX IF NOT EXISTS actor_request_noted ON actor_request (actor)
     WHERE status = 'pending' AND cancel IS NOT NULL;
 CREATE INDEX IF NOT EXISTS actor_request_pending ON actor_request (actor, seq)
     WHERE status = 'pending';
 CREATE INDEX IF NOT EXISTS actor_request_deadline ON actor_request (deadline)
     WHERE status = 'pending' AND deadline IS NOT NULL;
-CREATE INDEX IF NOT EXISTS actor_request_ended ON actor_request (finished_at, seq, size)
+CREATE INDEX IF NOT EXISTS actor_request_ended ON actor_request (finished_at, size)
     WHERE finished_at IS NOT NULL;
 CREATE TABLE IF NOT EXISTS actor_progress (
     actor {text} NOT NULL,

@@ -30,7 +30,6 @@ from .sql_state import change_state
 from .sql_tables import (
     Session,
     forget,
-    next_stamp,
     stamp,
     values_of,
     with_columns,
@@ -64,9 +63,20 @@ _BEGIN = (
     "UPDATE actor_request SET attempt = :attempt, started_at = :now"
     " WHERE actor = :actor AND message_id = :message_id"
 )
+# A request that was not accepted before, as it ended: if the lease holds, the state is
+# the one that was read, and the id is new.
+_ADD_ENDED = with_columns(
+    "INSERT INTO actor_request (actor, seq, size, <columns>)"
+    " SELECT :actor, 0, :size, <values> FROM actor WHERE actor.actor = :actor"
+    " AND worker = :worker AND token = :token"
+    " AND (:any_etag = 1 OR etag = :etag) /*for update*/"
+    " ON CONFLICT (actor, message_id) DO NOTHING"
+)
 _TOUCH = (
-    "UPDATE actor SET etag = :etag, last_turn = :now, expires_at = :expires_at"
-    " WHERE actor = :actor"
+    "UPDATE actor SET last_turn = :now, expires_at = :expires_at, etag = CASE"
+    " WHEN :writes = 0 THEN etag WHEN etag = 0 THEN :stamp ELSE etag + 1 END"
+    " WHERE actor = :actor RETURNING etag, EXISTS (SELECT 1 FROM actor_request"
+    " WHERE actor_request.actor = :actor AND status = 'pending')"
 )
 _SEND = with_columns(
     "INSERT INTO actor_outbox (actor, <columns>, mailbox, since, due)"
@@ -172,40 +182,54 @@ def commit(session: Session, now: float, lease: Lease, turn: TurnCommit) -> Comm
     """End a request with all that its turn leaves; see `IActorStore.commit`."""
     actor_id = lease.actor_id
     actor = str(actor_id)
-    etag = held(session, lease, actor)
-    fits = turn.etag is None or turn.etag == str(etag)
-    if fits and turn.request is not None and _add(session, now, turn.request, turn):
-        outcome, record = CommitOutcome.COMMITTED, None
-    else:
+    outcome, record, state = CommitOutcome.COMMITTED, None, turn.state
+    if turn.request is None or not _add(session, now, lease, turn, turn.request):
+        etag = held(session, lease, actor)
+        fits = turn.etag is None or turn.etag == str(etag)
         outcome, record = _settle(session, now, actor_id, turn, fits=fits)
-    if outcome is CommitOutcome.CONFLICT:
-        return Committed(outcome, str(etag))
-    keeps = outcome is CommitOutcome.COMMITTED
-    if keeps:
+        if outcome is CommitOutcome.CONFLICT:
+            return Committed(outcome, str(etag))
+        if outcome is CommitOutcome.ENDED:
+            taken = (
+                take(session, now, lease, turn.crash_attempts) if turn.take else None
+            )
+            return Committed(outcome, str(etag), record, taken)
+        if record is not None and not (fits and _is_interrupted(turn, record)):
+            state = ()
+    if outcome is CommitOutcome.COMMITTED:
         _leave(session, now, actor, turn)
-    if turn.state and (keeps or (fits and _is_interrupted(turn, record))):
-        change_state(session, actor, turn.state)
-        etag = next_stamp(etag, now)
-    if outcome is not CommitOutcome.ENDED:
-        expires_at = None if turn.state_ttl is None else now + turn.state_ttl
-        values = {"actor": actor, "etag": etag, "now": now, "expires_at": expires_at}
-        session.run(_TOUCH, values)
+    change_state(session, actor, state)
+    values = {
+        "actor": actor,
+        "now": now,
+        "expires_at": None if turn.state_ttl is None else now + turn.state_ttl,
+        "writes": len(state),
+        "stamp": stamp(now),
+    }
+    etag, has_more = session.one(_TOUCH, values)
     taken = None
     if turn.take:
-        taken = _begin(session, now, actor_id, turn.crash_attempts)
+        taken = (
+            _begin(session, now, actor_id, turn.crash_attempts) if has_more else Taken()
+        )
     return Committed(outcome, str(etag), record, taken)
 
 
 def _add(
-    session: Session, now: float, request: RequestRecord, turn: TurnCommit
+    session: Session, now: float, lease: Lease, turn: TurnCommit, request: RequestRecord
 ) -> bool:
-    """Keep a request that was not accepted before, ended; False if its id is known."""
+    """Keep a request that was not accepted before, ended; False if it cannot be so."""
     values = values_of(request)
     values["params"] = b""
     values["finished_at"] = now
     values["status"] = turn.status.value
     values["data"] = turn.data
-    if not requests.add(session, values, len(turn.data)):
+    values["size"] = len(turn.data)
+    values["worker"] = lease.worker
+    values["token"] = lease.token
+    values["any_etag"] = int(turn.etag is None)
+    values["etag"] = int(turn.etag or 0)
+    if not session.run(_ADD_ENDED, values):
         return False
     if turn.progress:
         requests.log_steps(session, values, (0, 0), turn.progress)
@@ -246,10 +270,9 @@ def _settle(
     return CommitOutcome.COMMITTED, None
 
 
-def _is_interrupted(turn: TurnCommit, record: RequestRecord | None) -> bool:
+def _is_interrupted(turn: TurnCommit, record: RequestRecord) -> bool:
     """Whether the state of a turn is kept that was cancelled."""
-    how = None if record is None else record.cancel
-    return turn.keep and how is Cancellation.INTERRUPT
+    return turn.keep and record.cancel is Cancellation.INTERRUPT
 
 
 def _leave(session: Session, now: float, actor: str, turn: TurnCommit) -> None:

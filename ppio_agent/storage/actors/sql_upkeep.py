@@ -21,7 +21,7 @@ from .records import (
 )
 from .schedule import GIVE_UP_AFTER, retry_delay, tick_of, tick_request
 from .sql_state import clear
-from .sql_tables import Session, forget, hold, record_of, values_of, with_columns
+from .sql_tables import Session, forget, hold, record_of, with_columns
 
 __all__ = [
     "deliver",
@@ -73,10 +73,12 @@ _TOO_MANY = (
     " 0) FROM actor_request WHERE finished_at IS NOT NULL"
 )
 _FIRST_ENDED = (
-    "SELECT seq, actor, message_id FROM actor_request WHERE finished_at IS NOT NULL"
-    " ORDER BY finished_at, seq LIMIT :limit"
+    "SELECT actor, message_id FROM actor_request WHERE finished_at IS NOT NULL"
+    " ORDER BY finished_at LIMIT :limit"
 )
-_FORGET_REQUEST = "DELETE FROM actor_request WHERE seq = :seq"
+_FORGET_REQUEST = (
+    "DELETE FROM actor_request WHERE actor = :actor AND message_id = :message_id"
+)
 _FORGET_STEPS = (
     "DELETE FROM actor_progress WHERE actor = :actor AND message_id = :message_id"
 )
@@ -84,13 +86,14 @@ _PAYLOAD = (
     "SELECT coalesce(sum(size), 0) FROM actor_request WHERE finished_at IS NOT NULL"
 )
 _TOO_LARGE = (
-    "SELECT seq, actor, message_id FROM actor_request WHERE seq IN (SELECT seq FROM"
-    " (SELECT seq, size, sum(size) OVER (ORDER BY finished_at DESC, seq DESC) AS total"
+    "SELECT actor, message_id FROM (SELECT actor, message_id, size,"
+    " sum(size) OVER (ORDER BY finished_at DESC ROWS UNBOUNDED PRECEDING) AS total"
     " FROM actor_request WHERE finished_at IS NOT NULL) AS sums"
-    " WHERE total > :most AND size > 0 LIMIT :limit)"
+    " WHERE total > :most AND size > 0 ORDER BY total DESC LIMIT :limit"
 )
 _EVICT = (
-    "UPDATE actor_request SET data = :nothing, evicted = 1, size = 0 WHERE seq = :seq"
+    "UPDATE actor_request SET data = :nothing, evicted = 1, size = 0"
+    " WHERE actor = :actor AND message_id = :message_id"
 )
 _LETTERS = (
     "SELECT count(*), coalesce(sum(CASE WHEN at < :before THEN 1 ELSE 0 END), 0)"
@@ -181,7 +184,8 @@ def fire(session: Session, now: float, actor_id: ActorId, name: str) -> bool:
     reminder = SetReminder(*fields)
     tick = tick_of(reminder.due, reminder.period, reminder.count, now)
     request = tick_request(actor_id, reminder, tick, now)
-    is_new = requests.add(session, values_of(request))
+    *_, last = requests.load(session, key["actor"])
+    is_new = requests.add(session, now, request, last)
     if tick.next_due is None:
         session.run(_LAST_DUE, key)
     else:
@@ -225,9 +229,10 @@ def forget_requests(
     if spare <= 0:
         return 0
     actors: dict[str, None] = {}
-    for seq, actor, message_id in session.all(_FIRST_ENDED, {"limit": spare}):
-        session.run(_FORGET_STEPS, {"actor": actor, "message_id": message_id})
-        session.run(_FORGET_REQUEST, {"seq": seq})
+    for actor, message_id in session.all(_FIRST_ENDED, {"limit": spare}):
+        values = {"actor": actor, "message_id": message_id}
+        session.run(_FORGET_STEPS, values)
+        session.run(_FORGET_REQUEST, values)
         actors[actor] = None
     for actor in actors:
         forget(session, actor)
@@ -240,9 +245,10 @@ def evict(session: Session, limit: int, most: int) -> int:
     if payload <= most:
         return 0
     rows = session.all(_TOO_LARGE, {"most": most, "limit": limit})
-    for seq, actor, message_id in rows:
-        session.run(_FORGET_STEPS, {"actor": actor, "message_id": message_id})
-        session.run(_EVICT, {"seq": seq, "nothing": b""})
+    for actor, message_id in rows:
+        values = {"actor": actor, "message_id": message_id, "nothing": b""}
+        session.run(_FORGET_STEPS, values)
+        session.run(_EVICT, values)
     return len(rows)
 
 
