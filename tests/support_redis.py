@@ -7,17 +7,25 @@ import socket
 import subprocess
 from pathlib import Path
 
+import redis
+
 from tests.support import needs_program, wait_until
 
 __all__ = ["RedisServer"]
 
 
 class RedisServer:
-    """A Redis server for one module of tests, on a socket in `folder`."""
+    """A Redis server for one module of tests, on a socket in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Of its own; a short path, as sockets want it.
+        options: More words of its command line.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         self._program = needs_program("redis-server")
         self._folder = folder
+        self._options = options
         self.path = folder / "s"
         self.start()
 
@@ -26,6 +34,7 @@ class RedisServer:
             [
                 self._program, "--port", "0", "--unixsocket", str(self.path),
                 "--save", "", "--dir", str(self._folder), "--daemonize", "no",
+                *self._options,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -34,6 +43,22 @@ class RedisServer:
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(str(self.path)) == 0
+
+    def begin_cluster(self) -> None:
+        """Begin to be all of a cluster, with `--cluster-enabled yes`: for two seconds."""
+        with self.client() as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+
+    def wait_for_cluster(self) -> None:
+        """Wait until what `begin_cluster` began is done."""
+        with self.client() as client:
+            wait_until(
+                lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+            )
+
+    def client(self, db: int = 0) -> redis.Redis:
+        """Return a client, to be closed."""
+        return redis.Redis.from_url(self.url(db))
 
     def stop(self) -> None:
         self._process.kill()

@@ -39,7 +39,7 @@ from .records import (
     TurnCommit,
     WriteResult,
 )
-from .redis_calls import ActorCall, RedisCalls
+from .redis_calls import SCRIPTS, ActorCall, RedisCalls
 from .redis_link import RedisHints, RedisLink
 from .redis_records import (
     INDEXES,
@@ -83,7 +83,7 @@ class RedisActorStore(IActorStore):
     shared = True
 
     def __init__(self, url: str) -> None:
-        self._link = RedisLink(url)
+        self._link = RedisLink(url, SCRIPTS)
         self._calls = RedisCalls(self._link)
         self._sweeps = RedisSweeps(self._link, self._calls)
         self._hints = RedisHints(self._link, INDEXES["pending"])
@@ -308,8 +308,7 @@ class RedisActorStore(IActorStore):
 
     def retire(self, worker: str) -> None:
         """Give back all leases of a worker, and forget it."""
-        # A worker that is not known has no time, so that its leases are free.
-        self._link.one("ZREM", INDEXES["workers"], worker)
+        self._sweeps.retire(worker)
 
     def ready(self, worker: str, limit: int) -> list[ActorId]:
         """Return actors whose turns the worker may run; see `IActorStore.ready`."""

@@ -15,21 +15,23 @@ from .redis_records import INDEXES, keys_of
 from .redis_scripts import TURN_SCRIPTS
 from .redis_sweep_scripts import INDEX_SCRIPTS, SWEEP_SCRIPTS
 
-__all__ = ["ActorCall", "RedisCalls"]
+__all__ = ["SCRIPTS", "ActorCall", "RedisCalls"]
 
 _INDEX_KEYS = list(INDEXES.values())
 
 
-def _digests(scripts: dict[str, str]) -> dict[str, str]:
-    return {
-        name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        for name, text in scripts.items()
-    }
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 _ACTOR_SCRIPTS = {**TURN_SCRIPTS, **SWEEP_SCRIPTS}
-_ACTOR_DIGESTS = _digests(_ACTOR_SCRIPTS)
-_INDEX_DIGESTS = _digests(INDEX_SCRIPTS)
+_ACTOR_DIGESTS = {name: _digest(text) for name, text in _ACTOR_SCRIPTS.items()}
+_INDEX_DIGESTS = {name: _digest(text) for name, text in INDEX_SCRIPTS.items()}
+
+SCRIPTS = {
+    _digest(text): text for text in (*_ACTOR_SCRIPTS.values(), *INDEX_SCRIPTS.values())
+}
+"""All scripts by their digests."""
 
 
 @define(eq=False)
@@ -72,8 +74,7 @@ class RedisCalls:
         self.pending = 0
 
     def begin(self) -> None:
-        """Load the scripts, and look at clock and size."""
-        self._link.add_scripts([*_ACTOR_SCRIPTS.values(), *INDEX_SCRIPTS.values()])
+        """Look at clock and size."""
         time, pending = self._link.all([
             ("TIME",),
             ("ZCARD", INDEXES["pending"]),

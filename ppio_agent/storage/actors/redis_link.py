@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ppio_agent._util.ids import new_id
 from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import (
     ConfigurationError,
@@ -42,6 +42,7 @@ class RedisLink:
     Args:
         url: ``redis://[[user]:password@]host[:port][/db]``, ``rediss://…`` with TLS, or
             ``unix://<path>``.
+        scripts: By digest, those that are loaded whenever the server has not got them.
 
     Raises:
         ConfigurationError: The extra `redis` is missing, or the URL cannot be used.
@@ -49,7 +50,7 @@ class RedisLink:
     Thread safety: thread-safe.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, scripts: Mapping[str, str]) -> None:
         try:
             import redis
             from redis.backoff import NoBackoff
@@ -75,17 +76,10 @@ class RedisLink:
         self._error = redis.RedisError
         self._unknown_script = redis.exceptions.NoScriptError
         self._redis: Any = redis.Redis(connection_pool=pool)
-        self._texts: dict[str, str] = {}
-
-    def add_scripts(self, scripts: Iterable[str]) -> None:
-        """Load scripts into the server, now and whenever it has forgotten them."""
-        for text in scripts:
-            digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-            self._texts[digest] = text
-        self._load()
+        self._scripts = scripts
 
     def _load(self) -> None:
-        self.all([("SCRIPT", "LOAD", text) for text in self._texts.values()])
+        self._send([("SCRIPT", "LOAD", text) for text in self._scripts.values()])
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -142,10 +136,10 @@ class RedisLink:
         answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 
-    def listen(self, channel: str) -> Any:
-        """Return what gets the messages of a channel; to be closed."""
+    def listen(self, *channels: str) -> Any:
+        """Return what gets the messages of channels; to be closed."""
         messages = self._redis.pubsub(ignore_subscribe_messages=True)
-        messages.subscribe(channel)
+        messages.subscribe(*channels)
         return messages
 
     def close(self) -> None:
@@ -197,6 +191,7 @@ class RedisHints:
         self._callbacks: list[Callable[[Hint], object]] = []
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
+        self._bell = f"{channel}:{new_id()}"  # a channel of its own, to be woken by
 
     def subscribe(self, callback: Callable[[Hint], object]) -> Subscription:
         """Call back on the thread of hints, from soon on."""
@@ -213,10 +208,14 @@ class RedisHints:
 
     def close(self) -> None:
         """End the thread. Idempotent."""
-        self._closed.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(_CLOSE_SECONDS)
+        with self._lock:
+            self._closed.set()
+            thread, self._thread = self._thread, None
+        if thread is None or thread is threading.current_thread():
+            return
+        with suppress(ServiceUnavailableError):  # it looks by itself, too
+            self._link.one("PUBLISH", self._bell, "")
+        thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         is_down = False
@@ -231,7 +230,7 @@ class RedisHints:
                 self._closed.wait(_LISTEN)
 
     def _hear(self) -> None:
-        messages = self._link.listen(self._channel)
+        messages = self._link.listen(self._channel, self._bell)
         try:
             while not self._closed.is_set():
                 message = messages.get_message(timeout=_LISTEN)

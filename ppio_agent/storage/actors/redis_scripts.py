@@ -53,9 +53,10 @@ local function hint(index, item, score)
   for _, word in ipairs({index, item, score or ''}) do hints[#hints + 1] = word end
 end
 
+-- Without a token: whether the worker has any lease.
 local function held()
   local lease = call('HMGET', ACTOR, 'worker', 'token')
-  return lease[1] == args.worker and lease[2] == args.token
+  return lease[1] == args.worker and lease[2] == (args.token or lease[2])
 end
 
 local function load(id)
@@ -154,7 +155,7 @@ local function change(ops)
       call('ZREM', NAMES, key)
     end
   end
-  call('HSETNX', ACTOR, 'etag', string.format('%.0f', now * 1000))
+  call('HSETNX', ACTOR, 'etag', string.format('%.0f', now * 1000000))
   call('HINCRBY', ACTOR, 'etag', 1)
 end
 
@@ -233,7 +234,8 @@ if args.pending - leave >= args.most then return {hints, 'overloaded', {}, {}, '
 
 local ended, told_to_end = {}, ''
 local supersede = args.on_busy == 'interrupt' or args.on_busy == 'rollback'
-for _, id in ipairs(call('ZRANGE', QUEUE, running, running + leave - 1)) do
+local left = leave > 0 and call('ZRANGE', QUEUE, running, running + leave - 1) or {}
+for _, id in ipairs(left) do
   local r = load(id)
   if supersede then
     ended[#ended + 1] = finish(r, 'cancelled', FAILURE.superseded)
@@ -289,7 +291,9 @@ local holder, token = lease[1], lease[2]
 if holder and holder ~= args.worker and token ~= args.dead then
   return {hints, 'held', holder, token}
 end
-call('HSETNX', ACTOR, 'token', string.format('%.0f', now * 1000))
+if holder and holder ~= args.worker then hint('leases', holder) end
+hint('leases', args.worker, '0')
+call('HSETNX', ACTOR, 'token', string.format('%.0f', now * 1000000))
 call('HSET', ACTOR, 'worker', args.worker)
 return {hints, 'claimed', holder or '', call('HINCRBY', ACTOR, 'token', 1)}
 """,
@@ -298,6 +302,7 @@ if held() then
   call('HDEL', ACTOR, 'worker')
   forget()
 end
+if call('HGET', ACTOR, 'worker') ~= args.worker then hint('leases', args.worker) end
 return {hints}
 """,
     "take": """
@@ -349,7 +354,8 @@ return {hints, outcome, etag(), r and outcome ~= 'committed' and told(r) or {},
     "inspect": """
 local facts = call('HMGET', ACTOR, 'etag', 'worker', 'token', 'owner', 'last_turn')
 local first = load(call('ZRANGE', QUEUE, 0, 0)[1])
-local known = is_owned() or not has_nothing() or facts[2]
+local known = is_owned() or facts[2]
+  or call('EXISTS', STATE, REQUESTS, REMINDERS, DEAD) > 0
 return {hints, known and 1 or 0, facts[1] or '0', facts[2], facts[3] or '0',
   facts[4], facts[5] or '', call('ZCARD', QUEUE),
   first and first.attempt > 0 and first.id or '', call('HLEN', REMINDERS)}
@@ -366,13 +372,15 @@ local had = is_owned() or not has_nothing()
 for _, id in ipairs(call('ZRANGE', QUEUE, 0, -1)) do
   finish(load(id), 'cancelled', FAILURE.cancelled)
 end
-for _, number in ipairs(call('HKEYS', OUTBOX)) do hint('outbox', number) end
 for _, name in ipairs(call('HKEYS', REMINDERS)) do hint('reminders', name) end
 hint('expiries', '')
 hint('owners', '')
 for _, id in ipairs(call('HKEYS', DEAD)) do hint('dying', id) end
-call('DEL', STATE, NAMES, QUEUE, REQUESTS, STEPS, OUTBOX, REMINDERS, DEAD)
-call('HDEL', ACTOR, 'etag', 'owner', 'last_turn', 'expires')
+hint('leases', args.worker)
+call('DEL', STATE, NAMES, QUEUE, REQUESTS, STEPS, REMINDERS, DEAD)
+-- What it said before stays said, by the numbers that it has.
+call('HDEL', ACTOR, 'worker', 'token', 'etag', 'owner', 'last_turn', 'expires')
+forget()
 return {hints, 'deleted', had and 1 or 0}
 """,
 }

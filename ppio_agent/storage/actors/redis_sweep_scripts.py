@@ -22,6 +22,7 @@ INDEX_KEYS = (
     "ended",  # "<actor>\n<id> <bytes>" by when it ended
     "payloads",  # of those the ones that have their result
     "bytes",  # how many bytes these results have
+    "leases",  # of all workers, as items, in no order
     "workers",  # until when they have their leases
     "waits",  # hash: which actor waits for which
     "dead",  # ids of dead letters, all of score 0: in their order
@@ -124,7 +125,11 @@ local worker = call('HGET', ACTOR, 'worker')
 if worker then
   local lives = false
   for _, other in ipairs(args.workers) do lives = lives or other == worker end
-  if not lives then call('HDEL', ACTOR, 'worker') end
+  if lives then hint('leases', worker, '0')
+  else
+    call('HDEL', ACTOR, 'worker')
+    hint('leases', worker)
+  end
 end
 if forget() then return {hints} end
 if is_owned() then hint('owners', '', instant(now)) end

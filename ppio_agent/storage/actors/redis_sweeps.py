@@ -68,6 +68,24 @@ class RedisSweeps:
         until = self._link.one("ZSCORE", INDEXES["workers"], worker)
         return until is not None and float(until) > self._calls.clock.now()
 
+    def retire(self, worker: str) -> None:
+        """Give back all leases of a worker, and forget it."""
+        suffix = f"\n{worker}".encode()
+        leased: list[bytes] = []
+        first = 0
+        while page := self._link.one(
+            "ZRANGE", INDEXES["leases"], first, first + _PAGE - 1
+        ):
+            leased += (member for member in page if member.endswith(suffix))
+            first += _PAGE
+        for start in range(0, len(leased), _PAGE):
+            self._calls.actors([
+                ActorCall("release", actor, {"worker": worker})
+                for actor, _ in map(_parts, leased[start : start + _PAGE])
+            ])  # fmt: skip
+        # What an index missed is free, too: of a worker that is not known.
+        self._link.one("ZREM", INDEXES["workers"], worker)
+
     def ready(self, worker: str, limit: int) -> list[ActorId]:
         """Return actors whose turns a worker may run; mend a part of the indexes."""
         first = self._ready_from
@@ -217,10 +235,8 @@ class RedisSweeps:
 
     def purge(self, now: float, limit: int, retention: Retention) -> int:
         """Forget what need not be kept; return how much that was."""
-        self._link.one(
-            *("ZREMRANGEBYSCORE", INDEXES["workers"]),
-            *("-inf", repr(now - _FORGET_WORKER)),
-        )
+        for worker in self._due("workers", now - _FORGET_WORKER, limit):
+            self.retire(worker.decode())
         self._evict(limit, retention)
         return (
             self._drop(now, limit, retention)
