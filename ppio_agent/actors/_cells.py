@@ -30,6 +30,7 @@ from .runtime_abstractions import IActor
 if TYPE_CHECKING:
     from ._context import InProcessActorContext
     from ._reminders import ActorTimer
+    from ._supervision import Verdict
     from ._turn import Turn
 
 __all__ = ["Activation", "Cell", "Cells"]
@@ -46,9 +47,19 @@ class Activation:
         next: A request that was taken, and whose turn has not begun.
         timers: Its timers by name; None: none.
         size: At most so many bytes of state; None: not known.
+        verdict: What follows from a crash, once its turn is committed; None: none.
     """
 
-    __slots__ = ("actor", "context", "lease", "next", "own_loop", "size", "timers")
+    __slots__ = (
+        "actor",
+        "context",
+        "lease",
+        "next",
+        "own_loop",
+        "size",
+        "timers",
+        "verdict",
+    )
 
     def __init__(self, lease: Lease, context: InProcessActorContext) -> None:
         self.lease = lease
@@ -58,6 +69,7 @@ class Activation:
         self.next: RequestRecord | None = None
         self.size: int | None = None
         self.timers: dict[str, ActorTimer] | None = None
+        self.verdict: Verdict | None = None
 
 
 class Cell:

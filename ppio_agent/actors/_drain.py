@@ -68,6 +68,8 @@ class Drainer:
             if self._engine.halted:
                 cell.flag.release()  # the sweep finds what waits
                 return
+            if self._engine.crashes.settle(cell):
+                return
             if more:
                 if self._engine.pool.waiting:  # to the back of the queue
                     self._engine.submit(cell)
@@ -91,7 +93,8 @@ class Drainer:
             turns -= 1
             activation.next = None
             self.run(Turn(cell, activation, record))
-            if cell.activation is not activation:  # its lease was lost
+            # Its lease was lost, or it crashed.
+            if cell.activation is not activation or activation.verdict is not None:
                 return False
         return False
 
@@ -108,10 +111,12 @@ class Drainer:
         try:
             while time.monotonic() < end and self._run_one(cell, end):
                 ran = True
+                if cell.activation is None or cell.activation.verdict is not None:
+                    break
         finally:
             if lived:
                 self._leave(cell)
-            else:
+            elif not self._engine.crashes.settle(cell):
                 self._lives.deactivate(cell)
                 late = self._engine.cells.remove(cell) or time.monotonic() >= end
                 if late:  # there may be more to do
@@ -158,21 +163,25 @@ class Drainer:
         if record.attempt > 1:
             _progress.restart(self._engine, turn)
         cell.turn = context._turn = turn  # noqa: SLF001 - a friend: not for actors
-        turn.caller = current_turn.get()
+        caller = current_turn.get()
+        if caller is not None:
+            caller.asks(turn)
         outer = current_turn.set(turn)
         try:
-            self._call(turn)
+            self.call(turn)
             while not self._commit(turn):
                 told = turn.sequence > 0
                 turn.begin()
                 if told:
                     _progress.restart(self._engine, turn)
-                self._call(turn)
+                self.call(turn)
         finally:
             current_turn.reset(outer)
+            if caller is not None:
+                caller.child = None
             cell.turn = context._turn = None  # noqa: SLF001
 
-    def _call(self, turn: Turn) -> None:
+    def call(self, turn: Turn) -> None:
         """Let the actor handle the message; whatever escapes it ends in an answer."""
         activation = turn.activation
         context = activation.context
@@ -214,14 +223,15 @@ class Drainer:
         if self._engine.options.debug:
             text = f"{type(error).__name__}: {error}"
         turn.fail(failure("actor_failed", text))
-        self._lives.dispose(turn.activation)
+        if turn.outer is None:  # of a turn within another one that other goes on
+            self._engine.crashes.judge(turn)
 
     def _commit(self, turn: Turn) -> bool:
         """Commit a turn; return whether it is over: else it has to be run again."""
         engine, activation = self._engine, turn.activation
         if turn.how is not None:
             supersede(turn)
-        take = not engine.halted
+        take = not engine.halted and activation.verdict is None
         if turn.last_at is not None:
             take = take and time.monotonic() < turn.last_at
         commit = commit_of(turn, take=take)
@@ -253,8 +263,8 @@ class Drainer:
         """See to what follows from a turn that was committed."""
         if turn.accepted:
             self._engine.over(turn)
-        if turn.outbox:
-            self._engine.relay()
+        if turn.outbox or turn.reminders:
+            self._engine.sweep.after(turn)
 
     def _discarded(self, turn: Turn, record: RequestRecord | None) -> None:
         """Note that a request ended otherwise than its turn says."""
@@ -276,6 +286,19 @@ class Drainer:
                 )
                 self._engine.stopping.wait(seconds)
         return self._store.commit(lease, commit)
+
+    def refuse(self, cell: Cell, activation: Activation) -> None:
+        """End all that waits for an actor that is stopped; they become dead letters."""
+        while activation.next is not None or self._take(cell, activation):
+            record, activation.next = activation.next, None
+            if record is None:
+                return
+            turn = Turn(cell, activation, record)
+            turn.fail(failure("actor_stopped"))
+            turn.dead = "actor_stopped"
+            self._commit(turn)
+            if cell.activation is not activation:  # its lease was lost
+                return
 
     # The short way.
 
@@ -303,10 +326,31 @@ class Drainer:
             return None
         return turn.response()
 
+    def run_first(self, cell: Cell, message_id: str) -> None:
+        """Run a request if it is the next one, and give the flag up."""
+        turn = None
+        try:
+            activation = cell.activation or self._lives.activate(cell)
+            if activation is None:
+                return
+            if activation.next is None:
+                self._take(cell, activation)
+            record = activation.next
+            if record is not None and record.message_id == message_id:
+                activation.next = None
+                turn = Turn(cell, activation, record)
+                self.run(turn)
+        finally:
+            self._leave(cell)
+        if turn is not None and isinstance(turn.crash, KeyboardInterrupt):
+            raise turn.crash
+
     def _leave(self, cell: Cell) -> None:
         """Give the flag up, or hand it to the pool with what came meanwhile."""
         activation = cell.activation
         engine = self._engine
+        if engine.crashes.settle(cell):
+            return
         if (
             activation is not None and activation.next is not None
         ) or engine.cells.give_up(cell):

@@ -35,9 +35,9 @@ from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 
 from ._call import Call, Calls, latch, wait_on
 from ._cells import Cell, Cells
+from ._crashes import Crashes
 from ._drain import Drainer
 from ._lives import Lives
-from ._supervision import Supervisor
 from ._sweep import Heartbeat, Sweep
 from ._timers import Timer, Timers
 from ._turn import Turn, current_turn
@@ -73,6 +73,7 @@ class Engine:
         placement: Who is told of actors that are ready; None: the pool.
         lives: Activates actors, and lets them go.
         drainer: Runs turns.
+        crashes: Sees to actors that crash.
         supervisor: Remembers crashes.
         waits: Which turns wait for whom.
         heartbeat: Keeps the leases.
@@ -116,7 +117,8 @@ class Engine:
         # Senders that wait for a place in a mailbox; none, mostly.
         self._senders: dict[ActorId, deque[threading.Lock]] = {}
         self._senders_lock = threading.Lock()
-        self.supervisor = Supervisor(time.monotonic)
+        self.crashes = Crashes(self)
+        self.supervisor = self.crashes.supervisor
         self.waits = Waits(self)
         self.lives = Lives(self)
         self.drainer = Drainer(self)
@@ -204,6 +206,8 @@ class Engine:
     def ask_here(self, request: RequestRecord) -> ActorResponseMessage | None:
         """Run a request on this thread if its actor is idle; None: it was not run."""
         cell = self.cell(request.actor_id)
+        if self.supervisor.stopped:
+            self.crashes.check(request.actor_id)
         if cell.activation is None and self.placement is not None:
             return None
         if not cell.flag.acquire(blocking=False):
@@ -214,6 +218,19 @@ class Engine:
             return None
         request.created_at = self.store.now()
         return self.drainer.run_here(cell, request)
+
+    def run_first(self, cell: Cell, message_id: str) -> bool:
+        """Run an accepted request on this thread if its actor is idle, and it is next.
+
+        Returns:
+            Whether that was tried; else the actor has to be woken.
+        """
+        if cell.activation is None and self.placement is not None:
+            return False
+        if not cell.flag.acquire(blocking=False):
+            return False
+        self.drainer.run_first(cell, message_id)
+        return True
 
     # The end of requests.
 
@@ -269,11 +286,6 @@ class Engine:
         records = self.store.expire(self.store.now(), 1000)
         self.ended(records)
         return len(records)
-
-    def relay(self) -> None:
-        """Move what was sent by commits, and is due, into mailboxes."""
-        for actor_id in self.store.relay(self.store.now(), 1000):
-            self.signal(actor_id)
 
     # Time.
 
@@ -448,6 +460,7 @@ class Engine:
         self.running = False
         self.stopping.set()
         self.halted = True
+        self.crashes.give_up()
 
 
 def stopped(call: Call) -> PPIOAgentError:

@@ -47,6 +47,9 @@ class Lives:
         activation = Activation(lease, context)
         engine.cells.activated(cell, activation)
         self.make_room()
+        if engine.supervisor.stopped and engine.crashes.refuses(cell, activation):
+            self.deactivate(cell)
+            return None
         return activation
 
     def make_room(self) -> None:

@@ -110,6 +110,7 @@ def send(
     deadline: float | None = None,
     on_busy: OnBusy = "enqueue",
     block: float = 0.0,
+    here: bool = False,
 ) -> Call:
     """Have a request accepted and run; return the call that is told of its end.
 
@@ -119,11 +120,14 @@ def send(
         deadline: Seconds from now after which it ends EXPIRED.
         on_busy: What happens if the actor has another pending request.
         block: Seconds to wait for a place, where the type says so.
+        here: Whether its turn may run on this thread.
 
     Raises:
         PPIOAgentError: It was refused; see `IActorClient.send_request`.
     """
     cell = engine.cell(request.actor_id)
+    if engine.supervisor.stopped:
+        engine.crashes.check(request.actor_id)
     request.created_at = engine.store.now()
     call, fresh = engine.calls.listed(request.actor_id, request.message_id)
     until = None
@@ -146,7 +150,9 @@ def send(
         engine.calls.forget(call)
         engine.calls.conclude_as(call, accepted.record)
     _make_way(engine, cell, accepted, on_busy)
-    if accepted.outcome is Acceptance.NEW:
+    if accepted.outcome is not Acceptance.NEW:
+        return call
+    if not (here and engine.run_first(cell, request.message_id)):
         engine.wake(cell)
     return call
 

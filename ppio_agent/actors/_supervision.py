@@ -105,6 +105,9 @@ class Supervisor:
         clock: Gives instants, as `time.monotonic`.
         chance: Gives numbers in [0, 1).
 
+    Attributes:
+        stopped: Until when which actors are, or were not long ago; empty, mostly.
+
     Thread safety: thread-safe. A forked child has forgotten everything.
     """
 
@@ -113,7 +116,7 @@ class Supervisor:
     # Guards all below.
     _lock: threading.Lock = field(init=False)
     _crashes: dict[ActorId, tuple[tuple[float, ...], float]] = field(init=False)
-    _stopped: dict[ActorId, float] = field(init=False)
+    stopped: dict[ActorId, float] = field(init=False)
     _types: dict[str, _TypeRecord] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -123,7 +126,7 @@ class Supervisor:
     def _forget_all(self) -> None:
         self._lock = threading.Lock()
         self._crashes = {}  # with the instant at which they play no part any more
-        self._stopped = {}  # until when
+        self.stopped = {}  # until when
         self._types = {}
 
     def crashed(self, actor_id: ActorId, policy: Supervision) -> Verdict:
@@ -133,7 +136,7 @@ class Supervisor:
             before = self._crashes.pop(actor_id, ((), 0.0))[0]
             verdict = judge(before, policy, now, self._chance())
             if verdict.reaction is Reaction.STOP:
-                _remember(self._stopped, actor_id, now + verdict.wait)
+                _remember(self.stopped, actor_id, now + verdict.wait)
             else:
                 kept = verdict.crashes, now + policy.window
                 _remember(self._crashes, actor_id, kept)
@@ -160,7 +163,7 @@ class Supervisor:
 
     def stopped_for(self, actor_id: ActorId) -> float:
         """Return for how many seconds an actor stays stopped; 0 if it is not."""
-        until = self._stopped.get(actor_id)
+        until = self.stopped.get(actor_id)
         return 0.0 if until is None else max(0.0, until - self._clock())
 
     def degraded(self) -> list[str]:
@@ -177,9 +180,9 @@ class Supervisor:
             for actor_id, (_, until) in list(self._crashes.items()):
                 if until <= now:
                     del self._crashes[actor_id]
-            for actor_id, until in list(self._stopped.items()):
+            for actor_id, until in list(self.stopped.items()):
                 if until <= now:
-                    del self._stopped[actor_id]
+                    del self.stopped[actor_id]
             for name, record in list(self._types.items()):
                 if record.idle(now):
                     del self._types[name]

@@ -71,7 +71,7 @@ class Waits:
         pairs = _pairs(turn, call.actor_id)
         before = {asker: self._calls.get(asker) for asker, _ in pairs}
         self._calls.update(dict.fromkeys(before, call))
-        stir = partial(self._engine.calls.stir, call.actor_id, call.message_id)
+        stir = partial(self._engine.calls.doubt, call.actor_id, call.message_id)
         unsubscribe = turn.cancelled.subscribe(stir, quick=True)
         try:
             self._check(pairs, call, wait)

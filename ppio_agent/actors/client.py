@@ -163,16 +163,15 @@ class InProcessActorClient(IActorClient):
         """Send a request and wait for its final response; see `IActorClient.ask`."""
         engine = self._runtime.engine
         request = _send.request_of(actor_id, method, params, message_id)
-        if (
-            timeout is None
-            and deadline is None
-            and message_id is None
-            and on_busy == "enqueue"
-        ):
+        # A thread cannot time itself out.
+        here = timeout is None and deadline is None
+        if here and message_id is None and on_busy == "enqueue":
             response = engine.ask_here(request)
             if response is not None:
                 return response
-        call = _send.send(engine, request, deadline=deadline, on_busy=on_busy)
+        call = _send.send(
+            engine, request, deadline=deadline, on_busy=on_busy, here=here
+        )
         return InProcessResponseHandle(engine, call).get_response(timeout)
 
     def get_request(

@@ -46,6 +46,7 @@ _BUILT_IN: Mapping[str, str] = {
 
 # Hooks whose plug-ins are called one by one, not by pluggy: a wrapper would be lost.
 _ONE_BY_ONE = frozenset({
+    "ppio_actor_escalation",
     "ppio_client_headers",
     "ppio_client_middleware",
     "ppio_client_request",
@@ -201,9 +202,14 @@ class Hooks:
         return functools.partial(self._notify, name, parts) if parts else None
 
     def _notify(self, name: str, parts: list[pluggy.HookImpl], record: object) -> None:
+        self._tell(name, parts, {"record": record})
+
+    def _tell(
+        self, name: str, parts: list[pluggy.HookImpl], arguments: Mapping[str, object]
+    ) -> None:
         for part in parts:
             try:
-                _call(part, {"record": record})
+                _call(part, arguments)
             except Exception:  # noqa: BLE001 - logged with its traceback, once
                 self._note_failure(name, part)
 
@@ -262,6 +268,12 @@ class Hooks:
     def model_provider(self, name: str) -> Any:
         """Return the agent that asks the model provider `name`; None: no plug-in has."""
         return self._hook("ppio_model_provider")(name=name)
+
+    def actor_escalation(self, type_name: str, stopped: int) -> None:
+        """Tell that actors of a type crash again and again."""
+        name = "ppio_actor_escalation"
+        arguments = {"type_name": type_name, "stopped": stopped}
+        self._tell(name, self._parts(name), arguments)
 
     def open_store(self, kind: str, url: str) -> Any:
         """Return the store of a `kind` that `url` names; None: no plug-in knows it."""

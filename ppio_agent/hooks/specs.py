@@ -28,6 +28,7 @@ __all__ = [
     "ClientAuth",
     "hookimpl",
     "hookspec",
+    "ppio_actor_escalation",
     "ppio_adapt_agent",
     "ppio_authenticate",
     "ppio_client_auth",
@@ -264,4 +265,18 @@ def ppio_open_store(kind: str, url: str) -> Any:
         kind: What is to be kept: `actor` (an `IActorStore`, or an `IActorStateStorage`
             for state alone) or `nonce` (a `NonceStore`).
         url: Its URL; it may hold a password.
+    """
+
+
+@hookspec()
+def ppio_actor_escalation(type_name: str, stopped: int) -> None:
+    """Hear that actors of a type crash again and again.
+
+    Called once when the type becomes degraded, in the thread of the turn that crashed
+    last; must be quick. What it raises is logged once and ignored.
+
+    Args:
+        type_name: The type.
+        stopped: How many of its actors were stopped within the window of its
+            supervision.
     """

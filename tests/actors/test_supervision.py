@@ -130,11 +130,11 @@ def test_what_plays_no_part_any_more_is_forgotten() -> None:
     judged.escalates("b", Supervision())
     judged.forget()
     assert judged._crashes
-    assert judged._stopped
+    assert judged.stopped
     assert judged._types
     clock.now += 60.0
     judged.forget()
-    assert [judged._crashes, judged._stopped, judged._types] == [{}, {}, {}]
+    assert [judged._crashes, judged.stopped, judged._types] == [{}, {}, {}]
 
 
 def test_so_many_actors_are_remembered(

@@ -115,6 +115,10 @@ class Named:
         return self.headers if name == self.name else None
 
     @hookimpl
+    def ppio_actor_escalation(self, type_name: str, stopped: int) -> None:
+        self.told = (type_name, stopped)
+
+    @hookimpl
     def ppio_open_store(self, kind: str, url: str) -> Any:
         return f"{self.name}'s {kind}" if url == f"{self.name}://" else None
 
@@ -153,6 +157,7 @@ def test_without_plugins_nobody_answers() -> None:
     assert hooks.adapt_agent("o") is None
     assert hooks.model_provider("n") is None
     assert hooks.open_store("actor", "n://") is None
+    hooks.actor_escalation("chat", 20)
     assert hooks.default_platform("c") is None
     assert [name for name in HOOKS if hooks.implemented(name)] == []
 
@@ -164,6 +169,8 @@ def test_every_hook_reaches_its_plugins() -> None:
     assert hooks.adapt_agent("a") == plugin.headers
     assert hooks.model_provider("a") == plugin.headers
     assert hooks.open_store("nonce", "a://") == "a's nonce"
+    hooks.actor_escalation("chat", 20)
+    assert plugin.told == ("chat", 20)
     assert hooks.authenticate("a") == Principal("a")
     assert hooks.middleware("app") == ["a 1", "a 2"]
     assert hooks.client_headers("r") == {"X-Last": "a", "X-a": "1"}
