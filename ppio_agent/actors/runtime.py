@@ -15,16 +15,17 @@ from ppio_agent.exceptions import RuntimeNotRunningError
 from ppio_agent.hooks import Hooks
 from ppio_agent.storage.actors import IActorStateStorage, IActorStore
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
+from ppio_agent.storage.actors.records import DeadLetter
 from ppio_agent.wire.actors import ActorId
 
-from . import _people
+from . import _letters, _people
 from ._context import InProcessActorContext
 from ._engine import Engine
 from ._stop import stop
 from ._types import ActorFactory, ActorTypes
-from .client import InProcessActorClient
+from .client import InProcessActorClient, InProcessResponseHandle
 from .options import ActorOptions, RuntimeOptions, Supervision
-from .runtime_abstractions import IActorPlacement
+from .runtime_abstractions import ActorResponseHandle, IActorPlacement
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -323,6 +324,32 @@ class InProcessActorRuntime:
             ActorBusyError: A turn of it runs, here or elsewhere.
         """
         return _people.delete(self.engine, actor_id)
+
+    def dead_letters(
+        self, limit: int = 100, after: str | None = None
+    ) -> list[DeadLetter]:
+        """Return requests that could not be done, the oldest first.
+
+        Args:
+            limit: At most so many.
+            after: From behind the letter with this id.
+        """
+        return self.store.dead_letters(limit, after)
+
+    def redrive(self, id: str) -> ActorResponseHandle:
+        """Send the request of a dead letter again, under a new id; the letter goes.
+
+        Raises:
+            NotFoundError: There is no such letter.
+            PPIOAgentError: The request is refused, see `IActorClient.send_request`; the
+                letter stays.
+        """
+        engine = self.engine
+        return InProcessResponseHandle(engine, _letters.redrive(engine, id))
+
+    def discard(self, id: str) -> bool:
+        """Remove a dead letter; return whether there was one."""
+        return self.store.discard(id)
 
 
 def _opened(storage: IActorStateStorage | str | None) -> IActorStore:
