@@ -21,7 +21,7 @@ from ppio_agent.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from ppio_agent.serving import PPIOAgentRuntimeApp
 
-__all__ = ["dev", "init", "load_app", "run"]
+__all__ = ["dev", "init", "load_app", "load_module", "run"]
 
 _MANIFEST = """\
 apiVersion: v1
@@ -130,7 +130,7 @@ def load_app(target: str, *, debug: bool = False) -> PPIOAgentRuntimeApp:
     from ppio_agent.serving import PPIOAgentRuntimeApp
 
     file, _, name = target.partition(":")
-    module = _load_module(Path(file))
+    module = load_module(Path(file))
     found = getattr(module, name or "app", None)
     if found is None and not name:
         found = getattr(module, "agent", None)
@@ -146,7 +146,12 @@ def load_app(target: str, *, debug: bool = False) -> PPIOAgentRuntimeApp:
     return app
 
 
-def _load_module(path: Path) -> ModuleType:
+def load_module(path: Path) -> ModuleType:
+    """Return a program, imported as a module.
+
+    Raises:
+        ConfigurationError: There is no such file, or it fails when imported.
+    """
     if not path.is_file():
         raise ConfigurationError(f"there is no file {path}; name the agent's program")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -27,6 +27,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 
+from .actors import actors
 from .agent import dev, init, run
 from .doctor import doctor
 from .invoke import invoke
@@ -66,7 +67,7 @@ def ppio_agent() -> None:
 
 
 for _command in (
-    init, run, dev, up, deploy, templates, sandboxes, logs, invoke, doctor,
+    init, run, dev, up, deploy, templates, sandboxes, logs, invoke, doctor, actors,
 ):  # fmt: skip
     ppio_agent.add_command(_command)
 

@@ -99,9 +99,9 @@ class PPIOAgentRuntimeServer(Closing):
         )
 
     @property
-    def page(self) -> str | None:
-        """What a browser gets at `url`, if it gets a page."""
-        return "playground" if self.shows_playground else None
+    def page(self) -> tuple[str, str] | None:
+        """Name and address of the page that browsers get, if there is one."""
+        return ("playground", f"{self.url}/") if self.shows_playground else None
 
     @property
     def broken(self) -> bool:

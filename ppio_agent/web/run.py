@@ -71,8 +71,8 @@ class Served(Protocol):
     on_stop: Callable[[], object] | None
 
     @property
-    def page(self) -> str | None:
-        """What a browser gets at `url`, if it gets a page."""
+    def page(self) -> tuple[str, str] | None:
+        """Name and address of the page that browsers get, if there is one."""
 
     @property
     def broken(self) -> bool:
@@ -108,7 +108,7 @@ def run(server: Served) -> bool:
         _say_ready()
         _log.info("listening on %s", server.url)
         if server.page is not None:
-            _log.info("%s: open %s/ in a browser", server.page, server.url)
+            _log.info("%s: open %s in a browser", *server.page)
         bell.wait_for(server.stopping)
         _log.info("stopping")
         drain = start_thread("ppio-drain", _drain, server, hurry, bell)

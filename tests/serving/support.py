@@ -153,16 +153,19 @@ class Gate:
     """A place for handlers to stand, whatever they are told."""
 
     def __init__(self) -> None:
-        self._opened = threading.Event()
+        self.opened = threading.Event()
         self._reached = threading.Semaphore(0)
 
-    def stand(self) -> None:
+    def reach(self) -> None:
         self._reached.release()
-        self._opened.wait(30)
+
+    def stand(self) -> None:
+        self.reach()
+        self.opened.wait(30)
 
     def wait_reached(self, times: int = 1) -> None:
         for _ in range(times):
             assert self._reached.acquire(timeout=10)
 
     def open(self) -> None:
-        self._opened.set()
+        self.opened.set()

@@ -1,0 +1,93 @@
+"""How mistakes in requests, and requests that failed, are told over HTTP. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from ppio_agent.actors._answers import error_of
+from ppio_agent.actors.runtime_abstractions import ActorResponseMessage
+from ppio_agent.exceptions import (
+    ActorFailedError,
+    InvalidMessageError,
+    PPIOAgentError,
+    WireError,
+    by_code,
+)
+from ppio_agent.wire.json import Json
+from ppio_agent.wire.model import WireModel
+
+__all__ = ["failed", "invalid", "read_as"]
+
+_T = TypeVar("_T", bound=WireModel)
+
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+# An agent's own credentials are no matter of its callers.
+_NOT_THE_CALLERS = frozenset({401, 403})
+
+
+def read_as(model: type[_T], body: Json) -> _T:
+    """Return a body as a model.
+
+    Raises:
+        InvalidMessageError: It has another shape.
+    """
+    try:
+        return model.from_dict(body)
+    except WireError as error:
+        place = ["body", *_places(error.path)]
+        kind = "missing" if error.message == "is missing" else "value_error"
+        raise invalid(place, error.message, kind) from error
+
+
+def invalid(
+    place: Sequence[str | int], text: str, kind: str = "value_error"
+) -> InvalidMessageError:
+    """Return the error of a request that cannot be used, in the shape of many servers.
+
+    Args:
+        place: Where: `body`, `path`, `query` or `header`, and what of it.
+        text: What is wrong there.
+        kind: In a word.
+    """
+    where = ".".join(map(str, place))
+    return InvalidMessageError(
+        f"{where}: {text}", errors=({"loc": list(place), "msg": text, "type": kind},)
+    )
+
+
+def _places(path: str) -> list[str | int]:
+    """Return the steps of a path such as ``$.messages[0].role``."""
+    return [
+        name if name is not None else int(number)
+        for name, number in (
+            (found[1], found[2]) for found in _STEP.finditer(path.removeprefix("$"))
+        )
+    ]
+
+
+def failed(response: ActorResponseMessage) -> PPIOAgentError:
+    """Return the error as which a request without a result is answered."""
+    error = error_of(response)
+    # The id of the request is in a header, and whoever asked knows what.
+    error.message = _text_of(response) or error.message
+    if isinstance(error, ActorFailedError):
+        error.http_status = _status_of(error.code)
+    return error
+
+
+def _text_of(response: ActorResponseMessage) -> str | None:
+    data = response.data
+    text = data.get("error") if isinstance(data, dict) else None
+    return text if isinstance(text, str) else None
+
+
+@lru_cache(maxsize=256)
+def _status_of(code: str) -> int:
+    """Return the status of a failure, which is that of its cause where that has one."""
+    cause = by_code(code)
+    if cause is None or cause.http_status in _NOT_THE_CALLERS:
+        return ActorFailedError.http_status
+    return cause.http_status

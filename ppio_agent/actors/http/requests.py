@@ -1,0 +1,193 @@
+"""``/actors/v1/…``: actors by their addresses, and requests by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+from ppio_agent.actors.runtime_abstractions import ActorId, RequestStatus
+from ppio_agent.exceptions import ConflictError, NotFoundError
+from ppio_agent.storage.actors.records import RequestRecord
+from ppio_agent.web import Reply, json_reply
+from ppio_agent.web.exchange import Exchange
+from ppio_agent.wire.actor_bodies import (
+    ActorBody,
+    ActorCall,
+    CancelBody,
+    FailureBody,
+    RequestBody,
+)
+from ppio_agent.wire.json import decode_json
+
+from .api import Api
+from .errors import invalid, read_as
+from .runs import promise_headers, run_body, wait_for
+from .streams import dialect_of, stream
+from .wishes import LONGEST_WAIT, Patience, valid_message_id
+
+__all__ = ["cancel", "delete", "inspect", "instant", "send", "status"]
+
+# How long a cancel waits for the turn to end, in seconds.
+_CANCEL_WAIT = 1.0
+_SHOWN = ("actor_id", "live", "queued", "running", "last_turn")
+
+
+def instant(seconds: float) -> datetime:
+    """Return an instant of a store, seconds since 1970, as a time."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def inspect(api: Api, exchange: Exchange, type: str, key: str) -> Reply:
+    """Answer what is known of an actor.
+
+    Raises:
+        NotFoundError: Nothing is.
+    """
+    actor_id = api.actor(exchange, type, key)
+    found = api.runtime.inspect(actor_id)
+    shown = {name: found[name] for name in _SHOWN}
+    return json_reply(200, ActorBody.from_dict(shown).to_dict())
+
+
+def delete(api: Api, exchange: Exchange, type: str, key: str) -> Reply:
+    """Delete an actor with all it has.
+
+    Raises:
+        NotFoundError: There is nothing to delete.
+        ActorBusyError: A turn of it runs.
+    """
+    actor_id = api.actor(exchange, type, key)
+    if not api.runtime.delete_actor(actor_id):
+        raise NotFoundError(f"there is no actor {actor_id}", code="actor_not_found")
+    return Reply(204)
+
+
+def send(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:
+    """Send a request to an actor, and answer where it is, or with its stream."""
+    actor_id = api.actor(exchange, type, key)
+    _check_id(message_id)
+    call = read_as(ActorCall, exchange.json(code="invalid_request"))
+    api.claim(exchange, actor_id)
+    handle = api.client.send_request(
+        actor_id, call.method, call.params, message_id, on_busy=call.on_busy.value
+    )
+    dialect = dialect_of(exchange)
+    if dialect is not None:
+        result = _result_of(api, actor_id, call.method)
+        return stream(exchange, handle, result=result, dialect=dialect)
+    seconds = Patience.of(exchange.environ.get("HTTP_PREFER")).seconds
+    wait_for(exchange, handle, seconds or 0.0)
+    body = _body_of(_record(api, actor_id, message_id))
+    if body.status.terminal:
+        return json_reply(200, body.to_dict())
+    return json_reply(202, body.to_dict(), promise_headers(exchange, handle))
+
+
+def status(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:
+    """Answer where a request is: at once, at its end, or with its stream.
+
+    Raises:
+        NotFoundError: It is not known, or no longer.
+    """
+    actor_id = api.actor(exchange, type, key)
+    record = _record(api, actor_id, message_id)
+    handle = api.client.get_request(actor_id, message_id)
+    if exchange.query("streaming") == "true" or dialect_of(exchange) == "full":
+        # With ids in any case: this is where a stream is gone on with.
+        return stream(exchange, handle, result=_result_of(api, actor_id, record.method))
+    if exchange.query("blocking") == "true" and not record.status.terminal:
+        wait_for(exchange, handle, _timeout(exchange))
+        record = _record(api, actor_id, message_id)
+    return json_reply(200, _body_of(record).to_dict())
+
+
+def cancel(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:
+    """Ask for the end of a request.
+
+    Raises:
+        ConflictError: It had ended before.
+        NotFoundError: It is not known.
+    """
+    actor_id = api.actor(exchange, type, key)
+    _record(api, actor_id, message_id)
+    handle = api.client.get_request(actor_id, message_id)
+    outcome = handle.cancel(wait=_CANCEL_WAIT)
+    if outcome == "cancelled":
+        return Reply(204)
+    record = _record(api, actor_id, message_id)
+    if outcome == "terminal":
+        raise ConflictError(
+            f"request {message_id} had ended before: it is {record.status.value}",
+            code="request_ended",
+        )
+    return json_reply(202, CancelBody(confirmed=False, status=record.status).to_dict())
+
+
+def _check_id(message_id: str) -> None:
+    if not valid_message_id(message_id):
+        raise invalid(
+            ["path", "message_id"], "expected 1 to 128 characters of A-Z a-z 0-9 . _ -"
+        )
+
+
+def _record(api: Api, actor_id: ActorId, message_id: str) -> RequestRecord:
+    _check_id(message_id)
+    record = api.store.get_request(actor_id, message_id)
+    if record is None:
+        raise NotFoundError(
+            f"actor {actor_id} has no request {message_id}, or no longer",
+            code="request_not_found",
+        )
+    return record
+
+
+def _timeout(exchange: Exchange) -> float:
+    text = exchange.query("timeout")
+    if text is None:
+        return LONGEST_WAIT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < float("inf"):
+        raise invalid(["query", "timeout"], "expected a number of seconds from 0 on")
+    return min(seconds, LONGEST_WAIT)
+
+
+def _result_of(api: Api, actor_id: ActorId, method: str) -> Callable[[Any], Any]:
+    """Return what makes of a result what its stream ends with.
+
+    Of a run that is the body of its answer, for one that was cut off is gone on with
+    here.
+    """
+    is_run = method == "run" and api.type_of(actor_id.type_name).is_agent
+    return partial(run_body, actor_id) if is_run else _unchanged
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _body_of(record: RequestRecord) -> RequestBody:
+    ended = record.status.terminal and not record.evicted
+    data = decode_json(record.data) if ended and record.data else None
+    completed = record.status is RequestStatus.COMPLETED
+    failure: Any = None
+    if record.evicted:
+        failure = {"error": "the result is no longer kept", "code": "result_evicted",
+                   "retryable": False}  # fmt: skip
+    elif ended and not completed:
+        failure = data
+    return RequestBody(
+        actor_id=str(record.actor_id),
+        message_id=record.message_id,
+        status=record.status,
+        data=data if completed else None,
+        error=None if failure is None else FailureBody.from_dict(failure),
+        attempt=record.attempt,
+        created_at=instant(record.created_at),
+        started_at=None if record.started_at is None else instant(record.started_at),
+        finished_at=None if record.finished_at is None else instant(record.finished_at),
+    )

@@ -1,0 +1,183 @@
+"""``POST /agents/{agent_name}/run``: a turn of a conversation, answered in some way."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ppio_agent._util.clock import Deadline
+from ppio_agent.actors.messages import answers_of
+from ppio_agent.actors.runtime_abstractions import (
+    ActorId,
+    ActorResponseHandle,
+    ActorResponseMessage,
+    RequestStatus,
+)
+from ppio_agent.exceptions import InvocationCancelledError, ResponseTimeoutError
+from ppio_agent.web import Reply, json_reply, problem
+from ppio_agent.web.exchange import Exchange
+from ppio_agent.wire.actor_bodies import OnBusy, PendingBody, RunRequest
+from ppio_agent.wire.headers import INVOCATION_ID, RETRY_AFTER
+
+from .api import Api
+from .errors import failed, read_as
+from .streams import dialect_of, stream
+from .wishes import (
+    Patience,
+    keyed_conversation,
+    message_id_of,
+    new_conversation,
+    valid_message_id,
+)
+
+__all__ = ["location_of", "promise_headers", "run", "run_body", "wait_for"]
+
+# How often a waiting thread looks whether its client has left, in seconds.
+_LOOK_EVERY = 0.25
+
+
+def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
+    """Answer a run: with its outcome, a promise or a stream.
+
+    Raises:
+        PPIOAgentError: It cannot be sent, or failed.
+    """
+    api.type_of(agent_name)
+    body: Any = exchange.json(code="invalid_request")
+    request = read_as(RunRequest, body)
+    actor_id = ActorId(agent_name, _conversation(exchange, request, agent_name))
+    api.claim(exchange, actor_id)
+    message_id = _message_id(api, exchange, request, actor_id)
+    # As it was sent, so that a repetition is recognised.
+    params = {"messages": body["messages"]}
+    patience = Patience.of(exchange.environ.get("HTTP_PREFER"))
+    dialect = dialect_of(exchange)
+    alone = message_id is None and request.on_busy is OnBusy.ENQUEUE
+    if alone and dialect is None and patience.seconds is None:
+        # On this thread, if the actor is idle: nobody else knows this request.
+        return _answer(exchange, actor_id, api.client.ask(actor_id, "run", params))
+    handle = api.client.send_request(
+        actor_id, "run", params, message_id, on_busy=request.on_busy.value
+    )
+    if dialect is not None:
+        result = partial(run_body, actor_id)
+        return stream(exchange, handle, result=result, dialect=dialect)
+    response = wait_for(exchange, handle, patience.seconds)
+    if response is None:
+        return _promise(exchange, handle)
+    return _answer(exchange, actor_id, response)
+
+
+def _conversation(exchange: Exchange, request: RunRequest, agent: str) -> str:
+    """Return the id of the conversation that a request is part of."""
+    if request.conversation_id is not None:
+        return request.conversation_id
+    key = exchange.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return new_conversation()
+    message_id_of(key)  # refused here if it is none
+    principal = exchange.principal
+    return keyed_conversation(key, agent, None if principal is None else principal.id)
+
+
+def _message_id(
+    api: Api, exchange: Exchange, request: RunRequest, actor_id: ActorId
+) -> str | None:
+    """Return the id that the request is to have; None: any new one."""
+    key = exchange.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None:
+        return message_id_of(key)
+    message_id = request.messages[-1].message_id
+    if (
+        message_id is None
+        or request.conversation_id is None  # nobody has sent it there before
+        or not valid_message_id(message_id)
+    ):
+        return None
+    record = api.store.get_request(actor_id, message_id)
+    if record is None or record.status in (
+        RequestStatus.PENDING,
+        RequestStatus.COMPLETED,
+    ):
+        return message_id
+    return None  # it is sent again since it failed
+
+
+def wait_for(
+    exchange: Exchange, handle: ActorResponseHandle, seconds: float | None
+) -> ActorResponseMessage | None:
+    """Wait for the end of a request as long as its client does; None: it has not ended.
+
+    Args:
+        exchange: The HTTP request.
+        handle: The request to the actor.
+        seconds: At most so long; None: as long as it takes.
+
+    Raises:
+        InvocationCancelledError: The client has left; the request goes on.
+    """
+    deadline = Deadline.after(seconds)
+    gone = exchange.client_gone
+    while True:
+        response = handle.try_get_response()
+        if response is not None or deadline.expired:
+            return response
+        patience = deadline.left() if gone is None else deadline.bound(_LOOK_EVERY)
+        try:
+            return handle.get_response(patience)
+        except ResponseTimeoutError:
+            if gone is not None and gone():
+                raise InvocationCancelledError(
+                    "the client has closed the connection",
+                    invocation_id=handle.message_id,
+                ) from None
+
+
+def run_body(actor_id: ActorId, result: Any) -> dict[str, Any]:
+    """Return the body of an answer.
+
+    Raises:
+        ActorFailedError: The actor gave what cannot be messages.
+    """
+    return {
+        "messages": answers_of(result),
+        "status": RequestStatus.COMPLETED.value,
+        "conversation_id": actor_id.instance_id,
+    }
+
+
+def _answer(
+    exchange: Exchange, actor_id: ActorId, response: ActorResponseMessage
+) -> Reply:
+    headers = [(INVOCATION_ID, response.message_id)]
+    if response.status is not RequestStatus.COMPLETED:
+        return problem(failed(response), exchange.request_id, headers=headers)
+    return json_reply(200, run_body(actor_id, response.data), headers)
+
+
+def location_of(exchange: Exchange, handle: ActorResponseHandle) -> str:
+    """Return where a request is looked up."""
+    actor = handle.actor_id
+    return exchange.place(
+        f"/actors/v1/{actor.type_name}/{actor.instance_id}/{handle.message_id}"
+    )
+
+
+def _promise(exchange: Exchange, handle: ActorResponseHandle) -> Reply:
+    body = PendingBody(
+        status=RequestStatus.PENDING,
+        conversation_id=handle.actor_id.instance_id,
+        message_id=handle.message_id,
+    )
+    return json_reply(202, body.to_dict(), promise_headers(exchange, handle))
+
+
+def promise_headers(
+    exchange: Exchange, handle: ActorResponseHandle
+) -> list[tuple[str, str]]:
+    """Return the headers of an answer that comes before the outcome."""
+    return [
+        (INVOCATION_ID, handle.message_id),
+        ("Location", location_of(exchange, handle)),
+        (RETRY_AFTER, "1"),
+    ]
