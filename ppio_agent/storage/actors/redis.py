@@ -1,8 +1,8 @@
 """Actors in a Redis server, shared by any number of machines. Needs the extra `redis`.
 
 Whatever an actor has is kept under one hash tag and changed by one script at a time; see
-`redis_scripts`. So it also works in a cluster whose slots one server has; a request that
-was accepted lasts as long as the server's memory does, or its append-only file.
+`redis_scripts`. What was accepted lasts as long as the server's memory does, or its
+append-only file. The client speaks to one server, not to the several of a cluster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from .records import (
     RemoveKey,
     RequestRecord,
     Retention,
-    SetReminder,
     SetValue,
     StateRead,
     Subscription,
@@ -43,13 +42,13 @@ from .redis_calls import SCRIPTS, ActorCall, RedisCalls
 from .redis_link import RedisHints, RedisLink
 from .redis_records import (
     INDEXES,
+    Blobs,
     dead_mark,
-    format_outgoing,
-    format_reminder,
     head_of,
-    keys_of,
+    key_of,
     parse_letter,
     parse_record,
+    turn_facts,
 )
 from .redis_sweeps import RedisSweeps
 
@@ -164,7 +163,7 @@ class RedisActorStore(IActorStore):
         etag: str | None = None,
     ) -> WriteResult:
         """Write a batch, from outside a turn; see `IActorStore.write`."""
-        blobs = _Blobs()
+        blobs = Blobs()
         state = blobs.state(ops)
         outcome, now = self._call(
             "write", actor_id, *blobs.texts, state=state, etag=etag
@@ -269,14 +268,14 @@ class RedisActorStore(IActorStore):
         self, lease: Lease, message_id: str, items: Sequence[ProgressItem]
     ) -> None:
         """Append steps to a log; see `IActorStore.append_progress`."""
-        blobs = _Blobs()
+        blobs = Blobs()
         progress = blobs.progress(items)
         self._leased("append", lease, *blobs.texts, id=message_id, progress=progress)
 
     def commit(self, lease: Lease, turn: TurnCommit) -> Committed:
         """End a request with all that its turn leaves; see `IActorStore.commit`."""
-        blobs = _Blobs(turn.data)
-        facts = _turn_facts(turn, blobs, self.now())
+        blobs = Blobs(turn.data)
+        facts = turn_facts(turn, blobs, self.now())
         outcome, etag, record, begun = self._leased(
             "commit", lease, *blobs.texts, **facts
         )
@@ -378,7 +377,7 @@ class RedisActorStore(IActorStore):
 
     def owner(self, actor_id: ActorId) -> str | None:
         """Return the owner of an actor; None if it has none."""
-        found = self._link.one("HGET", keys_of(str(actor_id))[0], "owner")
+        found = self._link.one("HGET", key_of(str(actor_id), "actor"), "owner")
         return None if found is None else found.decode()
 
     def delete(self, lease: Lease) -> bool:
@@ -399,65 +398,6 @@ class RedisActorStore(IActorStore):
         """Close the connections and end the thread of hints. Idempotent."""
         self._hints.close()
         self._link.close()
-
-
-class _Blobs:
-    """What goes to a script beside its facts, from ARGV[2] on."""
-
-    def __init__(self, *texts: bytes) -> None:
-        self.texts = list(texts)
-
-    def add(self, text: bytes, *facts: str | int) -> list[str | int]:
-        """Add one; return the facts about it, and its place in ARGV last."""
-        self.texts.append(text)
-        return [*facts, len(self.texts) + 1]
-
-    def state(self, ops: Sequence[SetValue | RemoveKey]) -> list[list[str | int]]:
-        """Add the values of writes."""
-        return [
-            self.add(op.value, op.key) if isinstance(op, SetValue) else [op.key]
-            for op in ops
-        ]
-
-    def progress(self, items: Sequence[ProgressItem]) -> list[list[str | int]]:
-        """Add steps."""
-        return [self.add(item.data, item.position) for item in items]
-
-
-def _turn_facts(turn: TurnCommit, blobs: _Blobs, now: float) -> dict[str, Any]:
-    """Return what a commit is told; what goes beside it is added to `blobs`."""
-    return {
-        "id": turn.message_id,
-        "status": turn.status.value,
-        "request": None if turn.request is None else _begun(turn.request, now),
-        "etag": turn.etag,
-        "state": blobs.state(turn.state),
-        "keep": turn.keep,
-        "outbox": [
-            blobs.add(format_outgoing(out, now), repr(out.not_before))
-            for out in turn.outbox
-        ],
-        "reminders": [
-            blobs.add(format_reminder(change), change.name, repr(change.due))
-            if isinstance(change, SetReminder)
-            else [change.name]
-            for change in turn.reminders
-        ],
-        "progress": blobs.progress(turn.progress),
-        "dead": turn.dead,
-        "state_ttl": turn.state_ttl,
-        "take": turn.take,
-        "crash_attempts": turn.crash_attempts,
-    }
-
-
-def _begun(request: RequestRecord, now: float) -> dict[str, Any]:
-    """Return the head of a request that was not accepted before its turn."""
-    head = head_of(request)
-    head["created"] = repr(request.created_at or now)
-    head["attempt"] = request.attempt or 1
-    head["started"] = repr(request.started_at or now)
-    return head
 
 
 def _taken(actor_id: ActorId, ended: list[Any], begun: list[Any]) -> Taken:

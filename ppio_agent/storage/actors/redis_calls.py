@@ -11,7 +11,7 @@ from attrs import define, field
 from ppio_agent.wire.json import encode_json
 
 from .redis_link import Clock, Command, RedisLink
-from .redis_records import INDEXES, keys_of
+from .redis_records import INDEXES, key_of, keys_of
 from .redis_scripts import TURN_SCRIPTS
 from .redis_sweep_scripts import INDEX_SCRIPTS, SWEEP_SCRIPTS
 
@@ -114,7 +114,7 @@ class RedisCalls:
 
         They are put there, then taken away here: doing it again does no harm.
         """
-        dead = [keys_of(actor)[-1] for actor, _ in letters]
+        dead = [key_of(actor, "dead") for actor, _ in letters]
         commands = [
             ("HGET", key, id) for key, (_, id) in zip(dead, letters, strict=True)
         ]

@@ -6,6 +6,7 @@ result, which nobody looks into. Times in a head are texts, since scripts round 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha1
 from typing import Any
 
@@ -13,13 +14,24 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from ppio_agent.wire.json import decode_json, encode_json
 
 from .ends import failure
-from .records import Cancellation, DeadLetter, Outgoing, RequestRecord, SetReminder
+from .records import (
+    Cancellation,
+    DeadLetter,
+    Outgoing,
+    ProgressItem,
+    RemoveKey,
+    RequestRecord,
+    SetReminder,
+    SetValue,
+    TurnCommit,
+)
 from .redis_scripts import ACTOR_KEYS
 from .redis_sweep_scripts import INDEX_KEYS
 
 __all__ = [
     "EVERY_ACTOR",
     "INDEXES",
+    "Blobs",
     "Head",
     "actor_of",
     "dead_mark",
@@ -27,12 +39,14 @@ __all__ = [
     "format_outgoing",
     "format_reminder",
     "head_of",
+    "key_of",
     "keys_of",
     "letter_id",
     "parse_letter",
     "parse_outgoing",
     "parse_record",
     "parse_reminder",
+    "turn_facts",
 ]
 
 Head = dict[str, Any]
@@ -52,6 +66,11 @@ _STATUSES = {status.value: status for status in RequestStatus}
 def keys_of(actor: str) -> list[str]:
     """Return the keys of an actor, in the order of `ACTOR_KEYS`."""
     return [_KEY % (actor, name) for name in ACTOR_KEYS]
+
+
+def key_of(actor: str, name: str) -> str:
+    """Return one key of an actor, a name of `ACTOR_KEYS`."""
+    return _KEY % (actor, name)
 
 
 def actor_of(key: bytes) -> str:
@@ -179,7 +198,7 @@ def parse_outgoing(text: bytes) -> Outgoing:
 
 def dead_mark(actor: str) -> str:
     """Return what the ids of all dead letters of an actor end with."""
-    return sha1(keys_of(actor)[0].encode(), usedforsecurity=False).hexdigest()[:12]
+    return sha1(key_of(actor, "actor").encode(), usedforsecurity=False).hexdigest()[:12]
 
 
 def letter_id(actor: str, at: float, number: int = 0) -> str:
@@ -212,3 +231,69 @@ def parse_letter(text: bytes) -> DeadLetter:
     return DeadLetter(
         facts["id"], request, facts["reason"], float(facts["at"]), request.attempt
     )
+
+
+class Blobs:
+    """What goes to a script beside its facts, from ARGV[2] on.
+
+    Args:
+        texts: The first of it.
+
+    Attributes:
+        texts: All of it.
+    """
+
+    def __init__(self, *texts: bytes) -> None:
+        self.texts = list(texts)
+
+    def add(self, text: bytes, *facts: str | int) -> list[str | int]:
+        """Add one; return the facts about it, and its place in ARGV last."""
+        self.texts.append(text)
+        return [*facts, len(self.texts) + 1]
+
+    def state(self, ops: Sequence[SetValue | RemoveKey]) -> list[list[str | int]]:
+        """Add the values of writes."""
+        return [
+            self.add(op.value, op.key) if isinstance(op, SetValue) else [op.key]
+            for op in ops
+        ]
+
+    def progress(self, items: Sequence[ProgressItem]) -> list[list[str | int]]:
+        """Add steps."""
+        return [self.add(item.data, item.position) for item in items]
+
+
+def turn_facts(turn: TurnCommit, blobs: Blobs, now: float) -> dict[str, Any]:
+    """Return what a commit is told; what goes beside it is added to `blobs`."""
+    return {
+        "id": turn.message_id,
+        "status": turn.status.value,
+        "request": None if turn.request is None else _begun(turn.request, now),
+        "etag": turn.etag,
+        "state": blobs.state(turn.state),
+        "keep": turn.keep,
+        "outbox": [
+            blobs.add(format_outgoing(out, now), repr(out.not_before))
+            for out in turn.outbox
+        ],
+        "reminders": [
+            blobs.add(format_reminder(change), change.name, repr(change.due))
+            if isinstance(change, SetReminder)
+            else [change.name]
+            for change in turn.reminders
+        ],
+        "progress": blobs.progress(turn.progress),
+        "dead": turn.dead,
+        "state_ttl": turn.state_ttl,
+        "take": turn.take,
+        "crash_attempts": turn.crash_attempts,
+    }
+
+
+def _begun(request: RequestRecord, now: float) -> dict[str, Any]:
+    """Return the head of a request that was not accepted before its turn."""
+    head = head_of(request)
+    head["created"] = repr(request.created_at or now)
+    head["attempt"] = request.attempt or 1
+    head["started"] = repr(request.started_at or now)
+    return head

@@ -30,7 +30,7 @@ from .redis_records import (
     format_letter,
     format_reminder,
     head_of,
-    keys_of,
+    key_of,
     letter_id,
     parse_outgoing,
     parse_record,
@@ -166,7 +166,7 @@ class RedisSweeps:
         """Make requests of reminders that are due."""
         page = [_parts(member) for member in self._due("reminders", now, limit)]
         texts = self._link.all([
-            ("HGET", keys_of(actor)[7], name) for actor, name in page
+            ("HGET", key_of(actor, "reminders"), name) for actor, name in page
         ])  # fmt: skip
         for (actor, name), text in zip(page, texts, strict=True):
             if text is None:
@@ -189,7 +189,7 @@ class RedisSweeps:
             self._calls.bury([(actor, id.encode()) for actor, id in dying])
         page = [_parts(member) for member in self._due("outbox", now, limit)]
         texts = self._link.all([
-            ("HGET", keys_of(actor)[6], number) for actor, number in page
+            ("HGET", key_of(actor, "outbox"), number) for actor, number in page
         ])  # fmt: skip
         parcels = [
             (actor, number, parse_outgoing(text))
@@ -219,7 +219,7 @@ class RedisSweeps:
         end = out.not_before + GIVE_UP_AFTER
         if now < min(end, out.request.deadline or end):
             tries = self._link.one(
-                "HINCRBY", keys_of(actor)[6], f"{number} tries", 1
+                "HINCRBY", key_of(actor, "outbox"), f"{number} tries", 1
             )  # fmt: skip
             again = repr(now + retry_delay(tries))
             self._calls.index("apply", "outbox", f"{actor}\n{number}", again)
