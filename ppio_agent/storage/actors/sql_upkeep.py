@@ -229,7 +229,8 @@ def forget_requests(
     if spare <= 0:
         return 0
     actors: dict[str, None] = {}
-    for actor, message_id in session.all(_FIRST_ENDED, {"limit": spare}):
+    # In an order, here and below: others who do the same do not get across each other.
+    for actor, message_id in sorted(session.all(_FIRST_ENDED, {"limit": spare})):
         values = {"actor": actor, "message_id": message_id}
         session.run(_FORGET_STEPS, values)
         session.run(_FORGET_REQUEST, values)
@@ -244,7 +245,7 @@ def evict(session: Session, limit: int, most: int) -> int:
     (payload,) = session.one(_PAYLOAD, {})
     if payload <= most:
         return 0
-    rows = session.all(_TOO_LARGE, {"most": most, "limit": limit})
+    rows = sorted(session.all(_TOO_LARGE, {"most": most, "limit": limit}))
     for actor, message_id in rows:
         values = {"actor": actor, "message_id": message_id, "nothing": b""}
         session.run(_FORGET_STEPS, values)
