@@ -137,7 +137,7 @@ def _document(kind: str, id_: str, version: int, data: bytes) -> Document:
 
 @contextmanager
 def opened(
-    path: str | Path, *, busy: float = _BUSY_SECONDS
+    path: str | Path, *, busy: float = _BUSY_SECONDS, page_size: int = 4096
 ) -> Iterator[sqlite3.Connection]:
     """Open a file, which stays open if the block, which prepares it, succeeds.
 
@@ -147,6 +147,8 @@ def opened(
     Args:
         path: The file.
         busy: Seconds that each statement waits while others write.
+        page_size: Bytes of a page, if the file is made: each page that a transaction
+            changes is written to the log as a whole.
 
     Raises:
         ConfigurationError: It is damaged or cannot be opened.
@@ -165,6 +167,7 @@ def opened(
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
     try:
+        db.execute(f"PRAGMA page_size = {page_size:d}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         yield db

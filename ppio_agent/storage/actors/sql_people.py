@@ -41,15 +41,15 @@ def inspect(session: Session, actor_id: ActorId) -> ActorSummary | None:
     if row is None and owned_by is None:
         return None
     etag, worker, token, last_turn = row or (0, None, 0, None)
-    count, begun, _ = requests.load(session, values["actor"])
-    first = requests.oldest(session, actor_id) if begun else None
+    waiting, running, _ = requests.load(session, values["actor"])
+    first = requests.oldest(session, actor_id) if running else None
     return ActorSummary(
         actor_id,
         str(etag),
         worker,
         token,
         owned_by,
-        queued=count - begun,
+        queued=waiting,
         running=None if first is None else first.message_id,
         last_turn=last_turn,
         reminders=session.one(_REMINDERS, values)[0],

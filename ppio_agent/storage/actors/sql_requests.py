@@ -67,8 +67,12 @@ _FIND = with_columns(
     " WHERE actor = :actor AND message_id = :message_id"
 )
 _LOAD = (
-    "SELECT count(*), count(started_at), max(seq) FROM actor_request"
+    "SELECT count(*), max(seq) FROM actor_request"
     " WHERE actor = :actor AND status = 'pending'"
+)
+_BEGUN = (
+    "SELECT started_at FROM actor_request"
+    " WHERE actor = :actor AND status = 'pending' ORDER BY seq LIMIT 1"
 )
 _PENDING = "SELECT count(*) FROM actor_request WHERE status = 'pending'"
 _OLDEST = with_columns(
@@ -157,9 +161,9 @@ def accept(
         same = not told or known.digest == request.digest
         outcome = Acceptance.DUPLICATE if same else Acceptance.CONFLICT
         return Accepted(outcome, known)
-    count, running, last = load(session, actor)
+    waiting, running, last = load(session, actor)
     everywhere = pending(session, limits.pending)
-    outcome, leaving = admit(count - running, running, everywhere, limits)
+    outcome, leaving = admit(waiting, running, everywhere, limits)
     if outcome is not Acceptance.NEW:
         forget(session, actor)
         is_busy = outcome is Acceptance.BUSY
@@ -177,10 +181,17 @@ def accept(
     return Accepted(outcome, None, ended, told_to_end)
 
 
-def load(session: Session, actor: str) -> tuple[int, int, int | None]:
-    """Return what is pending of an actor: how many, begun ones, the last place."""
-    count, begun, last = session.one(_LOAD, {"actor": actor})
-    return count, begun, last
+def load(session: Session, actor: str) -> tuple[int, int, int]:
+    """Return what is pending of an actor: how many wait, how many run, the last place.
+
+    A turn that begins is that of the oldest, so at most one has begun.
+    """
+    values = {"actor": actor}
+    count, last = session.one(_LOAD, values)
+    if not count:
+        return 0, 0, 0
+    running = session.one(_BEGUN, values)[0] is not None
+    return count - running, int(running), last
 
 
 def count_pending(session: Session) -> int:
@@ -237,10 +248,10 @@ def _note(session: Session, record: RequestRecord, how: Cancellation) -> None:
     session.hint(HintKind.CANCEL, record.actor_id, record.message_id)
 
 
-def add(session: Session, now: float, request: RequestRecord, last: int | None) -> bool:
+def add(session: Session, now: float, request: RequestRecord, last: int) -> bool:
     """Put a request behind the `last` place; return whether its id was new."""
     values = values_of(request)
-    values["seq"] = max(stamp(now), (last or 0) + 1)
+    values["seq"] = max(stamp(now), last + 1)
     return session.run(_ADD, values) != 0
 
 

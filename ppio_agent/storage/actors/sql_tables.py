@@ -31,10 +31,11 @@ __all__ = [
 Row = tuple[Any, ...]
 
 _VERSION = 1
-# Words in braces differ between databases. `seq` is the place of a pending request in its
-# mailbox. `size` counts the bytes of the log, and of
-# the result at the end. A row of an actor begins with a token and, at its first write,
-# an etag that are made of the time, so that they rise also if it was forgotten before.
+# Words in braces differ between databases. `seq` is the place of a pending request in
+# its mailbox; `size` counts the bytes of its log, and of its result at the end. A row of
+# an actor begins with a token and, at its first write, an etag that are made of the
+# time, so that they rise also if it was forgotten before. An index of what is pending
+# has to be a better way to it than the primary key, or all that has ended is read.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS actor (
     actor {text} PRIMARY KEY,
@@ -61,9 +62,10 @@ CREATE TABLE IF NOT EXISTS actor_request (
     {columns},
     PRIMARY KEY (actor, message_id)
 ) {rowless};
-CREATE INDEX IF NOT EXISTS actor_request_noted ON actor_request (actor)
+CREATE INDEX IF NOT EXISTS actor_request_noted ON actor_request (cancel)
     WHERE status = 'pending' AND cancel IS NOT NULL;
-CREATE INDEX IF NOT EXISTS actor_request_pending ON actor_request (actor, seq)
+CREATE INDEX IF NOT EXISTS actor_request_pending
+    ON actor_request (actor, status, seq)
     WHERE status = 'pending';
 CREATE INDEX IF NOT EXISTS actor_request_deadline ON actor_request (deadline)
     WHERE status = 'pending' AND deadline IS NOT NULL;

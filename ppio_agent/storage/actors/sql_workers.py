@@ -42,8 +42,8 @@ _READY = (
 )
 _NOTED = (
     "SELECT actor, message_id, cancel FROM actor_request WHERE status = 'pending'"
-    " AND cancel IS NOT NULL AND actor IN"
-    " (SELECT actor FROM actor WHERE worker = :worker)"
+    " AND cancel IS NOT NULL AND EXISTS (SELECT 1 FROM actor"
+    " WHERE actor.actor = actor_request.actor AND worker = :worker)"
 )
 _WAIT = (
     "INSERT INTO actor_wait (waiter, target) VALUES (:waiter, :target)"

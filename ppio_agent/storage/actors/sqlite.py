@@ -39,7 +39,9 @@ _WORDS = {
     "lasting_serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "rowless": "WITHOUT ROWID",
 }
-_CHECKPOINT_PAGES = 4000  # four times what it would be: a checkpoint syncs the disk
+# A turn changes a few rows, each on a page of its own. Mostly they are short.
+_PAGE_SIZE = 2048
+_CHECKPOINT_PAGES = 8000  # 16 MiB: for a checkpoint the disk is waited for
 _SYNC = {"normal": "NORMAL", "full": "FULL"}
 
 
@@ -103,7 +105,7 @@ class SqliteActorStore(SqlActorStore):
         self._writing = threading.Lock()  # Guards _writer: one transaction.
         self._reading = threading.Lock()  # Guards _reader: one transaction.
         self._group = GroupCommit(self._run_jobs)
-        with opened(self._path) as self._writer:
+        with opened(self._path, page_size=_PAGE_SIZE) as self._writer:
             self._writer.execute(f"PRAGMA synchronous = {_SYNC[sync]}")
             self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             with transaction(self._writer):
