@@ -177,11 +177,15 @@ def parse_reminder(text: bytes) -> tuple[SetReminder, str]:
     return reminder, facts["before"]
 
 
+def _due(out: Outgoing, now: float) -> str:
+    return _time(max(out.not_before, now))
+
+
 def format_outgoing(out: Outgoing, now: float) -> bytes:
     """Return what leaves an actor as text."""
     facts = {
         "to": str(out.request.actor_id),
-        "due": _time(max(out.not_before, now)),
+        "due": _due(out, now),
         "mailbox": out.mailbox,
         "request": head_of(out.request),
     }
@@ -273,8 +277,7 @@ def turn_facts(turn: TurnCommit, blobs: Blobs, now: float) -> dict[str, Any]:
         "state": blobs.state(turn.state),
         "keep": turn.keep,
         "outbox": [
-            blobs.add(format_outgoing(out, now), repr(out.not_before))
-            for out in turn.outbox
+            blobs.add(format_outgoing(out, now), _due(out, now)) for out in turn.outbox
         ],
         "reminders": [
             blobs.add(format_reminder(change), change.name, repr(change.due))

@@ -18,7 +18,7 @@ from .ends import failure
 __all__ = ["ACTOR_KEYS", "TURN_SCRIPTS", "actor_scripts"]
 
 ACTOR_KEYS = (
-    "actor",  # hash: token, worker, etag, seq, owner, last_turn, expires
+    "actor",  # hash: token, worker, etag, seq, owner, owner_seen, last_turn, expires
     "state",  # hash: JSON by key
     "names",  # sorted set of the state's keys, all of score 0: in their order
     "queue",  # sorted set of pending ids, by acceptance
@@ -184,6 +184,11 @@ local function has_nothing()
   return call('EXISTS', STATE, REQUESTS, OUTBOX, REMINDERS, DEAD) == 0
 end
 
+local function see_owner()
+  call('HSET', ACTOR, 'owner_seen', instant(now))
+  hint('owners', '', instant(now))
+end
+
 local function is_owned() return call('HEXISTS', ACTOR, 'owner') == 1 end
 
 -- Tokens and etags begin with the time: they rise also if they were forgotten before.
@@ -330,7 +335,7 @@ else
   for _, out in ipairs(args.outbox) do
     local number = string.format('%012.0f', call('HINCRBY', ACTOR, 'seq', 1))
     call('HSET', OUTBOX, number, ARGV[out[2]])
-    hint('outbox', number, math.max(tonumber(out[1]), now))
+    hint('outbox', number, out[1])
   end
   for _, reminder in ipairs(args.reminders) do
     local name, due, text = reminder[1], reminder[2], reminder[3]
@@ -361,9 +366,7 @@ return {hints, known and 1 or 0, facts[1] or '0', facts[2], facts[3] or '0',
   first and first.attempt > 0 and first.id or '', call('HLEN', REMINDERS)}
 """,
     "own": """
-if call('HSETNX', ACTOR, 'owner', args.owner) == 1 then
-  hint('owners', '', instant(now))
-end
+if call('HSETNX', ACTOR, 'owner', args.owner) == 1 then see_owner() end
 return {hints, call('HGET', ACTOR, 'owner')}
 """,
     "delete": """
@@ -379,7 +382,8 @@ for _, id in ipairs(call('HKEYS', DEAD)) do hint('dying', id) end
 hint('leases', args.worker)
 call('DEL', STATE, NAMES, QUEUE, REQUESTS, STEPS, REMINDERS, DEAD)
 -- What it said before stays said, by the numbers that it has.
-call('HDEL', ACTOR, 'worker', 'token', 'etag', 'owner', 'last_turn', 'expires')
+call('HDEL', ACTOR, 'worker', 'token', 'etag', 'owner', 'owner_seen',
+  'last_turn', 'expires')
 forget()
 return {hints, 'deleted', had and 1 or 0}
 """,

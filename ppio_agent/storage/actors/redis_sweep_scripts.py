@@ -114,25 +114,26 @@ forget()
 return {hints, 1}
 """,
     "disown": """
-local owned = is_owned()
-local gone = owned and forget(true)
-hint('owners', '', owned and not gone and instant(now) or nil)
-return {hints, gone and 1 or 0}
+hint('owners', '')
+if not is_owned() then return {hints, 0} end
+if forget(true) then return {hints, 1} end
+see_owner()
+return {hints, 0}
 """,
     # What the indexes should say of an actor.
     "survey": """
 local worker = call('HGET', ACTOR, 'worker')
 if worker then
-  local lives = false
-  for _, other in ipairs(args.workers) do lives = lives or other == worker end
-  if lives then hint('leases', worker, '0')
-  else
-    call('HDEL', ACTOR, 'worker')
-    hint('leases', worker)
+  hint('leases', worker, '0')
+  for _, gone in ipairs(args.gone) do
+    if worker == gone then
+      call('HDEL', ACTOR, 'worker')
+      hint('leases', worker)
+    end
   end
 end
 if forget() then return {hints} end
-if is_owned() then hint('owners', '', instant(now)) end
+if is_owned() then hint('owners', '', call('HGET', ACTOR, 'owner_seen')) end
 for _, id in ipairs(call('HKEYS', REQUESTS)) do
   local r = not string.find(id, ' ', 1, true) and load(id)
   if r and r.status ~= 'pending' then hint('ended', id .. ' ' .. r.size, r.finished)

@@ -52,7 +52,7 @@ _Items = dict[str, list[str]]
 class RedisSweeps:
     """Sweeps over the actors of one server.
 
-    Thread safety: thread-safe; `ready` mends the indexes on one thread at a time.
+    Thread safety: thread-safe; what `ready` remembers from call to call is but a hint.
     """
 
     def __init__(self, link: RedisLink, calls: RedisCalls) -> None:
@@ -99,9 +99,10 @@ class RedisSweeps:
         }  # fmt: skip
         gone = {name.decode() for name, _ in _scored(workers)} - live
         if gone - self._gone:
-            self._mend_at = 0.0  # they may have died before they told the indexes
+            # They may have died before they told the indexes.
+            self._cursor, self._mend_at = 0, 0.0
         self._gone = gone
-        self._mend(live)
+        self._mend(gone)
         # The next page next time, so that none is passed over for good.
         self._ready_from = first + _PAGE if len(page) == _PAGE else 0
         found: list[ActorId] = []
@@ -115,7 +116,7 @@ class RedisSweeps:
         calls = [ActorCall("peek", actor, {"ids": ids}) for actor, ids in items.items()]
         return zip(items, self._calls.actors(calls), strict=True)
 
-    def _mend(self, live: set[str]) -> None:
+    def _mend(self, gone: set[str]) -> None:
         """Let actors tell the indexes what they should say, some at a time."""
         if not self._cursor and time.monotonic() < self._mend_at:
             return
@@ -123,7 +124,7 @@ class RedisSweeps:
             cursor, keys = self._link.one(
                 "SCAN", self._cursor, "MATCH", EVERY_ACTOR, "COUNT", _MEND_KEYS
             )
-            facts = {"workers": sorted(live)}
+            facts = {"gone": sorted(gone)}
             self._calls.actors([
                 ActorCall("survey", actor_of(key), facts) for key in keys
             ])  # fmt: skip

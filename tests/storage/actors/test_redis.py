@@ -14,7 +14,7 @@ import pytest
 
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import ConfigurationError, ServiceUnavailableError
-from ppio_agent.storage.actors import IActorStore, open_actor_store
+from ppio_agent.storage.actors import IActorStore, open_actor_store, redis_sweeps
 from ppio_agent.storage.actors.records import (
     Acceptance,
     Cancelled,
@@ -435,6 +435,84 @@ def test_nothing_is_lost_or_doubled_when_processes_are_killed(
         assert store.pending() == 0
     finally:
         store.close()
+
+
+# Sweeps.
+
+
+def test_lost_indexes_are_made_anew(any_server: RedisServer) -> None:
+    """By what the actors themselves know: the next sweep but one finds them."""
+    url = _emptied(any_server)
+    store = RedisActorStore(url)
+    lease = _begun(store, "m-1")
+    _commit(store, lease)
+    store.own(A, "anna")
+    store.accept(_request("m-2", deadline=store.now() + 5.0), Limits())
+    store.take(lease)
+    store.cancel(A, "m-2")
+    store.heartbeat("w-1", LATER)
+    with any_server.client() as client:
+
+        def indexes() -> dict[str, Any]:
+            keys = sorted(client.scan_iter("ppio:{actors}:*"))
+            kinds = {key: client.type(key) for key in keys}
+            return {
+                key.decode(): client.zrange(key, 0, -1, withscores=True)
+                if kind == b"zset"
+                else client.get(key)
+                for key, kind in kinds.items()
+                if kind in {b"zset", b"string"}
+            }
+
+        before = indexes()
+        kept = ("dead", "letters", "schema", "workers")
+        for key in before:
+            if not key.endswith(kept):
+                client.delete(key)
+        assert store.pending() == 0
+        store.close()
+        store = RedisActorStore(url)
+        store.ready("w-1", 10)
+        after = indexes()
+        noted = "ppio:{actors}:cancels"  # whose time says nothing
+        assert [m for m, _ in after.pop(noted)] == [m for m, _ in before.pop(noted)]
+        assert after == before
+    assert store.ready("w-1", 10) == [A]
+    store.close()
+
+
+def test_the_owner_of_nothing_is_forgotten(server: RedisServer) -> None:
+    """After the retention, however often the indexes were made anew."""
+    store = RedisActorStore(_emptied(server))
+    store.own(A, "anna")
+    store.own(B, "bert")
+    store.write(B, [SetValue("k", b"1")])
+    store.ready("w-1", 10)
+    store.purge(store.now() + 5.0, 10, Retention(seconds=LATER))
+    assert store.owner(A) == "anna"
+    assert store.purge(store.now() + LATER, 10, Retention(seconds=5.0)) == 1
+    assert (store.owner(A), store.owner(B)) == (None, "bert")
+    store.close()
+
+
+def test_a_long_index_is_looked_at_page_by_page(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors of others do not hide those behind them."""
+    monkeypatch.setattr(redis_sweeps, "_PAGE", 2)
+    store = RedisActorStore(_emptied(server))
+    store.heartbeat("w-1", LATER)
+    store.heartbeat("w-2", LATER)
+    for n in range(5):
+        actor_id = ActorId("echo", f"{n}")
+        store.accept(_request("m-1", actor_id, created_at=float(n)), Limits())
+        if n != 4:
+            store.claim("w-1", actor_id)
+    found = [store.ready("w-2", 10) for _ in range(4)]
+    assert found == [[], [], [ActorId("echo", "4")], []]
+    store.retire("w-1")
+    assert store.ready("w-2", 1) == [ActorId("echo", "2")]
+    store.close()
 
 
 # The server.
