@@ -84,12 +84,14 @@ class Cell:
         activation: It, while it lives here; changed with the flag only.
         turn: The turn that runs here.
         last_use: When it was let go last, by `time.monotonic`.
+        away: Whether it lived elsewhere when this process last tried to have it.
         gone: Whether it has left `Cells`, its flag locked for ever.
     """
 
     __slots__ = (
         "activation",
         "actor_id",
+        "away",
         "flag",
         "gone",
         "last_use",
@@ -106,6 +108,7 @@ class Cell:
         self.activation: Activation | None = None
         self.turn: Turn | None = None
         self.last_use = 0.0
+        self.away = False
         self.gone = False
 
 

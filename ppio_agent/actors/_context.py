@@ -183,7 +183,9 @@ class InProcessActorContext(IActorRuntimeContext):
     ) -> str:
         """Send a request with the commit of this turn; return its id."""
         turn = self._now()
-        return _nested.tell(self._runtime.engine, turn, actor_id, method, params, delay=delay)
+        return _nested.tell(
+            self._runtime.engine, turn, actor_id, method, params, delay=delay
+        )
 
     # Time.
 

@@ -38,7 +38,12 @@ _SLICE = 32  # turns after which other actors have their chance
 _RUNS = 3  # of a turn whose state others changed
 _RETRIES = (0.05, 0.2, 1.0)  # seconds between commits that a store could not answer
 
-_COMPLETED, _FAILED = RequestStatus.COMPLETED, RequestStatus.FAILED
+_CODES = {
+    "deadline": "invocation_timeout",
+    "shutdown": "runtime_stopped",
+    "superseded": "superseded",
+}
+"""What a request ends with whose turn's end was asked for, by the reason."""
 
 
 class Drainer:
@@ -205,12 +210,9 @@ class Drainer:
         reason = turn.reason
         asked = isinstance(error, InvocationCancelledError | InvocationTimeoutError)
         if asked and reason is not None:
-            code = {"deadline": "invocation_timeout", "superseded": "superseded"}.get(
-                reason, "cancelled"
-            )
             expired = reason == "deadline"
             status = RequestStatus.EXPIRED if expired else RequestStatus.CANCELLED
-            turn.end_early(failure(code), status)
+            turn.end_early(failure(_CODES.get(reason, "cancelled")), status)
             return
         turn.crash = error
         _log.error(
@@ -231,11 +233,11 @@ class Drainer:
         engine, activation = self._engine, turn.activation
         if turn.how is not None:
             supersede(turn)
-        take = not engine.halted and activation.verdict is None
-        if turn.last_at is not None:
-            take = take and time.monotonic() < turn.last_at
-        commit = commit_of(turn, take=take)
-        if take:
+        if self._is_kept_for_later(turn):
+            turn.over = turn.lost = True
+            return True
+        commit = commit_of(turn, take=self._goes_on(turn))
+        if commit.take:
             turn.cell.signal = False
         try:
             committed = self._committed(activation.lease, commit)
@@ -258,6 +260,17 @@ class Drainer:
         else:
             self._discarded(turn, committed.record)
         return True
+
+    def _goes_on(self, turn: Turn) -> bool:
+        """Whether another turn of the actor may follow at once."""
+        if self._engine.halted or turn.activation.verdict is not None:
+            return False
+        return turn.last_at is None or time.monotonic() < turn.last_at
+
+    def _is_kept_for_later(self, turn: Turn) -> bool:
+        """Whether a turn was given up for the stop, and is to be run again after it."""
+        given_up = turn.reason == "shutdown" and turn.status is RequestStatus.CANCELLED
+        return given_up and turn.accepted and self._store.durable
 
     def _kept(self, turn: Turn) -> None:
         """See to what follows from a turn that was committed."""

@@ -356,7 +356,11 @@ class Engine:
                     return call.over
                 if turn is not None and turn.reason is not None:
                     return call.over
-                woken = wait_on(lock, until, poll if self.store.shared else 3600.0)
+                # Of a store that is not shared another runtime of this process may
+                # be a user, too.
+                every = poll if self.store.shared else _LONGEST_POLL
+                # Its end may have been told before there was anybody to wake.
+                woken = call.doubtful or wait_on(lock, until, every)
             finally:
                 self.calls.leave(call, lock)
             if call.over:
@@ -437,7 +441,10 @@ class Engine:
         """Take a hint; called on a thread of the store's, which must not block."""
         actor_id, message_id = hint.actor_id, hint.message_id
         if hint.kind is HintKind.READY:
-            if actor_id in self.cells or self.placement is None:
+            cell = self.cells.find(actor_id)
+            # Of one that lives elsewhere its owner is told as well; if that is gone,
+            # the sweep finds it.
+            if cell is None or not cell.away:
                 self.signal(actor_id)
         elif hint.kind is HintKind.PROGRESS:
             self.calls.moved(actor_id, message_id)

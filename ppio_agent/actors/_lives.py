@@ -41,6 +41,7 @@ class Lives:
         if engine.halted:
             return None
         lease = self._store.claim(engine.worker, cell.actor_id)
+        cell.away = lease is None
         if lease is None:
             return None
         context = InProcessActorContext(cell.actor_id, self._store, engine.runtime)

@@ -16,12 +16,14 @@ from ._engine import stopped
 from ._outage import OUTAGES
 
 if TYPE_CHECKING:
+    from ._cells import Cell
     from ._engine import Engine
 
 __all__ = ["stop"]
 
 _log = logging.getLogger(__name__)
 
+_LOOK_EVERY = 0.05
 _GRACE = 0.5  # seconds a cancelled turn may take
 _PAGE = 1000
 _CRASHES = 1_000_000  # nothing is to count as crashed here
@@ -53,9 +55,20 @@ def stop(engine: Engine, drain: float) -> int:
 
 
 def _wait_for_turns(engine: Engine, end: float) -> None:
-    for cell in engine.cells.living():
-        if cell.flag.acquire(timeout=max(0.0, end - time.monotonic())):
-            cell.flag.release()
+    """Wait for what runs, till an instant, or till all of it only waits for others."""
+    while left := [cell for cell in engine.cells.living() if cell.flag.locked()]:
+        seconds = end - time.monotonic()
+        if seconds <= 0.0 or all(_is_waiting(cell) for cell in left):
+            return
+        busy = next((cell for cell in left if not _is_waiting(cell)), left[0])
+        if busy.flag.acquire(timeout=min(seconds, _LOOK_EVERY)):
+            busy.flag.release()
+
+
+def _is_waiting(cell: Cell) -> bool:
+    """Whether a turn waits for an actor that will not run."""
+    turn = cell.turn
+    return turn is not None and turn.asking is not None and turn.child is None
 
 
 def _cancel_all(engine: Engine) -> None:
