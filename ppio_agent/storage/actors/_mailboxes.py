@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from attrs import evolve
 
@@ -28,6 +29,7 @@ __all__ = ["Mailboxes"]
 _PENDING = RequestStatus.PENDING
 _NEW = Accepted(Acceptance.NEW)
 _NOTHING = Taken()
+_INSTEAD = frozenset({"interrupt", "rollback"})
 
 
 class Mailboxes:
@@ -125,44 +127,56 @@ class Mailboxes:
 
     def accept(self, request: RequestRecord, limits: Limits) -> Accepted:
         """Put a request behind the others, unless it is known or too many are there."""
-        shelf = self.shelf(request.actor_id)
-        if shelf.known is not None:
+        shelf = self.shelves.get(request.actor_id)
+        if shelf is None:
+            shelf = self.shelf(request.actor_id)
+        elif shelf.known is not None:
             known = shelf.find(request.message_id)
             if known is not None:
                 told = known.digest and request.digest
                 same = not told or known.digest == request.digest
                 outcome = Acceptance.DUPLICATE if same else Acceptance.CONFLICT
                 return Accepted(outcome, self.seen(known))
-        if shelf.queue is None and self.pending < limits.pending:
-            self.enqueue(shelf, request)
-            return _NEW
+        if self.pending < limits.pending:
+            queue = shelf.queue
+            room = limits.on_busy == "enqueue" and len(queue or ()) < limits.mailbox
+            if queue is None or room:
+                self.enqueue(shelf, request)
+                return _NEW
         return self._accept_behind(shelf, request, limits)
 
     def _accept_behind(
         self, shelf: Shelf, request: RequestRecord, limits: Limits
     ) -> Accepted:
-        waiting, running = shelf.waiting(), shelf.running()
-        outcome, leave = admit(
-            len(waiting), int(running is not None), self.pending, limits
-        )
+        waiting, running = shelf.queued(), shelf.running()
+        outcome, leave = admit(waiting, int(running is not None), self.pending, limits)
         if outcome is not Acceptance.NEW:
             self.tidy(shelf)
             queue = shelf.queue if outcome is Acceptance.BUSY else None
             return Accepted(outcome, self.seen(queue[0]) if queue else None)
-        now = time.time()
-        instead = limits.on_busy in {"interrupt", "rollback"}
-        end = self._supersede if instead else self._drop
-        ended = [end(shelf, record, now) for record in waiting[:leave]]
+        ended = self._make_room(shelf, leave, limits) if leave else ()
         self.enqueue(shelf, request)
-        if not instead or running is None:
+        if running is None or limits.on_busy not in _INSTEAD:
             return Accepted(outcome, ended=ended)
         self.note(running, Cancellation(limits.on_busy))
         return Accepted(outcome, ended=ended, running=running.message_id)
 
+    def _make_room(
+        self, shelf: Shelf, leave: int, limits: Limits
+    ) -> list[RequestRecord]:
+        now = time.time()
+        end = self._supersede if limits.on_busy in _INSTEAD else self._drop
+        waiting = [record for record in shelf.queue or () if not record.attempt]
+        return [end(shelf, record, now) for record in waiting[:leave]]
+
     def enqueue(self, shelf: Shelf, request: RequestRecord) -> None:
         """Put a request, whose id is not known, behind the others."""
-        if shelf.put(request):
+        shelf.keep(request)
+        if shelf.queue is None:
+            shelf.queue = deque((request,))
             self.busy[shelf] = None
+        else:
+            shelf.queue.append(request)
         self.pending += 1
         if request.deadline is not None:
             self.deadlines.set(request, request.deadline)
@@ -176,7 +190,9 @@ class Mailboxes:
         ended: list[RequestRecord] = []
         while queue := shelf.queue:
             record = queue[0]
-            end = end_unbegun(record, now, crash_attempts)
+            end = None
+            if record.attempt or record.deadline is not None:
+                end = end_unbegun(record, now, crash_attempts)
             if end is None:
                 record.attempt += 1
                 record.started_at = now
@@ -198,7 +214,15 @@ class Mailboxes:
         now: float,
     ) -> None:
         """End a pending request as its turn says."""
-        if shelf.take_out(record):
+        queue = shelf.queue
+        if queue is None:
+            return
+        if queue[0] is record:
+            queue.popleft()
+        else:
+            queue.remove(record)
+        if not queue:
+            shelf.queue = None
             del self.busy[shelf]
         self.pending -= 1
         if record.deadline is not None:

@@ -61,7 +61,8 @@ class Shelf:
         token: Of the latest lease.
         etag: Of the state.
         state: JSON by key; None for nothing.
-        queue: Pending requests, the oldest first; None for none.
+        queue: Pending requests, the oldest first; None for none. A turn of the first
+            one may have begun, of no other.
         known: Requests by id, pending or not. A single one stands for itself, since a
             dictionary for it would take more bytes than it does: most actors are asked
             once.
@@ -136,35 +137,17 @@ class Shelf:
             return list(known.values())
         return [] if known is None else [known]
 
-    def put(self, record: RequestRecord) -> bool:
-        """Add a pending request; return whether it is the only one."""
-        self.keep(record)
-        if self.queue is None:
-            self.queue = deque((record,))
-            return True
-        self.queue.append(record)
-        return False
-
-    def take_out(self, record: RequestRecord) -> bool:
-        """Take one out of the pending ones; return whether none is left."""
-        queue = self.queue
-        if queue is not None:
-            if queue[0] is record:
-                queue.popleft()
-            else:
-                queue.remove(record)
-        if not queue:
-            self.queue = None
-        return self.queue is None
-
     def running(self) -> RequestRecord | None:
         """Return the request whose turn was begun."""
         queue = self.queue
         return queue[0] if queue and queue[0].attempt else None
 
-    def waiting(self) -> list[RequestRecord]:
-        """Return the requests that wait, the oldest first."""
-        return [record for record in self.queue or () if not record.attempt]
+    def queued(self) -> int:
+        """Return how many requests wait, no turn of theirs having begun."""
+        queue = self.queue
+        if not queue:
+            return 0
+        return len(queue) - 1 if queue[0].attempt else len(queue)
 
 
 def changed(

@@ -421,7 +421,7 @@ class InMemoryStateStorage(IActorStore):
                 shelf.worker,
                 shelf.token,
                 owner,
-                queued=len(shelf.waiting()),
+                queued=shelf.queued(),
                 running=None if running is None else running.message_id,
                 last_turn=shelf.last_turn,
                 reminders=len(shelf.reminders or ()),
