@@ -19,14 +19,14 @@ def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
         turn: It.
         take: Whether the next request is begun with it.
     """
-    record, options = turn.record, turn.cell.type.options
+    record, actor_type = turn.record, turn.cell.type
     commit = TurnCommit(
         message_id=record.message_id,
         status=turn.status or RequestStatus.FAILED,
         data=turn.data,
         take=take,
-        state_ttl=options.state_ttl,
-        crash_attempts=options.supervision.crash_attempts,
+        state_ttl=actor_type.state_ttl(record.actor_id),
+        crash_attempts=actor_type.options.supervision.crash_attempts,
     )
     if not turn.accepted:
         commit.request = record

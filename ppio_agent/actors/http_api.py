@@ -130,7 +130,11 @@ def register_samples(runtime: InProcessActorRuntime) -> None:
         description="Answers with fixed lines, in half the time.",
     )
     runtime.register_agent(
-        "echo", EchoAgent(), kind="test", description="Answers what it was told."
+        "echo",
+        EchoAgent(),
+        history=0,
+        kind="test",
+        description="Answers what it was told.",
     )
     for name, agent in agents_from_env(hooks=Hooks.load()).items():
         runtime.register_agent(

@@ -72,7 +72,9 @@ def read_message(item: Any, path: str, *, role: str | None) -> Message:
     calls = item.get("tool_calls")
     content = item.get("content")
     if content is None:
-        content = item.get("text", "" if calls else None)
+        content = item.get("text")
+    if content is None and calls:
+        content = ""
     if type(content) is not str:
         raise WireError(f"{path}.content", "expected a text")
     message_id = item.get("message_id")

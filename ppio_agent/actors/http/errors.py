@@ -13,6 +13,7 @@ from ppio_agent.exceptions import (
     ActorFailedError,
     InvalidMessageError,
     PPIOAgentError,
+    ServiceUnavailableError,
     WireError,
     by_code,
 )
@@ -74,7 +75,7 @@ def failed(response: ActorResponseMessage) -> PPIOAgentError:
     # The id of the request is in a header, and whoever asked knows what.
     error.message = _text_of(response) or error.message
     if isinstance(error, ActorFailedError):
-        error.http_status = _status_of(error.code)
+        error.http_status = _status_of(error.code, retryable=error.retryable)
     return error
 
 
@@ -85,9 +86,11 @@ def _text_of(response: ActorResponseMessage) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _status_of(code: str) -> int:
+def _status_of(code: str, *, retryable: bool) -> int:
     """Return the status of a failure, which is that of its cause where that has one."""
     cause = by_code(code)
+    if cause is None and retryable:  # of an agent's own, such as `model_timeout`
+        return ServiceUnavailableError.http_status
     if cause is None or cause.http_status in _NOT_THE_CALLERS:
         return ActorFailedError.http_status
     return cause.http_status

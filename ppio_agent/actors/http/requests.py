@@ -60,7 +60,7 @@ def delete(api: Api, exchange: Exchange, type: str, key: str) -> Reply:
     """
     actor_id = api.actor(exchange, type, key)
     if not api.runtime.delete_actor(actor_id):
-        raise NotFoundError(f"there is no actor {actor_id}", code="actor_not_found")
+        raise NotFoundError(f"nothing is known of actor {actor_id}")
     return Reply(204)
 
 

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ppio_agent.actors import ActorOptions, InProcessActorRuntime
-from ppio_agent.actors.messages import read_messages
-from ppio_agent.exceptions import WireError
+from ppio_agent.actors import ActorId, ActorOptions, InProcessActorRuntime
+from ppio_agent.actors.http_api import create_app
 from ppio_agent.serving import ApiKeyAuth
-from ppio_agent.wire.actor_bodies import RunRequest
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import SSE, Gate, Http, said
 from tests.support import wait_until
@@ -110,36 +106,6 @@ def test_what_cannot_be_run_leaves_nothing_behind(
         assert problem["errors"][0].keys() == {"loc", "msg", "type"}
     after = shared.runtime.stats()
     assert (before["known"], before["live"]) == (after["known"], after["live"])
-
-
-_TEXTS = st.none() | st.text(max_size=3) | st.just("x" * 257) | st.integers()
-_MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "tool", "robot", None])},
-    optional={
-        "content": _TEXTS,
-        "text": _TEXTS,
-        "message_id": _TEXTS,
-        "name": _TEXTS,
-        "tool_call_id": _TEXTS,
-        "tool_calls": st.lists(st.just({"id": "1"}) | st.just("call"), max_size=1),
-    },
-)
-
-
-@settings(max_examples=100)
-@given(messages=st.lists(_MESSAGE, max_size=2))
-def test_what_is_let_in_agents_can_take(messages: list[Any]) -> None:
-    """No message is accepted that its turn would refuse."""
-
-    def taken(read: Any, value: Any) -> bool:
-        try:
-            read(value)
-        except WireError:
-            return False
-        return True
-
-    let_in = taken(RunRequest.from_dict, {"messages": messages})
-    assert taken(read_messages, messages) or not let_in
 
 
 def test_a_failure_tells_nothing_of_its_text(shared: Http) -> None:
@@ -269,3 +235,21 @@ def test_a_client_that_leaves_ends_no_turn(serve: Serve, gate: Gate) -> None:
     wait_until(lambda: http.get(place).json["status"] == "completed")
     again = http.request("POST", "/agents/stubborn/run", body, headers)
     assert again.json["messages"][0]["content"] == "at last"
+
+
+def test_what_a_conversation_without_a_name_said_is_not_kept_for_long(
+    tmp_path: Path,
+) -> None:
+    """Its state goes an hour after its last turn; that of named ones stays."""
+    runtime = InProcessActorRuntime(f"sqlite:///{tmp_path / 'actors.db'}")
+    client = create_app(runtime, agents={"echo": lambda request: "ok"}).test_client()
+    kept = []
+    for name in (None, "named"):
+        answer = client.post("/agents/echo/run", json=said(conversation_id=name))
+        assert answer.json is not None
+        kept.append(ActorId("echo", answer.json["conversation_id"]))
+    store = runtime.store
+    for hours, expected in ((0.9, [True, True]), (1.1, [False, True])):
+        store.purge(store.now() + hours * 3600, 100, runtime.options.retention)
+        assert [bool(store.read_state(one)) for one in kept] == expected
+    runtime.stop()

@@ -1,0 +1,203 @@
+"""The app that `create_app` returns, and how it is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+
+from ppio_agent._util.threads import start_thread
+from ppio_agent.actors import EchoAgent, InProcessActorRuntime
+from ppio_agent.actors.http_api import create_app, server_of
+from ppio_agent.exceptions import ConfigurationError
+from tests.actors.http.conftest import Serve
+from tests.actors.http.support import Gate, said
+from tests.serving.support import HttpAt
+from tests.support import wait_until
+
+
+def test_an_app_starts_its_runtime_with_the_first_request() -> None:
+    """Unless it runs; and not again once it was stopped."""
+    runtime = InProcessActorRuntime()
+    client = create_app(runtime, agents={"echo": EchoAgent()}).test_client()
+    assert not runtime.running
+    answer = client.post("/agents/echo/run", json=said())
+    assert answer.json is not None
+    assert answer.json["messages"][0]["content"] == "Echo: hi"
+    assert runtime.running
+    runtime.stop()
+    assert client.get("/health").status_code == 503
+    assert not runtime.running
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_it_is_a_flask_app(around: bool) -> None:
+    """Routes of the user's are served; what runs around views runs around ours."""
+    app = create_app(agents={"echo": EchoAgent()})
+    seen = []
+
+    @app.get("/own")
+    def own() -> str:
+        return "mine"
+
+    if around:
+        app.before_request(lambda: seen.append(flask.request.path))
+    client = app.test_client()
+    assert client.get("/own").text == "mine"
+    answer = client.post("/agents/echo/run", json=said())
+    assert answer.status_code == 200
+    assert answer.headers["X-Request-Id"]
+    missing = client.post("/agents/nope/run", json=said())
+    assert missing.json is not None
+    assert (missing.status_code, missing.json["code"]) == (404, "agent_not_found")
+    cancel = client.post("/actors/v1/echo/a/m-1:cancel")
+    assert cancel.json is not None
+    assert cancel.json["code"] == "request_not_found"
+    wrong = client.put("/agents/echo/run")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "OPTIONS, POST")
+    assert len(seen) == (5 if around else 0)
+
+
+def test_middleware_around_it_is_served(serve: Serve) -> None:
+    """What a user puts around `wsgi_app`, the server calls."""
+    app = create_app(agents={"echo": EchoAgent()})
+    inner = app.wsgi_app
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        return inner(
+            {**environ, "HTTP_IDEMPOTENCY_KEY": "from-outside-0123"}, start_response
+        )
+
+    app.wsgi_app = outer  # type: ignore[method-assign] # as Flask says it is done
+    with server_of(app, port=0) as server:
+        body = json.dumps(said()).encode()
+        headers = {"Content-Type": "application/json"}
+        answer = HttpAt(server.port).request("POST", "/agents/echo/run", body, headers)
+    assert answer.headers["x-invocation-id"] == "from-outside-0123"
+
+
+def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    """With a word on what to do."""
+    with pytest.raises(ConfigurationError, match="has a store"):
+        create_app(InProcessActorRuntime(), store="memory://")
+    with pytest.raises(ConfigurationError, match="create_app"):
+        server_of(flask.Flask("other"))
+    with pytest.raises(ConfigurationError, match="auth="):
+        server_of(create_app(), host="0.0.0.0", port=0)
+    with pytest.raises(TypeError, match="call it"):
+        create_app(auth=EchoAgent)
+
+
+def test_a_server_that_is_stopped_lets_turns_end(serve: Serve, gate: Gate) -> None:
+    """Whoever waits for one gets the answer; nothing more is begun."""
+    http = serve()
+    answers: list[Any] = []
+    caller = start_thread("caller", lambda: answers.append(http.run("slow", said())))
+    gate.wait_reached()
+    stopper = start_thread("stopper", lambda: http.server.drain(20.0))
+    wait_until(lambda: not http.runtime.running)
+    gate.open()
+    for thread in (caller, stopper):
+        thread.join(20)
+    assert answers[0].json["messages"][0]["content"] == "at last"
+    assert http.server.close()
+
+
+def test_a_server_that_is_closed_cancels_turns(serve: Serve, gate: Gate) -> None:
+    """Whoever waits for one is told so."""
+    http = serve()
+    answers: list[Any] = []
+    caller = start_thread("caller", lambda: answers.append(http.run("slow", said())))
+    gate.wait_reached()
+    assert http.server.close()
+    caller.join(20)
+    assert (answers[0].status, answers[0].json["code"]) == (499, "runtime_stopped")
+
+
+PROGRAM = """
+from ppio_agent.actors import EchoAgent, InProcessActorRuntime
+from ppio_agent.actors.http_api import create_app
+
+runtime = InProcessActorRuntime("sqlite:///{folder}/actors.db")
+runtime.register_agent("parrot", lambda request: request["prompt"])
+other = create_app(agents={{"echo": EchoAgent()}})
+"""
+_CLI = (sys.executable, "-m", "ppio_agent.cli", "actors", "serve")
+
+
+@pytest.mark.parametrize(
+    ("command", "agent"),
+    [
+        ((sys.executable, "-m", "ppio_agent.actors.http_api"), "mock-ai"),
+        ((*_CLI, "FILE"), "parrot"),
+    ],
+)
+def test_it_is_served_till_a_signal(
+    tmp_path: Path, command: tuple[str, ...], agent: str
+) -> None:
+    """The flow of the docs: list the agents, say something, go on."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(folder=tmp_path))
+    named = [str(program) if part == "FILE" else part for part in command]
+    environ = {**os.environ, "OPENAI_API_KEY": "", "AZURE_OPENAI_API_KEY": ""}
+    process = subprocess.Popen(
+        [*named, "--port", "0"], env=environ, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        address = process.stderr.readline()
+        assert address.startswith("listening on http://127.0.0.1:")
+        assert process.stderr.readline().startswith("docs: open http://127.0.0.1:")
+        http = HttpAt(int(address.rpartition(":")[2]))
+        assert agent in [one["name"] for one in http.get("/agents").json]
+        body = json.dumps(said(conversation_id="test-conversation")).encode()
+        said_to = [
+            http.request(
+                "POST", f"/agents/{agent}/run", body,
+                {"Content-Type": "application/json"},
+            ).json["messages"][0]["content"]
+            for _ in range(2)
+        ]  # fmt: skip
+        mock = ["Hello! How can I help you today?", "That is an interesting question."]
+        expected = mock if agent == "mock-ai" else ["hi", "hi"]
+        assert all(map(str.startswith, said_to, expected))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said_so"),
+    [
+        (("--host", "0.0.0.0"), "auth="),
+        (("nowhere.py",), "there is no file"),
+        (("{program}:nothing",), "'nothing'"),
+        (("{program}", "--store", "memory://"), "itself"),
+        (("{program}:other", "--allow-unauthenticated"), "create_app"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_serve(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said_so: str,
+) -> None:
+    """Status 2, and a sentence."""
+    from ppio_agent.cli.program import main
+
+    program = tmp_path / "served_program.py"
+    program.write_text(PROGRAM.format(folder=tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["actors", "serve", *(a.format(program=program) for a in arguments)])
+    assert ended.value.code == 2
+    assert said_so in capsys.readouterr().err
