@@ -13,17 +13,20 @@ from ppio_agent.actors import (
     InMemoryStateStorage,
     InProcessActorRuntime,
 )
-from ppio_agent.exceptions import ActorFailedError
+from ppio_agent.exceptions import ActorFailedError, ValidationError
 
 MENU = {"tea": 3, "cake": 4}
 
 
 def waiter(request: dict[str, Any]) -> str:
     """Take an order; the bill is what was ordered in this conversation."""
-    if request["prompt"] != "the bill, please":
-        return f"{request['prompt']}: {MENU[request['prompt']]}"  # KeyError: not on it
+    text = request["prompt"]
+    if text in MENU:
+        return f"{text}: {MENU[text]}"
+    if text != "the bill, please":
+        raise ValidationError(f"there is no {text} on the menu")
     said = [m["content"] for m in request["messages"] if m["role"] == "user"]
-    return f"that is {sum(MENU.get(text, 0) for text in said)}"
+    return f"that is {sum(MENU.get(order, 0) for order in said)}"
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from ppio_agent.actors import InProcessActorRuntime
+from ppio_agent.actors.http_api import create_app, register_samples
 from ppio_agent.actors.openai_agent import OpenAIAgent, agents_from_env
 from ppio_agent.agent import RequestContext
 from ppio_agent.exceptions import (
@@ -306,3 +309,60 @@ def test_a_provider_that_nobody_knows_is_named() -> None:
     """It was asked for, so its absence is a mistake."""
     with pytest.raises(ConfigurationError, match="'acme'"):
         agents_from_env({"PPIO_MODEL_PROVIDERS": "acme"}, hooks=Hooks())
+
+
+# Behind HTTP.
+
+
+@pytest.fixture
+def keys(model: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a provider, in the process's environment."""
+    for name, text in {**FULL, "OPENAI_BASE_URL": model.url}.items():
+        monkeypatch.setenv(name, text)
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_server_without_the_extra_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lists no such agent, says so in one line, and shows no key anywhere."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with InProcessActorRuntime() as runtime, caplog.at_level(logging.INFO):
+        register_samples(runtime)
+        http = create_app(runtime).test_client()
+        names = [agent["name"] for agent in http.get("/agents").json or ()]
+        described = http.get("/openapi.json").text
+    assert names == ["echo", "helpful", "mock-ai"]
+    assert len(re.findall(r"ppio-agent\[openai\]", caplog.text)) == 1
+    assert KEY not in described + caplog.text
+
+
+def _refusing(reply: Reply) -> None:
+    reply.refuse(401, f"bad key {KEY}")
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("answer", "code", "status"),
+    [(_refusing, "model_refused", 500), (_failing, "model_failed", 503)],
+)
+def test_no_key_is_told_over_http(
+    model: ModelServer,
+    caplog: pytest.LogCaptureFixture,
+    answer: Any,
+    code: str,
+    status: int,
+) -> None:
+    """Not in an answer and not in the log, also if the provider quotes it."""
+    model.answer = answer
+    with InProcessActorRuntime() as runtime, caplog.at_level(logging.DEBUG):
+        register_samples(runtime)
+        http = create_app(runtime).test_client()
+        told = http.post("/agents/openai/run", json=ASKED)
+        listed = http.get("/agents").text + http.get("/openapi.json").text
+    assert told.status_code == status
+    assert told.json is not None
+    assert told.json["code"] == code
+    assert told.json["detail"].startswith("the model small gave no answer")
+    assert '"openai"' in listed
+    assert KEY not in told.text + listed + caplog.text

@@ -204,7 +204,7 @@ def test_a_killed_demo_leaves_no_process(moment: str, tmp_path: Path) -> None:
 ACTORS = EXAMPLES / "actors"
 _SAID = {
     "example": ["echo/monday: And tomorrow? -> Echo: And tomorrow?", "mock-ai/tuesday: "],
-    "conversation": ["table 1: that is 7", "table 1: agent failed", "  user: cake"],
+    "conversation": ["table 1: that is 7", ": there is no fish on the menu", "  user: cake"],
     "streaming": ["3 line 3 about the sea", "cancelled", "again: line 2 about the sea"],
     "asking": ["will: 4 words: fine", "stan: no draft (deadlock)"],
     "reminders": ["hears: planted", "hears: drunk 2"],
