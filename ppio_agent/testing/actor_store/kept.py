@@ -116,14 +116,19 @@ class KeptContract(ContractBase):
         _dead(store, *ids)
         letters = peer.dead_letters(100)
         assert [letter.request.message_id for letter in letters] == ids
-        assert len({letter.id for letter in letters}) == 5
-        assert peer.dead_letters(2) == letters[:2]
-        assert peer.dead_letters(2, letters[1].id) == letters[2:4]
-        assert store.discard(letters[1].id)
-        assert not store.discard(letters[1].id)
-        assert store.dead_letter(letters[1].id) is None
-        assert store.dead_letters(100, letters[1].id) == letters[2:]
-        assert store.dead_letters(100, letters[-1].id) == []
+        numbers = [letter.id for letter in letters]
+        assert len(set(numbers)) == 5
+
+        def page(limit: int, after: str | None = None) -> list[str]:
+            return [letter.id for letter in peer.dead_letters(limit, after)]
+
+        assert page(2) == numbers[:2]
+        assert page(2, numbers[1]) == numbers[2:4]
+        assert store.discard(numbers[1])
+        assert not store.discard(numbers[1])
+        assert store.dead_letter(numbers[1]) is None
+        assert page(100, numbers[1]) == numbers[2:]
+        assert page(100, numbers[-1]) == []
         assert store.dead_letter("nothing") is None
         assert not store.discard("nothing")
 
