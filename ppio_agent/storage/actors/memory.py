@@ -111,7 +111,10 @@ class InMemoryStateStorage(IActorStore):
             shelf = self._boxes.shelves.get(actor_id)
             if shelf is None or shelf.state is None:
                 return StateRead("0" if shelf is None else shelf.etag, {})
-            whole = StateRead(shelf.etag, shelf.state.copy())
+            state = shelf.state
+            # A turn reads some keys of a conversation, however long that is.
+            named = None if keys is None else {k: state[k] for k in keys if k in state}
+            whole = StateRead(shelf.etag, state.copy() if named is None else named)
         return part_of(whole, keys, prefix, after, limit)
 
     def write(
