@@ -43,7 +43,6 @@ _WORDS = {
     "lasting_serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     "rowless": "",
 }
-_LOCK = re.compile(r"/\*(for update[^*]*)\*/")
 _SCHEMA = re.compile("[a-z_][a-z0-9_]{0,62}")
 _CONNECT = {
     "application_name": "ppio-agent",
@@ -234,7 +233,7 @@ class PostgresActorStore(SqlActorStore):
 def _statement(text: str) -> sa.TextClause:
     import sqlalchemy as sa
 
-    return sa.text(_LOCK.sub(r"\1", text))
+    return sa.text(text.replace("/*for update*/", "FOR UPDATE"))
 
 
 def _engine(sa: Any, text: str) -> tuple[sa.Engine, str]:

@@ -44,9 +44,10 @@ _WORKER_IS_GONE = 86_400.0
 _DUE_PARCELS = (
     "SELECT seq FROM actor_outbox WHERE due <= :now ORDER BY due, seq LIMIT :limit"
 )
+# Who comes second waits, so that all a relay has found are gone when it returns.
 _PARCEL = with_columns(
     "SELECT actor, mailbox, since, tries, <columns> FROM actor_outbox"
-    " WHERE seq = :seq AND due <= :now /*for update skip locked*/"
+    " WHERE seq = :seq AND due <= :now /*for update*/"
 )
 _RETRY = "UPDATE actor_outbox SET due = :due, tries = :tries WHERE seq = :seq"
 _GONE = "DELETE FROM actor_outbox WHERE seq = :seq"

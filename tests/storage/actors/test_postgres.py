@@ -19,7 +19,7 @@ from ppio_agent.exceptions import (
     ServiceUnavailableError,
     ValidationError,
 )
-from ppio_agent.storage.actors import open_actor_store
+from ppio_agent.storage.actors import open_actor_store, postgres_hints
 from ppio_agent.storage.actors.postgres import PostgresActorStore
 from ppio_agent.storage.actors.records import (
     Acceptance,
@@ -116,7 +116,7 @@ class TestContract(ActorStoreContract):
 class Worker:
     """A process of `tests.storage.actors.worker`."""
 
-    def __init__(self, url: str, name: str, ttl: float = 1.0, *mode: str) -> None:
+    def __init__(self, url: str, name: str, ttl: float, *mode: str) -> None:
         module = "tests.storage.actors.worker"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, url, name, str(ttl), *mode],
@@ -178,7 +178,7 @@ def test_every_request_ends_once_without_a_wake_and_with_a_worker_killed(
     store = open_store(url)
     sources = [ActorId("source", str(n)) for n in range(6)]
     sent = [(actor_id, n) for n in range(10) for actor_id in sources]
-    with Worker(url, "a") as first, Worker(url, "b") as second:
+    with Worker(url, "a", 0.5) as first, Worker(url, "b", 0.5) as second:
         for actor_id, n in sent:
             method = "forward" if n % 2 else ""
             outcome = store.accept(request(n, actor_id, method), LIMITS).outcome
@@ -245,9 +245,10 @@ def wait_for_hint(store: PostgresActorStore, heard: list[Hint]) -> None:
 
 
 def test_hints_go_on_after_their_connection_was_lost(
-    postgres: PostgresServer, open_store: Open
+    postgres: PostgresServer, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was lost meanwhile stays lost; a subscriber that fails hinders nobody."""
+    monkeypatch.setattr(postgres_hints, "_REST", 0.05)
     url = postgres.url()
     ours, other = open_store(url), open_store(url)
     heard: list[Hint] = []
