@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
-from .environments import CLIENTS, PEERS, ROOT, SERVERS, Unavailable
+from .environments import CLIENTS, MAILBOXES, PEERS, ROOT, SERVERS, Unavailable
 from .groups import (
+    actors,
     blocking,
     client,
     echo,
@@ -44,13 +45,14 @@ _GROUPS = MappingProxyType[str, Callable[[Plan], Found]](
         "limits": limits.measure,
         "client": client.measure,
         "platform": local.measure,
+        "actors": actors.measure,
     }
 )
 
 
 def _titles() -> dict[str, str]:
     """Return what the servers are called, with what they really serve with."""
-    programs = {**CLIENTS, **SERVERS}
+    programs = {**MAILBOXES, **CLIENTS, **SERVERS}
     titles = {who: program.title for who, program in programs.items()}
     with serving(PEERS, "about") as fleet:
         for who in PEERS:

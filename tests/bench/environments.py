@@ -11,7 +11,15 @@ from attrs import frozen
 
 from tests.peers import Unavailable, interpreter
 
-__all__ = ["CLIENTS", "PEERS", "ROOT", "SERVERS", "Program", "Unavailable"]
+__all__ = [
+    "CLIENTS",
+    "MAILBOXES",
+    "PEERS",
+    "ROOT",
+    "SERVERS",
+    "Program",
+    "Unavailable",
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +73,12 @@ SERVERS: Mapping[str, Program] = MappingProxyType(
             title="`ppio-sandbox` 2.1.0",
             environment="ppio-2-uvloop",
         ),
+        "actors": Program(script="actors.py", title="our actors"),
+        "fastapi": Program(
+            script="fastapi_echo.py",
+            title="FastAPI 0.165.0, uvicorn 0.54.0",
+            environment="fastapi",
+        ),
         "bedrock": Program(
             script="bedrock.py",
             title="`bedrock-agentcore` 1.25.0",
@@ -103,3 +117,33 @@ CLIENTS: Mapping[str, Program] = MappingProxyType(
     }
 )
 """The clients that people use today, and ours."""
+
+MAILBOXES: Mapping[str, Program] = MappingProxyType(
+    {
+        "ours": Program(script="ours", title="our actors"),
+        "pool": Program(script="ours", title="our actors, on their own threads"),
+        "busy": Program(script="ours", title="our actors beside two busy threads"),
+        "pykka": Program(script="pykka", title="Pykka 4.5.0", environment="actors"),
+        "thespian": Program(
+            script="thespian",
+            title="Thespian 4.0.1, `simpleSystemBase`",
+            environment="actors",
+        ),
+        "asyncio": Program(
+            script="asyncio", title="an `asyncio` task per actor, called from threads"
+        ),
+        "pingpong": Program(
+            script="pingpong", title="two threads and two `SimpleQueue`s"
+        ),
+        "executor": Program(
+            script="executor", title="`ThreadPoolExecutor(1)`, futures"
+        ),
+        "sqlite": Program(script="sqlite", title="a bare loop of 1 KB commits"),
+        "dbos": Program(
+            script="dbos",
+            title="DBOS 3.4.0 on SQLite, an empty workflow",
+            environment="dbos",
+        ),
+    }
+)
+"""Ways to call actors, and what their floors are."""

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from tests.support import wait_until
 
-from .environments import CLIENTS, ROOT, SERVERS, Unavailable
+from .environments import CLIENTS, MAILBOXES, ROOT, SERVERS, Unavailable
 
 __all__ = [
     "Fleet",
@@ -25,6 +25,7 @@ __all__ = [
     "call",
     "measured_by",
     "measured_client",
+    "measured_mailbox",
     "serving",
     "started",
 ]
@@ -203,6 +204,25 @@ def measured_client(
     program = CLIENTS[who]
     script = _HERE / "clients" / "measure.py"
     words = [program.script, str(port), what, json.dumps(dict(options))]
+    return _found_by([program.python(), script, *words])
+
+
+def measured_mailbox(
+    who: str, *, what: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure one way to call actors in a process of its own; return what was found.
+
+    Args:
+        who: Its name.
+        what: What is measured, as `mailboxes/measure.py` calls it.
+        options: How.
+
+    Raises:
+        Unavailable: There is no environment for it, or it failed.
+    """
+    program = MAILBOXES[who]
+    script = _HERE / "mailboxes" / "measure.py"
+    words = [program.script, what, json.dumps(dict(options))]
     return _found_by([program.python(), script, *words])
 
 

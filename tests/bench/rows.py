@@ -6,59 +6,21 @@ The targets are those of the specification of speed and of the agent app's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-from attrs import field, frozen
+from .actor_rows import ACTORS
+from .lines import Beside, Line, own, ratio
+from .report import Row, Side
 
-from .report import Row, Side, Target
-
-__all__ = ["LINES", "Beside", "Line", "rows"]
+__all__ = ["LINES", "rows"]
 
 _OTHERS = {
+    "alone": "the same without them",
     "ideal": "the ideal",
     "silence": "the handler's silence",
     "plain start": "a plain start of the same program",
     "isolated": "in bubblewrap, one after another",
     "direct": "the same agent, connected to directly",
 }
-
-
-@frozen
-class Beside:
-    """What stands beside in a line of the table.
-
-    Attributes:
-        who: Its name; None for our figure alone.
-        target: What is aimed at.
-    """
-
-    who: str | None
-    target: Target | None = None
-
-
-@frozen
-class Line:
-    """One thing that is measured, and a row of the table for each beside it.
-
-    Attributes:
-        key: What it is called among the measurements.
-        what: What was measured, with its unit.
-        beside: What stands beside it.
-        ours: Whose figure is in our column.
-    """
-
-    key: str
-    what: str
-    beside: tuple[Beside, ...] = field(converter=tuple)
-    ours: str = field(default="ours", kw_only=True)
-
-
-def _ratio(sign: Literal[">=", ">", "<=", "<"], limit: float) -> Target:
-    return Target("ratio", sign, limit)
-
-
-def _own(sign: Literal[">=", ">", "<=", "<"], limit: float) -> Target:
-    return Target("ours", sign, limit)
 
 
 def _many(connections: int) -> str:
@@ -72,8 +34,8 @@ _ECHO = [
         f"echo/{connections}",
         f"echo agent, requests/s, {_many(connections)}",
         (
-            Beside("peer", _ratio(">=", 3.5)),
-            Beside("fast", _ratio(">", 1.0)),
+            Beside("peer", ratio(">=", 3.5)),
+            Beside("fast", ratio(">", 1.0)),
             Beside("bedrock"),
             Beside("web"),
         ),
@@ -83,7 +45,7 @@ _ECHO = [
     Line(
         "echo/threads",
         "echo agent, requests/s, 16 clients, 16 threads",
-        [Beside("plain", _ratio(">=", 0.6))],
+        [Beside("plain", ratio(">=", 0.6))],
     ),
     *(
         Line(
@@ -100,7 +62,7 @@ _STREAMS = [
     Line(
         "streams/20",
         "20 blocking streams at once, s until all are done",
-        (Beside("ideal", _own("<=", 1.15)), *_PEERS),
+        (Beside("ideal", own("<=", 1.15)), *_PEERS),
     ),
     Line(
         "streams/100",
@@ -110,22 +72,22 @@ _STREAMS = [
     Line(
         "chunks",
         "one stream of 10,000 small chunks, chunks/s",
-        (Beside("peer", _ratio(">=", 3.0)), Beside("fast"), Beside("bedrock")),
+        (Beside("peer", ratio(">=", 3.0)), Beside("fast"), Beside("bedrock")),
     ),
     Line(
         "delay/1/max",
         "longest time a chunk was held back, ms, 1 reader",
-        (Beside(None, _own("<=", 2.0)), *_PEERS),
+        (Beside(None, own("<=", 2.0)), *_PEERS),
     ),
     Line(
         "delay/1/p99",
         "`yield` to socket, p99, ms, 1 reader",
-        (Beside(None, _own("<", 5.0)), *_PEERS),
+        (Beside(None, own("<", 5.0)), *_PEERS),
     ),
     Line(
         "delay/100/p99",
         "`yield` to socket, p99, ms, 100 streams",
-        [Beside(None, _own("<", 50.0))],
+        [Beside(None, own("<", 50.0))],
     ),
 ]
 
@@ -138,7 +100,7 @@ _PINGS = [
     Line(
         "ping/calls/p99",
         "`/ping` p99, ms, 100 slots held and 100 calls waiting",
-        (Beside(None, _own("<", 20.0)), Beside("plain", _ratio("<=", 0.02)), *_PEERS),
+        (Beside(None, own("<", 20.0)), Beside("plain", ratio("<=", 0.02)), *_PEERS),
     ),
     Line(
         "ping/streams/p50",
@@ -148,7 +110,7 @@ _PINGS = [
     Line(
         "ping/streams/p99",
         "`/ping` p99, ms, 100 slots held by blocking streams",
-        (Beside(None, _own("<", 20.0)), Beside("plain"), *_PEERS),
+        (Beside(None, own("<", 20.0)), Beside("plain"), *_PEERS),
     ),
 ]
 
@@ -156,17 +118,17 @@ _PROCESS = [
     Line(
         "start",
         "process start to the first `/ping` 200, ms",
-        (Beside(None, _own("<=", 250.0)), *_PEERS),
+        (Beside(None, own("<=", 250.0)), *_PEERS),
     ),
     Line(
         "memory",
         "idle memory after one call, PSS, MiB",
-        (Beside(None, _own("<=", 30.0)), *_PEERS),
+        (Beside(None, own("<=", 30.0)), *_PEERS),
     ),
     Line(
         "memory",
         "the same with Flask loaded, MiB",
-        [Beside(None, _own("<=", 30.0))],
+        [Beside(None, own("<=", 30.0))],
         ours="flask",
     ),
 ]
@@ -175,17 +137,17 @@ _LIMITS = [
     Line(
         "first byte",
         "first byte of a stream whose handler is silent, s",
-        (Beside("silence", _ratio("<=", 0.05)), Beside("plain"), *_PEERS),
+        (Beside("silence", ratio("<=", 0.05)), Beside("plain"), *_PEERS),
     ),
     Line(
         "cancel/stream",
         "closed client to `context.cancelled`, s, silent stream",
-        [Beside("peer", _own("<=", 0.6))],
+        [Beside("peer", own("<=", 0.6))],
     ),
     Line(
         "cancel/call",
         "closed client to `context.cancelled`, s, silent call",
-        [Beside("peer", _own("<=", 0.6))],
+        [Beside("peer", own("<=", 0.6))],
     ),
     Line(
         "live",
@@ -193,30 +155,30 @@ _LIMITS = [
             "500 live streams, a chunk each 0.5 s: how many had one in the last seconds"
             " (ours: `max_concurrency=520`)"
         ),
-        (Beside(None, _own(">=", 500)), Beside("peer"), Beside("bedrock")),
+        (Beside(None, own(">=", 500)), Beside("peer"), Beside("bedrock")),
     ),
     Line(
         "live memory",
         "500 live streams, RSS above idle, MiB",
-        [Beside(None, _own("<=", 60.0))],
+        [Beside(None, own("<=", 60.0))],
     ),
     Line(
         "ring",
         "one replay ring, no reader, appends/s",
-        [Beside(None, _own(">=", 100_000))],
+        [Beside(None, own(">=", 100_000))],
     ),
     Line(
         "ring memory",
         "one replay ring, memory grown by after 2,048 entries, MiB",
-        [Beside(None, _own("<=", 1.0))],
+        [Beside(None, own("<=", 1.0))],
     ),
 ]
 
 _RATES = {
-    1: (Beside("ppio"), Beside("httpx"), Beside("requests", _ratio(">=", 1.0))),
+    1: (Beside("ppio"), Beside("httpx"), Beside("requests", ratio(">=", 1.0))),
     8: (Beside("ppio"), Beside("httpx"), Beside("requests")),
-    32: (Beside("ppio"), Beside("httpx"), Beside("requests", _ratio(">=", 0.8))),
-    64: (Beside("ppio", _ratio(">=", 8.0)), Beside("httpx"), Beside("requests")),
+    32: (Beside("ppio"), Beside("httpx"), Beside("requests", ratio(">=", 0.8))),
+    64: (Beside("ppio", ratio(">=", 8.0)), Beside("httpx"), Beside("requests")),
 }
 
 _CLIENT = [
@@ -224,9 +186,9 @@ _CLIENT = [
         "client/cost",
         "client, CPU us a call on a kept connection",
         (
-            Beside("ppio", _ratio("<=", 0.25)),
-            Beside("ppio 1", _ratio("<=", 0.25)),
-            Beside("requests", _ratio("<=", 0.5)),
+            Beside("ppio", ratio("<=", 0.25)),
+            Beside("ppio 1", ratio("<=", 0.25)),
+            Beside("requests", ratio("<=", 0.5)),
             Beside("httpx"),
             Beside("openai"),
         ),
@@ -242,34 +204,34 @@ _CLIENT = [
     Line(
         "client/batch/64",
         "1,000 calls of a 50 ms agent, 64 wide, s (ideal 0.80)",
-        (Beside(None, _own("<=", 1.0)), Beside("ppio"), Beside("httpx")),
+        (Beside(None, own("<=", 1.0)), Beside("ppio"), Beside("httpx")),
     ),
     Line(
         "client/batch/200",
         "1,000 calls of a 50 ms agent, 200 wide, s (ideal 0.25)",
-        (Beside(None, _own("<=", 0.5)), Beside("ppio"), Beside("httpx")),
+        (Beside(None, own("<=", 0.5)), Beside("ppio"), Beside("httpx")),
     ),
     Line(
         "client/pool",
         "`invoke_many`, 64 items of 100 ms, `pool(16)`, s (one by one 6.4)",
-        [Beside(None, _own("<=", 6.4 / 12))],
+        [Beside(None, own("<=", 6.4 / 12))],
     ),
     Line(
         "client/events",
         "10,000 events of one stream, events/s",
-        (Beside("ppio", _ratio(">=", 2.5)), Beside("requests"), Beside("openai")),
+        (Beside("ppio", ratio(">=", 2.5)), Beside("requests"), Beside("openai")),
     ),
     Line(
         "client/large",
         "one event of 1 MB in 8,000 lines, s",
-        (Beside("requests", _ratio("<=", 0.05)), Beside("openai")),
+        (Beside("requests", ratio("<=", 0.05)), Beside("openai")),
     ),
     *(
         Line(
             f"client/first/{how}",
             f"an event sent to its being read, ms, body {told}",
             (
-                Beside(None, _own("<=", 5.0)),
+                Beside(None, own("<=", 5.0)),
                 Beside("ppio"),
                 Beside("requests"),
                 Beside("openai"),
@@ -280,12 +242,12 @@ _CLIENT = [
     Line(
         "client/close",
         "`close()` of a silent stream, ms until the reader is awake",
-        (Beside(None, _own("<", 10.0)), Beside("requests"), Beside("openai")),
+        (Beside(None, own("<", 10.0)), Beside("requests"), Beside("openai")),
     ),
     Line(
         "client/ready",
         "an agent's being ready to that being known, ms",
-        [Beside(None, _own("<=", 200.0))],
+        [Beside(None, own("<=", 200.0))],
     ),
 ]
 
@@ -293,68 +255,68 @@ _PLATFORM = [
     Line(
         "create/p50",
         "platform, create to first `/ping`, p50, ms",
-        (Beside("plain start", _ratio("<=", 0.25)), Beside("isolated")),
+        (Beside("plain start", ratio("<=", 0.25)), Beside("isolated")),
     ),
     Line(
         "create/p95",
         "platform, create to first `/ping`, p95, ms",
-        (Beside(None, _own("<", 100.0)), Beside("plain start")),
+        (Beside(None, own("<", 100.0)), Beside("plain start")),
     ),
     Line(
         "create/p95",
         "the same in bubblewrap, one after another, p95, ms",
-        (Beside(None, _own("<", 100.0)), Beside("plain start")),
+        (Beside(None, own("<", 100.0)), Beside("plain start")),
         ours="isolated",
     ),
     Line(
         "platform/20",
         "platform, 20 creates at once until all answer, s",
-        [Beside(None, _own("<", 1.0))],
+        [Beside(None, own("<", 1.0))],
     ),
     Line("edge/p50", "edge, small request, p50, ms", [Beside("direct")]),
     Line(
         "edge/more/p50",
         "edge, small request, more than direct, p50, ms",
-        [Beside(None, _own("<=", 1.5))],
+        [Beside(None, own("<=", 1.5))],
     ),
     Line(
         "edge/more/p99",
         "edge, small request, more than direct, p99, ms",
-        [Beside(None, _own("<=", 5.0))],
+        [Beside(None, own("<=", 5.0))],
     ),
     Line(
         "edge/chunk",
         "edge, delay of a streamed event, more than direct, p50, ms",
-        [Beside(None, _own("<=", 2.0))],
+        [Beside(None, own("<=", 2.0))],
     ),
     Line(
         "edge/bulk",
         "edge, 1 GiB body, MiB/s",
-        [Beside("direct", _ratio(">=", 0.5))],
+        [Beside("direct", ratio(">=", 0.5))],
     ),
     Line(
         "edge/grown",
         "edge, 1 GiB body, growth of the platform, MiB",
-        [Beside(None, _own("<=", 16.0))],
+        [Beside(None, own("<=", 16.0))],
     ),
     *(
         Line(f"platform/{key}", f"platform, {what}, ms", [Beside(None, target)])
         for key, what, target in (
-            ("pause", "pause of 20 processes", _own("<", 50.0)),
-            ("resume", "resume of 20 processes", _own("<", 50.0)),
-            ("kill", "`DELETE` of an agent that obeys SIGTERM", _own("<", 300.0)),
-            ("start", "start until it serves", _own("<", 1000.0)),
+            ("pause", "pause of 20 processes", own("<", 50.0)),
+            ("resume", "resume of 20 processes", own("<", 50.0)),
+            ("kill", "`DELETE` of an agent that obeys SIGTERM", own("<", 300.0)),
+            ("start", "start until it serves", own("<", 1000.0)),
         )
     ),
     Line(
         "platform/uss",
         "own memory of an idle supervisor, MiB",
-        [Beside(None, _own("<=", 10.0))],
+        [Beside(None, own("<=", 10.0))],
     ),
     Line(
         "platform/cpu",
         "CPU of 50 idle sandboxes and their platform, % of a core",
-        [Beside(None, _own("<=", 2.0))],
+        [Beside(None, own("<=", 2.0))],
     ),
 ]
 
@@ -363,7 +325,7 @@ LINES: tuple[Line, ...] = (
     Line(
         "block",
         "100 ms blocking agent, calls/s, 200 clients (ours: `max_concurrency=256`)",
-        (Beside("ideal", _ratio(">=", 0.9)), *_PEERS),
+        (Beside("ideal", ratio(">=", 0.9)), *_PEERS),
     ),
     *_STREAMS,
     *_PINGS,
@@ -371,6 +333,7 @@ LINES: tuple[Line, ...] = (
     *_LIMITS,
     *_CLIENT,
     *_PLATFORM,
+    *ACTORS,
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench.environments import CLIENTS, SERVERS
+from tests.bench.environments import CLIENTS, MAILBOXES, SERVERS
 from tests.bench.report import Side
 from tests.bench.rows import LINES, rows
 
-TITLES = {who: program.title for who, program in {**CLIENTS, **SERVERS}.items()}
+PROGRAMS = {**MAILBOXES, **CLIENTS, **SERVERS}
+TITLES = {who: program.title for who, program in PROGRAMS.items()}
 
 
 def test_every_line_becomes_rows_with_a_name_beside() -> None:

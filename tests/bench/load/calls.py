@@ -109,16 +109,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one measurement and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("--body", default='{"prompt":"hello"}')
+    parser.add_argument("--path", default="/invocations")
+    parser.add_argument(
+        "--body",
+        default='{"prompt":"hello"}',
+        help="`<n>` in it is the connection's number",
+    )
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--warm-up", type=float, default=0.2)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--drain", type=float, default=0.0)
     options = parser.parse_args(arguments)
-    request = request_bytes("/invocations", options.body.encode())
-    connections = [
-        _Connection(options.port, request) for _ in range(options.connections)
-    ]
+    connections = []
+    for number in range(options.connections):
+        body = options.body.replace("<n>", str(number)).encode()
+        request = request_bytes(options.path, body)
+        connections.append(_Connection(options.port, request))
     load = _Load(connections)
     load.keep_up(options.warm_up)
     for connection in connections:
