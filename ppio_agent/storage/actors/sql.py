@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from ppio_agent.wire.actors import ActorId
 
+from . import sql_letters as letters
+from . import sql_logs as logs
 from . import sql_people as people
 from . import sql_requests as requests
 from . import sql_state as state
@@ -141,9 +143,7 @@ class SqlActorStore(IActorStore):
         self, actor_id: ActorId, message_id: str, after: int, limit: int
     ) -> list[ProgressItem]:
         """Return steps of a log; see `IActorStore.read_progress`."""
-        return self._read(
-            lambda s: requests.read_progress(s, actor_id, message_id, after, limit)
-        )
+        return self._read(lambda s: logs.read(s, actor_id, message_id, after, limit))
 
     # Turns.
 
@@ -261,15 +261,15 @@ class SqlActorStore(IActorStore):
 
     def dead_letters(self, limit: int, after: str | None = None) -> list[DeadLetter]:
         """Return dead letters, the oldest first; see `IActorStore.dead_letters`."""
-        return self._read(lambda s: requests.dead_letters(s, limit, after))
+        return self._read(lambda s: letters.page(s, limit, after))
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """Return a dead letter, or None."""
-        return self._read(lambda s: requests.find_dead_letter(s, id))
+        return self._read(lambda s: letters.find(s, id))
 
     def discard(self, id: str) -> bool:
         """Remove a dead letter; return whether there was one."""
-        return self._write(lambda s: requests.discard(s, id))
+        return self._write(lambda s: letters.discard(s, id))
 
     def inspect(self, actor_id: ActorId) -> ActorSummary | None:
         """Return what is known of an actor; see `IActorStore.inspect`."""

@@ -1,4 +1,4 @@
-"""Requests of actors in SQL: how they come, how they end, and what they say meanwhile.
+"""Requests of actors in SQL: how they come, wait and end.
 
 Each function is a part of one transaction, in which `hold` comes first: it keeps others
 from the actor until the end, so that what was read is still true when it is written.
@@ -6,9 +6,7 @@ from the actor until the end, so that what was read is still true when it is wri
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
@@ -21,14 +19,12 @@ from .records import (
     Accepted,
     Cancellation,
     Cancelled,
-    DeadLetter,
     HintKind,
     Limits,
-    ProgressItem,
     RequestRecord,
 )
+from .sql_letters import bury
 from .sql_tables import (
-    Row,
     Session,
     forget,
     hold,
@@ -41,26 +37,15 @@ from .sql_tables import (
 __all__ = [
     "accept",
     "add",
-    "append",
-    "bury",
     "cancel",
     "count_pending",
-    "dead_letters",
-    "discard",
     "end",
     "end_all",
     "end_and_bury",
     "find",
-    "find_dead_letter",
     "load",
-    "log_steps",
     "oldest",
-    "read_progress",
 ]
-
-_LETTER_ID = re.compile("[0-7][0-9a-f]{15}")
-_MOST_STEPS = 1024
-_MOST_STEP_BYTES = 1024 * 1024
 
 _FIND = with_columns(
     "SELECT <columns> FROM actor_request"
@@ -97,37 +82,6 @@ _NOTE = (
     "UPDATE actor_request SET cancel = :cancel"
     " WHERE actor = :actor AND message_id = :message_id"
 )
-_STEP = (
-    "INSERT INTO actor_progress (actor, message_id, position, data)"
-    " VALUES (:actor, :message_id, :position, :data)"
-)
-_GROW = (
-    "UPDATE actor_request SET position = :position, size = size + :size"
-    " WHERE actor = :actor AND message_id = :message_id"
-)
-_LOG = (
-    "SELECT position, size FROM actor_request"
-    " WHERE actor = :actor AND message_id = :message_id AND status = 'pending'"
-)
-_STEPS = (
-    "SELECT position, data FROM actor_progress WHERE actor = :actor"
-    " AND message_id = :message_id AND position > :after"
-    " ORDER BY position LIMIT :limit"
-)
-_SIZES = (
-    "SELECT position, length(data) FROM actor_progress WHERE actor = :actor"
-    " AND message_id = :message_id ORDER BY position DESC"
-)
-_DROP_STEPS = (
-    "DELETE FROM actor_progress WHERE actor = :actor AND message_id = :message_id"
-    " AND position <= :upto RETURNING length(data)"
-)
-_BURY = with_columns(
-    "INSERT INTO actor_dead_letter (actor, <columns>, reason, at)"
-    " VALUES (:actor, <values>, :reason, :at)"
-)
-_LETTER = with_columns("SELECT id, actor, reason, at, <columns> FROM actor_dead_letter")
-_DISCARD = "DELETE FROM actor_dead_letter WHERE id = :id"
 
 
 def find(session: Session, actor_id: ActorId, message_id: str) -> RequestRecord | None:
@@ -287,14 +241,6 @@ def end_all(session: Session, now: float, actor_id: ActorId) -> None:
         end(session, now, record, RequestStatus.CANCELLED, failure("cancelled"))
 
 
-def bury(session: Session, letter: RequestRecord, reason: str) -> None:
-    """Make a dead letter of a request as it ended, but with its parameters."""
-    values = values_of(letter)
-    values["reason"] = reason
-    values["at"] = letter.finished_at
-    session.run(_BURY, values)
-
-
 def end_and_bury(
     session: Session,
     now: float,
@@ -330,113 +276,3 @@ def cancel(
         return Cancelled.CANCELLED
     _note(session, record, how)
     return Cancelled.REQUESTED
-
-
-# Steps.
-
-
-def append(
-    session: Session, actor_id: ActorId, message_id: str, items: Sequence[ProgressItem]
-) -> None:
-    """Append steps to the log of a request; of one that has ended, nothing."""
-    values = {"actor": str(actor_id), "message_id": message_id}
-    log = session.one(_LOG, values)
-    if log is not None:
-        log_steps(session, values, log, items)
-        session.hint(HintKind.PROGRESS, actor_id, message_id)
-
-
-def log_steps(
-    session: Session,
-    request: Mapping[str, Any],
-    log: tuple[int, int],
-    items: Sequence[ProgressItem],
-) -> None:
-    """Append steps to a log, and forget the oldest ones past its bounds.
-
-    Args:
-        session: Where.
-        request: Has the `actor` and `message_id` of the request.
-        log: The last step it has had, and the bytes of those it has.
-        items: The steps; those that it has had are passed over.
-    """
-    values = {name: request[name] for name in ("actor", "message_id")}
-    last, before = log
-    size = before
-    for item in items:
-        if item.position > last:
-            last = item.position
-            size += len(item.data)
-            step = {**values, "position": last, "data": item.data}
-            session.run(_STEP, step)
-    if last > _MOST_STEPS:
-        size -= _drop_steps(session, values, last - _MOST_STEPS)
-    if size > _MOST_STEP_BYTES:
-        size -= _drop_steps(session, values, _last_too_many(session, values))
-    session.run(_GROW, {**values, "position": last, "size": size - before})
-
-
-def _drop_steps(session: Session, values: dict[str, Any], upto: int) -> int:
-    """Forget the oldest steps; return how many bytes they had."""
-    return sum(size for (size,) in session.all(_DROP_STEPS, {**values, "upto": upto}))
-
-
-def _last_too_many(session: Session, values: dict[str, Any]) -> int:
-    """Return the last step of those that make the log larger than it may be."""
-    left = _MOST_STEP_BYTES
-    for position, size in session.all(_SIZES, values):
-        left -= size
-        if left < 0:
-            return int(position)
-    return 0
-
-
-def read_progress(
-    session: Session, actor_id: ActorId, message_id: str, after: int, limit: int
-) -> list[ProgressItem]:
-    """Return steps; see `IActorStore.read_progress`."""
-    values = {
-        "actor": str(actor_id),
-        "message_id": message_id,
-        "after": after,
-        "limit": limit,
-    }
-    return [ProgressItem(*row) for row in session.all(_STEPS, values)]
-
-
-# Dead letters.
-
-
-def dead_letters(session: Session, limit: int, after: str | None) -> list[DeadLetter]:
-    """Return dead letters, the oldest first."""
-    number = 0 if after is None else _number_of(after)
-    if number is None:
-        return []
-    statement = f"{_LETTER} WHERE id > :after ORDER BY id LIMIT :limit"
-    rows = session.all(statement, {"after": number, "limit": limit})
-    return [_letter_of(row) for row in rows]
-
-
-def find_dead_letter(session: Session, id: str) -> DeadLetter | None:
-    """Return a dead letter, or None."""
-    number = _number_of(id)
-    row = None
-    if number is not None:
-        row = session.one(f"{_LETTER} WHERE id = :id", {"id": number})
-    return None if row is None else _letter_of(row)
-
-
-def discard(session: Session, id: str) -> bool:
-    """Remove a dead letter; return whether there was one."""
-    number = _number_of(id)
-    return number is not None and session.run(_DISCARD, {"id": number}) != 0
-
-
-def _number_of(id: str) -> int | None:
-    return int(id, 16) if _LETTER_ID.fullmatch(id) else None
-
-
-def _letter_of(row: Row) -> DeadLetter:
-    id, actor, reason, at, *columns = row
-    request = record_of(ActorId.parse(actor), tuple(columns))
-    return DeadLetter(f"{id:016x}", request, reason, at, request.attempt)

@@ -12,6 +12,8 @@ from attrs import asdict, evolve
 from ppio_agent.exceptions import LeaseLostError
 from ppio_agent.wire.actors import ActorId, RequestStatus
 
+from . import sql_letters as letters
+from . import sql_logs as logs
 from . import sql_requests as requests
 from .admission import code_of, end_unbegun
 from .ends import failure
@@ -146,7 +148,7 @@ def append(
 ) -> None:
     """Append steps to the log of a request; see `IActorStore.append_progress`."""
     held(session, lease, str(lease.actor_id))
-    requests.append(session, lease.actor_id, message_id, items)
+    logs.append(session, lease.actor_id, message_id, items)
 
 
 def _begin(
@@ -232,7 +234,7 @@ def _add(
     if not session.run(_ADD_ENDED, values):
         return False
     if turn.progress:
-        requests.log_steps(session, values, (0, 0), turn.progress)
+        logs.extend(session, values, (0, 0), turn.progress)
     if turn.dead is not None:
         _bury(session, now, request, turn, turn.dead)
     return True
@@ -243,7 +245,7 @@ def _bury(
 ) -> None:
     """Make a dead letter of a request that its turn ends."""
     letter = evolve(request, status=turn.status, data=turn.data, finished_at=now)
-    requests.bury(session, letter, reason)
+    letters.bury(session, letter, reason)
 
 
 def _settle(
@@ -263,7 +265,7 @@ def _settle(
     if not fits:
         return CommitOutcome.CONFLICT, None
     if turn.progress:
-        requests.append(session, actor_id, turn.message_id, turn.progress)
+        logs.append(session, actor_id, turn.message_id, turn.progress)
     if turn.dead is not None:
         _bury(session, now, record, turn, turn.dead)
     requests.end(session, now, record, turn.status, turn.data)

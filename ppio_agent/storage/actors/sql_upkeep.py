@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ppio_agent.wire.actors import ActorId, RequestStatus
 
+from . import sql_letters as letters
 from . import sql_requests as requests
 from .ends import failure
 from .records import (
@@ -150,7 +151,7 @@ def deliver(session: Session, now: float, seq: int) -> ActorId | None:
         request.status = RequestStatus.REJECTED
         request.data = failure("mailbox_full")
         request.finished_at = now
-        requests.bury(session, request, "mailbox_full")
+        letters.bury(session, request, "mailbox_full")
     session.run(_GONE, {"seq": seq})
     return request.actor_id if outcome is Acceptance.NEW else None
 
