@@ -91,6 +91,7 @@ class InProcessActorContext(IActorRuntimeContext):
         turn = self._now()
         message_id, reason = turn.record.message_id, turn.reason
         if reason == "deadline" or self.time_left() == 0.0:
+            turn.cancel("deadline")  # if this one sees it before the timer
             raise InvocationTimeoutError(
                 f"request {message_id} to {self.actor_id} passed its deadline",
                 invocation_id=message_id,

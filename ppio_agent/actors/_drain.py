@@ -212,7 +212,9 @@ class Drainer:
         if asked and reason is not None:
             expired = reason == "deadline"
             status = RequestStatus.EXPIRED if expired else RequestStatus.CANCELLED
-            turn.end_early(failure(_CODES.get(reason, "cancelled")), status)
+            # Only of one that another request interrupts something may be kept.
+            end = turn.end_early if reason == "superseded" else turn.fail
+            end(failure(_CODES.get(reason, "cancelled")), status)
             return
         turn.crash = error
         _log.error(

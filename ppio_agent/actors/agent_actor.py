@@ -151,7 +151,7 @@ class AgentActor(IActor):
         invocation.run()
         context.keep()
         if invocation.state is not InvocationState.SUCCEEDED:
-            if context.cancelled:
+            if context.cancelled.reason == "superseded":
                 thread.add(heard.part())
                 _write_thread(context, thread, kept)
             context.check()

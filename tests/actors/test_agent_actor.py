@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ from tests.support import SLOW
 HERE = ActorId("agent", "c-1")
 
 
-@pytest.fixture
-def runtime() -> Iterator[InProcessActorRuntime]:
-    """A runtime that keeps nothing."""
-    with InProcessActorRuntime() as found:
+@pytest.fixture(params=["memory", "sqlite"])
+def runtime(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[InProcessActorRuntime]:
+    """A runtime, in memory and on a file."""
+    sqlite = f"sqlite:///{tmp_path}/actors.db"
+    url = sqlite if request.param == "sqlite" else "memory://"
+    with InProcessActorRuntime(url) as found:
         yield found
         assert found.stop(drain=5.0) == 0
 
@@ -404,17 +409,44 @@ def slow(runtime: InProcessActorRuntime) -> _Slow:
     return agent
 
 
-def test_an_interrupted_turn_keeps_its_part(
-    runtime: InProcessActorRuntime, slow: _Slow
-) -> None:
-    """The question and what was said, which is marked."""
+def _ask_slowly(runtime: InProcessActorRuntime, slow: _Slow) -> Future[Any]:
+    """Begin a turn on a thread that asks; return what becomes of the response."""
+    future: Future[Any] = Future()
     client = runtime.client()
-    first = client.send_request(HERE, "run", _params("slow"))
+
+    def ask() -> None:
+        future.set_result(client.ask(HERE, "run", _params("slow")))
+
+    threading.Thread(target=ask).start()
     assert slow.begun.wait(20)
+    return future
+
+
+def _send_slowly(runtime: InProcessActorRuntime, slow: _Slow) -> Future[Any]:
+    """Begin a turn on a thread of the runtime."""
+    handle = runtime.client().send_request(HERE, "run", _params("slow"))
+    assert slow.begun.wait(20)
+    future: Future[Any] = Future()
+    handle.future().add_done_callback(
+        lambda _: future.set_result(handle.try_get_response())
+    )
+    return future
+
+
+_WAYS = pytest.mark.parametrize("begin", [_ask_slowly, _send_slowly])
+
+
+@_WAYS
+def test_an_interrupted_turn_keeps_its_part(
+    runtime: InProcessActorRuntime, slow: _Slow, begin: Any
+) -> None:
+    """The question and what was said, which is marked; on whatever thread it ran."""
+    first = begin(runtime, slow)
+    client = runtime.client()
     second = client.send_request(HERE, "run", _params("next"), on_busy="interrupt")
     answer = second.result(20)["messages"][0]["content"]
     assert answer == "slow|one two |next"
-    response = first.get_response(20)
+    response = first.result(20)
     assert response.status is RequestStatus.CANCELLED
     assert response.data["code"] == "superseded"
     thread = AgentThread.from_state(runtime.store.read_state(HERE))
@@ -422,16 +454,16 @@ def test_an_interrupted_turn_keeps_its_part(
     assert marks == [False, True, False, False]
 
 
+@_WAYS
 def test_a_turn_that_is_rolled_back_leaves_no_trace(
-    runtime: InProcessActorRuntime, slow: _Slow
+    runtime: InProcessActorRuntime, slow: _Slow, begin: Any
 ) -> None:
     """Neither question nor answer."""
+    first = begin(runtime, slow)
     client = runtime.client()
-    first = client.send_request(HERE, "run", _params("slow"))
-    assert slow.begun.wait(20)
     second = client.send_request(HERE, "run", _params("next"), on_busy="rollback")
     assert second.result(20)["messages"][0]["content"] == "next"
-    assert first.get_response(20).data["code"] == "superseded"
+    assert first.result(20).data["code"] == "superseded"
     assert _said(runtime) == [("user", "next"), ("assistant", "next")]
 
 
