@@ -101,12 +101,15 @@ class RedisActorStore(IActorStore):
                 f"the Redis store has schema {found} of actors, this version knows"
                 f" {_SCHEMA_VERSION}: upgrade ppio-agent, or use another database"
             )
-        facts = self._link.one("INFO", "persistence")
+        facts = self._link.one("INFO")
+        losses = []
         if not facts.get("aof_enabled"):
+            losses.append("when it ends (set appendonly yes)")
+        if facts.get("maxmemory_policy") != "noeviction" and facts.get("maxmemory"):
+            losses.append("when its memory is full (set maxmemory-policy noeviction)")
+        if losses:
             _log.warning(
-                "the Redis server of the actors has no append-only file: what it has"
-                " accepted since its last snapshot is lost if it ends; set"
-                " 'appendonly yes'"
+                "the Redis server loses actors and requests %s", " and ".join(losses)
             )
 
     def now(self) -> float:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from ppio_agent._util.ids import new_id
@@ -221,24 +221,21 @@ class RedisHints:
         is_down = False
         while not self._closed.is_set():
             try:
-                self._hear()
-                is_down = False
+                with closing(self._link.listen(self._channel, self._bell)) as messages:
+                    is_down = False
+                    self._hear(messages)
             except Exception as error:  # noqa: BLE001 - whatever a driver has to say
                 if not is_down:
                     _log.warning("hints about actors are not heard for now: %s", error)
                 is_down = True
                 self._closed.wait(_LISTEN)
 
-    def _hear(self) -> None:
-        messages = self._link.listen(self._channel, self._bell)
-        try:
-            while not self._closed.is_set():
-                message = messages.get_message(timeout=_LISTEN)
-                hint = None if message is None else _parse(message)
-                if hint is not None:
-                    self._tell(hint)
-        finally:
-            messages.close()
+    def _hear(self, messages: Any) -> None:
+        while not self._closed.is_set():
+            message = messages.get_message(timeout=_LISTEN)
+            hint = None if message is None else _parse(message)
+            if hint is not None:
+                self._tell(hint)
 
     def _tell(self, hint: Hint) -> None:
         for callback in list(self._callbacks):
