@@ -15,6 +15,7 @@ from attrs import evolve
 from ppio_agent.exceptions import InvalidMessageError
 from ppio_agent.storage.actors.records import Acceptance, CancelReminder, SetReminder
 from ppio_agent.storage.actors.schedule import Tick, tick_of, tick_request
+from ppio_agent.wire.actors import is_storable
 
 from ._outage import OUTAGES
 
@@ -96,10 +97,10 @@ def due_at(now: float, due: float | datetime) -> float:
 
 def _check(wanted: SetReminder, *, least: float) -> None:
     name, period = wanted.name, wanted.period
-    if type(name) is not str or not 0 < len(name) <= _MAX_NAME or "\0" in name:
+    if not is_storable(name) or not 0 < len(name) <= _MAX_NAME:
         raise InvalidMessageError(
             f"the name {name!r:.250} is not a text of 1 to {_MAX_NAME} characters"
-            " without NUL"
+            " without NUL and lone surrogates"
         )
     if period is None:
         return

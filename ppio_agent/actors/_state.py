@@ -11,7 +11,7 @@ from typing import Any
 
 from ppio_agent.exceptions import StateTooLargeError, ValidationError
 from ppio_agent.storage.actors import IActorStore
-from ppio_agent.wire.actors import ActorId
+from ppio_agent.wire.actors import ActorId, is_storable
 from ppio_agent.wire.json import decode_json, encode_json
 
 from ._turn import Turn
@@ -152,9 +152,9 @@ def list_keys(
 
 
 def _key(key: str) -> str:
-    if type(key) is not str or not 0 < len(key) <= _MAX_KEY or "\0" in key:
+    if not is_storable(key) or not 0 < len(key) <= _MAX_KEY:
         raise ValidationError(
             f"the state key {key!r:.120} is not a text of 1 to {_MAX_KEY} characters"
-            " without NUL"
+            " without NUL and lone surrogates"
         )
     return key

@@ -25,11 +25,13 @@ __all__ = [
     "ActorResponseMessage",
     "RequestStatus",
     "check_message_id",
+    "is_storable",
 ]
 
 _TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._:\-]{0,99}")
 _INSTANCE_ID = re.compile(r"[ -~]{1,256}")
 _MESSAGE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @frozen(cache_hash=True)
@@ -126,6 +128,17 @@ def check_message_id(message_id: str) -> str:
             f"the message id {message_id!r:.160} is not 1 to 128 of A-Z a-z 0-9 . _ -"
         )
     return message_id
+
+
+def is_storable(text: object) -> bool:
+    """Return whether something is a text that every store can keep.
+
+    Not one with NUL, which ends a text in some databases, or with a lone surrogate,
+    which cannot be encoded.
+    """
+    if type(text) is not str or "\0" in text:
+        return False
+    return text.isascii() or not _LONE_SURROGATE.search(text)
 
 
 @define(eq=False)
