@@ -94,7 +94,7 @@ class AgentActor(IActor):
             "conversation_id"}``: all messages of the conversation, the last text of
             the user, and the instance id of the actor.
         history: How many messages from before this turn it gets; None: all.
-        debug: Whether failures tell the text of exceptions that are not ours.
+        debug: Whether failures tell type and text of exceptions that are not ours.
 
     Thread safety: one turn at a time, as every actor.
     """
@@ -156,7 +156,12 @@ class AgentActor(IActor):
                 _write_thread(context, thread, kept)
             context.check()
             raise invocation.error or InvocationCancelledError("the agent gave up")
-        answers = answers_of(heard.result(invocation))
+        known.update(fresh)
+        answers = [  # without what it was told: some agents give that back, too
+            answer
+            for answer in answers_of(heard.result(invocation))
+            if answer["message_id"] not in known
+        ]
         thread.add(answers)
         _write_thread(context, thread, kept)
         return {"messages": answers, "status": "completed"}
@@ -190,6 +195,9 @@ class AgentActor(IActor):
         error: BaseException,
     ) -> None:
         failure = Failure.of(error, expose=self._debug)
+        text = failure.error
+        if self._debug and not isinstance(error, PPIOAgentError):
+            text = f"{failure.error_type}: {text}"
         unexpected = failure.http_status >= 500
         _log.log(
             logging.ERROR if unexpected else logging.INFO,
@@ -206,7 +214,7 @@ class AgentActor(IActor):
                 sender_id=context.actor_id,
                 status=RequestStatus.FAILED,
                 data={
-                    "error": failure.error,
+                    "error": text,
                     "code": failure.code,
                     "retryable": failure.retryable,
                 },

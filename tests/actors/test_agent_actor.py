@@ -157,6 +157,19 @@ def test_an_agent_may_change_what_it_gets(runtime: InProcessActorRuntime) -> Non
     assert [content for _, content in _said(runtime)] == texts
 
 
+def test_an_agent_may_give_the_whole_conversation_back(
+    runtime: InProcessActorRuntime,
+) -> None:
+    """Its answer is what is new in it."""
+
+    def agent(request: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [*request["messages"], {"content": "new"}]}
+
+    runtime.register_agent("agent", agent)
+    assert [_say(runtime, text) for text in ("one", "two")] == ["new", "new"]
+    assert [content for _, content in _said(runtime)] == ["one", "new", "two", "new"]
+
+
 # Conversations.
 
 
@@ -318,11 +331,11 @@ def test_errors_of_ours_say_what_they_are(runtime: InProcessActorRuntime) -> Non
 
 
 def test_debug_tells_callers_more() -> None:
-    """The text of any exception."""
+    """Type and text of any exception."""
     with InProcessActorRuntime(options=RuntimeOptions(debug=True)) as runtime:
         runtime.register_agent("agent", lambda: {}["x"])
         response = runtime.client().ask(HERE, "run", _params("hi"))
-    assert response.data["error"] == "'x'"
+    assert response.data["error"] == "KeyError: 'x'"
 
 
 def _bare(value: Any) -> Callable[[], Any]:
