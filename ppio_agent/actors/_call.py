@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ppio_agent.exceptions import PPIOAgentError
 from ppio_agent.storage.actors.ends import failure
@@ -18,6 +19,9 @@ from ppio_agent.wire.json import decode_json
 
 from ._answers import EVICTED
 from ._timers import Timer
+
+if TYPE_CHECKING:
+    from ._turn import Turn
 
 __all__ = ["Call", "Calls", "latch", "wait_on"]
 
@@ -49,6 +53,7 @@ class Call:
         timer: What waits for its deadline.
         listed: Whether `Calls` tells it of its end.
         doubtful: Whether it may have ended in another process.
+        sender: The turn that sent it; None: it was not sent by one of this process.
     """
 
     __slots__ = (
@@ -60,6 +65,7 @@ class Call:
         "listed",
         "message_id",
         "position",
+        "sender",
         "status",
         "steps",
         "timer",
@@ -76,6 +82,7 @@ class Call:
         self.timer: Timer | None = None
         self.listed = False
         self.doubtful = False
+        self.sender: Turn | None = None
         # Of threads that wait for the end, and for the next step; None: there are none.
         self.ends: list[threading.Lock] | None = None
         self.steps: list[threading.Lock] | None = None

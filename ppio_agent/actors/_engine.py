@@ -304,7 +304,8 @@ class Engine:
     ) -> bool:
         """Wait for the end of a request; return whether it has ended.
 
-        A turn waits no longer than till its own end is asked for.
+        A turn waits no longer than till its own end is asked for; what it sent is
+        withdrawn then.
 
         Args:
             call: The request.
@@ -331,11 +332,19 @@ class Engine:
                     actor_id=str(call.actor_id),
                     message_id=call.message_id,
                 )
-            ended = self.waits.wait(
-                turn, call, lambda most: self._wait(call, most or timeout, steps, turn)
-            )
-            if not ended and turn.reason is not None:
-                turn.context.check()
+            try:
+                ended = self.waits.wait(
+                    turn,
+                    call,
+                    lambda most: self._wait(call, most or timeout, steps, turn),
+                )
+                if not ended and turn.reason is not None:
+                    turn.context.check()
+            except BaseException:
+                # One that ends with its process asks for the same again.
+                if call.sender is turn and turn.reason != "shutdown":
+                    self.cancel(call.actor_id, call.message_id)
+                raise
             return ended
 
     def _wait(

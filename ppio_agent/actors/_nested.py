@@ -111,10 +111,8 @@ def _answer(
     call = send(engine, request, deadline=deadline)
     try:
         engine.wait(call)
-    except BaseException:
-        # A turn that ends with its process asks for the same again.
-        if turn.reason != "shutdown":
-            engine.cancel(call.actor_id, call.message_id)
+    except RuntimeOverloadedError:
+        engine.cancel(call.actor_id, call.message_id)
         raise
     return call.response()
 

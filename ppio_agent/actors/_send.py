@@ -24,11 +24,12 @@ from ppio_agent.storage.actors.records import (
     Cancellation,
     RequestRecord,
 )
-from ppio_agent.wire.actors import ActorId, check_message_id
+from ppio_agent.wire.actors import ActorId, check_message_id, is_storable
 from ppio_agent.wire.json import decode_json, encode_json
 
 from ._call import Call, wait_on
 from ._cells import Cell
+from ._turn import current_turn
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -51,11 +52,14 @@ def encode_params(method: str, params: Params) -> bytes:
     """Return the JSON of a request's parameters.
 
     Raises:
-        InvalidMessageError: The method is no text, or they are no JSON object.
+        InvalidMessageError: The method is no text that stores can keep, or they are
+            no JSON object.
         RequestTooLargeError: They are larger than 1 MiB.
     """
-    if type(method) is not str:
-        raise InvalidMessageError(f"the method {method!r:.120} is not a text")
+    if not is_storable(method):
+        raise InvalidMessageError(
+            f"the method {method!r:.120} is not a text without NUL and lone surrogates"
+        )
     if params is None:
         return b"null"
     try:
@@ -130,6 +134,8 @@ def send(
         engine.crashes.check(request.actor_id)
     request.created_at = engine.store.now()
     call, fresh = engine.calls.listed(request.actor_id, request.message_id)
+    if fresh:
+        call.sender = current_turn.get()
     until = None
     try:
         if deadline is not None:

@@ -50,6 +50,10 @@ class Waits:
         # What each actor waits for in this process, directly or by those it called.
         self._calls: dict[ActorId, Call] = {}
 
+    def __contains__(self, actor_id: object) -> bool:
+        """Whether a turn of an actor waits, itself or in those that it called."""
+        return actor_id in self._calls
+
     def wait(
         self, turn: Turn, call: Call, wait: Callable[[float | None], bool]
     ) -> bool:
