@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ppio_agent.exceptions import (
     ConfigurationError,
@@ -151,15 +151,15 @@ class PostgresActorStore(SqlActorStore):
         # Who may use a schema need not be one who may make it.
         if not session.one(_FIND_SCHEMA, {"schema": self._schema})[0]:
             session.run(f"CREATE SCHEMA {self._schema}", {})
-        prepare(session, _WORDS, f"{self._engine.url.host}/{self._schema}")
+        prepare(session, _WORDS, f"{self._engine.url.database}.{self._schema}")
 
     def _connect(self) -> psycopg.Connection:
         """Open a connection that is not the pool's."""
         pooled = self._engine.raw_connection()
-        connection: Any = pooled.driver_connection
+        connection = cast("psycopg.Connection", pooled.driver_connection)
         pooled.detach()
         connection.autocommit = True
-        return connection  # type: ignore[no-any-return]
+        return connection
 
     def now(self) -> float:
         """Return the time by the server's clock, as far as it is known here."""
@@ -187,10 +187,8 @@ class PostgresActorStore(SqlActorStore):
     def _transact(
         self, engine: sa.Engine, work: Callable[[Session], _T]
     ) -> tuple[_Session, _T]:
-        if self._closed.is_set():
-            raise ServiceUnavailableError("the store of actors in PostgreSQL is closed")
         tries = 0
-        while True:
+        while not self._closed.is_set():
             tries += 1
             session = _Session()
             try:
@@ -200,6 +198,7 @@ class PostgresActorStore(SqlActorStore):
                     raise self._failure(error) from error
             # Let the other one pass: both at once would collide again.
             self._closed.wait(random.uniform(0.0, _LONGEST_PAUSE))  # noqa: S311
+        raise ServiceUnavailableError("the store of actors in PostgreSQL is closed")
 
     def _failure(self, error: sa.exc.SQLAlchemyError) -> Exception:
         """Return what is told of an error of the driver, without any parameters."""

@@ -115,8 +115,9 @@ class PostgresHints:
                     self._exchange(connection)
             except Exception as error:  # noqa: BLE001 - whatever a driver has to say
                 if not is_down:
+                    about = str(error).partition("\n")[0]
                     _log.warning(
-                        "hints about actors are not exchanged for now: %s", error
+                        "hints about actors are not exchanged for now: %s", about
                     )
                 is_down = True
                 self._closed.wait(_REST)
