@@ -84,6 +84,8 @@ def test_params_and_results_are_copies() -> None:
     ("arguments", "error"),
     [
         ((actor(), 7), InvalidMessageError),
+        ((actor(), "a\0b"), InvalidMessageError),
+        ((actor(), "\ud800"), InvalidMessageError),
         ((actor(), "m", [1]), InvalidMessageError),
         ((actor(), "m", {"a": object()}), InvalidMessageError),
         ((actor(), "m", None, "no id"), InvalidMessageError),
