@@ -16,7 +16,6 @@ from ._engine import stopped
 from ._outage import OUTAGES
 
 if TYPE_CHECKING:
-    from ._cells import Cell
     from ._engine import Engine
 
 __all__ = ["stop"]
@@ -58,17 +57,11 @@ def _wait_for_turns(engine: Engine, end: float) -> None:
     """Wait for what runs, till an instant, or till all of it only waits for others."""
     while left := [cell for cell in engine.cells.living() if cell.flag.locked()]:
         seconds = end - time.monotonic()
-        if seconds <= 0.0 or all(_is_waiting(cell) for cell in left):
+        busy = next((c for c in left if c.actor_id not in engine.waits), None)
+        if seconds <= 0.0 or busy is None:
             return
-        busy = next((cell for cell in left if not _is_waiting(cell)), left[0])
         if busy.flag.acquire(timeout=min(seconds, _LOOK_EVERY)):
             busy.flag.release()
-
-
-def _is_waiting(cell: Cell) -> bool:
-    """Whether a turn waits for an actor that will not run."""
-    turn = cell.turn
-    return turn is not None and turn.asking is not None and turn.child is None
 
 
 def _cancel_all(engine: Engine) -> None:
