@@ -47,6 +47,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _VISIBLE = re.compile("[!-~]+")
+_SCALARS = (int, str, bool)
 _ACRONYMS = {"id": "ID", "mb": "MB", "url": "URL"}
 
 
@@ -219,7 +220,7 @@ def make_converter() -> BaseConverter:
     Thread safety: thread-safe.
     """
     converter = BaseConverter(detailed_validation=False)
-    for kind in (int, str, bool):
+    for kind in _SCALARS:
         converter.register_structure_hook(kind, _strict(kind))
     converter.register_structure_hook(float, _float)
     converter.register_structure_hook(datetime, _time)
@@ -243,24 +244,30 @@ def _object(converter: BaseConverter, value: object, cls: Any) -> Any:
         raise _mismatch("object", value)
     given: dict[str, Any] = {}
     keys = set()
-    for name, key, kind, required, nullable in _members(cls):
+    for name, key, kind, required, nullable, scalar in _members(cls):
         keys.add(key)
         if key not in value:
             if required:
                 raise WireError(f".{key}", "is missing")
             continue
         item = value[key]
-        if item is None and not required and not nullable:
+        if type(item) is scalar:
+            given[name] = item  # as it is, without a look at the rules
+        elif item is None and not required and not nullable:
             continue  # servers write null where they mean absent
-        given[name] = _at(f".{key}", converter, item, kind)
+        else:
+            given[name] = _at(f".{key}", converter, item, kind)
     if issubclass(cls, WireModel):
         given["extra"] = {k: v for k, v in value.items() if k not in keys}
     return cls(**given)
 
 
 @lru_cache(maxsize=512)
-def _members(cls: Any) -> tuple[tuple[str, str, Any, bool, bool], ...]:
-    """Return (argument, key, type, required, nullable) of each member."""
+def _members(cls: Any) -> tuple[tuple[str, str, Any, bool, bool, type | None], ...]:
+    """Return (argument, key, type, required, nullable, scalar) of each member.
+
+    The last is a type whose values need no look, if it takes one: str, int or bool.
+    """
     attrs.resolve_types(cls)
     spelling = getattr(cls, "spelling", str)
     return tuple(
@@ -270,11 +277,17 @@ def _members(cls: Any) -> tuple[tuple[str, str, Any, bool, bool], ...]:
             f.type if f.type is not None else Any,
             f.default is attrs.NOTHING,
             _is_optional(f.type),
+            _scalar_of(f.type),
         )
         for f in attrs.fields(cls)
         if f.init and not f.metadata.get("local")
         if not (f.name == "extra" and issubclass(cls, WireModel))
     )
+
+
+def _scalar_of(kind: Any) -> type | None:
+    choices = get_args(kind) if _is_optional(kind) else (kind,)
+    return next((one for one in choices if one in _SCALARS), None)
 
 
 def _at(path: str, converter: BaseConverter, value: object, kind: Any) -> Any:

@@ -162,8 +162,9 @@ def _result_of(api: Api, actor_id: ActorId, method: str) -> Callable[[Any], Any]
     Of a run that is the body of its answer, for one that was cut off is gone on with
     here.
     """
-    is_run = method == "run" and api.type_of(actor_id.type_name).is_agent
-    return partial(run_body, actor_id) if is_run else _unchanged
+    agent = api.type_of(actor_id.type_name)
+    is_run = method == "run" and agent.is_agent
+    return partial(run_body, agent, actor_id) if is_run else _unchanged
 
 
 def _unchanged(result: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent.actors._types import ActorType
 from ppio_agent.actors.messages import answers_of
 from ppio_agent.actors.runtime_abstractions import (
     ActorId,
@@ -42,7 +44,7 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
     Raises:
         PPIOAgentError: It cannot be sent, or failed.
     """
-    api.type_of(agent_name)
+    agent = api.type_of(agent_name)
     body: Any = exchange.json(code="invalid_request")
     request = read_as(RunRequest, body)
     actor_id = ActorId(agent_name, _conversation(exchange, request, agent_name))
@@ -50,22 +52,22 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
     message_id = _message_id(api, exchange, request, actor_id)
     # As it was sent, so that a repetition is recognised.
     params = {"messages": body["messages"]}
+    result = partial(run_body, agent, actor_id)
     patience = Patience.of(exchange.environ.get("HTTP_PREFER"))
     dialect = dialect_of(exchange)
     alone = message_id is None and request.on_busy is OnBusy.ENQUEUE
     if alone and dialect is None and patience.seconds is None:
         # On this thread, if the actor is idle: nobody else knows this request.
-        return _answer(exchange, actor_id, api.client.ask(actor_id, "run", params))
+        return _answer(exchange, api.client.ask(actor_id, "run", params), result)
     handle = api.client.send_request(
         actor_id, "run", params, message_id, on_busy=request.on_busy.value
     )
     if dialect is not None:
-        result = partial(run_body, actor_id)
         return stream(exchange, handle, result=result, dialect=dialect)
     response = wait_for(exchange, handle, patience.seconds)
     if response is None:
         return _promise(exchange, handle)
-    return _answer(exchange, actor_id, response)
+    return _answer(exchange, response, result)
 
 
 def _conversation(exchange: Exchange, request: RunRequest, agent: str) -> str:
@@ -133,26 +135,28 @@ def wait_for(
                 ) from None
 
 
-def run_body(actor_id: ActorId, result: Any) -> dict[str, Any]:
+def run_body(agent: ActorType, actor_id: ActorId, result: Any) -> dict[str, Any]:
     """Return the body of an answer.
 
     Raises:
         ActorFailedError: The actor gave what cannot be messages.
     """
+    # An agent's are messages already; other actors give what they like.
+    messages = result["messages"] if agent.is_agent else answers_of(result)
     return {
-        "messages": answers_of(result),
+        "messages": messages,
         "status": RequestStatus.COMPLETED.value,
         "conversation_id": actor_id.instance_id,
     }
 
 
 def _answer(
-    exchange: Exchange, actor_id: ActorId, response: ActorResponseMessage
+    exchange: Exchange, response: ActorResponseMessage, result: Callable[[Any], Any]
 ) -> Reply:
     headers = [(INVOCATION_ID, response.message_id)]
     if response.status is not RequestStatus.COMPLETED:
         return problem(failed(response), exchange.request_id, headers=headers)
-    return json_reply(200, run_body(actor_id, response.data), headers)
+    return json_reply(200, result(response.data), headers)
 
 
 def location_of(exchange: Exchange, handle: ActorResponseHandle) -> str:
