@@ -192,7 +192,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def failure_of(path: Path, error: sqlite3.OperationalError) -> OSError:
+def failure_of(path: Path, error: Exception) -> OSError:
     """Return what the system would say: the statement is right, the disk is not."""
     # What it maps into memory fails otherwise on a disk that is full.
     is_full = "disk I/O" in str(error) and not os.statvfs(path.parent).f_bavail

@@ -70,10 +70,11 @@ _EXPIRED = (
     "SELECT actor, message_id FROM actor_request WHERE status = 'pending'"
     " AND deadline IS NOT NULL AND deadline <= :now ORDER BY deadline LIMIT :limit"
 )
-_TOO_MANY = (
-    "SELECT count(*), coalesce(sum(CASE WHEN finished_at < :before THEN 1 ELSE 0 END),"
-    " 0) FROM actor_request WHERE finished_at IS NOT NULL"
+_OLD = (
+    "SELECT count(*) FROM (SELECT 1 FROM actor_request WHERE finished_at IS NOT NULL"
+    " AND finished_at < :before LIMIT :limit) AS old"
 )
+_ENDED = "SELECT count(*) FROM actor_request WHERE finished_at IS NOT NULL"
 _FIRST_ENDED = (
     "SELECT actor, message_id FROM actor_request WHERE finished_at IS NOT NULL"
     " ORDER BY finished_at LIMIT :limit"
@@ -226,10 +227,10 @@ def forget_requests(
 ) -> int:
     """Forget ended requests; return how many."""
     before = now - retention.seconds
-    count, old = session.one(_TOO_MANY, {"before": before})
-    spare = min(limit, max(old, count - retention.ids))
-    if spare <= 0:
-        return 0
+    (spare,) = session.one(_OLD, {"before": before, "limit": limit})
+    if spare < limit:  # all are counted only if those that are old are not enough
+        (count,) = session.one(_ENDED, {})
+        spare = min(limit, max(spare, count - retention.ids))
     actors: dict[str, None] = {}
     # In an order, here and below: others who do the same do not get across each other.
     for actor, message_id in sorted(session.all(_FIRST_ENDED, {"limit": spare})):

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-from ppio_agent.exceptions import ConfigurationError, ServiceUnavailableError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    ServiceUnavailableError,
+    ValidationError,
+)
 from ppio_agent.storage.documents import sqlite_path
 from ppio_agent.storage.sqlite import failure_of, opened, transaction
 from ppio_agent.wire.actors import ActorId
@@ -104,6 +108,7 @@ class SqliteActorStore(SqlActorStore):
         self._locks = WorkerLocks(self._path)
         self._writing = threading.Lock()  # Guards _writer: one transaction.
         self._reading = threading.Lock()  # Guards _reader: one transaction.
+        self._closed = False
         self._group = GroupCommit(self._run_jobs)
         with opened(self._path, page_size=_PAGE_SIZE) as self._writer:
             self._writer.execute(f"PRAGMA synchronous = {_SYNC[sync]}")
@@ -154,10 +159,8 @@ class SqliteActorStore(SqlActorStore):
         try:
             with self._writing:
                 self._transact(jobs)
-        except sqlite3.OperationalError as error:
-            return self._failure(error)
         except Exception as error:  # noqa: BLE001 - raised where the work came from
-            return error
+            return self._failure(error)
         return None
 
     def _transact(self, jobs: Sequence[Job[_Session]]) -> None:
@@ -182,16 +185,28 @@ class SqliteActorStore(SqlActorStore):
                     return work(_Session(db))
                 finally:
                     db.execute("ROLLBACK")
-            except sqlite3.OperationalError as error:
+            except (sqlite3.Error, UnicodeEncodeError) as error:
                 raise self._failure(error) from error
 
-    def _failure(self, error: sqlite3.OperationalError) -> Exception:
-        if "locked" in str(error):
-            return ServiceUnavailableError(
+    def _failure(self, error: Exception) -> Exception:
+        """Return what callers are told of an error, with the error as its cause."""
+        if isinstance(error, UnicodeEncodeError):
+            failure: Exception = ValidationError(
+                "a text of an actor has half a character, which cannot be kept"
+            )
+        elif self._closed and isinstance(error, sqlite3.ProgrammingError):
+            failure = ServiceUnavailableError(f"the store {self._path} was closed")
+        elif "locked" in str(error) and isinstance(error, sqlite3.OperationalError):
+            failure = ServiceUnavailableError(
                 f"the store {self._path} is written by other processes for too long:"
                 " try it again"
             )
-        return failure_of(self._path, error)
+        elif type(error) in {sqlite3.OperationalError, sqlite3.DatabaseError}:
+            failure = failure_of(self._path, error)
+        else:
+            return error
+        failure.__cause__ = error
+        return failure
 
     # Workers of other processes that were killed.
 
@@ -232,6 +247,7 @@ class SqliteActorStore(SqlActorStore):
     def close(self) -> None:
         """Close the file. Idempotent."""
         with self._writing, self._reading:
+            self._closed = True
             self._writer.close()
             self._reader.close()
         self._locks.close()

@@ -21,6 +21,7 @@ from ppio_agent.exceptions import (
     ConfigurationError,
     LeaseLostError,
     ServiceUnavailableError,
+    ValidationError,
 )
 from ppio_agent.storage.actors import open_actor_store
 from ppio_agent.storage.actors.records import (
@@ -176,6 +177,44 @@ def test_others_that_write_for_too_long_are_told_of(
         assert store.get_request(ACTOR, "m1") is None
         other.execute("ROLLBACK")
     assert store.accept(request(), LIMITS).outcome is Acceptance.NEW
+
+
+def test_a_file_that_is_damaged_later_is_an_error_of_the_system(
+    path: Path, open_store: Open
+) -> None:
+    store = open_store()
+    store.write(ACTOR, [SetValue(str(n), b"x" * 1000) for n in range(100)])
+    store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(2048)
+        file.write(b"\xff" * (path.stat().st_size - 2048))
+    store._reader.execute("PRAGMA shrink_memory")  # what it has read before
+    with pytest.raises(OSError, match="malformed") as caught:
+        store.read(ACTOR)
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_text_that_cannot_be_kept_is_refused(open_store: Open) -> None:
+    """Alone, and it is not told."""
+    store = open_store()
+    with pytest.raises(ValidationError, match="half a character") as caught:
+        store.accept(request(method="secret\ud800"), LIMITS)
+    assert "secret" not in str(caught.value)
+    assert store.inspect(ACTOR) is None
+    store.accept(request(), LIMITS)
+    with pytest.raises(ValidationError):
+        store.read(ACTOR, ["\ud800"])
+
+
+def test_a_store_that_was_closed_says_so(path: Path) -> None:
+    """A sweep may come late."""
+    store = SqliteActorStore(path)
+    store.close()
+    store.close()
+    with pytest.raises(ServiceUnavailableError, match="was closed"):
+        store.accept(request(), LIMITS)
+    with pytest.raises(ServiceUnavailableError, match="was closed"):
+        store.pending()
 
 
 def test_several_make_the_file_at_once(path: Path) -> None:
