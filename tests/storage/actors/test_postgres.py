@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.storage.actors import open_actor_store, postgres_hints
+from ppio_agent.storage.actors import postgres as postgres_module
 from ppio_agent.storage.actors.postgres import PostgresActorStore
 from ppio_agent.storage.actors.records import (
     Acceptance,
@@ -35,7 +37,7 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from tests.support import SLOW, new_threads, wait_until
 from tests.support_postgres import PostgresServer
 
-from .worker import count_turn
+from .support_worker import count_turn
 
 ACTOR = ActorId("echo", "c-1")
 LIMITS = Limits(mailbox=1000)
@@ -114,10 +116,10 @@ class TestContract(ActorStoreContract):
 
 
 class Worker:
-    """A process of `tests.storage.actors.worker`."""
+    """A process of `tests.storage.actors.support_worker`."""
 
     def __init__(self, url: str, name: str, ttl: float, *mode: str) -> None:
-        module = "tests.storage.actors.worker"
+        module = "tests.storage.actors.support_worker"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, url, name, str(ttl), *mode],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -365,6 +367,39 @@ def test_the_clock_is_the_servers(
     monkeypatch.setattr(time, "time", lambda: local() - 3600.0)
     store.heartbeat("w", 1.0)
     assert abs(store.now() - right) < 60.0
+
+
+def test_a_full_disk_is_told_as_such(
+    postgres: PostgresServer, open_store: Open
+) -> None:
+    """As a store in a file does; once there is room it goes on."""
+    url = postgres.url()
+    store = open_store(url)
+    schema = url.rpartition("=")[2]
+    postgres.execute(
+        f"CREATE FUNCTION {schema}.fill() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE disk_full; END $$"
+    )
+    postgres.execute(
+        f"CREATE TRIGGER fill BEFORE INSERT ON {schema}.actor_request"
+        f" EXECUTE FUNCTION {schema}.fill()"
+    )
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.accept(request(1), LIMITS)
+    assert caught.value.errno == errno.ENOSPC
+    postgres.execute(f"DROP TRIGGER fill ON {schema}.actor_request")
+    assert store.accept(request(1), LIMITS).outcome is Acceptance.NEW
+
+
+def test_who_gets_no_connection_in_time_is_told_so(
+    postgres: PostgresServer, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool is bounded, and so is the wait for it."""
+    monkeypatch.setattr(postgres_module, "_POOL_PATIENCE", 0.05)
+    store = open_store(postgres.url() + "&pool_size=1")
+    with store._engine.connect(), pytest.raises(ServiceUnavailableError, match="try"):
+        store.pending()
+    assert store.pending() == 0
 
 
 # Races.

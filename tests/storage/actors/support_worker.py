@@ -1,6 +1,6 @@
 """A process that runs turns of actors in a shared store, without a runtime.
 
-Usage: ``python -m tests.storage.actors.worker URL NAME TTL [pause]``. It ends with its
+Usage: ``python -m tests.storage.actors.support_worker URL NAME TTL [pause]``. It ends with its
 standard input. Nobody wakes it: what there is to do it finds in the store alone. With
 `pause` it begins one turn, says so, and commits it when it is told to go on.
 """
