@@ -30,16 +30,19 @@ from tests.support import SLOW
 HERE = ActorId("agent", "c-1")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture
 def runtime(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[InProcessActorRuntime]:
-    """A runtime, in memory and on a file."""
+    """A runtime; in memory, or on a file."""
     sqlite = f"sqlite:///{tmp_path}/actors.db"
-    url = sqlite if request.param == "sqlite" else "memory://"
+    url = sqlite if getattr(request, "param", "") == "sqlite" else "memory://"
     with InProcessActorRuntime(url) as found:
         yield found
         assert found.stop(drain=5.0) == 0
+
+
+_STORES = pytest.mark.parametrize("runtime", ["memory", "sqlite"], indirect=True)
 
 
 def _params(*texts: str, **more: Any) -> dict[str, Any]:
@@ -198,6 +201,7 @@ def test_conversations_share_nothing(runtime: InProcessActorRuntime) -> None:
     assert _say(runtime, "two", ActorId("other", "c-1")) == "two"
 
 
+@_STORES
 def test_what_is_known_is_not_added_again(runtime: InProcessActorRuntime) -> None:
     """A client may send the whole conversation each time."""
     runtime.register_agent("agent", _contents, history=1)
@@ -210,6 +214,7 @@ def test_what_is_known_is_not_added_again(runtime: InProcessActorRuntime) -> Non
     assert users == ["q0", "q1", "q2", "q3"]
 
 
+@_STORES
 def test_history_bounds_what_the_agent_gets(runtime: InProcessActorRuntime) -> None:
     """The latest earlier messages and the new one; all are kept."""
     runtime.register_agent("agent", lambda r: f"<{_contents(r)}>", history=2)
@@ -241,6 +246,7 @@ def _texts(runtime: InProcessActorRuntime, name: str = "agent") -> tuple[Any, An
     return [step.data["progress"] for step in steps], answer
 
 
+@_STORES
 def test_chunks_are_progress_and_texts_the_answer(
     runtime: InProcessActorRuntime,
 ) -> None:
@@ -354,6 +360,7 @@ def test_what_is_no_answer_is_a_failure(
     assert _said(runtime) == []
 
 
+@_STORES
 def test_an_answer_that_cannot_be_kept_leaves_nothing(
     runtime: InProcessActorRuntime,
 ) -> None:
@@ -449,6 +456,7 @@ def _send_slowly(runtime: InProcessActorRuntime, slow: _Slow) -> Future[Any]:
 _WAYS = pytest.mark.parametrize("begin", [_ask_slowly, _send_slowly])
 
 
+@_STORES
 @_WAYS
 def test_an_interrupted_turn_keeps_its_part(
     runtime: InProcessActorRuntime, slow: _Slow, begin: Any
@@ -467,6 +475,7 @@ def test_an_interrupted_turn_keeps_its_part(
     assert marks == [False, True, False, False]
 
 
+@_STORES
 @_WAYS
 def test_a_turn_that_is_rolled_back_leaves_no_trace(
     runtime: InProcessActorRuntime, slow: _Slow, begin: Any
@@ -480,6 +489,7 @@ def test_a_turn_that_is_rolled_back_leaves_no_trace(
     assert _said(runtime) == [("user", "next"), ("assistant", "next")]
 
 
+@_STORES
 def test_a_cancel_ends_the_agent(runtime: InProcessActorRuntime, slow: _Slow) -> None:
     """And the conversation is as it was before the question."""
     handle = runtime.client().send_request(HERE, "run", _params("slow"))
@@ -490,6 +500,7 @@ def test_a_cancel_ends_the_agent(runtime: InProcessActorRuntime, slow: _Slow) ->
     assert _said(runtime) == []
 
 
+@_STORES
 def test_a_deadline_ends_the_agent(runtime: InProcessActorRuntime, slow: _Slow) -> None:
     """The caller knows at once, and nothing of the turn is kept."""
     response = runtime.client().ask(HERE, "run", _params("slow"), deadline=0.2)
