@@ -38,7 +38,7 @@ _MOST = 100  # of each kind, an actor
 _MAX_NAME = 200
 _LEAST_TIMER, _LEAST_REMINDER = 0.01, 1.0
 _FOREVER = 10 * 365 * 86_400.0
-_RETRY = 1.0  # seconds, for a timer that fires once, and whose actor takes nothing
+_RETRY = 0.2  # seconds, for a timer that fires once, and whose actor takes nothing
 _SENT = {Acceptance.NEW, Acceptance.DUPLICATE}
 
 

@@ -236,7 +236,11 @@ class Sweep:
         engine = self._engine
         # Those that live here are among them, and must not hide the others.
         limit = _PAGE + engine.cells.live
-        return self._wake(engine.store.ready(engine.worker, limit))
+        ready = engine.store.ready(engine.worker, limit)
+        while len(ready) == limit <= engine.options.max_pending:
+            limit *= 4
+            ready = engine.store.ready(engine.worker, limit)
+        return self._wake(ready)
 
     def _wake(self, actor_ids: list[ActorId]) -> int:
         for actor_id in actor_ids:
