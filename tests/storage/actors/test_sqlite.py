@@ -38,7 +38,7 @@ from ppio_agent.testing.actor_store import ActorStoreContract
 from ppio_agent.wire.actors import ActorId, RequestStatus
 from tests.support import SLOW, wait_until
 
-from .worker import count_turn
+from .support_worker import count_turn
 
 ACTOR = ActorId("echo", "c-1")
 LIMITS = Limits(mailbox=1000)
@@ -219,7 +219,12 @@ def test_a_store_that_was_closed_says_so(path: Path) -> None:
 
 def test_several_make_the_file_at_once(path: Path) -> None:
     """Processes that start together do not stand in each other's way."""
-    command = [sys.executable, "-m", f"{__package__}.worker", f"sqlite:///{path}"]
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.support_worker",
+        f"sqlite:///{path}",
+    ]
     workers = [
         subprocess.Popen([*command, f"w{n}", "30"], stdin=subprocess.PIPE)
         for n in range(3)
@@ -339,7 +344,7 @@ def _worker(path: Path, name: str, *mode: str) -> Iterator[subprocess.Popen[str]
     """A process that runs turns; its leases last for ten minutes."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", f"{__package__}.worker"),
+            *(sys.executable, "-m", f"{__package__}.support_worker"),
             *(f"sqlite:///{path}", name, "600", *mode),
         ],
         stdin=subprocess.PIPE,
