@@ -38,11 +38,16 @@ class RedisServer:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_until(self._answers, what="redis-server listens")
+        # Before its first answer it makes its files, on a disk that may be busy.
+        wait_until(self._answers, timeout=20.0, what="redis-server answers")
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self.path)) == 0
+            client.settimeout(20.0)
+            if client.connect_ex(str(self.path)) != 0:
+                return False
+            client.sendall(b"PING\r\n")
+            return bool(client.recv(64))
 
     def begin_cluster(self) -> None:
         """Begin to be all of a cluster, with `--cluster-enabled yes`: for two seconds."""

@@ -63,12 +63,6 @@ def cluster(cluster_to_be: RedisServer) -> RedisServer:
     return cluster_to_be
 
 
-@pytest.fixture(params=["server", "cluster"])
-def any_server(request: pytest.FixtureRequest) -> RedisServer:
-    server: RedisServer = request.getfixturevalue(request.param)
-    return server
-
-
 def _emptied(server: RedisServer) -> str:
     with server.client() as client:
         client.flushdb()
@@ -93,7 +87,8 @@ class TestRedisActorStore(ActorStoreContract):
         peer.close()
 
 
-# A client that dies between any two of its round trips.
+# A client that dies between any two of its round trips; of a cluster, for all kinds of
+# scripts run here.
 
 
 class _Killed(BaseException):
@@ -210,7 +205,7 @@ def _sweep(store: IActorStore) -> None:
         store.relay(store.now() + 1.0, 100)
 
 
-def test_an_accepted_request_is_found_whoever_died(any_server: RedisServer) -> None:
+def test_an_accepted_request_is_found_whoever_died(cluster: RedisServer) -> None:
     """Accepted or not: never in between."""
 
     def check(store: RedisActorStore) -> None:
@@ -223,7 +218,7 @@ def test_an_accepted_request_is_found_whoever_died(any_server: RedisServer) -> N
         assert store.pending() == 0
 
     trips = _killed_everywhere(
-        any_server,
+        cluster,
         lambda store: _request("m-1", deadline=store.now() + 5.0),
         lambda store, request: store.accept(request, Limits()),
         check,
@@ -231,7 +226,7 @@ def test_an_accepted_request_is_found_whoever_died(any_server: RedisServer) -> N
     assert trips == 2  # the script of the actor, and that of the indexes
 
 
-def test_a_turn_leaves_all_or_nothing_whoever_died(any_server: RedisServer) -> None:
+def test_a_turn_leaves_all_or_nothing_whoever_died(cluster: RedisServer) -> None:
     """What it sends, sets and buries is there once, in its order."""
 
     def check(store: RedisActorStore) -> None:
@@ -260,10 +255,10 @@ def test_a_turn_leaves_all_or_nothing_whoever_died(any_server: RedisServer) -> N
         assert (first, tick[:2]) == ("m-2", "r-")
         assert store.pending() == 0
         store.purge(store.now() + 2 * LATER, 100, Retention(seconds=1.0))
-        _is_swept(any_server)
+        _is_swept(cluster)
 
     _killed_everywhere(
-        any_server, lambda store: _begun(store, "m-1", "m-2"), _commit, check
+        cluster, lambda store: _begun(store, "m-1", "m-2"), _commit, check
     )
 
 
@@ -277,7 +272,7 @@ def _is_swept(server: RedisServer) -> None:
     }  # fmt: skip
 
 
-def test_what_leaves_arrives_once_whoever_died(any_server: RedisServer) -> None:
+def test_what_leaves_arrives_once_whoever_died(cluster: RedisServer) -> None:
     """Also if those who carry it die one after the other."""
 
     def prepare(store: RedisActorStore) -> None:
@@ -299,14 +294,14 @@ def test_what_leaves_arrives_once_whoever_died(any_server: RedisServer) -> None:
         assert _ids(store, B) == ["o-0", "o-1", "o-2"]
 
     _killed_everywhere(
-        any_server,
+        cluster,
         prepare,
         lambda store, _: store.relay(store.now() + 1.0, 100),
         check,
     )
 
 
-def test_a_reminder_comes_once_whoever_died(any_server: RedisServer) -> None:
+def test_a_reminder_comes_once_whoever_died(cluster: RedisServer) -> None:
     """And the next one in its time."""
 
     def prepare(store: RedisActorStore) -> None:
@@ -326,7 +321,7 @@ def test_a_reminder_comes_once_whoever_died(any_server: RedisServer) -> None:
         assert store.fire_reminders(store.now() + 12.0, 10) == [A]
 
     _killed_everywhere(
-        any_server,
+        cluster,
         prepare,
         lambda store, _: store.fire_reminders(store.now() + 2.0, 10),
         check,
@@ -334,7 +329,7 @@ def test_a_reminder_comes_once_whoever_died(any_server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "expire", "supersede", "delete", "purge"])
-def test_an_end_is_an_end_whoever_died(server: RedisServer, how: str) -> None:
+def test_an_end_is_an_end_whoever_died(cluster: RedisServer, how: str) -> None:
     """The indexes follow."""
     acts: dict[str, Callable[[RedisActorStore, Any], object]] = {
         "cancel": lambda store, _: store.cancel(A, "m-2"),
@@ -370,9 +365,9 @@ def test_an_end_is_an_end_whoever_died(server: RedisServer, how: str) -> None:
         _ids(store, A)
         assert store.pending() == 0
         store.purge(store.now() + 2 * LATER, 100, Retention(seconds=1.0))
-        _is_swept(server)
+        _is_swept(cluster)
 
-    _killed_everywhere(server, prepare, acts[how], check)
+    _killed_everywhere(cluster, prepare, acts[how], check)
 
 
 CLIENT = """
@@ -462,9 +457,9 @@ def test_nothing_is_lost_or_doubled_when_processes_are_killed(
 # Sweeps.
 
 
-def test_lost_indexes_are_made_anew(any_server: RedisServer) -> None:
+def test_lost_indexes_are_made_anew(cluster: RedisServer) -> None:
     """By what the actors themselves know: the next sweep but one finds them."""
-    url = _emptied(any_server)
+    url = _emptied(cluster)
     store = RedisActorStore(url)
     lease = _begun(store, "m-1")
     _commit(store, lease)
@@ -473,7 +468,7 @@ def test_lost_indexes_are_made_anew(any_server: RedisServer) -> None:
     store.take(lease)
     store.cancel(A, "m-2")
     store.heartbeat("w-1", LATER)
-    with any_server.client() as client:
+    with cluster.client() as client:
 
         def indexes() -> dict[str, Any]:
             keys = sorted(client.scan_iter("ppio:{actors}:*"))
@@ -638,7 +633,9 @@ def test_a_server_that_may_lose_what_it_has_is_warned_of(
     full = "when its memory is full (set maxmemory-policy noeviction)"
     assert warnings == [loses, f"{loses} and {full}"]
     caplog.clear()
-    durable = RedisServer(tmp_path_factory.mktemp("f"), "--appendonly", "yes")
+    durable = RedisServer(
+        tmp_path_factory.mktemp("f"), "--appendonly", "yes", "--appendfsync", "no"
+    )
     try:
         store = RedisActorStore(durable.url())
         store.accept(_request("m-1"), Limits())
