@@ -20,38 +20,39 @@ class Agenda(Generic[_T]):
     Thread safety: one thread at a time.
     """
 
-    __slots__ = ("_heap", "_order", "_times")
+    __slots__ = ("_entries", "_heap", "_order")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, _T]] = []
-        self._times: dict[_T, float] = {}
+        self._entries: dict[_T, tuple[float, int, _T]] = {}  # Those in force.
         self._order = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._entries)
 
     def set(self, thing: _T, when: float) -> None:
         """Make it due then, and at no other time."""
-        self._times[thing] = when
-        heapq.heappush(self._heap, (when, next(self._order), thing))
+        entry = (when, next(self._order), thing)
+        self._entries[thing] = entry
+        heapq.heappush(self._heap, entry)
         self._shrink()
 
     def drop(self, thing: _T) -> None:
         """Forget it; what is not known is no error."""
-        if self._times.pop(thing, None) is not None:
+        if self._entries.pop(thing, None) is not None:
             self._shrink()
 
     def pop(self, now: float) -> _T | None:
         """Take out what is due first, if its time has come."""
         while self._heap and self._heap[0][0] <= now:
-            when, _, thing = heapq.heappop(self._heap)
-            if self._times.get(thing) == when:
-                del self._times[thing]
+            entry = heapq.heappop(self._heap)
+            thing = entry[2]
+            if self._entries.get(thing) is entry:
+                del self._entries[thing]
                 return thing
         return None
 
     def _shrink(self) -> None:
-        if len(self._heap) > 2 * len(self._times) + 64:
-            times = self._times.items()
-            self._heap = [(when, next(self._order), thing) for thing, when in times]
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = list(self._entries.values())
             heapq.heapify(self._heap)

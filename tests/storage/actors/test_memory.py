@@ -1,0 +1,268 @@
+"""What the memory store does beyond the contract: bounds, bytes, forks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+
+import pytest
+
+from ppio_agent._util.ids import new_id
+from ppio_agent.exceptions import ConfigurationError, ServiceUnavailableError
+from ppio_agent.storage.actors import open_actor_store
+from ppio_agent.storage.actors.memory import InMemoryStateStorage
+from ppio_agent.storage.actors.records import (
+    CommitOutcome,
+    HintKind,
+    Limits,
+    Outgoing,
+    ProgressItem,
+    RequestRecord,
+    Retention,
+    SetValue,
+    TurnCommit,
+)
+from ppio_agent.storage.actors.stateonly import StateOnlyStore, as_store
+from ppio_agent.wire.actors import ActorId, RequestStatus
+
+from .test_contract import DictStorage
+
+A = ActorId("echo", "c-1")
+
+
+def _run(store: InMemoryStateStorage, actor_id: ActorId, data: bytes = b"1") -> str:
+    """Let an actor live for one request; return its id."""
+    store.heartbeat("w-1", 600.0)
+    lease = store.claim("w-1", actor_id)
+    assert lease is not None
+    now = store.now()
+    sent = RequestRecord(
+        actor_id, new_id(), "run", b"{}", created_at=now, started_at=now, attempt=1
+    )
+    done = store.commit(
+        lease,
+        TurnCommit(
+            message_id=sent.message_id,
+            request=sent,
+            status=RequestStatus.COMPLETED,
+            data=data,
+        ),
+    )
+    assert done.outcome is CommitOutcome.COMMITTED
+    store.release(lease)
+    return sent.message_id
+
+
+def _actors(count: int) -> list[ActorId]:
+    found = [ActorId("echo", f"c-{number}") for number in range(count)]
+    assert len({hash(id) for id in found}) > 1  # hashes are kept in the ids
+    return found
+
+
+def _bytes_now() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def test_an_idle_actor_takes_few_bytes() -> None:
+    """None once it is released; with a request that has ended, some hundred."""
+    store = InMemoryStateStorage()
+    actors = _actors(3000)
+    store.heartbeat("w-1", 600.0)
+    _run(store, A)
+    tracemalloc.start()
+    try:
+        before = _bytes_now()
+        for actor_id in actors:
+            lease = store.claim("w-1", actor_id)
+            assert lease is not None
+            store.release(lease)
+        del lease
+        # What is left is the room of a dictionary, which the next actors take.
+        assert (_bytes_now() - before) / len(actors) < 100
+        for actor_id in actors:
+            _run(store, actor_id)
+        assert (_bytes_now() - before) / len(actors) < 600
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_bounds_hold_without_a_purge() -> None:
+    """They are those of the latest one, at every moment."""
+    store = InMemoryStateStorage()
+    store.purge(store.now(), 100, Retention(ids=5, payload_bytes=250, dead_letters=2))
+    ids = [_run(store, A, b'"%b"' % (b"x" * 98)) for _ in range(20)]
+    records = [store.get_request(A, id) for id in ids]
+    assert [record is not None for record in records] == [False] * 15 + [True] * 5
+    evicted = [record.evicted for record in records if record is not None]
+    assert evicted == [True] * 3 + [False] * 2
+    for id in "abc":
+        failed = RequestRecord(A, id, "run")
+        lease = store.claim("w-1", A)
+        assert lease is not None
+        turn = TurnCommit(
+            message_id=id, request=failed, status=RequestStatus.FAILED, dead="crash"
+        )
+        store.commit(lease, turn)
+    assert [one.request.message_id for one in store.dead_letters(9)] == ["b", "c"]
+
+
+def test_an_actor_is_forgotten_with_its_last_request() -> None:
+    """Nothing of it is left."""
+    store = InMemoryStateStorage()
+    _run(store, A)
+    assert store.inspect(A) is not None
+    while store.purge(store.now() + 1e6, 100, Retention()):
+        pass
+    assert store.inspect(A) is None
+
+
+def test_an_owner_is_forgotten_with_its_actor() -> None:
+    """A while after the last request, not before."""
+    store = InMemoryStateStorage()
+    store.own(A, "anna")
+    _run(store, A)
+    retention = Retention(seconds=100.0)
+    store.purge(store.now() + 90.0, 100, retention)
+    assert store.owner(A) == "anna"
+    store.purge(store.now() + 200.0, 100, retention)
+    store.purge(store.now() + 400.0, 100, retention)
+    assert store.owner(A) is None
+
+
+def test_an_eviction_does_not_change_what_was_returned() -> None:
+    """The one who looked before has the result still."""
+    store = InMemoryStateStorage()
+    id = _run(store, A, b'"result"')
+    seen = store.get_request(A, id)
+    assert seen is not None
+    store.purge(store.now(), 10, Retention(payload_bytes=0))
+    assert (seen.data, seen.evicted) == (b'"result"', False)
+    again = store.get_request(A, id)
+    assert again is not None
+    assert (again.data, again.evicted) == (b"", True)
+
+
+def test_a_deleted_actor_may_come_again_before_its_old_requests_are_forgotten() -> None:
+    """Forgetting those leaves the new ones alone."""
+    store = InMemoryStateStorage()
+    _run(store, A)
+    lease = store.claim("w-1", A)
+    assert lease is not None
+    store.delete(lease)
+    id = _run(store, A)
+    store.purge(store.now(), 100, Retention(ids=1))
+    assert store.get_request(A, id) is not None
+    store.purge(store.now(), 100, Retention(ids=0))
+    assert store.get_request(A, id) is None
+
+
+def test_a_forked_child_begins_with_nothing() -> None:
+    """And with a lock of its own; the parent keeps what it has."""
+    store = InMemoryStateStorage()
+    store.write(A, [SetValue("a", b"1")])
+    with store._lock:  # as if another thread were in the middle of something
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if store.read(A).values == {} else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.read(A).values == {"a": b"1"}
+
+
+def test_nobody_is_told_anything() -> None:
+    """Since no other process can do anything to this store."""
+    store = InMemoryStateStorage()
+    told: list[HintKind] = []
+    subscription = store.subscribe(lambda hint: told.append(hint.kind))
+    store.accept(RequestRecord(A, "m-1", "run"), Limits())
+    subscription.close()
+    assert told == []
+
+
+# Storages that keep state alone.
+
+
+def test_a_runtime_may_be_given_many_things() -> None:
+    """A store, a URL, nothing, a storage of three methods, derived or not."""
+
+    class Duck:
+        read_state = write_state = delete_state = DictStorage.read_state
+
+    store = InMemoryStateStorage()
+    assert as_store(store) is store
+    assert type(as_store(None)) is InMemoryStateStorage
+    assert type(as_store("memory://")) is InMemoryStateStorage
+    assert type(open_actor_store("memory://")) is InMemoryStateStorage
+    for storage in (DictStorage(), Duck()):
+        assert type(as_store(storage)) is StateOnlyStore  # type: ignore[arg-type] # the second has the methods alone
+    with pytest.raises(ConfigurationError, match="cannot keep actors: give a URL"):
+        as_store(7)  # type: ignore[arg-type] # what is refused
+
+
+def test_the_state_goes_where_the_user_wants_it() -> None:
+    """As values, with the commit of the turn; the rest stays here."""
+    storage = DictStorage()
+    store = StateOnlyStore(storage)
+    store.heartbeat("w-1", 600.0)
+    lease = store.claim("w-1", A)
+    assert lease is not None
+    turn = TurnCommit(
+        message_id="m-1",
+        request=RequestRecord(A, "m-1", "run"),
+        status=RequestStatus.COMPLETED,
+        state=[SetValue("a", b'{"n":[1]}')],
+        outbox=[Outgoing(RequestRecord(A, "m-2", "run"))],
+        progress=[ProgressItem(1, b"1")],
+    )
+    store.commit(lease, turn)
+    assert storage.read_state(A) == {"a": {"n": [1]}}
+    assert store.read_progress(A, "m-1", 0, 9) == [ProgressItem(1, b"1")]
+    assert store.relay(store.now() + 1.0, 9) == [A]
+
+
+def test_what_others_wrote_is_noticed() -> None:
+    """A turn that read the state before does not overwrite it."""
+    storage = DictStorage()
+    store = StateOnlyStore(storage)
+    store.heartbeat("w-1", 600.0)
+    lease = store.claim("w-1", A)
+    assert lease is not None
+    etag = store.read(A).etag
+    storage.write_state(A, {"theirs": 1})
+    turn = TurnCommit(
+        message_id="m-1",
+        request=RequestRecord(A, "m-1", "run"),
+        status=RequestStatus.COMPLETED,
+        etag=etag,
+        state=[SetValue("ours", b"1")],
+    )
+    done = store.commit(lease, turn)
+    assert (done.outcome, done.taken) == (CommitOutcome.CONFLICT, None)
+    assert storage.read_state(A) == {"theirs": 1}
+    assert store.get_request(A, "m-1") is None
+
+
+def test_a_storage_that_does_not_write_fails_the_commit() -> None:
+    """Nothing is kept then, and it may be tried again."""
+    storage = DictStorage()
+    storage.refuses = True
+    store = StateOnlyStore(storage)
+    store.accept(RequestRecord(A, "m-1", "run"), Limits())
+    store.heartbeat("w-1", 600.0)
+    lease = store.claim("w-1", A)
+    assert lease is not None
+    store.take(lease)
+    turn = TurnCommit(
+        message_id="m-1",
+        status=RequestStatus.COMPLETED,
+        state=[SetValue("a", b"1")],
+    )
+    with pytest.raises(ServiceUnavailableError, match="did not write the state"):
+        store.commit(lease, turn)
+    record = store.get_request(A, "m-1")
+    assert record is not None
+    assert record.status is RequestStatus.PENDING
+    storage.refuses = False
+    assert store.commit(lease, turn).outcome is CommitOutcome.COMMITTED
+    assert storage.read_state(A) == {"a": 1}
