@@ -23,10 +23,11 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.actors import ActorId
 
+from . import sql_turns as turns
 from .postgres_hints import PostgresHints
-from .records import Hint, HintKind, Subscription
+from .records import Hint, HintKind, Lease, Subscription
 from .sql import SqlActorStore
-from .sql_tables import Session, prepare
+from .sql_tables import Session, hold, prepare
 
 if TYPE_CHECKING:
     import psycopg
@@ -174,6 +175,18 @@ class PostgresActorStore(SqlActorStore):
         """Keep all leases of a worker; see `IActorStore.heartbeat`."""
         self._set_clock()
         return super().heartbeat(worker, ttl)
+
+    def claim(self, worker: str, actor_id: ActorId) -> Lease | None:
+        """Take the lease of an actor; see `IActorStore.claim`."""
+        now = self.now()
+
+        def work(session: Session) -> Lease | None:
+            # A statement sees which workers live as it begins. Held first, so that it
+            # does not begin before another claim that it then waits for has ended.
+            hold(session, str(actor_id), now)
+            return turns.claim(session, now, worker, actor_id)
+
+        return self._write(work)
 
     def _write(self, work: Callable[[Session], _T]) -> _T:
         session, result = self._transact(self._engine, work)

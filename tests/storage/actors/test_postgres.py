@@ -437,6 +437,32 @@ def test_one_id_from_many_threads_is_accepted_once(
     assert outcomes.count(Acceptance.DUPLICATE) == 23
 
 
+def test_a_claim_that_waited_for_another_one_sees_who_lives_now(
+    postgres: PostgresServer, open_store: Open
+) -> None:
+    """The other's worker began to live while it waited."""
+    url = postgres.url()
+    first, second = open_store(url), open_store(url)
+    first.accept(request(1), LIMITS)
+    is_held, go_on = threading.Event(), threading.Event()
+
+    def claim_slowly(session: Session) -> None:
+        session.run("UPDATE actor SET worker = 'first', token = token + 1", {})
+        is_held.set()
+        go_on.wait(10 * SLOW)
+
+    with ThreadPoolExecutor(2) as threads:
+        claimed = threads.submit(first._write, claim_slowly)
+        is_held.wait(10 * SLOW)
+        late = threads.submit(second.claim, "second", ACTOR)
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        wait_until(lambda: postgres.execute(waits), what="the second claim waits")
+        first.heartbeat("first", 60.0)
+        go_on.set()
+        claimed.result()
+        assert late.result() is None
+
+
 def test_several_make_the_tables_at_once(
     postgres: PostgresServer, open_store: Open
 ) -> None:
