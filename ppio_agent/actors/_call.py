@@ -15,7 +15,7 @@ from ppio_agent.exceptions import PPIOAgentError
 from ppio_agent.storage.actors.ends import failure
 from ppio_agent.storage.actors.records import RequestRecord
 from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
-from ppio_agent.wire.json import decode_json
+from ppio_agent.wire.json import decode_own
 
 from ._answers import EVICTED
 from ._timers import Timer
@@ -101,7 +101,7 @@ class Call:
             self.message_id,
             sender_id=self.actor_id,
             status=self.status or RequestStatus.PENDING,
-            data=decode_json(self.data),
+            data=decode_own(self.data),
             position=self.position,
         )
 

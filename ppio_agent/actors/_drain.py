@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from types import CoroutineType
 from typing import TYPE_CHECKING
 
 from ppio_agent.exceptions import (
@@ -38,6 +39,8 @@ _SLICE = 32  # turns after which other actors have their chance
 _RUNS = 3  # of a turn whose state others changed
 _RETRIES = (0.05, 0.2, 1.0)  # seconds between commits that a store could not answer
 
+# Members of enums are slow to look up.
+_COMMITTED, _CONFLICT = CommitOutcome.COMMITTED, CommitOutcome.CONFLICT
 _CODES = {
     "deadline": "invocation_timeout",
     "shutdown": "runtime_stopped",
@@ -176,7 +179,7 @@ class Drainer:
             self.call(turn)
             while not self._commit(turn):
                 told = turn.sequence > 0
-                turn.begin()
+                turn.begin_again()
                 if told:
                     _progress.restart(self._engine, turn)
                 self.call(turn)
@@ -198,7 +201,9 @@ class Drainer:
                 actor.run(context)
             else:
                 value = actor.receive(context, turn.message)
-                turn.returned(context.settle(value))
+                if type(value) is CoroutineType:
+                    value = context.settle(value)
+                turn.returned(value)
         except BaseException as error:  # noqa: BLE001 - also SystemExit is an answer
             self._raised(turn, error)
             return
@@ -232,22 +237,22 @@ class Drainer:
 
     def _commit(self, turn: Turn) -> bool:
         """Commit a turn; return whether it is over: else it has to be run again."""
-        engine, activation = self._engine, turn.activation
-        if turn.how is not None:
-            supersede(turn)
-        if self._is_kept_for_later(turn):
-            turn.over = turn.lost = True
+        activation = turn.activation
+        if turn.reason is not None and self._is_given_up(turn):
             return True
         commit = commit_of(turn, take=self._goes_on(turn))
         if commit.take:
             turn.cell.signal = False
         try:
-            committed = self._committed(activation.lease, commit)
+            try:
+                committed = self._store.commit(activation.lease, commit)
+            except OUTAGES as error:
+                committed = self._commit_later(activation.lease, commit, error)
         except LeaseLostError:
             turn.over = turn.lost = True
             self._lives.lost(turn.cell)
             return True
-        if committed.outcome is CommitOutcome.CONFLICT:
+        if committed.outcome is _CONFLICT:
             if turn.runs < _RUNS:
                 return False
             turn.fail(failure("state_conflict"))
@@ -256,12 +261,22 @@ class Drainer:
         if committed.taken is not None:
             activation.next = committed.taken.record
             if committed.taken.ended:
-                engine.ended(committed.taken.ended)
-        if committed.outcome is CommitOutcome.COMMITTED:
-            self._kept(turn)
-        else:
-            self._discarded(turn, committed.record)
+                self._engine.ended(committed.taken.ended)
+        self._see_to(turn, committed)
         return True
+
+    def _is_given_up(self, turn: Turn) -> bool:
+        """See to a turn whose end was asked for; return whether it is not committed.
+
+        So is one that ended because the runtime stops, where it can be run again.
+        """
+        if turn.how is not None:
+            supersede(turn)
+        ended = turn.reason == "shutdown" and turn.status is RequestStatus.CANCELLED
+        if ended and turn.accepted and self._store.durable:
+            turn.over = turn.lost = True
+            return True
+        return False
 
     def _goes_on(self, turn: Turn) -> bool:
         """Whether another turn of the actor may follow at once."""
@@ -269,38 +284,37 @@ class Drainer:
             return False
         return turn.last_at is None or time.monotonic() < turn.last_at
 
-    def _is_kept_for_later(self, turn: Turn) -> bool:
-        """Whether a turn was given up for the stop, and is to be run again after it."""
-        given_up = turn.reason == "shutdown" and turn.status is RequestStatus.CANCELLED
-        return given_up and turn.accepted and self._store.durable
-
-    def _kept(self, turn: Turn) -> None:
-        """See to what follows from a turn that was committed."""
-        if turn.accepted:
-            self._engine.over(turn)
-        if turn.outbox or turn.reminders:
-            self._engine.sweep.after(turn)
-
-    def _discarded(self, turn: Turn, record: RequestRecord | None) -> None:
-        """Note that a request ended otherwise than its turn says."""
-        _log.debug("the result of request %s was discarded", turn.record.message_id)
-        if record is not None:
-            turn.status, turn.data = record.status, record.data
-            self._engine.ended((record,))
-
-    def _committed(self, lease: Lease, commit: TurnCommit) -> Committed:
-        """Commit, also if the store does not answer for a moment."""
+    def _commit_later(
+        self, lease: Lease, commit: TurnCommit, error: Exception
+    ) -> Committed:
+        """Commit what the store could not take for a moment."""
         for seconds in _RETRIES:
+            _log.warning(
+                "the turn of request %s is committed again: %s",
+                commit.message_id,
+                error,
+            )
+            self._engine.stopping.wait(seconds)
             try:
                 return self._store.commit(lease, commit)
-            except OUTAGES as error:
-                _log.warning(
-                    "the turn of request %s is committed again: %s",
-                    commit.message_id,
-                    error,
-                )
-                self._engine.stopping.wait(seconds)
-        return self._store.commit(lease, commit)
+            except OUTAGES as again:
+                error = again
+        raise error
+
+    def _see_to(self, turn: Turn, committed: Committed) -> None:
+        """See to what follows from a commit, as the store made it."""
+        engine = self._engine
+        if committed.outcome is _COMMITTED:
+            if turn.accepted:
+                engine.over(turn)
+            if turn.outbox or turn.reminders:
+                engine.sweep.after(turn)
+            return
+        _log.debug("the result of request %s was discarded", turn.record.message_id)
+        record = committed.record
+        if record is not None:
+            turn.status, turn.data = record.status, record.data
+            engine.ended((record,))
 
     def refuse(self, cell: Cell, activation: Activation) -> None:
         """End all that waits for an actor that is stopped; they become dead letters."""
@@ -362,11 +376,12 @@ class Drainer:
 
     def _leave(self, cell: Cell) -> None:
         """Give the flag up, or hand it to the pool with what came meanwhile."""
-        activation = cell.activation
-        engine = self._engine
-        if engine.crashes.settle(cell):
-            return
-        if (
-            activation is not None and activation.next is not None
-        ) or engine.cells.give_up(cell):
+        activation, engine = cell.activation, self._engine
+        if activation is not None:
+            if activation.verdict is not None and engine.crashes.settle(cell):
+                return
+            if activation.next is not None:
+                engine.submit(cell)
+                return
+        if engine.cells.give_up(cell):
             engine.submit(cell)

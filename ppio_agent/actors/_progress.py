@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ppio_agent.exceptions import InvalidMessageError
 from ppio_agent.storage.actors.records import ProgressItem
 from ppio_agent.wire.actors import ActorResponseMessage, RequestStatus
-from ppio_agent.wire.json import decode_json, encode_json
+from ppio_agent.wire.json import decode_own, encode_json
 
 from ._call import Call
 
@@ -69,11 +69,13 @@ def _log(engine: Engine, turn: Turn, data: bytes) -> None:
         turn.steps = _last_of([*turn.steps, item])
         return
     if engine.store.durable:
-        turn.flushing = turn.flushing or threading.Lock()
-        turn.steps.append(item)
-        if len(turn.steps) == 1:
+        if turn.flushing is None:
+            turn.flushing, turn.steps = threading.Lock(), []
+        steps = cast("list[ProgressItem]", turn.steps)
+        steps.append(item)
+        if len(steps) == 1:
             engine.later(_EVERY, partial(flush, engine, turn))
-        elif len(turn.steps) >= _BATCH:
+        elif len(steps) >= _BATCH:
             flush(engine, turn)
     else:
         engine.store.append_progress(
@@ -88,11 +90,12 @@ def flush(engine: Engine, turn: Turn) -> None:
     if flushing is None or turn.over or not flushing.acquire(blocking=False):
         return
     try:
-        steps = list(turn.steps)
-        if steps:
+        steps = cast("list[ProgressItem]", turn.steps)
+        known = tuple(steps)
+        if known:
             lease, message_id = turn.activation.lease, turn.record.message_id
-            engine.store.append_progress(lease, message_id, steps)
-            del turn.steps[: len(steps)]
+            engine.store.append_progress(lease, message_id, known)
+            del steps[: len(known)]
     finally:
         flushing.release()
     if turn.steps:
@@ -157,7 +160,7 @@ def read(
 def _told(
     call: Call, items: list[ProgressItem], after: int
 ) -> list[ActorResponseMessage]:
-    steps = [_step(call, item.position, decode_json(item.data)) for item in items]
+    steps = [_step(call, item.position, decode_own(item.data)) for item in items]
     first = items[0].position
     if first > after + 1:
         steps.insert(0, _step(call, first - 1, {"gap": first - after - 1}))

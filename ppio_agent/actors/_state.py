@@ -12,7 +12,7 @@ from typing import Any
 from ppio_agent.exceptions import StateTooLargeError, ValidationError
 from ppio_agent.storage.actors import IActorStore
 from ppio_agent.wire.actors import ActorId, is_storable
-from ppio_agent.wire.json import decode_json, encode_json
+from ppio_agent.wire.json import decode_own, encode_json
 
 from ._turn import Turn
 
@@ -38,12 +38,12 @@ def read(store: IActorStore, actor_id: ActorId, turn: Turn | None, key: str) -> 
     """Return a copy of a value, as the turn left it; None if there is none."""
     if turn is not None and turn.writes is not None and key in turn.writes:
         written = turn.writes[key]
-        return None if written is None else decode_json(written)
+        return None if written is None else decode_own(written)
     found = store.read(actor_id, (_key(key),))
     if turn is not None and turn.etag is None:
         turn.etag = found.etag
     value = found.values.get(key)
-    return None if value is None else decode_json(value)
+    return None if value is None else decode_own(value)
 
 
 def read_many(
@@ -60,7 +60,7 @@ def read_many(
         texts.update(found.values)
     texts.update((key, writes[key]) for key in keys if key in writes)
     return {
-        key: decode_json(text) for key in keys if (text := texts.get(key)) is not None
+        key: decode_own(text) for key in keys if (text := texts.get(key)) is not None
     }
 
 

@@ -33,7 +33,7 @@ from ppio_agent.wire.actors import (
     ActorResponseMessage,
     RequestStatus,
 )
-from ppio_agent.wire.json import decode_json, encode_json
+from ppio_agent.wire.json import decode_own, encode_json
 
 from ._cells import Activation, Cell
 
@@ -49,6 +49,22 @@ current_turn: contextvars.ContextVar[Turn | None] = contextvars.ContextVar(
     "ppio_agent_actor_turn", default=None
 )
 """The turn that this code runs for; None outside of actors."""
+
+
+_OF_A_RUN = (
+    "crash",
+    "data",
+    "dead",
+    "etag",
+    "keep",
+    "nested",
+    "outbox",
+    "reminders",
+    "sequence",
+    "status",
+    "writes",
+)
+"""What a turn forgets before it is run again."""
 
 
 class Turn:
@@ -77,6 +93,7 @@ class Turn:
         sequence: The actor's own number of the last step.
         crash: What escaped the actor, if anything did.
         dead: Reason for which the request becomes a dead letter.
+        reason: Why its end was asked for; None: it was not.
         how: Why it is to end, where that is not the store's to know.
         nested: Number of requests made by it, see `message_id` of nested ones.
         last_at: From when on it is the last one, by `time.monotonic`; None: never.
@@ -87,39 +104,33 @@ class Turn:
         runs: How often it was begun here: again after each conflict.
     """
 
-    __slots__ = (
-        "_message",
-        "_reason",
-        "_token",
-        "accepted",
-        "activation",
-        "asking",
-        "caller",
-        "cell",
-        "child",
-        "crash",
-        "data",
-        "dead",
-        "deadline",
-        "etag",
-        "flushing",
-        "how",
-        "keep",
-        "last_at",
-        "lost",
-        "nested",
-        "outbox",
-        "outer",
-        "over",
-        "position",
-        "record",
-        "reminders",
-        "runs",
-        "sequence",
-        "status",
-        "steps",
-        "writes",
-    )
+    # Of the class, as most turns leave them so: a turn is made for each message.
+    deadline: float | None = None
+    how: Cancellation | None = None
+    last_at: float | None = None
+    caller: Turn | None = None
+    outer: Turn | None = None
+    asking: tuple[ActorId, str] | None = None
+    child: Turn | None = None
+    steps: Sequence[ProgressItem] = ()
+    flushing: threading.Lock | None = None
+    over = False
+    lost = False
+    runs = 1
+    status: RequestStatus | None = None
+    data = b"null"
+    etag: str | None = None
+    writes: dict[str, bytes | None] | None = None
+    keep = False
+    outbox: list[Outgoing] | None = None
+    reminders: list[Reminder] | None = None
+    sequence = 0
+    crash: BaseException | None = None
+    dead: str | None = None
+    nested = 0
+    _message: ActorRequestMessage | None = None
+    reason: CancelReason | None = None
+    _token: CancelToken | None = None
 
     def __init__(
         self,
@@ -133,38 +144,13 @@ class Turn:
         self.activation = activation
         self.record = record
         self.accepted = accepted
-        self.deadline: float | None = None
-        self.how: Cancellation | None = None
-        self.last_at: float | None = None
-        self.caller: Turn | None = None
-        self.outer: Turn | None = None
-        self.asking: tuple[ActorId, str] | None = None
-        self.child: Turn | None = None
-        self.runs = 0
-        self._message: ActorRequestMessage | None = None
-        self._reason: CancelReason | None = None
-        self._token: CancelToken | None = None
         self.position = record.position
-        self.steps: list[ProgressItem] = []
-        self.flushing: threading.Lock | None = None
-        self.over = False
-        self.lost = False
-        self.begin()
 
-    def begin(self) -> None:
-        """Forget what it did: it is about to run, perhaps again."""
-        self.status: RequestStatus | None = None
-        self.data = b"null"
-        self.etag: str | None = None
-        self.writes: dict[str, bytes | None] | None = None
-        self.keep = False
-        self.outbox: list[Outgoing] | None = None
-        self.reminders: list[Reminder] | None = None
-        self.sequence = 0
-        self.crash: BaseException | None = None
-        self.dead: str | None = None
-        self.nested = 0
+    def begin_again(self) -> None:
+        """Forget what it did: it is about to run again."""
         self.runs += 1
+        for name in _OF_A_RUN:
+            self.__dict__.pop(name, None)
 
     @property
     def context(self) -> InProcessActorContext:
@@ -179,14 +165,9 @@ class Turn:
         token = self._token
         if token is None:
             token = self._token = CancelToken()
-            if self._reason is not None:  # whoever asked may not have seen the token
-                token.fire(self._reason)
+            if self.reason is not None:  # whoever asked may not have seen the token
+                token.fire(self.reason)
         return token
-
-    @property
-    def reason(self) -> CancelReason | None:
-        """Why its end was asked for; None: it was not."""
-        return self._reason
 
     def cancel(self, reason: CancelReason, how: Cancellation | None = None) -> None:
         """Ask for its end.
@@ -197,8 +178,8 @@ class Turn:
         """
         if how is not None and not self.accepted:
             self.how = how
-        if self._reason is None:
-            self._reason = reason
+        if self.reason is None:
+            self.reason = reason
         if self._token is not None:
             self._token.fire(reason)
         if self.child is not None:
@@ -209,8 +190,8 @@ class Turn:
     def asks(self, child: Turn) -> None:
         """Note the turn that it waits for on its thread, which is to end with it."""
         child.caller, self.child = self, child
-        if self._reason is not None:  # whoever asked may not have seen the child
-            child.cancel(self._reason, Cancellation.CANCEL)
+        if self.reason is not None:  # whoever asked may not have seen the child
+            child.cancel(self.reason, Cancellation.CANCEL)
 
     def enter(self, outer: Turn) -> None:
         """Begin within another turn of the actor, which waits: on what that has done."""
@@ -293,9 +274,10 @@ class Turn:
         record = self.record
         return ActorResponseMessage(
             record.message_id,
-            sender_id=self.cell.actor_id,
+            timestamp=datetime.now(timezone.utc),
+            sender_id=record.actor_id,
             status=self.status or RequestStatus.FAILED,
-            data=decode_json(self.data),
+            data=decode_own(self.data),
             position=self.position,
         )
 
@@ -308,13 +290,14 @@ class Turn:
 
 
 def _message_of(record: RequestRecord) -> ActorRequestMessage:
-    deadline = record.deadline
+    deadline, params = record.deadline, record.params
     return ActorRequestMessage(
         record.message_id,
         ActorMessageType.REQUEST,
         timestamp=_instant(record.created_at),
         method=record.method,
-        params=None if record.params == b"null" else decode_json(record.params),
+        # Empty if it has ended just now: what the turn answers is discarded.
+        params=None if params == b"null" or not params else decode_own(params),
         sender_id=ActorId.parse(record.sender) if record.sender else None,
         deadline=None if deadline is None else _instant(deadline),
         chain=record.chain,
