@@ -13,9 +13,10 @@ from .records import (
     RequestRecord,
     SetReminder,
     SetValue,
+    StateRead,
 )
 
-__all__ = ["KEPT_STEPS", "KEPT_STEP_BYTES", "Log", "Shelf", "changed"]
+__all__ = ["KEPT_STEPS", "KEPT_STEP_BYTES", "Log", "Shelf", "changed", "part_of"]
 
 KEPT_STEPS = 1024
 KEPT_STEP_BYTES = 1024 * 1024
@@ -160,3 +161,23 @@ def changed(
         else:
             state.pop(op.key, None)
     return state
+
+
+def part_of(
+    whole: StateRead,
+    keys: Sequence[str] | None,
+    prefix: str,
+    after: str | None,
+    limit: int,
+) -> StateRead:
+    """Return what `IActorStore.read` is asked for of a whole state."""
+    state = whole.values
+    wanted = state.keys() if keys is None else state.keys() & set(keys)
+    order = sorted(
+        key
+        for key in wanted
+        if key.startswith(prefix) and (after is None or key > after)
+    )
+    page = order[:limit]
+    more = page[-1] if page and len(order) > limit else None
+    return StateRead(whole.etag, {key: state[key] for key in page}, more)

@@ -18,7 +18,7 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from ._agenda import Agenda
 from ._mailboxes import Mailboxes
 from ._postings import Postings
-from ._shelf import Shelf, changed
+from ._shelf import Shelf, changed, part_of
 from .admission import code_of
 from .port import IActorStore
 from .records import (
@@ -45,7 +45,7 @@ from .records import (
 )
 from .waitgraph import cycle_of
 
-__all__ = ["InMemoryStateStorage", "part_of"]
+__all__ = ["InMemoryStateStorage"]
 
 # Members of enums are slow to look up, and these are for each turn.
 _PENDING = RequestStatus.PENDING
@@ -483,23 +483,3 @@ class InMemoryStateStorage(IActorStore):
     def _change(self, shelf: Shelf, ops: Sequence[SetValue | RemoveKey]) -> None:
         shelf.state = changed(shelf.state or {}, ops) or None
         shelf.etag = str(next(self._numbers))
-
-
-def part_of(
-    whole: StateRead,
-    keys: Sequence[str] | None,
-    prefix: str,
-    after: str | None,
-    limit: int,
-) -> StateRead:
-    """Return what `IActorStore.read` is asked for of a whole state."""
-    state = whole.values
-    wanted = state.keys() if keys is None else state.keys() & set(keys)
-    order = sorted(
-        key
-        for key in wanted
-        if key.startswith(prefix) and (after is None or key > after)
-    )
-    page = order[:limit]
-    more = page[-1] if page and len(order) > limit else None
-    return StateRead(whole.etag, {key: state[key] for key in page}, more)

@@ -13,8 +13,8 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from ppio_agent.wire.json import decode_json, encode_json
 
 from . import open_actor_store
-from ._shelf import Shelf, changed
-from .memory import InMemoryStateStorage, part_of
+from ._shelf import Shelf, changed, part_of
+from .memory import InMemoryStateStorage
 from .port import IActorStateStorage, IActorStore
 from .records import (
     Cancellation,
