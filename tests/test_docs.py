@@ -43,6 +43,7 @@ def deployed(
     """The agents that the pages call, and the platform they call them on."""
     for name in ("my-agent", "hello-agent"):
         platform.deploy(write_agent(tmp_path / name, TALKER, name=name))
+    monkeypatch.chdir(tmp_path)  # where pages may write files
     monkeypatch.setenv("PPIO_API_URL", platform.url)
     monkeypatch.setenv("PPIO_API_KEY", platform.api_key)
     return None

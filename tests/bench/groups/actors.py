@@ -131,7 +131,7 @@ def _durable(plan: Plan) -> Found:
 
 def _http(plan: Plan) -> Found:
     found = {}
-    with serving(_HTTP, "run") as fleet:
+    with serving(_HTTP, "echo") as fleet:
         for connections in (1, 8, 32):
 
             def once(who: str, connections: int = connections) -> Mapping[str, Any]:
