@@ -238,24 +238,26 @@ class SqlActorStore(IActorStore):
 
     def purge(self, now: float, limit: int, retention: Retention) -> int:
         """Forget what need not be kept; see `IActorStore.purge`."""
-        most = retention.payload_bytes
-        while self._write(lambda s: upkeep.evict(s, limit, most)) == limit:
-            pass
+        # What has to be counted for it is read, which keeps nobody from writing.
+        spare = self._read(lambda s: upkeep.spare_requests(s, now, limit, retention))
+        if spare > 0:
+            self._write(lambda s: upkeep.forget_requests(s, spare))
+        self._evict(retention.payload_bytes)
         before = now - retention.seconds
         self._write(lambda s: upkeep.forget_owners(s, now, limit, before))
-        spent = self._read(lambda s: upkeep.spent_states(s, now, limit))
-        return sum(
-            (
-                self._write(lambda s: upkeep.forget_requests(s, now, limit, retention)),
-                self._write(
-                    lambda s: upkeep.forget_dead_letters(s, now, limit, retention)
-                ),
-                *(
-                    self._write(partial(upkeep.forget_state, now=now, actor=actor))
-                    for actor in spent
-                ),
-            )
+        letters = self._write(
+            lambda s: upkeep.forget_dead_letters(s, now, limit, retention)
         )
+        spent = self._read(lambda s: upkeep.spent_states(s, now, limit))
+        states = [
+            self._write(partial(upkeep.forget_state, now=now, actor=actor))
+            for actor in spent
+        ]
+        return max(spare, 0) + letters + sum(states)
+
+    def _evict(self, most: int) -> None:
+        while found := self._read(lambda s: upkeep.too_large(s, _AT_ONCE, most)):
+            self._write(partial(upkeep.evict, found=found))
 
     # For people.
 

@@ -5,6 +5,7 @@ Each function is a part of one transaction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from attrs import asdict, evolve
@@ -45,6 +46,8 @@ __all__ = [
     "release",
     "take",
 ]
+
+_ETAG = re.compile("[0-9]{1,18}")
 
 _CLAIM = (
     "INSERT INTO actor (actor, token, worker) VALUES (:actor, :stamp, :worker)"
@@ -229,8 +232,9 @@ def _add(
     values["size"] = len(turn.data)
     values["worker"] = lease.worker
     values["token"] = lease.token
-    values["any_etag"] = int(turn.etag is None)
-    values["etag"] = int(turn.etag or 0)
+    etag = turn.etag
+    values["any_etag"] = int(etag is None)
+    values["etag"] = int(etag) if etag is not None and _ETAG.fullmatch(etag) else -1
     if not session.run(_ADD_ENDED, values):
         return False
     if turn.progress:

@@ -36,7 +36,9 @@ __all__ = [
     "forget_owners",
     "forget_requests",
     "forget_state",
+    "spare_requests",
     "spent_states",
+    "too_large",
 ]
 
 _DUE_STATE_AGAIN = 60.0
@@ -222,38 +224,44 @@ def expire(
 # What is too old, or too much.
 
 
-def forget_requests(
+def spare_requests(
     session: Session, now: float, limit: int, retention: Retention
 ) -> int:
-    """Forget ended requests; return how many."""
+    """Return how many ended requests need not be kept, up to `limit`."""
     before = now - retention.seconds
-    (spare,) = session.one(_OLD, {"before": before, "limit": limit})
-    if spare < limit:  # all are counted only if those that are old are not enough
-        (count,) = session.one(_ENDED, {})
-        spare = min(limit, max(spare, count - retention.ids))
+    (old,) = session.one(_OLD, {"before": before, "limit": limit})
+    if old == limit:  # all are counted only if those that are old are not enough
+        return limit
+    (count,) = session.one(_ENDED, {})
+    return int(min(limit, max(old, count - retention.ids)))
+
+
+def forget_requests(session: Session, count: int) -> None:
+    """Forget the requests that ended first."""
     actors: dict[str, None] = {}
-    # In an order, here and below: others who do the same do not get across each other.
-    for actor, message_id in sorted(session.all(_FIRST_ENDED, {"limit": spare})):
+    for actor, message_id in session.all(_FIRST_ENDED, {"limit": count}):
         values = {"actor": actor, "message_id": message_id}
         session.run(_FORGET_STEPS, values)
         session.run(_FORGET_REQUEST, values)
         actors[actor] = None
     for actor in actors:
         forget(session, actor)
-    return int(spare)
 
 
-def evict(session: Session, limit: int, most: int) -> int:
-    """Forget the oldest results and logs beyond `most` bytes; return how many."""
+def too_large(session: Session, limit: int, most: int) -> list[tuple[str, str]]:
+    """Return the requests that ended first whose payload is beyond `most` bytes."""
     (payload,) = session.one(_PAYLOAD, {})
     if payload <= most:
-        return 0
-    rows = sorted(session.all(_TOO_LARGE, {"most": most, "limit": limit}))
-    for actor, message_id in rows:
+        return []
+    return session.all(_TOO_LARGE, {"most": most, "limit": limit})
+
+
+def evict(session: Session, found: list[tuple[str, str]]) -> None:
+    """Forget results and logs."""
+    for actor, message_id in found:
         values = {"actor": actor, "message_id": message_id, "nothing": b""}
         session.run(_FORGET_STEPS, values)
         session.run(_EVICT, values)
-    return len(rows)
 
 
 def forget_dead_letters(
