@@ -167,25 +167,30 @@ class Engine:
             cell = self.cells.ensure(actor_id, self.types.find(actor_id.type_name))
         return cell
 
-    def signal(self, actor_id: ActorId) -> None:
-        """See to it that what waits for an actor is run; its type may be unknown."""
+    def signal(self, actor_id: ActorId, *, here: bool = False) -> None:
+        """See to it that what waits for an actor is run; its type may be unknown.
+
+        Args:
+            actor_id: The actor.
+            here: On the own threads, whoever was to be told of it.
+        """
         cell = self.cells.find(actor_id)
         if cell is None:
             if actor_id.type_name not in self.types:
                 return  # another process's, which knows its type
             cell = self.cells.ensure(actor_id, self.types.find(actor_id.type_name))
-        self.wake(cell)
+        self.wake(cell, here=here)
 
-    def wake(self, cell: Cell) -> None:
-        """See to it that what waits for an actor is run."""
-        if self.placement is not None and cell.activation is None:
+    def wake(self, cell: Cell, *, here: bool = False) -> None:
+        """See to it that what waits for an actor is run; see `signal`."""
+        if self.placement is not None and cell.activation is None and not here:
             self.placement.wake(cell.actor_id, None)
             return
         cell.signal = True
         if cell.flag.acquire(blocking=False):
             self.submit(cell)
         elif cell.gone:
-            self.signal(cell.actor_id)
+            self.signal(cell.actor_id, here=here)
 
     def submit(self, cell: Cell) -> bool:
         """Hand an actor, whose flag is the caller's, to a thread of the pool.
@@ -205,7 +210,9 @@ class Engine:
 
     def ask_here(self, request: RequestRecord) -> ActorResponseMessage | None:
         """Run a request on this thread if its actor is idle; None: it was not run."""
-        cell = self.cell(request.actor_id)
+        cell = self.cells.find(request.actor_id)
+        if cell is None or not self.running:
+            cell = self.cell(request.actor_id)
         if self.supervisor.stopped:
             self.crashes.check(request.actor_id)
         if cell.activation is None and self.placement is not None:

@@ -161,6 +161,7 @@ class Sweep:
         self._chance = chance
         self._next_purge = time.monotonic() + _PURGE_EVERY
         self._lively_until = 0.0
+        self._told: set[ActorId] = set()  # by the last sweep
         self._outage = Outage()
         self._reminders = Instants(engine.timers, self._guarded(self._remind))
         self._outbox = Instants(engine.timers, self._guarded(self._relay))
@@ -240,6 +241,10 @@ class Sweep:
         while len(ready) == limit <= engine.options.max_pending:
             limit *= 4
             ready = engine.store.ready(engine.worker, limit)
+        # Who was to be told of them last time has not come: perhaps it was not told.
+        late, self._told = self._told.intersection(ready), set(ready)
+        for actor_id in late if engine.placement is not None else ():
+            engine.signal(actor_id, here=True)
         return self._wake(ready)
 
     def _wake(self, actor_ids: list[ActorId]) -> int:
