@@ -1,8 +1,10 @@
 """What tests of agents, and of programs that call them, need.
 
 `ServedAgent` is an agent under test; `FaultServer` does to its clients what networks
-do, by a script; `Recorder` records what a client exchanges, and replays it. The fixtures of `ppio_agent.testing.plugin` are there for every run of
-pytest. The names below are imported when they are first used.
+do, by a script; `Recorder` records what a client exchanges, and replays it;
+`ActorStoreContract` says what a store of actors does. The fixtures of
+`ppio_agent.testing.plugin` are there for every run of pytest. The names below are
+imported when they are first used.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .actor_store import ActorStoreContract
     from .agents import ServedAgent
     from .faults import FaultServer, Peer, Received, Script
     from .recorder import Recorder
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ActorStoreContract",
     "FaultServer",
     "Peer",
     "Received",
@@ -51,6 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "actor_store": ("ActorStoreContract",),
     "agents": ("ServedAgent",),
     "faults": ("FaultServer", "Peer", "Received", "Script"),
     "recorder": ("Recorder",),
