@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,21 @@ _PAGE = 1000
 _CRASHES = 1_000_000  # nothing is to count as crashed here
 
 
-def stop(engine: Engine, drain: float) -> int:
-    """Stop an engine; return how many of its threads are busy still."""
-    end = time.monotonic() + max(0.0, drain)
+def stop(engine: Engine, by: Callable[[], float]) -> int:
+    """Stop an engine; return how many of its threads are busy still.
+
+    Args:
+        engine: It.
+        by: Gives the instant till which turns may go on; it may become an earlier one.
+    """
     engine.close_to_requests()
-    _wait_for_turns(engine, end)
+    _wait_for_turns(engine, by)
     for cell in engine.cells.living():
         turn = cell.turn
         if turn is not None:
             turn.cancel("shutdown")
-    _wait_for_turns(engine, time.monotonic() + _GRACE)
+    grace = time.monotonic() + _GRACE
+    _wait_for_turns(engine, lambda: grace)
     engine.timers.close(_GRACE / 2)
     try:
         if not engine.store.durable:
@@ -53,10 +59,10 @@ def stop(engine: Engine, drain: float) -> int:
     return busy
 
 
-def _wait_for_turns(engine: Engine, end: float) -> None:
+def _wait_for_turns(engine: Engine, by: Callable[[], float]) -> None:
     """Wait for what runs, till an instant, or till all of it only waits for others."""
     while left := [cell for cell in engine.cells.living() if cell.flag.locked()]:
-        seconds = end - time.monotonic()
+        seconds = by() - time.monotonic()
         busy = next((c for c in left if c.actor_id not in engine.waits), None)
         if seconds <= 0.0 or busy is None:
             return

@@ -66,10 +66,11 @@ def create_app(
         TypeError: An agent cannot be called, or `auth` cannot be asked.
 
     Example:
-        >>> app = create_app(agents={"parrot": lambda request: request["prompt"]})
-        >>> client = app.test_client()
         >>> said = {"messages": [{"role": "user", "content": "hi"}]}
-        >>> client.post("/agents/parrot/run", json=said).json["messages"][0]["content"]
+        >>> with InProcessActorRuntime() as runtime:
+        ...     app = create_app(runtime, agents={"parrot": lambda r: r["prompt"]})
+        ...     answer = app.test_client().post("/agents/parrot/run", json=said)
+        ...     answer.json["messages"][0]["content"]
         'hi'
     """
     import flask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -92,6 +93,7 @@ class InProcessActorRuntime:
         if self._engine is not None:
             self._engine.after_fork()
             self._engine = None
+        self._stop_by = math.inf
         if isinstance(self._storage, (str, type(None))):
             self._store = None  # a parent's must not be used; a memory is given up
 
@@ -230,17 +232,19 @@ class InProcessActorRuntime:
 
         Args:
             drain: Seconds for which running turns may go on; then they are cancelled,
-                and after another second left alone.
+                and after another second left alone. A second call that gives them less
+                time hurries the first.
 
         Returns:
             How many threads are busy still. One that is stopped does nothing.
         """
+        self._stop_by = min(self._stop_by, time.monotonic() + max(0.0, drain))
         with self._lock:
-            engine = self._engine
-            if engine is None:
-                return 0
-            busy = stop(engine, drain)
-            self._engine = None
+            engine, busy = self._engine, 0
+            if engine is not None:
+                busy = stop(engine, lambda: self._stop_by)
+                self._engine = None
+            self._stop_by = math.inf
             if isinstance(self._storage, str) and self._store is not None:
                 self._store.close()
                 self._store = None

@@ -82,10 +82,10 @@ class ClientAuth(Protocol):
 
 @hookspec(firstresult=True)
 def ppio_authenticate(request: Any) -> Principal | None:
-    """Say who sent a request to an agent app.
+    """Say who sent a request to an agent app, or to actors over HTTP.
 
     Called once a request, on the server's thread, before the body is parsed; never for
-    ``/``, ``/ping`` and preflights. The first `Principal` admits the request; None
+    ``/``, ``/ping``, ``/health``, ``/docs`` and preflights. The first `Principal` admits the request; None
     leaves it to the next plug-in.
 
     Args:

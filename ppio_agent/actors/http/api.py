@@ -119,11 +119,22 @@ class Api:
                 atexit.register(self._at_exit)
             self._started = True
 
+    def open(self) -> None:
+        """Start the runtime, also after it was stopped.
+
+        Raises:
+            PPIOAgentError: It cannot be started.
+        """
+        with self._lock:
+            self.draining = self._started = False
+        self.start()
+
     def stop(self, drain: float) -> None:
-        """Stop the runtime if it was started here."""
-        if self._at_exit is not None:
+        """Stop the runtime if it was started here; a second call may hurry the first."""
+        at_exit = self._at_exit
+        if at_exit is not None:
             self.runtime.stop(drain)
-            atexit.unregister(self._at_exit)
+            atexit.unregister(at_exit)
 
     def drain(self) -> None:
         """Say by ``/health`` that the server is being stopped."""
@@ -205,11 +216,7 @@ class Api:
 
 
 def _anothers(actor_id: ActorId) -> NotFoundError:
-    # In the words for one that does not exist: whether it does is not told.
-    return NotFoundError(
-        f"there is no conversation {actor_id.instance_id}",
-        code="conversation_not_found",
-    )
+    return NotFoundError(f"nothing is known of actor {actor_id}")
 
 
 def _stop_forgotten(runtime: weakref.ref[InProcessActorRuntime]) -> None:

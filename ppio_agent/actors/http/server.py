@@ -92,7 +92,7 @@ class ActorServer(Closing):
         Raises:
             OSError: The address is taken; the runtime is stopped again.
         """
-        self._api.start()
+        self._api.open()
         try:
             self._server.start()
         except OSError:

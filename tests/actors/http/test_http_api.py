@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 
 from ppio_agent._util.threads import start_thread
 from ppio_agent.actors import EchoAgent, InProcessActorRuntime
+from ppio_agent.actors.http.server import ActorServer
 from ppio_agent.actors.http_api import create_app, server_of
 from ppio_agent.exceptions import ConfigurationError
 from tests.actors.http.conftest import Serve
-from tests.actors.http.support import Gate, said
+from tests.actors.http.support import Gate, Http, said
 from tests.serving.support import HttpAt
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 
 def test_an_app_starts_its_runtime_with_the_first_request() -> None:
@@ -40,7 +42,8 @@ def test_an_app_starts_its_runtime_with_the_first_request() -> None:
 @pytest.mark.parametrize("around", [False, True])
 def test_it_is_a_flask_app(around: bool) -> None:
     """Routes of the user's are served; what runs around views runs around ours."""
-    app = create_app(agents={"echo": EchoAgent()})
+    runtime = InProcessActorRuntime()
+    app = create_app(runtime, agents={"echo": EchoAgent()})
     seen = []
 
     @app.get("/own")
@@ -63,6 +66,7 @@ def test_it_is_a_flask_app(around: bool) -> None:
     wrong = client.put("/agents/echo/run")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "OPTIONS, POST")
     assert len(seen) == (5 if around else 0)
+    runtime.stop()
 
 
 def test_middleware_around_it_is_served(serve: Serve) -> None:
@@ -123,6 +127,7 @@ def test_a_server_that_is_closed_cancels_turns(serve: Serve, gate: Gate) -> None
 
 PROGRAM = """
 from ppio_agent.actors import EchoAgent, InProcessActorRuntime
+from ppio_agent.actors.http.server import ActorServer
 from ppio_agent.actors.http_api import create_app
 
 runtime = InProcessActorRuntime("sqlite:///{folder}/actors.db")
@@ -201,3 +206,26 @@ def test_the_command_refuses_what_it_cannot_serve(
         main(["actors", "serve", *(a.format(program=program) for a in arguments)])
     assert ended.value.code == 2
     assert said_so in capsys.readouterr().err
+
+
+def test_a_close_hurries_a_drain(serve: Serve, gate: Gate) -> None:
+    """As a second signal does; nobody waits for the first one's time."""
+    http = serve()
+    assert http.run("slow", said(), Prefer="respond-async").status == 202
+    gate.wait_reached()
+    drain = start_thread("drain", lambda: http.server.drain(60.0))
+    wait_until(lambda: not http.runtime.running)
+    began = time.monotonic()
+    assert http.server.close()
+    drain.join(20)
+    assert time.monotonic() - began < 10 * SLOW
+
+
+def test_an_app_can_be_served_again(serve: Serve) -> None:
+    """By another server, with its runtime begun anew."""
+    http = serve()
+    api = http.server._api
+    assert http.run("echo", said()).status == 200
+    http.server.close()
+    with ActorServer(api, port=0) as server:
+        assert Http(server, http.runtime).run("echo", said()).status == 200
