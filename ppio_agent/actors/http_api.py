@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 from ppio_agent.hooks import Hooks
 
 from .agent_actor import EchoAgent, MockAIAgent
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         serve(create_app(runtime), host=options.host, port=options.port)
-    except ConfigurationError as error:
+    except (PPIOAgentError, OSError) as error:
         parser.error(str(error))
 
 
