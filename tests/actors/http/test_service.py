@@ -14,6 +14,7 @@ from ppio_agent.actors.http.routes import ROUTES
 from ppio_agent.serving import ApiKeyAuth
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import Http, said
+from tests.support import wait_until
 
 SECRET = "sk-0123456789abcdef"
 
@@ -49,6 +50,8 @@ def test_health_follows_the_runtime(serve: Serve) -> None:
         expose=True,
     )
     http.post("/actors/v1/frail/a/m-1", {"method": "x"}, Prefer="wait=20")
+    # The request has its answer a moment before its actor is stopped.
+    wait_until(lambda: runtime.degraded)
     degraded = http.get("/health")
     assert (degraded.status, degraded.json["status"]) == (200, "degraded")
     assert degraded.json["degraded"] == ["frail"]
