@@ -12,9 +12,9 @@ import pytest
 
 from ppio_agent.actors import ActorOptions, InProcessActorRuntime, RuntimeOptions
 from ppio_agent.actors.options import Supervision
-from ppio_agent.exceptions import ActorStoppedError, NotFoundError
+from ppio_agent.exceptions import ActorStoppedError
 from ppio_agent.hooks import hookimpl
-from ppio_agent.wire.actors import RequestStatus
+from ppio_agent.wire.actors import ActorId, RequestStatus
 from tests.support import SLOW, wait_until
 
 from .support import Gate, Made, actor, running
@@ -73,18 +73,22 @@ def test_who_answers_after_a_crash(strategy: Any, instances: int) -> None:
 
 
 def test_before_a_restart_messages_wait_and_no_thread_does() -> None:
-    """They are answered in their order once the wait is over."""
-    supervision = Supervision(backoff=0.3)
-    with running(crash, supervision=supervision) as runtime:
+    """They are answered in their order once the wait is over; others go on."""
+    turns: list[tuple[float, Any]] = []
+
+    def receive(context: Any, message: Any) -> Any:
+        turns.append((time.monotonic(), message.params))
+        return crash(context, message)
+
+    with running(receive, supervision=Supervision(backoff=0.3)) as runtime:
         client = runtime.client()
-        began = time.monotonic()
         client.ask(actor(), "crash")
-        handles = [client.send_request(actor(), "go") for _ in range(3)]
+        handles = [client.send_request(actor(), "go", {"n": n}) for n in range(3)]
         wait_until(lambda: runtime.stats()["busy"] == 0)
-        assert client.ask(actor("2"), "go").data == "ok"
-        assert all(handle.try_get_response() is None for handle in handles)
         assert [handle.result(5.0 * SLOW) for handle in handles] == ["ok"] * 3
-        assert time.monotonic() - began >= 0.3 * 0.8
+        (crashed, _), *later = turns
+        assert [params for _, params in later] == [{"n": n} for n in range(3)]
+        assert later[0][0] - crashed >= 0.3 * 0.8
 
 
 def test_stop_does_not_wait_for_a_restart() -> None:
@@ -246,38 +250,18 @@ def test_threads_crash_one_actor_as_one() -> None:
         assert set(ends) <= {"actor_failed", "actor_stopped", "refused"}
 
 
-def test_letters_that_are_not_there() -> None:
-    """They cannot be sent again, or removed."""
+def test_an_agent_that_fails_stops_nothing() -> None:
+    """What it raises is an answer: an outage of a model ends no conversation."""
+
+    def agent(request: Any) -> Any:
+        raise LookupError("the model is down")
+
     with running(crash) as runtime:
-        with pytest.raises(NotFoundError, match="no dead letter"):
-            runtime.redrive("nothing")
-        assert not runtime.discard("nothing")
-
-
-def test_a_letter_is_sent_again_once_and_may_be_discarded() -> None:
-    """Whoever asks for it at the same time has the same request."""
-    gate = Gate()
-
-    def receive(context: Any, message: Any) -> Any:
-        if message.method == "hold":
-            gate()
-        return message.params
-
-    with running(receive, mailbox_limit=2, mailbox_policy="drop_oldest") as runtime:
+        runtime.register_agent("agent", agent)
+        params = {"messages": [{"role": "user", "content": "hi"}]}
         client = runtime.client()
-        client.send_request(actor(), "hold")
-        gate.wait()
-        for n in range(4):
-            client.send_request(actor(), "go", {"n": n})
-        first, second, third = runtime.dead_letters()
-        assert [letter.reason for letter in (first, second)] == ["dropped"] * 2
-        assert runtime.discard(second.id)
-        assert runtime.discard(third.id)
-        gate.opened.set()
-        wait_until(lambda: runtime.inspect(actor())["queued"] == 0)
-        handle = runtime.redrive(first.id)
-        assert handle.result(5.0 * SLOW) == {"n": 0}
-        assert handle.message_id != first.request.message_id
-        with pytest.raises(NotFoundError):
-            runtime.redrive(first.id)
+        ends = {
+            client.ask(ActorId("agent", "1"), "run", params).status for _ in "x" * 100
+        }
+        assert ends == {RequestStatus.FAILED}
         assert runtime.dead_letters() == []
