@@ -47,6 +47,7 @@ class Activation:
         next: A request that was taken, and whose turn has not begun.
         timers: Its timers by name; None: none.
         size: At most so many bytes of state; None: not known.
+        state_ttl: Seconds after a turn after which its state is deleted; None: never.
         verdict: What follows from a crash, once its turn is committed; None: none.
     """
 
@@ -57,6 +58,7 @@ class Activation:
         "next",
         "own_loop",
         "size",
+        "state_ttl",
         "timers",
         "verdict",
     )
@@ -68,6 +70,7 @@ class Activation:
         self.own_loop = False
         self.next: RequestRecord | None = None
         self.size: int | None = None
+        self.state_ttl: float | None = None
         self.timers: dict[str, ActorTimer] | None = None
         self.verdict: Verdict | None = None
 

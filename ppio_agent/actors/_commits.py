@@ -11,6 +11,8 @@ from ._turn import Turn
 
 __all__ = ["commit_of", "supersede"]
 
+_FAILED = RequestStatus.FAILED
+
 
 def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
     """Return the commit of a turn that has ended.
@@ -19,15 +21,11 @@ def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
         turn: It.
         take: Whether the next request is begun with it.
     """
-    record, actor_type = turn.record, turn.cell.type
-    commit = TurnCommit(
-        message_id=record.message_id,
-        status=turn.status or RequestStatus.FAILED,
-        data=turn.data,
-        take=take,
-        state_ttl=actor_type.state_ttl(record.actor_id),
-        crash_attempts=actor_type.options.supervision.crash_attempts,
-    )
+    record = turn.record
+    commit = TurnCommit(record.message_id, turn.status or _FAILED, turn.data)
+    commit.take = take
+    commit.state_ttl = turn.activation.state_ttl
+    commit.crash_attempts = turn.cell.type.options.supervision.crash_attempts
     if not turn.accepted:
         commit.request = record
     if turn.etag is not None or turn.writes is not None:

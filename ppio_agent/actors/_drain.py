@@ -16,7 +16,6 @@ from ppio_agent.storage.actors.ends import failure
 from ppio_agent.storage.actors.records import (
     CommitOutcome,
     Committed,
-    Lease,
     RequestRecord,
     TurnCommit,
 )
@@ -183,6 +182,8 @@ class Drainer:
                 if told:
                     _progress.restart(self._engine, turn)
                 self.call(turn)
+            if turn.outbox or turn.reminders:
+                self._engine.sweep.after(turn)
         finally:
             current_turn.reset(outer)
             if caller is not None:
@@ -240,30 +241,36 @@ class Drainer:
         activation = turn.activation
         if turn.reason is not None and self._is_given_up(turn):
             return True
-        commit = commit_of(turn, take=self._goes_on(turn))
-        if commit.take:
+        end = turn.last_at
+        take = not (self._engine.halted or activation.verdict) and (
+            end is None or time.monotonic() < end
+        )
+        if take:
             turn.cell.signal = False
+        commit = commit_of(turn, take=take)
         try:
-            try:
-                committed = self._store.commit(activation.lease, commit)
-            except OUTAGES as error:
-                committed = self._commit_later(activation.lease, commit, error)
-        except LeaseLostError:
-            turn.over = turn.lost = True
-            self._lives.lost(turn.cell)
-            return True
+            committed = self._store.commit(activation.lease, commit)
+        except (LeaseLostError, *OUTAGES) as error:
+            later = self._commit_later(turn, commit, error)
+            if later is None:
+                return True
+            committed = later
         if committed.outcome is _CONFLICT:
-            if turn.runs < _RUNS:
-                return False
-            turn.fail(failure("state_conflict"))
-            return self._commit(turn)
+            return turn.runs >= _RUNS and self._commit_conflict(turn)
         turn.over = True
         if committed.taken is not None:
             activation.next = committed.taken.record
             if committed.taken.ended:
                 self._engine.ended(committed.taken.ended)
-        self._see_to(turn, committed)
+        if committed.outcome is not _COMMITTED:
+            self._discarded(turn, committed.record)
+        elif turn.accepted:
+            self._engine.over(turn)
         return True
+
+    def _commit_conflict(self, turn: Turn) -> bool:
+        turn.fail(failure("state_conflict"))
+        return self._commit(turn)
 
     def _is_given_up(self, turn: Turn) -> bool:
         """See to a turn whose end was asked for; return whether it is not committed.
@@ -278,43 +285,40 @@ class Drainer:
             return True
         return False
 
-    def _goes_on(self, turn: Turn) -> bool:
-        """Whether another turn of the actor may follow at once."""
-        if self._engine.halted or turn.activation.verdict is not None:
-            return False
-        return turn.last_at is None or time.monotonic() < turn.last_at
-
     def _commit_later(
-        self, lease: Lease, commit: TurnCommit, error: Exception
-    ) -> Committed:
-        """Commit what the store could not take for a moment."""
-        for seconds in _RETRIES:
+        self, turn: Turn, commit: TurnCommit, error: Exception
+    ) -> Committed | None:
+        """Commit what the store could not take for a moment.
+
+        Returns:
+            None if the lease was lost: the next owner runs the request.
+        """
+        pauses = iter(_RETRIES)
+        while not isinstance(error, LeaseLostError):
+            pause = next(pauses, None)
+            if pause is None:
+                raise error
             _log.warning(
                 "the turn of request %s is committed again: %s",
                 commit.message_id,
                 error,
             )
-            self._engine.stopping.wait(seconds)
+            self._engine.stopping.wait(pause)
             try:
-                return self._store.commit(lease, commit)
-            except OUTAGES as again:
+                return self._store.commit(turn.activation.lease, commit)
+            except (LeaseLostError, *OUTAGES) as again:
                 error = again
-        raise error
+        turn.over = turn.lost = True
+        self._lives.lost(turn.cell)
+        return None
 
-    def _see_to(self, turn: Turn, committed: Committed) -> None:
-        """See to what follows from a commit, as the store made it."""
-        engine = self._engine
-        if committed.outcome is _COMMITTED:
-            if turn.accepted:
-                engine.over(turn)
-            if turn.outbox or turn.reminders:
-                engine.sweep.after(turn)
-            return
+    def _discarded(self, turn: Turn, record: RequestRecord | None) -> None:
+        """Note that a request ended otherwise than its turn says."""
         _log.debug("the result of request %s was discarded", turn.record.message_id)
-        record = committed.record
+        turn.outbox = turn.reminders = None
         if record is not None:
             turn.status, turn.data = record.status, record.data
-            engine.ended((record,))
+            self._engine.ended((record,))
 
     def refuse(self, cell: Cell, activation: Activation) -> None:
         """End all that waits for an actor that is stopped; they become dead letters."""

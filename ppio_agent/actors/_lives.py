@@ -46,6 +46,7 @@ class Lives:
             return None
         context = InProcessActorContext(cell.actor_id, self._store, engine.runtime)
         activation = Activation(lease, context)
+        activation.state_ttl = cell.type.state_ttl(cell.actor_id)
         engine.cells.activated(cell, activation)
         self.make_room()
         if engine.supervisor.stopped and engine.crashes.refuses(cell, activation):

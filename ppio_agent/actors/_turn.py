@@ -45,6 +45,10 @@ __all__ = ["MAX_RESULT", "Turn", "current_turn"]
 MAX_RESULT = 4 * 1024 * 1024
 """Most bytes of a result's JSON."""
 
+# Members of enums are slow to look up.
+_REQUEST, _RESPONSE = ActorMessageType.REQUEST, ActorMessageType.RESPONSE
+_COMPLETED, _FAILED = RequestStatus.COMPLETED, RequestStatus.FAILED
+
 current_turn: contextvars.ContextVar[Turn | None] = contextvars.ContextVar(
     "ppio_agent_actor_turn", default=None
 )
@@ -253,7 +257,7 @@ class Turn:
         except SerializationError as error:
             self.fail(failure(error.code, f"the result: {error.message}"))
             return
-        self.status = RequestStatus.COMPLETED
+        self.status = _COMPLETED
         if len(self.data) > MAX_RESULT:
             self.fail(failure("result_too_large"))
 
@@ -274,11 +278,12 @@ class Turn:
         record = self.record
         return ActorResponseMessage(
             record.message_id,
-            timestamp=datetime.now(timezone.utc),
-            sender_id=record.actor_id,
-            status=self.status or RequestStatus.FAILED,
-            data=decode_own(self.data),
-            position=self.position,
+            datetime.now(timezone.utc),
+            _RESPONSE,
+            record.actor_id,
+            self.status or _FAILED,
+            decode_own(self.data),
+            self.position,
         )
 
     def state_ops(self) -> Sequence[SetValue | RemoveKey]:
@@ -293,20 +298,16 @@ def _message_of(record: RequestRecord) -> ActorRequestMessage:
     deadline, params = record.deadline, record.params
     return ActorRequestMessage(
         record.message_id,
-        ActorMessageType.REQUEST,
-        timestamp=_instant(record.created_at),
-        method=record.method,
+        _REQUEST,
+        datetime.fromtimestamp(record.created_at, timezone.utc),
+        record.method,
         # Empty if it has ended just now: what the turn answers is discarded.
-        params=None if params == b"null" or not params else decode_own(params),
-        sender_id=ActorId.parse(record.sender) if record.sender else None,
-        deadline=None if deadline is None else _instant(deadline),
-        chain=record.chain,
-        traceparent=record.traceparent or None,
+        decode_own(params) if params else None,
+        ActorId.parse(record.sender) if record.sender else None,
+        None if deadline is None else datetime.fromtimestamp(deadline, timezone.utc),
+        record.chain,
+        record.traceparent or None,
     )
-
-
-def _instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 def monotonic_of(instant: float, now: float) -> float:

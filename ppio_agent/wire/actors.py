@@ -153,7 +153,7 @@ class ActorMessage:
 
     message_id: str = field(factory=new_id)
     message_type: ActorMessageType = ActorMessageType.REQUEST
-    timestamp: datetime = field(factory=utc_now, kw_only=True)
+    timestamp: datetime = field(factory=utc_now)
 
 
 @define(eq=False)
@@ -169,12 +169,12 @@ class ActorRequestMessage(ActorMessage):
         traceparent: The sender's span, as W3C Trace Context writes it.
     """
 
-    method: str = field(default="", kw_only=True)
-    params: dict[str, Any] | None = field(default=None, kw_only=True)
-    sender_id: ActorId | None = field(default=None, kw_only=True)
-    deadline: datetime | None = field(default=None, kw_only=True)
-    chain: tuple[str, ...] = field(default=(), kw_only=True)
-    traceparent: str | None = field(default=None, kw_only=True)
+    method: str = ""
+    params: dict[str, Any] | None = None
+    sender_id: ActorId | None = None
+    deadline: datetime | None = None
+    chain: tuple[str, ...] = ()
+    traceparent: str | None = None
 
 
 @define(eq=False)
@@ -191,7 +191,7 @@ class ActorResponseMessage(ActorMessage):
     """
 
     message_type: ActorMessageType = ActorMessageType.RESPONSE
-    sender_id: ActorId | None = field(default=None, kw_only=True)
-    status: RequestStatus = field(default=RequestStatus.PENDING, kw_only=True)
-    data: Any = field(default=None, kw_only=True)
-    position: int = field(default=0, kw_only=True)
+    sender_id: ActorId | None = None
+    status: RequestStatus = RequestStatus.PENDING
+    data: Any = None
+    position: int = 0

@@ -314,7 +314,7 @@ class CancelReminder:
 Reminder = SetReminder | CancelReminder
 
 
-@define(eq=False, kw_only=True)
+@define(eq=False)
 class TurnCommit:
     """All that a turn leaves; it is kept as a whole or not at all.
 
