@@ -39,7 +39,7 @@ HOMES = {
     "rich": {"cli", "client"},
     "h11": {"sandbox"},
     "openai": {"actors"},
-    "opentelemetry": {"serving"},
+    "opentelemetry": {"agent"},
     "pytest": {"testing"},
 }
 """Libraries that only these packages may import."""

@@ -9,22 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppio_agent._version import __version__
 from ppio_agent.agent import Invocation, InvocationState
-from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.agent.otel import Context, otel_context, parent_of, trace, tracer_of
 from ppio_agent.hooks import hookimpl
 
-try:
-    from opentelemetry import context as otel_context
-    from opentelemetry import propagate, trace
-except ImportError as error:
-    raise ConfigurationError(
-        "traces need OpenTelemetry: pip install 'ppio-agent[otel]'"
-    ) from error
-
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from .app import PPIOAgentRuntimeApp
     from .middleware import AgentRequest, AgentResponse
 
@@ -53,9 +42,7 @@ class OpenTelemetry:
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
-        self._tracer = trace.get_tracer(
-            "ppio_agent", __version__, tracer_provider=tracer_provider
-        )
+        self._tracer = tracer_of(tracer_provider)
 
     # Called last, and so outside the middleware of others.
     @hookimpl(trylast=True)
@@ -82,10 +69,7 @@ class OpenTelemetry:
 
 
 def _parent(invocation: Invocation) -> Context:
-    current = otel_context.get_current()
-    if trace.get_current_span(current).get_span_context().is_valid:
-        return current
-    return propagate.extract(invocation.context.headers, current)
+    return parent_of(invocation.context.headers)
 
 
 def _name(app: PPIOAgentRuntimeApp, invocation: Invocation) -> str:
