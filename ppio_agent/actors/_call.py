@@ -205,6 +205,17 @@ class Calls:
         for lock in waiting:
             lock.release()
 
+    def prune(self) -> None:
+        """Forget calls that nobody waits for, of requests that may end elsewhere.
+
+        Whoever wants to know of them later looks at the store.
+        """
+        for call in self.all():
+            with self._lock:
+                idle = not (call.ends or call.steps or call.told)
+            if idle and call.timer is None:
+                self.forget(call)
+
     def doubt(self, actor_id: ActorId, message_id: str) -> None:
         """Have whoever waits for a request look at the store, where it may have ended."""
         call = self._calls.get((actor_id, message_id))

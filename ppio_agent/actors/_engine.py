@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING
 
 from ppio_agent._util.threads import WorkerPool
 from ppio_agent.exceptions import (
-    PPIOAgentError,
     RuntimeNotRunningError,
-    RuntimeOverloadedError,
-    RuntimeStoppedError,
 )
 from ppio_agent.storage.actors import IActorStore
 from ppio_agent.storage.actors.records import (
@@ -33,15 +30,16 @@ from ppio_agent.storage.actors.records import (
 )
 from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 
-from ._call import Call, Calls, latch, wait_on
+from ._call import Calls, latch
 from ._cells import Cell, Cells
 from ._crashes import Crashes
 from ._drain import Drainer
 from ._lives import Lives
 from ._sweep import Heartbeat, Sweep
 from ._timers import Timer, Timers
-from ._turn import Turn, current_turn
+from ._turn import Turn
 from ._types import ActorTypes
+from ._waiting import stopped
 from ._waits import Waits
 from .options import RuntimeOptions
 from .runtime_abstractions import IActorPlacement
@@ -49,7 +47,7 @@ from .runtime_abstractions import IActorPlacement
 if TYPE_CHECKING:
     from .runtime import InProcessActorRuntime
 
-__all__ = ["Engine", "stopped"]
+__all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
@@ -300,118 +298,6 @@ class Engine:
         """Call `fn()` in so many seconds, on a thread that may block."""
         return self.timers.at(time.monotonic() + seconds, fn)
 
-    # Waiting.
-
-    def wait(
-        self,
-        call: Call,
-        timeout: float | None = None,
-        *,
-        steps: Callable[[], object] | None = None,
-    ) -> bool:
-        """Wait for the end of a request; return whether it has ended.
-
-        A turn waits no longer than till its own end is asked for; what it sent is
-        withdrawn then.
-
-        Args:
-            call: The request.
-            timeout: Seconds; None: as long as it takes.
-            steps: Whether there is a next step already; waits for one too.
-
-        Raises:
-            RuntimeOverloadedError: This is a turn, and too many of them wait.
-            ActorDeadlockError: This is a turn, and its actor is waited for.
-            InvocationCancelledError: This is a turn, whose end was asked for.
-            InvocationTimeoutError: So, since its deadline has passed.
-        """
-        if call.over:
-            return True
-        turn = current_turn.get()
-        if turn is None:
-            return self._wait(call, timeout, steps)
-        with self.pool.blocking(_BLOCKED * self.options.workers) as granted:
-            if not granted:
-                raise RuntimeOverloadedError(
-                    f"{_BLOCKED * self.options.workers} threads of the runtime wait in"
-                    f" asks: request {call.message_id} to {call.actor_id} is not waited"
-                    " for",
-                    actor_id=str(call.actor_id),
-                    message_id=call.message_id,
-                )
-            try:
-                ended = self.waits.wait(
-                    turn,
-                    call,
-                    lambda most: self._wait(call, most or timeout, steps, turn),
-                )
-                if not ended and turn.reason is not None:
-                    turn.context.check()
-            except BaseException:
-                # One that ends with its process asks for the same again.
-                if call.sender is turn and turn.reason != "shutdown":
-                    self.cancel(call.actor_id, call.message_id)
-                raise
-            return ended
-
-    def _wait(
-        self,
-        call: Call,
-        timeout: float | None,
-        steps: Callable[[], object] | None,
-        turn: Turn | None = None,
-    ) -> bool:
-        until = None if timeout is None else time.monotonic() + timeout
-        poll = _FIRST_POLL
-        while True:
-            lock = self.calls.enter(call, steps=steps is not None)
-            if lock is None:
-                return True
-            try:
-                if steps is not None and steps():
-                    return call.over
-                if turn is not None and turn.reason is not None:
-                    return call.over
-                # Of a store that is not shared another runtime of this process may
-                # be a user, too.
-                every = poll if self.store.shared else _LONGEST_POLL
-                # Its end may have been told before there was anybody to wake.
-                woken = call.doubtful or wait_on(lock, until, every)
-            finally:
-                self.calls.leave(call, lock)
-            if call.over:
-                return True
-            if call.doubtful or not woken:
-                call.doubtful = False
-                self.look(call)
-            elif steps is not None:
-                return False
-            if until is not None and time.monotonic() >= until:
-                return call.over
-            poll = min(2.0 * poll, _LONGEST_POLL)
-
-    def join(self, actor_id: ActorId, message_id: str) -> Call:
-        """Return the call of a request that was sent before."""
-        record = self.store.get_request(actor_id, message_id)
-        if record is None or record.status.terminal:
-            call = Call(actor_id, message_id)
-            self.calls.conclude_as(call, record)
-            return call
-        call, _ = self.calls.listed(actor_id, message_id)
-        if not self.running:
-            self.calls.forget(call)
-            call.error = stopped(call)
-            return call
-        self.look(call)  # it may have ended just before it was listed
-        return call
-
-    def look(self, call: Call) -> None:
-        """Look in the store whether a request has ended."""
-        record = self.store.get_request(call.actor_id, call.message_id)
-        if record is None or record.status.terminal:
-            self.calls.forget(call)
-            self.calls.conclude_as(call, record)
-
     def over(self, turn: Turn) -> None:
         """Tell this process of the end of an accepted request that ran here."""
         actor_id = turn.cell.actor_id
@@ -484,13 +370,3 @@ class Engine:
         self.stopping.set()
         self.halted = True
         self.crashes.give_up()
-
-
-def stopped(call: Call) -> PPIOAgentError:
-    """Return the error for those who wait for a request when the runtime stops."""
-    return RuntimeStoppedError(
-        f"the runtime stopped before request {call.message_id} to {call.actor_id} ended:"
-        " it is kept, look it up by this id later",
-        actor_id=str(call.actor_id),
-        message_id=call.message_id,
-    )

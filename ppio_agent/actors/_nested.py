@@ -7,6 +7,7 @@ the answer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -23,6 +24,7 @@ from ppio_agent.wire.actors import ActorId, ActorResponseMessage
 from ._answers import result_of
 from ._send import encode_params, send
 from ._turn import Turn, current_turn
+from ._waiting import wait
 from ._waits import deadlock
 
 if TYPE_CHECKING:
@@ -57,9 +59,10 @@ def ask(
         )
     with _asking(turn, request):
         circle = _waiting_for(engine, actor_id, turn)
-        if circle:
-            return _call_again(engine, circle, request)
-        return result_of(_answer(engine, turn, request, timeout))
+        response = _called_again(engine, circle, request) if circle else None
+        if response is None:
+            response = _answer(engine, turn, request, timeout)
+        return result_of(response)
 
 
 def _request(
@@ -108,12 +111,18 @@ def _answer(
         if here is not None:
             context.check()
             return here
-    call = send(engine, request, deadline=deadline)
+    turn.within = threading.Lock()
     try:
-        engine.wait(call)
-    except RuntimeOverloadedError:
-        engine.cancel(call.actor_id, call.message_id)
-        raise
+        call = send(engine, request, deadline=deadline)
+        try:
+            wait(engine, call)
+        except RuntimeOverloadedError:
+            engine.cancel(call.actor_id, call.message_id)
+            raise
+    finally:
+        # It may go on before those that it waited for: a turn within it ends first.
+        with turn.within:
+            turn.asking = turn.within = None
     return call.response()
 
 
@@ -123,8 +132,8 @@ def _answer(
 def _waiting_for(engine: Engine, actor_id: ActorId, turn: Turn) -> list[Turn]:
     """Return the turns from one of an actor on to `turn`, each waiting for the next.
 
-    Empty if the actor has none here that waits for it. Those found are blocked as long
-    as `turn` runs, so that this stays true.
+    Empty if the actor has none here that waits for it. Those found wait as long as
+    `turn` runs, but for one that gives up.
     """
     cell = engine.cells.find(actor_id)
     here = None if cell is None else cell.turn
@@ -149,16 +158,32 @@ def _asked_by(engine: Engine, turn: Turn) -> Turn | None:
     return asked
 
 
-def _call_again(engine: Engine, circle: list[Turn], request: RequestRecord) -> Any:
+def _called_again(
+    engine: Engine, circle: list[Turn], request: RequestRecord
+) -> ActorResponseMessage | None:
     """Run a turn within another turn of its actor, which waits for it.
+
+    Returns:
+        The response; None if the other one has given up waiting just now.
 
     Raises:
         ActorDeadlockError: The type does not allow that.
     """
-    outer, asker = circle[0], circle[-1]
+    outer = circle[0]
     if outer.cell.type.options.reentrancy != "allow":
         actors = [turn.cell.actor_id for turn in circle]
         raise deadlock([actors[-1], *actors[:-1]], request.message_id)
+    if outer.within is None:  # it is on this thread's stack, and cannot go on
+        return _run_within(engine, outer, circle[-1], request)
+    with outer.within:
+        if len(circle) > 1 and _asked_by(engine, outer) is not circle[1]:
+            return None
+        return _run_within(engine, outer, circle[-1], request)
+
+
+def _run_within(
+    engine: Engine, outer: Turn, asker: Turn, request: RequestRecord
+) -> ActorResponseMessage:
     turn = Turn(outer.cell, outer.activation, request, accepted=False)
     turn.deadline = asker.deadline
     turn.enter(outer)
@@ -173,7 +198,7 @@ def _call_again(engine: Engine, circle: list[Turn], request: RequestRecord) -> A
         current_turn.reset(before)
         asker.child = None
         turn.leave(outer)
-    return result_of(turn.response())
+    return turn.response()
 
 
 # Requests that leave with the commit.

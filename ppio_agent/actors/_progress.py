@@ -18,6 +18,7 @@ from ppio_agent.wire.actors import ActorResponseMessage, RequestStatus
 from ppio_agent.wire.json import decode_own, encode_json
 
 from ._call import Call
+from ._waiting import wait
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -149,7 +150,7 @@ def read(
     items = _steps_after(engine, call, after)
     if not items and not over:
         found = partial(_steps_after, engine, call, after)
-        engine.wait(call, timeout, steps=found)
+        wait(engine, call, timeout, steps=found)
         over = call.over
         items = found()
     if items:

@@ -30,6 +30,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 from ._call import Call, wait_on
 from ._cells import Cell
 from ._turn import current_turn
+from ._waiting import look
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -262,6 +263,6 @@ def _expire(engine: Engine, call: Call) -> None:
     engine.expire()
     if call.over or not call.listed:
         return
-    engine.look(call)
+    look(engine, call)
     if not call.over and engine.running:
         call.timer = engine.later(0.01, partial(_expire, engine, call))

@@ -13,8 +13,8 @@ from ppio_agent.storage.actors.ends import failure
 from ppio_agent.storage.actors.records import Lease, TurnCommit
 from ppio_agent.wire.actors import RequestStatus
 
-from ._engine import stopped
 from ._outage import OUTAGES
+from ._waiting import stopped
 
 if TYPE_CHECKING:
     from ._engine import Engine

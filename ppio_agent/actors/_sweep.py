@@ -258,6 +258,8 @@ class Sweep:
             self._next_purge = now + _PURGE_EVERY
             store, retention = self._engine.store, self._engine.options.retention
             self._in_pages(lambda: store.purge(store.now(), _PAGE, retention))
+            if store.shared:
+                self._engine.calls.prune()
 
     @staticmethod
     def _in_pages(step: Callable[[], int]) -> int:

@@ -104,6 +104,7 @@ class Turn:
         caller: The turn on whose thread it runs, that asked for it.
         outer: The turn of the same actor within which it runs (reentrancy).
         asking: For whom, and which request, it waits.
+        within: Held by a turn within it, while it waits on a thread of its own.
         child: The turn on its thread that it asked for.
         runs: How often it was begun here: again after each conflict.
     """
@@ -116,6 +117,7 @@ class Turn:
     outer: Turn | None = None
     asking: tuple[ActorId, str] | None = None
     child: Turn | None = None
+    within: threading.Lock | None = None
     steps: Sequence[ProgressItem] = ()
     flushing: threading.Lock | None = None
     over = False

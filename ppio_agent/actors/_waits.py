@@ -16,6 +16,7 @@ from ppio_agent.exceptions import ActorDeadlockError
 from ppio_agent.wire.actors import ActorId
 
 from ._call import Call
+from ._waiting import look
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -119,7 +120,7 @@ class Waits:
             if call is None:
                 return False
             if self._engine.store.shared and not call.over:
-                self._engine.look(call)
+                look(self._engine, call)
             if call.over:
                 return False
         return True

@@ -15,7 +15,7 @@ from ppio_agent.wire.actors import (
     check_message_id,
 )
 
-from . import _progress, _send
+from . import _progress, _send, _waiting
 from ._answers import result_of
 from ._call import Call
 from .runtime_abstractions import ActorResponseHandle, IActorClient, OnBusy, Params
@@ -41,7 +41,9 @@ class InProcessResponseHandle(ActorResponseHandle):
     def _call(self) -> Call:
         call = self._held
         if not call.listed and not call.over:
-            call = self._held = self._engine.join(self.actor_id, self.message_id)
+            call = self._held = _waiting.join(
+                self._engine, self.actor_id, self.message_id
+            )
         return call
 
     def get_response(self, timeout: float | None = None) -> ActorResponseMessage:
@@ -49,7 +51,7 @@ class InProcessResponseHandle(ActorResponseHandle):
         call = self._held
         if not call.over:
             call = self._call()
-            if not self._engine.wait(call, timeout):
+            if not _waiting.wait(self._engine, call, timeout):
                 raise ResponseTimeoutError(
                     f"request {self.message_id} to {self.actor_id} has not ended within"
                     f" {timeout} s: it goes on",
@@ -62,7 +64,7 @@ class InProcessResponseHandle(ActorResponseHandle):
         """Return the final response if there is one."""
         call = self._call()
         if not call.over and self._engine.store.shared:
-            self._engine.look(call)
+            _waiting.look(self._engine, call)
         return call.response() if call.over else None
 
     def result(self, timeout: float | None = None) -> Any:
@@ -93,7 +95,7 @@ class InProcessResponseHandle(ActorResponseHandle):
         outcome: Cancelled = engine.cancel(self.actor_id, self.message_id)
         if outcome is Cancelled.REQUESTED:
             call = self._call()
-            if engine.wait(call, wait):
+            if _waiting.wait(engine, call, wait):
                 ended = call.status is RequestStatus.CANCELLED
                 outcome = Cancelled.CANCELLED if ended else Cancelled.TERMINAL
         return str(outcome.value)
@@ -179,5 +181,5 @@ class InProcessActorClient(IActorClient):
     ) -> InProcessResponseHandle:
         """Return the hold on a request; see `IActorClient.get_request`."""
         engine = self._runtime.engine
-        call = engine.join(actor_id, check_message_id(message_id))
+        call = _waiting.join(engine, actor_id, check_message_id(message_id))
         return InProcessResponseHandle(engine, call)

@@ -17,6 +17,7 @@ from ppio_agent.hooks import Hooks
 from ppio_agent.storage.actors import IActorStateStorage, IActorStore
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
 from ppio_agent.storage.actors.records import DeadLetter
+from ppio_agent.storage.actors.stateonly import as_store
 from ppio_agent.wire.actors import ActorId
 
 from . import _letters, _people
@@ -196,7 +197,7 @@ class InProcessActorRuntime:
     def store(self) -> IActorStore:
         """Where its actors are kept; opened when it is asked for first."""
         if self._store is None:
-            self._store = _opened(self._storage)
+            self._store = as_store(self._storage)
         return self._store
 
     def start(self) -> Self:
@@ -354,13 +355,3 @@ class InProcessActorRuntime:
     def discard(self, id: str) -> bool:
         """Remove a dead letter; return whether there was one."""
         return self.store.discard(id)
-
-
-def _opened(storage: IActorStateStorage | str | None) -> IActorStore:
-    if storage is None:
-        return InMemoryStateStorage()
-    if isinstance(storage, IActorStore):
-        return storage
-    from ppio_agent.storage.actors.stateonly import as_store
-
-    return as_store(storage)
