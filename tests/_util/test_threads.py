@@ -606,3 +606,45 @@ def test_no_thread_parks_in_a_pool_that_was_just_abandoned(
     pool._idle = Idle()
     pool.submit(lambda: None)
     wait_until(lambda: pool.threads == 0)
+
+
+def test_a_thread_that_waits_lets_another_job_have_its_place() -> None:
+    """Up to so many threads; one that is not the pool's changes nothing."""
+    pool = WorkerPool("test-blocking", max_threads=1, max_waiting=10)
+    hold, ran = threading.Event(), threading.Event()
+    granted: list[bool] = []
+
+    def waits(most: int) -> None:
+        with pool.blocking(most) as place, pool.blocking(most) as again:
+            granted.extend((place, again))
+            hold.wait(10 * SLOW)
+
+    try:
+        pool.submit(lambda: waits(2))
+        pool.submit(lambda: waits(2))
+        pool.submit(ran.set)
+        wait_until(lambda: len(granted) == 4)
+        # The second one found as many threads as may be.
+        assert sorted(granted) == [False, False, True, True]
+        assert not ran.is_set()
+        with pool.blocking(0) as place:
+            assert place
+        hold.set()
+        assert ran.wait(10 * SLOW)
+        assert pool.threads <= 2
+    finally:
+        hold.set()
+        assert pool.close()
+
+
+def test_a_thread_that_has_nothing_to_do_ends_after_a_while() -> None:
+    """And another one is started when there is something."""
+    pool = WorkerPool("test-idle", max_threads=2, idle_timeout=0.05)
+    try:
+        for _ in range(2):
+            ran = threading.Event()
+            pool.submit(ran.set)
+            assert ran.wait(10 * SLOW)
+            wait_until(lambda: pool.threads == 0)
+    finally:
+        assert pool.close()
