@@ -19,13 +19,14 @@ from ppio_agent.exceptions import (
     RuntimeOverloadedError,
 )
 from ppio_agent.storage.actors.records import Outgoing, RequestRecord
-from ppio_agent.wire.actors import ActorId, ActorResponseMessage
+from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 
 from ._answers import result_of
 from ._send import encode_params, send
 from ._turn import Turn, current_turn
 from ._waiting import wait
 from ._waits import deadlock
+from .telemetry import Count
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -172,6 +173,8 @@ def _called_again(
     outer = circle[0]
     if outer.cell.type.options.reentrancy != "allow":
         actors = [turn.cell.actor_id for turn in circle]
+        if engine.telemetry is not None:
+            engine.telemetry.count(Count.DEADLOCKS, actors[0], request.method)
         raise deadlock([actors[-1], *actors[:-1]], request.message_id)
     if outer.within is None:  # it is on this thread's stack, and cannot go on
         return _run_within(engine, outer, circle[-1], request)
@@ -227,6 +230,9 @@ def tell(
             f" {len(outbox)} times in one turn: use several turns",
             actor_id=str(turn.cell.actor_id),
         )
+    if engine.telemetry is not None:
+        with engine.telemetry.sending(request) as ending:
+            ending.status = RequestStatus.PENDING
     not_before = engine.store.now() + delay if delay else 0.0
     outbox.append(Outgoing(request, not_before, mailbox))
     return request.message_id

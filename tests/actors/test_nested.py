@@ -24,7 +24,7 @@ from ppio_agent.exceptions import (
 from ppio_agent.wire.actors import ActorId, RequestStatus
 from tests.support import SLOW, wait_until
 
-from .support import Made, Receive, actor
+from .support import Gate, Made, Receive, actor
 
 A, B, C = actor("a"), actor("b"), actor("c")
 
@@ -148,6 +148,42 @@ def test_an_actor_is_called_again_from_another_thread(
     client.send_request(B, "hold")
     assert begun.wait(5.0 * SLOW)
     assert client.send_request(A, "go").result(5.0 * SLOW) == 1
+
+
+def test_a_turn_within_one_that_gives_up_ends_first(
+    runtime: InProcessActorRuntime,
+) -> None:
+    """An instance is never used by two threads at once."""
+    held, inner = Gate(), Gate()
+    steps: list[str] = []
+
+    def receive(context: Any, message: Any) -> Any:
+        if message.method == "hold":
+            return held()
+        if message.method == "inner":
+            inner()
+            steps.append("inner")
+            return 1
+        if context.actor_id == B:
+            return context.ask(A, "inner")
+        with pytest.raises(InvocationTimeoutError):
+            context.ask(B, "go", timeout=0.5)
+        steps.append("outer")
+        return 1
+
+    register(runtime, receive, reentrancy="allow")
+    client = runtime.client()
+    client.send_request(B, "hold")
+    held.wait()
+    handle = client.send_request(A, "go")
+    wait_until(lambda: A in runtime.engine.waits)
+    held.opened.set()
+    inner.wait()
+    wait_until(lambda: A not in runtime.engine.waits)
+    assert not steps
+    inner.opened.set()
+    assert handle.result(5.0 * SLOW) == 1
+    assert steps == ["inner", "outer"]
 
 
 def test_two_that_ask_each_other_at_the_same_time(
