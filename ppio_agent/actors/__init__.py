@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     )
     from .openai_agent import OpenAIAgent, agents_from_env
     from .options import ActorOptions, RuntimeOptions, Supervision
+    from .otel import OpenTelemetry
     from .runtime import (
         InMemoryStateStorage,
         InProcessActorClient,
@@ -61,6 +62,7 @@ __all__ = [
     "InProcessActorRuntime",
     "MockAIAgent",
     "OpenAIAgent",
+    "OpenTelemetry",
     "RequestStatus",
     "RuntimeOptions",
     "Supervision",
@@ -87,6 +89,7 @@ _HOMES = {
     **dict.fromkeys(_MODELS, ".openai_agent"),
     **dict.fromkeys(_OPTIONS, ".options"),
     **dict.fromkeys(_RUNTIME, ".runtime"),
+    "OpenTelemetry": ".otel",
 }
 
 

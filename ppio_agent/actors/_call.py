@@ -53,6 +53,7 @@ class Call:
         timer: What waits for its deadline.
         listed: Whether `Calls` tells it of its end.
         doubtful: Whether it may have ended in another process.
+        since: From when on it is known here, by `time.monotonic`.
         sender: The turn that sent it; None: it was not sent by one of this process.
     """
 
@@ -66,6 +67,7 @@ class Call:
         "message_id",
         "position",
         "sender",
+        "since",
         "status",
         "steps",
         "timer",
@@ -82,6 +84,7 @@ class Call:
         self.timer: Timer | None = None
         self.listed = False
         self.doubtful = False
+        self.since = time.monotonic()
         self.sender: Turn | None = None
         # Of threads that wait for the end, and for the next step; None: there are none.
         self.ends: list[threading.Lock] | None = None

@@ -18,6 +18,7 @@ from ppio_agent.wire.actors import ActorId
 from ._cells import Activation, Cell
 from ._supervision import Reaction, Supervisor
 from ._timers import Timer
+from .telemetry import Count
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -47,6 +48,9 @@ class Crashes:
         cell, activation = turn.cell, turn.activation
         verdict = self.supervisor.crashed(cell.actor_id, cell.type.options.supervision)
         activation.verdict = verdict
+        telemetry = self._engine.telemetry
+        if telemetry is not None and verdict.reaction is Reaction.RESTART:
+            telemetry.count(Count.RESTARTS, cell.actor_id, turn.record.method)
         if verdict.reaction is not Reaction.RESUME:
             self._engine.lives.dispose(activation)
 

@@ -46,6 +46,7 @@ from .runtime_abstractions import IActorPlacement
 
 if TYPE_CHECKING:
     from .runtime import InProcessActorRuntime
+    from .telemetry import ActorTelemetry
 
 __all__ = ["Engine"]
 
@@ -76,6 +77,7 @@ class Engine:
         waits: Which turns wait for whom.
         heartbeat: Keeps the leases.
         sweep: Looks after what nobody was told of.
+        telemetry: Is told what is done; None: nobody is.
         running: Whether requests are taken.
         stopping: Set when no further turn begins.
         halted: Whether no turn may begin: it stops, or is `stale`.
@@ -92,9 +94,11 @@ class Engine:
         options: RuntimeOptions,
         placement: IActorPlacement | None,
         worker: str,
+        telemetry: ActorTelemetry | None = None,
     ) -> None:
         self.runtime = runtime
         self.store = store
+        self.telemetry = telemetry
         self.options = options
         self.types = types
         self.worker = worker
@@ -115,11 +119,16 @@ class Engine:
         # Senders that wait for a place in a mailbox; none, mostly.
         self._senders: dict[ActorId, deque[threading.Lock]] = {}
         self._senders_lock = threading.Lock()
+        drainer = Drainer
+        if telemetry is not None:
+            from ._telling import TellingDrainer, TellingStore
+
+            self.store, drainer = TellingStore.of(store, telemetry), TellingDrainer
         self.crashes = Crashes(self)
         self.supervisor = self.crashes.supervisor
         self.waits = Waits(self)
         self.lives = Lives(self)
-        self.drainer = Drainer(self)
+        self.drainer = drainer(self)
         self.heartbeat = Heartbeat(self)
         self.sweep = Sweep(self)
         self._subscription: Subscription | None = None
@@ -211,8 +220,9 @@ class Engine:
         cell = self.cells.find(request.actor_id)
         if cell is None or not self.running:
             cell = self.cell(request.actor_id)
-        if self.supervisor.stopped:
-            self.crashes.check(request.actor_id)
+        supervisor = self.supervisor
+        if supervisor.stopped and supervisor.stopped_for(request.actor_id) > 0.0:
+            return None  # refused by the long way
         if cell.activation is None and self.placement is not None:
             return None
         if not cell.flag.acquire(blocking=False):

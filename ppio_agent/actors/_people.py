@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,18 @@ def stats(engine: Engine) -> dict[str, Any]:
         "busy": engine.pool.busy,
         "ready": engine.pool.waiting,
         "timers": len(engine.timers),
+        "stuck": engine.sweep.stuck.count,
+        "oldest": _oldest(engine),
         "degraded": engine.supervisor.degraded(),
     }
+
+
+def _oldest(engine: Engine) -> float:
+    """Return for how many seconds the oldest request has waited that is awaited here."""
+    for call in engine.calls.all():
+        if engine.turn_of(call.actor_id, call.message_id) is None:
+            return max(0.0, time.monotonic() - call.since)
+    return 0.0
 
 
 def delete(engine: Engine, actor_id: ActorId) -> bool:

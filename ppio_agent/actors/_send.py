@@ -24,13 +24,19 @@ from ppio_agent.storage.actors.records import (
     Cancellation,
     RequestRecord,
 )
-from ppio_agent.wire.actors import ActorId, check_message_id, is_storable
+from ppio_agent.wire.actors import (
+    ActorId,
+    RequestStatus,
+    check_message_id,
+    is_storable,
+)
 from ppio_agent.wire.json import decode_json, encode_json
 
 from ._call import Call, wait_on
 from ._cells import Cell
 from ._turn import current_turn
 from ._waiting import look
+from .telemetry import Count
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -131,6 +137,34 @@ def send(
         PPIOAgentError: It was refused; see `IActorClient.send_request`.
     """
     cell = engine.cell(request.actor_id)
+    deliver = partial(
+        _deliver,
+        engine,
+        cell,
+        request,
+        deadline=deadline,
+        on_busy=on_busy,
+        block=block,
+        here=here,
+    )
+    if engine.telemetry is None:
+        return deliver()
+    with engine.telemetry.sending(request) as ending:
+        call = deliver()
+        ending.status = call.status or RequestStatus.PENDING
+        return call
+
+
+def _deliver(
+    engine: Engine,
+    cell: Cell,
+    request: RequestRecord,
+    *,
+    deadline: float | None,
+    on_busy: OnBusy,
+    block: float,
+    here: bool,
+) -> Call:
     if engine.supervisor.stopped:
         engine.crashes.check(request.actor_id)
     request.created_at = engine.store.now()
@@ -158,10 +192,16 @@ def send(
         engine.calls.conclude_as(call, accepted.record)
     _make_way(engine, cell, accepted, on_busy)
     if accepted.outcome is not Acceptance.NEW:
+        _repeated(engine, request)
         return call
     if not (here and engine.run_first(cell, request.message_id)):
         engine.wake(cell)
     return call
+
+
+def _repeated(engine: Engine, request: RequestRecord) -> None:
+    if engine.telemetry is not None:
+        engine.telemetry.count(Count.DUPLICATES, request.actor_id, request.method)
 
 
 def _block_of(cell: Cell, block: float, until: float | None) -> float:

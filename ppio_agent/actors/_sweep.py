@@ -20,6 +20,7 @@ from ppio_agent.storage.actors.records import SetReminder
 from ppio_agent.wire.actors import ActorId
 
 from ._outage import OUTAGES, Outage
+from ._stuck import Stuck
 from ._timers import Timers
 
 if TYPE_CHECKING:
@@ -151,6 +152,9 @@ class Sweep:
         engine: The runtime.
         chance: Gives numbers in [0, 1), by which sweeps are spread.
 
+    Attributes:
+        stuck: Finds turns without progress.
+
     Thread safety: thread-safe.
     """
 
@@ -163,6 +167,7 @@ class Sweep:
         self._lively_until = 0.0
         self._told: set[ActorId] = set()  # by the last sweep
         self._outage = Outage()
+        self.stuck = Stuck()
         self._reminders = Instants(engine.timers, self._guarded(self._remind))
         self._outbox = Instants(engine.timers, self._guarded(self._relay))
 
@@ -204,6 +209,8 @@ class Sweep:
             self._outage.met(error)
         else:
             self._outage.over()
+        living = (cell.turn for cell in self._engine.cells.living())
+        self.stuck.look([turn for turn in living if turn is not None], time.monotonic())
         self._engine.supervisor.forget()
         self._engine.lives.retire_idle()
         return woken

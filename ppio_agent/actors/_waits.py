@@ -17,6 +17,7 @@ from ppio_agent.wire.actors import ActorId
 
 from ._call import Call
 from ._waiting import look
+from .telemetry import Count
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -107,6 +108,8 @@ class Waits:
         doubt_until = time.monotonic() + _DOUBT
         while circle and not call.over:
             if self._certain(circle) or time.monotonic() >= doubt_until:
+                if self._engine.telemetry is not None:
+                    self._engine.telemetry.count(Count.DEADLOCKS, call.actor_id)
                 raise deadlock(circle, call.message_id)
             if not store.shared:
                 return  # one of them has its answer, and is about to go on

@@ -32,6 +32,8 @@ from .runtime_abstractions import ActorResponseHandle, IActorPlacement
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .telemetry import ActorTelemetry
+
 __all__ = [
     "ActorOptions",
     "InMemoryStateStorage",
@@ -53,10 +55,13 @@ class InProcessActorRuntime:
         options: Limits.
         placement: Who is told which actors have something to do, instead of the own
             threads; it then calls `run_actor` somewhere.
+        telemetry: Is told of requests, turns and commits, such as an `OpenTelemetry`;
+            None: nobody is.
 
     Attributes:
         options: Its limits.
         types: The registered types.
+        telemetry: What is told of them.
 
     Thread safety: thread-safe. A forked child has a stopped runtime, which it may
     start.
@@ -78,10 +83,14 @@ class InProcessActorRuntime:
         *,
         options: RuntimeOptions | None = None,
         placement: IActorPlacement | None = None,
+        telemetry: ActorTelemetry | None = None,
     ) -> None:
         self.options = RuntimeOptions() if options is None else options
         self._storage = storage
         self._placement = placement
+        self.telemetry = telemetry
+        if telemetry is not None:
+            telemetry.watch(self)
         self.types = ActorTypes(self.options.max_pending)
         self._client = InProcessActorClient(self)
         self._engine: Engine | None = None
@@ -220,6 +229,7 @@ class InProcessActorRuntime:
                     options=self.options,
                     placement=self._placement,
                     worker=f"{os.getpid()}-{new_id()[:12]}",
+                    telemetry=self.telemetry,
                 )
                 engine.start()
                 self._engine = engine

@@ -46,11 +46,16 @@ class GroupCommit(Generic[_S]):
         run: Runs jobs in one transaction, and notes their results and errors. It is
             called by one thread at a time.
 
+    Attributes:
+        told: Is called with the number of jobs after each transaction, by the thread
+            that made it; None: nobody is.
+
     Thread safety: thread-safe.
     """
 
     def __init__(self, run: Callable[[Sequence[Job[_S]]], None]) -> None:
         self._run = run
+        self.told: Callable[[int], object] | None = None
         # Guards all below, and `leads` of those that wait.
         self._lock = threading.Lock()
         self._busy = False
@@ -101,6 +106,8 @@ class GroupCommit(Generic[_S]):
             member.error = InterruptedError("the transaction did not come to its end")
         try:
             self._run(batch)
+            if self.told is not None:
+                self.told(len(batch))
         finally:
             self._hand_over()
             for member in batch[1:]:

@@ -140,6 +140,15 @@ class SqliteActorStore(SqlActorStore):
         """Return the time by the clock of this machine."""
         return time.time()
 
+    def on_batch(self, told: Callable[[int], object]) -> None:
+        """Tell how many writes were made in each transaction from now on.
+
+        Args:
+            told: Called with their number, by the thread that made them; it must be
+                quick. One that was given before is told nothing more.
+        """
+        self._group.told = told
+
     def _write(self, work: Callable[[_Session], _T]) -> _T:
         return self._group.submit(work)
 
