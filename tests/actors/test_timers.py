@@ -165,14 +165,14 @@ def test_it_may_be_closed_by_what_it_calls() -> None:
 def test_a_forked_child_begins_anew(timers: Timers) -> None:
     """What its parent waits for is not the child's; it may set instants of its own."""
     called = threading.Event()
-    timers.at(soon(0.3), called.set)
+    timers.at(soon(0.15), called.set)
     with timers._changed:
         child = os.fork()
         if child == 0:
             mine = threading.Event()
             empty = len(timers) == 0
             timers.at(soon(), mine.set)
-            worked = empty and mine.wait(5.0 * SLOW) and not called.wait(0.4)
+            worked = empty and mine.wait(5.0 * SLOW) and not called.wait(0.2)
             os._exit(0 if worked else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert called.wait(5.0 * SLOW)

@@ -115,7 +115,7 @@ def test_a_circle_through_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is believed once it has stayed for a while."""
-    monkeypatch.setattr(_waits, "_DOUBT", 0.4)
+    monkeypatch.setattr(_waits, "_DOUBT", 0.2)
     both = threading.Barrier(2)
 
     def receive(to: Any, context: Any, message: Any) -> Any:
