@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import threading
 from typing import Generic, TypeVar
 
 __all__ = ["Agenda"]
@@ -17,12 +18,13 @@ class Agenda(Generic[_T]):
     Changing or dropping one leaves its entry in the heap. The heap is made anew when
     more than half of it are such entries, so its size is bounded by what is due.
 
-    Thread safety: one thread at a time.
+    Thread safety: thread-safe.
     """
 
-    __slots__ = ("_entries", "_heap", "_order")
+    __slots__ = ("_entries", "_heap", "_lock", "_order")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards all below.
         self._heap: list[tuple[float, int, _T]] = []
         self._entries: dict[_T, tuple[float, int, _T]] = {}  # Those in force.
         self._order = itertools.count()
@@ -32,24 +34,27 @@ class Agenda(Generic[_T]):
 
     def set(self, thing: _T, when: float) -> None:
         """Make it due then, and at no other time."""
-        entry = (when, next(self._order), thing)
-        self._entries[thing] = entry
-        heapq.heappush(self._heap, entry)
-        self._shrink()
+        with self._lock:
+            entry = (when, next(self._order), thing)
+            self._entries[thing] = entry
+            heapq.heappush(self._heap, entry)
+            self._shrink()
 
     def drop(self, thing: _T) -> None:
         """Forget it; what is not known is no error."""
-        if self._entries.pop(thing, None) is not None:
-            self._shrink()
+        with self._lock:
+            if self._entries.pop(thing, None) is not None:
+                self._shrink()
 
     def pop(self, now: float) -> _T | None:
         """Take out what is due first, if its time has come."""
-        while self._heap and self._heap[0][0] <= now:
-            entry = heapq.heappop(self._heap)
-            thing = entry[2]
-            if self._entries.get(thing) is entry:
-                del self._entries[thing]
-                return thing
+        with self._lock:
+            while self._heap and self._heap[0][0] <= now:
+                entry = heapq.heappop(self._heap)
+                thing = entry[2]
+                if self._entries.get(thing) is entry:
+                    del self._entries[thing]
+                    return thing
         return None
 
     def _shrink(self) -> None:

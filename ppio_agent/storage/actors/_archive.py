@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from attrs import evolve
 
@@ -14,73 +16,111 @@ from .records import DeadLetter, RequestRecord, Retention
 
 __all__ = ["Archive", "DeadLetters"]
 
+_MANY = 64
+_LARGE = 64 * 1024
 _Replace = Callable[[RequestRecord, "RequestRecord | None"], bool]
 
 
 class Archive:
     """Ended requests, the oldest first, and the logs of all requests.
 
-    A request that was deleted meanwhile counts until it is the oldest, so the bounds
-    are never exceeded.
+    What has ended is added while its actor's lock is held, and so without a lock of
+    all actors; it is counted, and others forgotten for it, by `settle`, which must be
+    called without a lock as soon as `urgent` says so. So the bounds may be passed by
+    the latest 64 requests, of at most 64 KiB each. A request that was deleted meanwhile
+    counts until it is the oldest.
 
     Args:
         replace: Called with a request and what is known in its place from now on; None:
-            nothing. Returns whether it was known.
+            nothing. Returns whether it was known. Takes the lock of its actor.
 
     Attributes:
-        logs: By actor and id.
+        logs: By actor and id; each for who has the lock of the actor.
         retention: The bounds.
+        urgent: Whether it is time for `settle`.
 
-    Thread safety: one thread at a time.
+    Thread safety: thread-safe, but for `logs`.
     """
 
-    __slots__ = ("_bare", "_full", "_payload", "_replace", "logs", "retention")
+    __slots__ = (
+        "_bare",
+        "_fresh",
+        "_full",
+        "_lock",
+        "_log_sizes",
+        "_payload",
+        "_replace",
+        "logs",
+        "retention",
+        "urgent",
+    )
 
     def __init__(self, replace: _Replace) -> None:
         self._replace = replace
-        self._full: deque[RequestRecord] = deque()
-        self._bare: deque[RequestRecord] = deque()  # Evicted; older than all in _full.
-        self._payload = 0
         self.logs: dict[tuple[ActorId, str], Log] = {}
         self.retention = Retention()
+        self.urgent = False
+        self._fresh: deque[RequestRecord] = deque()  # Not counted yet.
+        self._lock = threading.Lock()  # Guards all below.
+        self._full: deque[RequestRecord] = deque()
+        self._bare: deque[RequestRecord] = deque()  # Evicted; older than all in _full.
+        self._log_sizes: dict[RequestRecord, int] = {}
+        self._payload = 0
 
     def add(self, record: RequestRecord) -> None:
-        """Keep a request that has just ended, and forget others for it."""
-        self._full.append(record)
-        self._payload += len(record.data)
+        """Keep a request that has just ended."""
+        size = len(record.data)
         if self.logs:
             log = self.logs.get((record.actor_id, record.message_id))
             if log is not None:
                 record.position = log.position
+                size += log.size
+        self._fresh.append(record)
+        if size > _LARGE or len(self._fresh) >= _MANY:
+            self.urgent = True
+
+    def settle(self) -> None:
+        """Count what was added, and forget others for it."""
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        self.urgent = False
+        while self._fresh:
+            record = self._fresh.popleft()
+            log = self.logs.get((record.actor_id, record.message_id))
+            if log is not None:
+                self._log_sizes[record] = log.size
                 self._payload += log.size
-        retention = self.retention
-        if self._payload > retention.payload_bytes:
+            self._payload += len(record.data)
+            self._full.append(record)
+        while self._full and self._payload > self.retention.payload_bytes:
             self._evict()
-        if len(self._full) + len(self._bare) > retention.ids:
+        while len(self._full) + len(self._bare) > self.retention.ids:
             self._forget_oldest()
 
     def purge(self, now: float, limit: int) -> int:
         """Forget what is too old or too much; return how many requests were known."""
-        self._evict()
-        before, ids = now - self.retention.seconds, self.retention.ids
         count = 0
-        while count < limit:
-            oldest = (self._bare or self._full or (None,))[0]
-            if oldest is None:
-                break
-            old = (oldest.finished_at or 0.0) < before
-            if not old and len(self._full) + len(self._bare) <= ids:
-                break
-            count += self._forget_oldest()
+        with self._lock:
+            before = len(self._full) + len(self._bare) + len(self._fresh)
+            self._settle()
+            count += before - len(self._full) - len(self._bare)
+            while count < limit:
+                oldest = (self._bare or self._full or (None,))[0]
+                if oldest is None or not _ended_before(
+                    oldest, now - self.retention.seconds
+                ):
+                    break
+                count += self._forget_oldest()
         return count
 
     def _evict(self) -> None:
-        while self._payload > self.retention.payload_bytes:
-            record = self._full.popleft()
-            self._payload -= self._size(record)
-            bare = evolve(record, data=b"", evicted=True)
-            if self._replace(record, bare):
-                self._bare.append(bare)
+        record = self._full.popleft()
+        self._payload -= self._size(record)
+        bare = evolve(record, data=b"", evicted=True)
+        if self._replace(record, bare):
+            self._bare.append(bare)
 
     def _forget_oldest(self) -> bool:
         if self._bare:
@@ -90,34 +130,42 @@ class Archive:
         return self._replace(record, None)
 
     def _size(self, record: RequestRecord) -> int:
-        log = None
-        if self.logs:
-            log = self.logs.pop((record.actor_id, record.message_id), None)
-        return len(record.data) + (log.size if log is not None else 0)
+        log_size = self._log_sizes.pop(record, 0) if self._log_sizes else 0
+        return len(record.data) + log_size
+
+
+def _ended_before(record: RequestRecord, instant: float) -> bool:
+    return record.finished_at is not None and record.finished_at < instant
 
 
 class DeadLetters:
     """Dead letters, the oldest first; the oldest make room.
 
-    Thread safety: one thread at a time.
+    Thread safety: thread-safe.
     """
 
-    __slots__ = ("_by_id", "_number")
+    __slots__ = ("_by_id", "_lock", "_number")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards all below.
         self._by_id: dict[str, DeadLetter] = {}
         self._number = 0
 
-    def __iter__(self) -> Iterator[DeadLetter]:
-        return iter(self._by_id.values())
-
     def add(self, request: RequestRecord, reason: str, at: float, most: int) -> None:
         """Keep one more; at most `most` in all."""
-        self._number += 1
-        id = f"{self._number:016x}"
-        self._by_id[id] = DeadLetter(id, request, reason, at, request.attempt)
-        if len(self._by_id) > most:
-            self.shorten(1, 0.0, most)
+        with self._lock:
+            self._number += 1
+            id = f"{self._number:016x}"
+            self._by_id[id] = DeadLetter(id, request, reason, at, request.attempt)
+            if len(self._by_id) > most:
+                del self._by_id[next(iter(self._by_id))]
+
+    def listed(self, limit: int, after: str | None) -> list[DeadLetter]:
+        """Return some, from behind the one with id `after`."""
+        with self._lock:
+            letters = self._by_id.values()
+            found = (one for one in letters if after is None or one.id > after)
+            return list(itertools.islice(found, limit))
 
     def get(self, id: str) -> DeadLetter | None:
         """Return one."""
@@ -125,19 +173,27 @@ class DeadLetters:
 
     def discard(self, id: str) -> bool:
         """Remove one; return whether it was there."""
-        return self._by_id.pop(id, None) is not None
+        with self._lock:
+            return self._by_id.pop(id, None) is not None
 
     def discard_of(self, actor_id: ActorId) -> bool:
         """Remove those of an actor; return whether there were any."""
-        ids = [letter.id for letter in self if letter.request.actor_id == actor_id]
-        return sum(self.discard(id) for id in ids) > 0
+        with self._lock:
+            letters = list(self._by_id.values())
+            ids = [one.id for one in letters if one.request.actor_id == actor_id]
+            for id in ids:
+                del self._by_id[id]
+        return bool(ids)
 
     def shorten(self, limit: int, before: float, most: int) -> int:
         """Remove those from `before`, and the oldest beyond `most`; return how many."""
-        extra = len(self._by_id) - most
-        gone: list[str] = []
-        for letter in self:
-            if len(gone) >= limit or (len(gone) >= extra and letter.at >= before):
-                break
-            gone.append(letter.id)
-        return sum(self.discard(id) for id in gone)
+        with self._lock:
+            extra = len(self._by_id) - most
+            gone: list[str] = []
+            for letter in self._by_id.values():
+                if len(gone) >= limit or (len(gone) >= extra and letter.at >= before):
+                    break
+                gone.append(letter.id)
+            for id in gone:
+                del self._by_id[id]
+        return len(gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 
@@ -18,6 +19,7 @@ from .records import (
     Acceptance,
     Accepted,
     Cancellation,
+    Cancelled,
     Limits,
     RequestRecord,
     Taken,
@@ -29,6 +31,9 @@ __all__ = ["Mailboxes"]
 _PENDING = RequestStatus.PENDING
 _NEW = Accepted(Acceptance.NEW)
 _NOTHING = Taken()
+# So many that actors rarely share one: who waits for a lock is given it before it can
+# run, and with one for all actors busy threads would give it to each other at each step.
+_LOCKS = 64
 _INSTEAD = frozenset({"interrupt", "rollback"})
 
 
@@ -40,34 +45,36 @@ class Mailboxes:
 
     Attributes:
         shelves: By actor.
-        busy: Those with pending requests, in the order in which they came.
-        pending: How many requests are.
-        noted: Those whose turn is to end.
+        pending: Requests that wait or run, in the order in which they came.
         deadlines: Of pending requests.
         archive: Requests that have ended, and logs.
         dead: Dead letters.
 
-    Thread safety: one thread at a time.
+    Thread safety: what is about one actor is for who has its lock, see `lock_of`. Keys
+    of `shelves` and `pending` are set and removed, and all of them copied, in one step
+    of the interpreter each.
     """
 
     __slots__ = (
         "archive",
-        "busy",
         "dead",
         "deadlines",
-        "noted",
+        "locks",
         "pending",
         "shelves",
     )
 
     def __init__(self) -> None:
+        self.locks = tuple(threading.Lock() for _ in range(_LOCKS))
         self.shelves: dict[ActorId, Shelf] = {}
-        self.busy: dict[Shelf, None] = {}
-        self.pending = 0
-        self.noted: dict[RequestRecord, None] = {}
+        self.pending: dict[RequestRecord, None] = {}
         self.deadlines: Agenda[RequestRecord] = Agenda()
         self.archive = Archive(self._replace_ended)
         self.dead = DeadLetters()
+
+    def lock_of(self, actor_id: ActorId) -> threading.Lock:
+        """Return the lock that guards what is about an actor, and about some others."""
+        return self.locks[hash(actor_id) % _LOCKS]
 
     def shelf(self, actor_id: ActorId) -> Shelf:
         """Return the shelf of an actor, a new one if need be; see `tidy`."""
@@ -121,7 +128,6 @@ class Mailboxes:
         """Note that a turn is to end; only INTERRUPT, which may keep, gives way."""
         if record.cancel in {None, Cancellation.INTERRUPT}:
             record.cancel = how
-            self.noted[record] = None
 
     # In.
 
@@ -137,7 +143,7 @@ class Mailboxes:
                 same = not told or known.digest == request.digest
                 outcome = Acceptance.DUPLICATE if same else Acceptance.CONFLICT
                 return Accepted(outcome, self.seen(known))
-        if self.pending < limits.pending:
+        if len(self.pending) < limits.pending:
             queue = shelf.queue
             room = limits.on_busy == "enqueue" and len(queue or ()) < limits.mailbox
             if queue is None or room:
@@ -149,7 +155,8 @@ class Mailboxes:
         self, shelf: Shelf, request: RequestRecord, limits: Limits
     ) -> Accepted:
         waiting, running = shelf.queued(), shelf.running()
-        outcome, leave = admit(waiting, int(running is not None), self.pending, limits)
+        pending = len(self.pending)
+        outcome, leave = admit(waiting, int(running is not None), pending, limits)
         if outcome is not Acceptance.NEW:
             self.tidy(shelf)
             queue = shelf.queue if outcome is Acceptance.BUSY else None
@@ -174,12 +181,28 @@ class Mailboxes:
         shelf.keep(request)
         if shelf.queue is None:
             shelf.queue = deque((request,))
-            self.busy[shelf] = None
         else:
             shelf.queue.append(request)
-        self.pending += 1
+        self.pending[request] = None
         if request.deadline is not None:
             self.deadlines.set(request, request.deadline)
+
+    def cancel(
+        self, actor_id: ActorId, message_id: str, how: Cancellation
+    ) -> Cancelled:
+        """End a request that waits, or note how; see `IActorStore.cancel`."""
+        shelf = self.shelves.get(actor_id)
+        record = None if shelf is None else shelf.find(message_id)
+        if shelf is None or record is None:
+            return Cancelled.NOT_FOUND
+        if record.status is not _PENDING:
+            return Cancelled.TERMINAL
+        if record.attempt:
+            self.note(record, how)
+            return Cancelled.REQUESTED
+        now = time.time()
+        self.end_as(shelf, record, RequestStatus.CANCELLED, "cancelled", now)
+        return Cancelled.CANCELLED
 
     # On.
 
@@ -223,12 +246,9 @@ class Mailboxes:
             queue.remove(record)
         if not queue:
             shelf.queue = None
-            del self.busy[shelf]
-        self.pending -= 1
+        del self.pending[record]
         if record.deadline is not None:
             self.deadlines.drop(record)
-        if record.cancel is not None:
-            del self.noted[record]
         self.finish(record, status, data, now)
 
     def finish(
@@ -252,6 +272,20 @@ class Mailboxes:
         """End a pending request otherwise than its turn says; return what is kept."""
         self.end(shelf, record, status, failure(code), now)
         return record
+
+    def expire(self, now: float, limit: int) -> list[RequestRecord]:
+        """End requests whose deadline has passed; under no lock."""
+        ended: list[RequestRecord] = []
+        while len(ended) < limit:
+            record = self.deadlines.pop(now)
+            if record is None:
+                break
+            with self.lock_of(record.actor_id):
+                shelf = self.shelves.get(record.actor_id)
+                if shelf is not None and record.status is _PENDING:
+                    expired = RequestStatus.EXPIRED, "invocation_timeout"
+                    ended.append(self.end_as(shelf, record, *expired, now))
+        return ended
 
     def _supersede(
         self, shelf: Shelf, record: RequestRecord, now: float
@@ -277,12 +311,14 @@ class Mailboxes:
         del self.shelves[shelf.actor_id]
 
     def _replace_ended(self, old: RequestRecord, new: RequestRecord | None) -> bool:
-        shelf = self.shelves.get(old.actor_id)
-        if shelf is None or shelf.find(old.message_id) is not old:
-            return False
-        if new is not None:
-            shelf.keep(new)
-        else:
-            shelf.drop(old)
-            self.tidy(shelf)
-        return True
+        with self.lock_of(old.actor_id):
+            shelf = self.shelves.get(old.actor_id)
+            if shelf is None or shelf.find(old.message_id) is not old:
+                return False
+            self.archive.logs.pop((old.actor_id, old.message_id), None)
+            if new is not None:
+                shelf.keep(new)
+            else:
+                shelf.drop(old)
+                self.tidy(shelf)
+            return True

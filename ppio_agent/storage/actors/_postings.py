@@ -31,7 +31,7 @@ class _Parcel:
 class Postings:
     """Outgoing requests and reminders of all actors.
 
-    Thread safety: one thread at a time.
+    Thread safety: thread-safe, but that what takes a shelf is for who has its lock.
     """
 
     __slots__ = ("_alarms", "_boxes", "_outbox")
@@ -58,6 +58,10 @@ class Postings:
         return list(got)
 
     def _deliver(self, parcel: _Parcel, now: float) -> bool:
+        with self._boxes.lock_of(parcel.request.actor_id):
+            return self._deliver_locked(parcel, now)
+
+    def _deliver_locked(self, parcel: _Parcel, now: float) -> bool:
         request = parcel.request
         shelf = self._boxes.shelf(request.actor_id)
         if shelf.find(request.message_id) is not None:
@@ -104,7 +108,13 @@ class Postings:
         return list(got)
 
     def _fire(self, shelf: Shelf, name: str, now: float) -> bool:
+        with self._boxes.lock_of(shelf.actor_id):
+            return self._fire_locked(shelf, name, now)
+
+    def _fire_locked(self, shelf: Shelf, name: str, now: float) -> bool:
         reminders = shelf.reminders or {}
+        if name not in reminders or reminders[name][0].due > now:
+            return False  # changed since it was found to be due
         reminder, before = reminders[name]
         last = shelf.find(before)
         if last is not None and last.status is RequestStatus.PENDING:

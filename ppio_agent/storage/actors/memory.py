@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from attrs import evolve
 
@@ -53,6 +54,9 @@ _COMMITTED = CommitOutcome.COMMITTED
 _BUSY_STATE_AGAIN = 60.0
 
 
+_T = TypeVar("_T")
+
+
 class _Silence:
     """The subscription to a store of which nobody else knows."""
 
@@ -64,7 +68,8 @@ class InMemoryStateStorage(IActorStore):
     """Keeps everything in this process; `durable` and `shared` are False.
 
     Ended requests and dead letters are kept within the bounds of the `Retention` of the
-    latest `purge` (its defaults before), at every moment. Others who use the same
+    latest `purge` (its defaults before), but for the latest few. Senders who race may
+    pass `Limits.pending` by one each; `Limits.mailbox` is exact. Others who use the same
     object are not told of changes: they poll.
 
     A forked child begins with nothing: what its parent accepted is the parent's.
@@ -80,16 +85,14 @@ class InMemoryStateStorage(IActorStore):
         renew_in_child(self, InMemoryStateStorage._begin)
 
     def _begin(self) -> None:
-        # Guards all below. One for all actors: a step takes a microsecond, and many
-        # touch what belongs to all, such as the count of what is pending.
-        self._lock = threading.Lock()
-        self._boxes = Mailboxes()
+        self._boxes = Mailboxes()  # Has a lock for each actor.
         self._postings = Postings(self._boxes)
         self._state_ends: Agenda[ActorId] = Agenda()
+        self._numbers = itertools.count(1)  # Tokens and etags: never the same again.
+        self._lock = threading.Lock()  # Guards all below; taken under no other.
         self._owners: dict[ActorId, tuple[str, float]] = {}
         self._workers: dict[str, float] = {}
         self._waits: dict[ActorId, ActorId] = {}
-        self._numbers = itertools.count(1)  # Tokens and etags: never the same again.
 
     def now(self) -> float:
         """Return the time by the clock of this machine."""
@@ -107,7 +110,7 @@ class InMemoryStateStorage(IActorStore):
         limit: int = 1000,
     ) -> StateRead:
         """Read a part of the state; see `IActorStore.read`."""
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelves.get(actor_id)
             if shelf is None or shelf.state is None:
                 return StateRead("0" if shelf is None else shelf.etag, {})
@@ -124,7 +127,7 @@ class InMemoryStateStorage(IActorStore):
         etag: str | None = None,
     ) -> WriteResult:
         """Write a batch from outside a turn; see `IActorStore.write`."""
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelf(actor_id)
             success = etag is None or etag == shelf.etag
             if success and ops:
@@ -136,12 +139,13 @@ class InMemoryStateStorage(IActorStore):
 
     def accept(self, request: RequestRecord, limits: Limits) -> Accepted:
         """Put a request behind the others; see `IActorStore.accept`."""
-        with self._lock:
-            return self._boxes.accept(request, limits)
+        with self._boxes.lock_of(request.actor_id):
+            answer = self._boxes.accept(request, limits)
+        return self._settled(answer)
 
     def get_request(self, actor_id: ActorId, message_id: str) -> RequestRecord | None:
         """Return a request, or None; see `IActorStore.get_request`."""
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelves.get(actor_id)
             record = None if shelf is None else shelf.find(message_id)
             return None if record is None else self._boxes.seen(record)
@@ -153,26 +157,15 @@ class InMemoryStateStorage(IActorStore):
         how: Cancellation = Cancellation.CANCEL,
     ) -> Cancelled:
         """End a request that waits, or note how; see `IActorStore.cancel`."""
-        with self._lock:
-            shelf = self._boxes.shelves.get(actor_id)
-            record = None if shelf is None else shelf.find(message_id)
-            if shelf is None or record is None:
-                return Cancelled.NOT_FOUND
-            if record.status is not _PENDING:
-                return Cancelled.TERMINAL
-            if record.attempt:
-                self._boxes.note(record, how)
-                return Cancelled.REQUESTED
-            self._boxes.end_as(
-                shelf, record, RequestStatus.CANCELLED, "cancelled", time.time()
-            )
-            return Cancelled.CANCELLED
+        with self._boxes.lock_of(actor_id):
+            answer = self._boxes.cancel(actor_id, message_id, how)
+        return self._settled(answer)
 
     def read_progress(
         self, actor_id: ActorId, message_id: str, after: int, limit: int
     ) -> list[ProgressItem]:
         """Return steps of a log; see `IActorStore.read_progress`."""
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             log = self._boxes.archive.logs.get((actor_id, message_id))
             return [] if log is None else log.after(after, limit)
 
@@ -180,7 +173,7 @@ class InMemoryStateStorage(IActorStore):
 
     def claim(self, worker: str, actor_id: ActorId) -> Lease | None:
         """Take the lease of an actor; see `IActorStore.claim`."""
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelf(actor_id)
             if not self._is_free(shelf, worker, time.time()):
                 return None
@@ -189,28 +182,30 @@ class InMemoryStateStorage(IActorStore):
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; see `IActorStore.release`."""
-        with self._lock, suppress(LeaseLostError):
+        with self._boxes.lock_of(lease.actor_id), suppress(LeaseLostError):
             shelf = self._leased(lease)
             shelf.worker = None
             self._boxes.tidy(shelf)
 
     def take(self, lease: Lease, *, crash_attempts: int = 3) -> Taken:
         """Begin a turn of the oldest request; see `IActorStore.take`."""
-        with self._lock:
-            return self._boxes.take(self._leased(lease), time.time(), crash_attempts)
+        with self._boxes.lock_of(lease.actor_id):
+            shelf = self._leased(lease)
+            taken = self._boxes.take(shelf, time.time(), crash_attempts)
+        return self._settled(taken)
 
     def append_progress(
         self, lease: Lease, message_id: str, items: Sequence[ProgressItem]
     ) -> None:
         """Append steps to a log; see `IActorStore.append_progress`."""
-        with self._lock:
+        with self._boxes.lock_of(lease.actor_id):
             record = self._leased(lease).find(message_id)
             if record is not None and record.status is _PENDING:
                 self._boxes.log(record).append(items)
 
     def commit(self, lease: Lease, turn: TurnCommit) -> Committed:
         """End a request with all that its turn leaves; see `IActorStore.commit`."""
-        with self._lock:
+        with self._boxes.lock_of(lease.actor_id):
             shelf, boxes = self._leased(lease), self._boxes
             now = time.time()
             record = shelf.find(turn.message_id) if shelf.known is not None else None
@@ -233,7 +228,7 @@ class InMemoryStateStorage(IActorStore):
                 done = Committed(_COMMITTED, shelf.etag)
             if turn.take:
                 done.taken = boxes.take(shelf, now, turn.crash_attempts)
-            return done
+        return self._settled(done)
 
     def _commit_cancelled(
         self,
@@ -298,66 +293,56 @@ class InMemoryStateStorage(IActorStore):
         """Give back all leases of a worker, and forget it."""
         with self._lock:
             self._workers.pop(worker, None)
-            for shelf in list(self._boxes.shelves.values()):
+        for shelf in list(self._boxes.shelves.values()):
+            with self._boxes.lock_of(shelf.actor_id):
                 if shelf.worker == worker:
                     shelf.worker = None
                     self._boxes.tidy(shelf)
 
     def ready(self, worker: str, limit: int) -> list[ActorId]:
         """Return actors whose turns the worker may run; see `IActorStore.ready`."""
-        with self._lock:
-            now = time.time()
-            found = (
-                s.actor_id for s in self._boxes.busy if self._is_free(s, worker, now)
-            )
-            return list(itertools.islice(found, limit))
+        now = time.time()
+        found: dict[ActorId, None] = {}
+        for record in list(self._boxes.pending):
+            shelf = self._boxes.shelves.get(record.actor_id)
+            if shelf is not None and self._is_free(shelf, worker, now):
+                found[record.actor_id] = None
+                if len(found) >= limit:
+                    break
+        return list(found)
 
     def cancellations(self, worker: str) -> list[tuple[ActorId, str, Cancellation]]:
         """Return what was noted for turns of a worker."""
-        with self._lock:
-            return [
-                (record.actor_id, record.message_id, record.cancel)
-                for record in self._boxes.noted
-                if record.cancel is not None  # always, but the type does not say so
-                and self._boxes.shelves[record.actor_id].worker == worker
-            ]
+        found = []
+        for record in list(self._boxes.pending):
+            if record.cancel is not None:
+                shelf = self._boxes.shelves.get(record.actor_id)
+                if shelf is not None and shelf.worker == worker:
+                    found.append((record.actor_id, record.message_id, record.cancel))
+        return found
 
     def relay(self, now: float, limit: int) -> list[ActorId]:
         """Move outgoing requests into mailboxes; see `IActorStore.relay`."""
-        with self._lock:
-            return self._postings.relay(now, limit)
+        return self._postings.relay(now, limit)
 
     def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
         """Make requests of reminders; see `IActorStore.fire_reminders`."""
-        with self._lock:
-            return self._postings.fire(now, limit)
+        return self._postings.fire(now, limit)
 
     def expire(self, now: float, limit: int) -> list[RequestRecord]:
         """End requests whose deadline has passed; see `IActorStore.expire`."""
-        ended: list[RequestRecord] = []
-        with self._lock:
-            while len(ended) < limit:
-                record = self._boxes.deadlines.pop(now)
-                if record is None:
-                    break
-                shelf = self._boxes.shelves[record.actor_id]
-                ended.append(
-                    self._boxes.end_as(
-                        shelf, record, RequestStatus.EXPIRED, "invocation_timeout", now
-                    )
-                )
-        return ended
+        return self._settled(self._boxes.expire(now, limit))
 
     def purge(self, now: float, limit: int, retention: Retention) -> int:
         """Forget what need not be kept, from now on too; see `IActorStore.purge`."""
+        self._boxes.archive.retention = retention
+        count = self._boxes.archive.purge(now, limit)
+        before = now - retention.dead_seconds
+        count += self._boxes.dead.shorten(limit, before, retention.dead_letters)
+        count += self._purge_states(now, limit)
         with self._lock:
-            self._boxes.archive.retention = retention
-            count = self._boxes.archive.purge(now, limit)
-            before = now - retention.dead_seconds
-            count += self._boxes.dead.shorten(limit, before, retention.dead_letters)
-            count += self._purge_states(now, limit)
             self._purge_owners(now - retention.seconds, limit)
-            return count
+        return count
 
     def _purge_states(self, now: float, limit: int) -> int:
         count = 0
@@ -365,12 +350,13 @@ class InMemoryStateStorage(IActorStore):
             actor_id = self._state_ends.pop(now)
             if actor_id is None:
                 break
-            shelf = self._boxes.shelf(actor_id)
-            if shelf.queue is not None:
-                self._state_ends.set(actor_id, now + _BUSY_STATE_AGAIN)
-            else:
-                count += self._drop_state(shelf)
-                self._boxes.tidy(shelf)
+            with self._boxes.lock_of(actor_id):
+                shelf = self._boxes.shelf(actor_id)
+                if shelf.queue is not None:
+                    self._state_ends.set(actor_id, now + _BUSY_STATE_AGAIN)
+                else:
+                    count += self._drop_state(shelf)
+                    self._boxes.tidy(shelf)
         return count
 
     def _drop_state(self, shelf: Shelf) -> bool:
@@ -394,24 +380,20 @@ class InMemoryStateStorage(IActorStore):
 
     def dead_letters(self, limit: int, after: str | None = None) -> list[DeadLetter]:
         """Return dead letters, the oldest first; see `IActorStore.dead_letters`."""
-        with self._lock:
-            found = (d for d in self._boxes.dead if after is None or d.id > after)
-            return list(itertools.islice(found, limit))
+        return self._boxes.dead.listed(limit, after)
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """Return a dead letter, or None."""
-        with self._lock:
-            return self._boxes.dead.get(id)
+        return self._boxes.dead.get(id)
 
     def discard(self, id: str) -> bool:
         """Remove a dead letter; return whether there was one."""
-        with self._lock:
-            return self._boxes.dead.discard(id)
+        return self._boxes.dead.discard(id)
 
     def inspect(self, actor_id: ActorId) -> ActorSummary | None:
         """Return what is known of an actor; see `IActorStore.inspect`."""
-        with self._lock:
-            owner = self._owners.get(actor_id, (None,))[0]
+        owner = self.owner(actor_id)
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelves.get(actor_id)
             if shelf is None:
                 if owner is None:
@@ -442,18 +424,20 @@ class InMemoryStateStorage(IActorStore):
 
     def delete(self, lease: Lease) -> bool:
         """Remove an actor with all it has; see `IActorStore.delete`."""
-        with self._lock:
+        actor_id = lease.actor_id
+        with self._boxes.lock_of(actor_id):
             shelf = self._leased(lease)
             found = not shelf.is_bare()
             self._boxes.delete(shelf, time.time())
             self._postings.forget(shelf)
-            self._state_ends.drop(shelf.actor_id)
-            found |= self._owners.pop(shelf.actor_id, None) is not None
-            return self._boxes.dead.discard_of(shelf.actor_id) or found
+        self._state_ends.drop(actor_id)
+        with self._lock:
+            found |= self._owners.pop(actor_id, None) is not None
+        return self._settled(self._boxes.dead.discard_of(actor_id) or found)
 
     def pending(self) -> int:
         """Return how many requests wait or run."""
-        return self._boxes.pending
+        return len(self._boxes.pending)
 
     def subscribe(self, callback: Callable[[Hint], object]) -> Subscription:  # noqa: ARG002 - nobody else is there to be told of
         """Return a subscription that tells nothing: no other process is here."""
@@ -462,7 +446,13 @@ class InMemoryStateStorage(IActorStore):
     def close(self) -> None:
         """Do nothing: what it keeps goes with the object."""
 
-    # Steps of the above, under the lock.
+    def _settled(self, answer: _T) -> _T:
+        """Return this, after a look at what has ended; under no lock."""
+        if self._boxes.archive.urgent:
+            self._boxes.archive.settle()
+        return answer
+
+    # Steps of the above, under the lock of the actor.
 
     def _is_free(self, shelf: Shelf, worker: str, now: float) -> bool:
         owner = shelf.worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
@@ -78,7 +79,7 @@ class StateOnlyStore(InMemoryStateStorage):
     def __init__(self, storage: IActorStateStorage) -> None:
         super().__init__()
         self._storage = storage
-        self._ended: list[ActorId] = []  # Guarded by _lock: states to be deleted.
+        self._ended: deque[ActorId] = deque()  # States to be deleted.
 
     def read_state(self, actor_id: ActorId) -> dict[str, Any]:
         """Return the whole state; empty if there is none."""
@@ -135,7 +136,7 @@ class StateOnlyStore(InMemoryStateStorage):
 
     def _keeps_state(self, lease: Lease, turn: TurnCommit) -> bool:
         """Whether the state of a turn is to be kept, as far as is known now."""
-        with self._lock:
+        with self._boxes.lock_of(lease.actor_id):
             record = self._leased(lease).find(turn.message_id)
             if record is None:
                 return turn.request is not None
@@ -147,10 +148,8 @@ class StateOnlyStore(InMemoryStateStorage):
     def purge(self, now: float, limit: int, retention: Retention) -> int:
         """Forget what need not be kept; see `IActorStore.purge`."""
         count = super().purge(now, limit, retention)
-        with self._lock:
-            ended, self._ended = self._ended, []
-        for actor_id in ended:
-            self._storage.delete_state(actor_id)
+        while self._ended:
+            self._storage.delete_state(self._ended.popleft())
         return count
 
     def _drop_state(self, shelf: Shelf) -> bool:
@@ -181,7 +180,7 @@ class StateOnlyStore(InMemoryStateStorage):
         etag = "0"
         if texts:
             etag = sha256(repr(sorted(texts.items())).encode()).hexdigest()[:32]
-        with self._lock:
+        with self._boxes.lock_of(actor_id):
             shelf = self._boxes.shelves.get(actor_id)
             if shelf is not None:
                 shelf.etag = etag  # for commits without state and for inspection

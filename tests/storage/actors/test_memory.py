@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+import sys
 import tracemalloc
+from contextlib import suppress
 
 import pytest
 
 from ppio_agent._util.ids import new_id
-from ppio_agent.exceptions import ConfigurationError, ServiceUnavailableError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    LeaseLostError,
+    ServiceUnavailableError,
+)
 from ppio_agent.storage.actors import open_actor_store
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
 from ppio_agent.storage.actors.records import (
+    Acceptance,
     CommitOutcome,
     HintKind,
+    Lease,
     Limits,
     Outgoing,
     ProgressItem,
@@ -24,6 +33,7 @@ from ppio_agent.storage.actors.records import (
     TurnCommit,
 )
 from ppio_agent.storage.actors.stateonly import StateOnlyStore, as_store
+from ppio_agent.testing.actor_store.base import in_threads
 from ppio_agent.wire.actors import ActorId, RequestStatus
 
 from .test_contract import DictStorage
@@ -89,14 +99,19 @@ def test_an_idle_actor_takes_few_bytes() -> None:
 
 
 def test_the_bounds_hold_without_a_purge() -> None:
-    """They are those of the latest one, at every moment."""
+    """They are those of the latest one; some few more are not counted at once."""
     store = InMemoryStateStorage()
     store.purge(store.now(), 100, Retention(ids=5, payload_bytes=250, dead_letters=2))
-    ids = [_run(store, A, b'"%b"' % (b"x" * 98)) for _ in range(20)]
+    ids = [_run(store, A, b'"%b"' % (b"x" * 98)) for _ in range(1000)]
     records = [store.get_request(A, id) for id in ids]
-    assert [record is not None for record in records] == [False] * 15 + [True] * 5
-    evicted = [record.evicted for record in records if record is not None]
-    assert evicted == [True] * 3 + [False] * 2
+    known = [record for record in records if record is not None]
+    assert records[-len(known) :] == known
+    assert 5 <= len(known) < 5 + 64
+    assert sum(not record.evicted for record in known) < 2 + 64
+    large = [_run(store, A, b'"%b"' % (b"x" * 100_000)) for _ in range(3)]
+    assert [(store.get_request(A, id) or known[0]).evicted for id in large] == [
+        True
+    ] * 3
     for id in "abc":
         failed = RequestRecord(A, id, "run")
         lease = store.claim("w-1", A)
@@ -162,7 +177,9 @@ def test_a_forked_child_begins_with_nothing() -> None:
     """And with a lock of its own; the parent keeps what it has."""
     store = InMemoryStateStorage()
     store.write(A, [SetValue("a", b"1")])
-    with store._lock:  # as if another thread were in the middle of something
+    with store._boxes.lock_of(
+        A
+    ):  # as if another thread were in the middle of something
         child = os.fork()
         if child == 0:
             os._exit(0 if store.read(A).values == {} else 1)
@@ -178,6 +195,83 @@ def test_nobody_is_told_anything() -> None:
     store.accept(RequestRecord(A, "m-1", "run"), Limits())
     subscription.close()
     assert told == []
+
+
+def test_threads_that_do_everything_at_once_leave_it_whole() -> None:
+    """Each request that was accepted is pending or has ended, and is counted once."""
+    store = InMemoryStateStorage()
+    actors = _actors(6)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads meet in the middle of things
+    try:
+        sent = in_threads(6, lambda number: _bustle(store, actors, number))
+    finally:
+        sys.setswitchinterval(interval)
+    accepted = [one for some in sent for one in some]
+    records = [store.get_request(*one) for one in accepted]
+    pending = {
+        (record.actor_id, record.message_id)
+        for record in records
+        if record is not None and record.status is RequestStatus.PENDING
+    }
+    assert None not in records
+    assert store.pending() == len(pending) == len(store._boxes.pending)
+    for actor_id in actors:
+        summary = store.inspect(actor_id)
+        running = 0 if summary is None or summary.running is None else 1
+        queued = 0 if summary is None else summary.queued
+        assert queued + running == sum(id == actor_id for id, _ in pending)
+    dated = [record for record in records if record and record.deadline is not None]
+    waits = [record for record in dated if record.status is RequestStatus.PENDING]
+    assert len(store._boxes.deadlines) == len(waits)
+
+
+def _bustle(
+    store: InMemoryStateStorage, actors: list[ActorId], number: int
+) -> list[tuple[ActorId, str]]:
+    """Do this and that, like many runtimes at once; return what was accepted."""
+    pick = random.Random(number)
+    worker = f"w-{number % 3}"
+    accepted: list[tuple[ActorId, str]] = []
+    for step in range(1500):
+        actor_id, chance, now = pick.choice(actors), pick.random(), store.now()
+        if chance < 0.4:
+            deadline = pick.choice([None, None, now - 1.0, now + 100.0])
+            sent = RequestRecord(actor_id, f"{number}-{step}", deadline=deadline)
+            limits = Limits(
+                mailbox=pick.choice([3, 50]),
+                on_busy=pick.choice(["enqueue", "rollback"]),
+            )
+            if store.accept(sent, limits).outcome is Acceptance.NEW:
+                accepted.append((actor_id, f"{number}-{step}"))
+        elif chance < 0.8:
+            store.heartbeat(worker, 600.0)
+            with suppress(LeaseLostError):
+                _drain(store, store.claim(worker, actor_id))
+        elif accepted and chance < 0.85:
+            store.cancel(*accepted[-1])
+        elif chance < 0.9:
+            store.expire(now, 10)
+        elif chance < 0.95:
+            store.purge(now, 10, Retention())
+        else:
+            store.retire(worker)
+            store.ready(worker, 10)
+            store.cancellations(worker)
+    return accepted
+
+
+def _drain(store: InMemoryStateStorage, lease: Lease | None) -> None:
+    if lease is None:
+        return
+    record = store.take(lease, crash_attempts=1000).record
+    while record is not None:
+        done = store.commit(
+            lease,
+            TurnCommit(message_id=record.message_id, status=RequestStatus.COMPLETED),
+        )
+        record = None if done.taken is None else done.taken.record
+    store.release(lease)
 
 
 # Storages that keep state alone.
