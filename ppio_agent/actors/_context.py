@@ -27,6 +27,7 @@ from ppio_agent.wire.actors import (
 from . import _nested, _progress, _reminders, _state
 from ._send import encode_params
 from .runtime_abstractions import ActorResponseHandle, IActorRuntimeContext, Params
+from .telemetry import below
 
 if TYPE_CHECKING:
     from ._turn import Turn
@@ -252,13 +253,14 @@ class InProcessActorContext(IActorRuntimeContext):
         deadline = None
         if request.deadline is not None:
             deadline = max(0.0, request.deadline.timestamp() - time.time())
-        return self._runtime.client().send_request(
-            self.actor_id,
-            request.method,
-            request.params,
-            check_message_id(request.message_id),
-            deadline=deadline,
-        )
+        with below(self._runtime.telemetry, request.traceparent):
+            return self._runtime.client().send_request(
+                self.actor_id,
+                request.method,
+                request.params,
+                check_message_id(request.message_id),
+                deadline=deadline,
+            )
 
     def enqueue_message(self, message: ActorRequestMessage) -> None:
         """Send a request to this actor whose response nobody waits for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 from ppio_agent.storage.actors.records import RequestRecord, TurnCommit
@@ -12,7 +12,14 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 if TYPE_CHECKING:
     from .runtime import InProcessActorRuntime
 
-__all__ = ["ActorTelemetry", "Count", "Ending"]
+__all__ = ["ActorTelemetry", "Count", "Ending", "below"]
+
+
+def below(
+    telemetry: ActorTelemetry | None, traceparent: str | None
+) -> AbstractContextManager[None]:
+    """Make what is sent now part of a caller's trace, where there is telemetry."""
+    return nullcontext() if telemetry is None else telemetry.below(traceparent)
 
 
 class Count(enum.Enum):

@@ -6,6 +6,7 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ppio_agent._util.fork import renew_in_child
 from ppio_agent._version import __version__
 from ppio_agent.actors._types import ActorType
 from ppio_agent.actors.runtime_abstractions import ActorId, IActorStore
+from ppio_agent.actors.telemetry import below
 from ppio_agent.exceptions import (
     NotFoundError,
     RuntimeNotRunningError,
@@ -206,6 +208,11 @@ class Api:
             raise RuntimeNotRunningError("the server is being stopped")
         if self.store.own(actor_id, principal.id) != principal.id:
             raise _anothers(actor_id)
+
+    def below(self, exchange: Exchange) -> AbstractContextManager[None]:
+        """Make what is sent to actors part of the caller's trace."""
+        traceparent = exchange.environ.get("HTTP_TRACEPARENT")
+        return below(self.runtime.telemetry, traceparent)
 
     @cached_property
     def openapi(self) -> Mapping[str, Any]:

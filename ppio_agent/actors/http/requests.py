@@ -70,9 +70,10 @@ def send(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> 
     _check_id(message_id)
     call = read_as(ActorCall, exchange.json(code="invalid_request"))
     api.claim(exchange, actor_id)
-    handle = api.client.send_request(
-        actor_id, call.method, call.params, message_id, on_busy=call.on_busy.value
-    )
+    with api.below(exchange):
+        handle = api.client.send_request(
+            actor_id, call.method, call.params, message_id, on_busy=call.on_busy.value
+        )
     dialect = dialect_of(exchange)
     if dialect is not None:
         result = _result_of(api, actor_id, call.method)

@@ -58,16 +58,19 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
     alone = message_id is None and request.on_busy is OnBusy.ENQUEUE
     if alone and dialect is None and patience.seconds is None:
         # On this thread, if the actor is idle: nobody else knows this request.
-        return _answer(exchange, api.client.ask(actor_id, "run", params), result)
-    handle = api.client.send_request(
-        actor_id, "run", params, message_id, on_busy=request.on_busy.value
-    )
+        with api.below(exchange):
+            response = api.client.ask(actor_id, "run", params)
+        return _answer(exchange, response, result)
+    with api.below(exchange):
+        handle = api.client.send_request(
+            actor_id, "run", params, message_id, on_busy=request.on_busy.value
+        )
     if dialect is not None:
         return stream(exchange, handle, result=result, dialect=dialect)
-    response = wait_for(exchange, handle, patience.seconds)
-    if response is None:
+    late = wait_for(exchange, handle, patience.seconds)
+    if late is None:
         return _promise(exchange, handle)
-    return _answer(exchange, response, result)
+    return _answer(exchange, late, result)
 
 
 def _conversation(exchange: Exchange, request: RunRequest, agent: str) -> str:
