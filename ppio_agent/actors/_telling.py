@@ -97,7 +97,8 @@ class TellingStore:
         """Cancel a request; see `IActorStore.cancel`."""
         outcome = self._store.cancel(actor_id, message_id, how)
         if outcome is Cancelled.CANCELLED:
-            self._end(actor_id, self._method(actor_id, message_id), "CANCELLED")
+            method = self._method(actor_id, message_id)
+            self._end(actor_id, method, RequestStatus.CANCELLED)
         return outcome
 
     def expire(self, now: float, limit: int) -> list[RequestRecord]:
@@ -132,12 +133,12 @@ class TellingStore:
         if committed.outcome is CommitOutcome.CONFLICT:
             return committed
         if committed.outcome is CommitOutcome.COMMITTED:
-            self._end(actor_id, method, turn.status.value)
+            self._end(actor_id, method, turn.status)
             if turn.dead is not None:
                 self._bury(actor_id, method, turn.dead)
             return committed
         if committed.outcome is CommitOutcome.CANCELLED:
-            self._end(actor_id, method, RequestStatus.CANCELLED.value)
+            self._end(actor_id, method, RequestStatus.CANCELLED)
         if turn.status is RequestStatus.COMPLETED:
             self._telemetry.count(Count.DISCARDED, actor_id, method)
         return committed
@@ -152,13 +153,13 @@ class TellingStore:
 
     def _ended(self, records: Iterable[RequestRecord]) -> None:
         for record in records:
-            self._end(record.actor_id, record.method, record.status.value)
+            self._end(record.actor_id, record.method, record.status)
             reason = _DEAD.get(record.status)
             if reason is not None:
                 self._bury(record.actor_id, record.method, reason)
 
-    def _end(self, actor_id: ActorId, method: str, status: str) -> None:
-        self._telemetry.count(Count.REQUESTS, actor_id, method, why=status)
+    def _end(self, actor_id: ActorId, method: str, status: RequestStatus) -> None:
+        self._telemetry.count(Count.REQUESTS, actor_id, method, why=status.value)
 
     def _bury(self, actor_id: ActorId, method: str, reason: str) -> None:
         self._telemetry.count(Count.DEAD_LETTERS, actor_id, method, why=reason)
