@@ -79,6 +79,11 @@ SERVERS: Mapping[str, Program] = MappingProxyType(
             title="FastAPI 0.165.0, uvicorn 0.54.0",
             environment="fastapi",
         ),
+        "fastapi fast": Program(
+            script="fastapi_echo.py",
+            title="the same with uvloop and httptools",
+            environment="fastapi-uvloop",
+        ),
         "bedrock": Program(
             script="bedrock.py",
             title="`bedrock-agentcore` 1.25.0",

@@ -21,7 +21,7 @@ _OTHERS_IDLE = 2_000
 _WIDE = 500
 _STEPS = 300
 _TURNS = 128
-_HTTP = ("actors", "fastapi")
+_HTTP = ("actors", "fastapi", "fastapi fast")
 _RUN = "/agents/echo/run"
 _BODY = '{"conversation_id":"c-<n>","messages":[{"role":"user","content":"hello"}]}'
 
