@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers import asked
+
 from ppio_agent.actors.http_api import main
 
 port, _, _ = asked()
