@@ -11,11 +11,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from ppio_agent.actors import InProcessActorRuntime
+from ppio_agent.actors import ActorId, InProcessActorRuntime, RequestStatus
 from ppio_agent.actors.http_api import create_app, register_samples
 from ppio_agent.actors.openai_agent import OpenAIAgent, agents_from_env
 from ppio_agent.agent import RequestContext
@@ -29,6 +30,7 @@ from ppio_agent.hooks import Hooks, hookimpl
 from tests.support import SLOW
 
 from .support_model import ModelServer, Reply, model_server
+from .support_traced import Traced
 
 KEY = "sk-secret-key-of-the-tests"
 ASKED = {"messages": [{"role": "user", "content": "hi", "message_id": "m1"}]}
@@ -126,6 +128,23 @@ def test_a_refusal_is_told_by_its_kind(
         list(agent.run(ASKED, _context()))
     assert (caught.value.code, caught.value.retryable) == (code, retryable)
     assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_key_is_in_spans_and_metrics(model: ModelServer, agent: OpenAIAgent) -> None:
+    """Neither of a run that is answered nor of one whose refusal quotes the key."""
+    traced = Traced()
+    with traced.running(lambda *_: None) as runtime:
+        runtime.register_agent("openai", agent)
+        ask = partial(runtime.client().ask, ActorId("openai", "1"), "run")
+        assert ask(ASKED).status is RequestStatus.COMPLETED
+        model.answer = lambda reply: reply.refuse(401, f"bad key {KEY}")
+        assert ask(ASKED).status is RequestStatus.FAILED
+        told = traced.told()
+    assert KEY not in told
+    assert traced.counted("actor.requests", "request.status") == {
+        ("completed",): 1,
+        ("failed",): 1,
+    }
 
 
 def _silent(reply: Reply) -> None:

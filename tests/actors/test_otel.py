@@ -5,28 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from ppio_agent.actors import (
     ActorId,
-    ActorOptions,
     ActorRequestMessage,
     InMemoryStateStorage,
-    InProcessActorRuntime,
-    OpenTelemetry,
-    RuntimeOptions,
     Supervision,
 )
 from ppio_agent.actors.http_api import create_app
@@ -35,67 +25,12 @@ from ppio_agent.storage.actors.sqlite import SqliteActorStore
 from ppio_agent.wire.actors import RequestStatus
 from tests.support import SLOW, wait_until
 
-from .support import Gate, Made, Receive, actor
+from .support import Gate, Receive, actor
+from .support_traced import Traced
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 KEY = "sk-proj-4f9a8d7c6b5e4f3a2b1c"
-
-
-class Traced:
-    """What is told, with the spans that have ended and the metrics."""
-
-    def __init__(self) -> None:
-        self._kept = InMemorySpanExporter()
-        self.provider = TracerProvider(shutdown_on_exit=False)
-        self.provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self._reader = InMemoryMetricReader()
-        meters = MeterProvider([self._reader], shutdown_on_exit=False)
-        self.telemetry = OpenTelemetry(self.provider, meters)
-
-    @contextmanager
-    def running(
-        self,
-        receive: Receive,
-        *,
-        storage: Any = None,
-        runtime_options: RuntimeOptions | None = None,
-        **options: Any,
-    ) -> Iterator[InProcessActorRuntime]:
-        """Run actors of the type `t`, made of a function."""
-        runtime = InProcessActorRuntime(
-            storage, options=runtime_options, telemetry=self.telemetry
-        )
-        runtime.register_actor_type(
-            "t", lambda _context: Made(receive), options=ActorOptions(**options)
-        )
-        runtime.start()
-        try:
-            yield runtime
-        finally:
-            runtime.stop(drain=5.0 * SLOW)
-
-    def spans(self, name: str = "") -> list[ReadableSpan]:
-        """Return the spans whose name begins so, in the order of their ends."""
-        found = self._kept.get_finished_spans()
-        return [span for span in found if span.name.startswith(name)]
-
-    def points(self) -> dict[str, list[Any]]:
-        """Return the data points of each metric."""
-        data = self._reader.get_metrics_data()
-        return {
-            metric.name: list(metric.data.data_points)
-            for resource in (data.resource_metrics if data else ())
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
-
-    def counted(self, name: str, *by: str) -> dict[Any, int]:
-        """Return how much was counted, by values of these attributes."""
-        return {
-            tuple(point.attributes[key] for key in by): point.value
-            for point in self.points().get(name, ())
-        }
 
 
 @pytest.fixture
@@ -367,7 +302,7 @@ def test_a_failure_is_told_without_its_text(traced: Traced) -> None:
         runtime.register_agent("model", agent)
         said = {"messages": [{"role": "user", "content": KEY}]}
         client.ask(ActorId("model", "1"), "run", said)
-        told = [span.to_json() for span in traced.spans()] + [str(traced.points())]
+        told = traced.told()
     for turn in traced.spans("actor.message"):
         assert turn.status.status_code is StatusCode.ERROR
         assert turn.status.description is None
@@ -375,7 +310,7 @@ def test_a_failure_is_told_without_its_text(traced: Traced) -> None:
         assert attributes(turn)["request.status"] == "failed"
     errors = [attributes(turn)["error.type"] for turn in traced.spans("actor.message")]
     assert errors == ["LookupError", "LookupError", "invocation_failed"]
-    assert KEY not in "".join(told)
+    assert KEY not in told
 
 
 def test_what_is_no_name_is_none_in_spans_and_metrics(traced: Traced) -> None:

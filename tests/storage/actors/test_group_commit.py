@@ -134,3 +134,13 @@ def test_one_who_is_interrupted_while_it_waits_holds_nobody_up(leads: bool) -> N
     assert not group._waiting
     assert group._busy is not leads
     assert not job.leads
+
+
+def test_whoever_asked_is_told_how_large_each_transaction_was() -> None:
+    """After it, whatever became of the jobs."""
+    transactions = Transactions()
+    told: list[int] = []
+    transactions.group.told = told.append
+    with transactions.waiting([lambda _: 1, lambda _: 1 // 0, lambda _: 3]):
+        assert told == []
+    assert told == transactions.sizes == [1, 2]
