@@ -78,9 +78,7 @@ class TellingStore:
         return cast("IActorStore", cls(store, telemetry))
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._store, name)
-        setattr(self, name, value)  # found at once the next time
-        return value
+        return getattr(self._store, name)
 
     def accept(self, request: RequestRecord, limits: Limits) -> Accepted:
         """Accept a request; see `IActorStore.accept`."""
