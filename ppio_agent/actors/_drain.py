@@ -19,7 +19,7 @@ from ppio_agent.storage.actors.records import (
     RequestRecord,
     TurnCommit,
 )
-from ppio_agent.wire.actors import ActorResponseMessage, RequestStatus
+from ppio_agent.wire.actors import RequestStatus
 
 from . import _progress
 from ._cells import Activation, Cell
@@ -335,15 +335,13 @@ class Drainer:
 
     # The short way.
 
-    def run_here(
-        self, cell: Cell, request: RequestRecord
-    ) -> ActorResponseMessage | None:
+    def run_here(self, cell: Cell, request: RequestRecord) -> Turn | None:
         """Run a turn of an idle actor on this thread, and give its flag up.
 
         The request is not known to the store before the commit of its turn.
 
         Returns:
-            The response; None if the actor lives elsewhere, or was lost.
+            The turn; None if the actor lives elsewhere, or was lost.
         """
         try:
             activation = cell.activation or self._lives.activate(cell)
@@ -355,9 +353,7 @@ class Drainer:
             self._leave(cell)
         if isinstance(turn.crash, KeyboardInterrupt):
             raise turn.crash  # meant for the program, not for the actor
-        if turn.lost:
-            return None
-        return turn.response()
+        return None if turn.lost else turn
 
     def run_first(self, cell: Cell, message_id: str) -> None:
         """Run a request if it is the next one, and give the flag up."""

@@ -28,7 +28,7 @@ from ppio_agent.storage.actors.records import (
     RequestRecord,
     Subscription,
 )
-from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
+from ppio_agent.wire.actors import ActorId, RequestStatus
 
 from ._call import Calls, latch
 from ._cells import Cell, Cells
@@ -215,7 +215,7 @@ class Engine:
             return False
         return True
 
-    def ask_here(self, request: RequestRecord) -> ActorResponseMessage | None:
+    def ask_here(self, request: RequestRecord) -> Turn | None:
         """Run a request on this thread if its actor is idle; None: it was not run."""
         cell = self.cells.find(request.actor_id)
         if cell is None or not self.running:

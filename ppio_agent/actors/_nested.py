@@ -111,7 +111,7 @@ def _answer(
         here = engine.ask_here(request)
         if here is not None:
             context.check()
-            return here
+            return here.response()
     turn.within = threading.Lock()
     try:
         call = send(engine, request, deadline=deadline)

@@ -22,6 +22,7 @@ from .runtime_abstractions import ActorResponseHandle, IActorClient, OnBusy, Par
 
 if TYPE_CHECKING:
     from ._engine import Engine
+    from ._turn import Turn
     from .runtime import InProcessActorRuntime
 
 __all__ = ["InProcessActorClient", "InProcessResponseHandle"]
@@ -168,13 +169,24 @@ class InProcessActorClient(IActorClient):
         # A thread cannot time itself out.
         here = timeout is None and deadline is None
         if here and message_id is None and on_busy == "enqueue":
-            response = engine.ask_here(request)
-            if response is not None:
-                return response
+            turn = engine.ask_here(request)
+            if turn is not None:
+                return turn.response()
         call = _send.send(
             engine, request, deadline=deadline, on_busy=on_busy, here=here
         )
         return InProcessResponseHandle(engine, call).get_response(timeout)
+
+    def ask_here(
+        self, actor_id: ActorId, method: str, params: Params = None
+    ) -> Turn | None:
+        """Run a request on this thread if its actor is idle, as most of `ask` does.
+
+        Returns:
+            The turn, which has ended; None: it was not run.
+        """
+        request = _send.request_of(actor_id, method, params, None)
+        return self._runtime.engine.ask_here(request)
 
     def get_request(
         self, actor_id: ActorId, message_id: str

@@ -36,6 +36,7 @@ __all__ = [
     "RunMessage",
     "RunRequest",
     "ServiceBody",
+    "checked_run",
     "valid_instance_id",
 ]
 
@@ -132,6 +133,50 @@ class RunRequest(WireModel):
     conversation_id: str | None = field(default=None, validator=_instance_id)
     agent_name: str | None = None
     on_busy: OnBusy = OnBusy.ENQUEUE
+
+
+_ROLES = frozenset(role.value for role in Role)
+_USUAL_RUN = {"messages", "conversation_id", "agent_name"}
+_USUAL_MESSAGE = {"role", "content", "message_id"}
+
+
+def checked_run(body: Json) -> dict[str, Any]:
+    """Return a body as it is, if it is a `RunRequest`; of most no model is made.
+
+    Raises:
+        WireError: As from `RunRequest.from_dict`.
+    """
+    if not _is_usual_run(body):
+        RunRequest.from_dict(body)
+    return body  # type: ignore[no-any-return] # it is an object
+
+
+def _is_usual_run(body: Json) -> bool:
+    """Whether this is a `RunRequest` without what few of them have."""
+    if type(body) is not dict or not body.keys() <= _USUAL_RUN:
+        return False
+    messages, instance_id = body.get("messages"), body.get("conversation_id")
+    return (
+        type(messages) is list
+        and 1 <= len(messages) <= MAX_MESSAGES
+        and all(map(_is_usual_message, messages))
+        and type(instance_id) is str
+        and valid_instance_id(instance_id)
+        and type(body.get("agent_name", "")) is str
+    )
+
+
+def _is_usual_message(message: Json) -> bool:
+    if type(message) is not dict or not message.keys() <= _USUAL_MESSAGE:
+        return False
+    role, message_id = message.get("role"), message.get("message_id", "-")
+    return (
+        type(message.get("content")) is str
+        and type(role) is str
+        and role in _ROLES
+        and type(message_id) is str
+        and 0 < len(message_id) <= MAX_MESSAGE_ID
+    )
 
 
 @frozen(kw_only=True)

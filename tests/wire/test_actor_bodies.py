@@ -16,6 +16,7 @@ from ppio_agent.wire.actor_bodies import (
     RequestBody,
     Role,
     RunRequest,
+    checked_run,
     valid_instance_id,
 )
 from ppio_agent.wire.actors import RequestStatus
@@ -46,9 +47,10 @@ def test_a_run_is_read() -> None:
 )
 def test_what_is_wrong_is_told_by_its_place(body: Any, path: str) -> None:
     """In the names of the wire."""
-    with pytest.raises(WireError) as caught:
-        RunRequest.from_dict(body)
-    assert caught.value.path == path
+    for read in (RunRequest.from_dict, checked_run):
+        with pytest.raises(WireError) as caught:
+            read(body)
+        assert caught.value.path == path
 
 
 def test_the_roles_are_those_of_threads() -> None:
@@ -108,3 +110,28 @@ def test_what_is_let_in_agents_can_take(messages: list[Any]) -> None:
 
     let_in = taken(RunRequest.from_dict, {"messages": messages})
     assert taken(read_messages, messages) or not let_in
+
+
+@settings(max_examples=100)
+@given(
+    body=st.fixed_dictionaries(
+        {"messages": st.lists(_MESSAGE, max_size=2)},
+        optional={
+            "conversation_id": _TEXTS,
+            "agent_name": _TEXTS,
+            "on_busy": st.sampled_from(["enqueue", "wait", None]),
+            "more": st.just(1),
+        },
+    )
+)
+def test_a_run_is_checked_as_it_is_read(body: Any) -> None:
+    """Also where no model is made of it."""
+
+    def refusal(read: Any) -> str | None:
+        try:
+            read(body)
+        except WireError as error:
+            return str(error)
+        return None
+
+    assert refusal(checked_run) == refusal(RunRequest.from_dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -18,25 +18,24 @@ from ppio_agent.exceptions import (
     by_code,
 )
 from ppio_agent.wire.json import Json
-from ppio_agent.wire.model import WireModel
 
 __all__ = ["failed", "invalid", "read_as"]
 
-_T = TypeVar("_T", bound=WireModel)
+_T = TypeVar("_T")
 
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 # An agent's own credentials are no matter of its callers.
 _NOT_THE_CALLERS = frozenset({401, 403})
 
 
-def read_as(model: type[_T], body: Json) -> _T:
-    """Return a body as a model.
+def read_as(read: Callable[[Json], _T], body: Json) -> _T:
+    """Return what a reader makes of a body.
 
     Raises:
         InvalidMessageError: It has another shape.
     """
     try:
-        return model.from_dict(body)
+        return read(body)
     except WireError as error:
         place = ["body", *_places(error.path)]
         kind = "missing" if error.message == "is missing" else "value_error"

@@ -68,7 +68,7 @@ def send(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> 
     """Send a request to an actor, and answer where it is, or with its stream."""
     actor_id = api.actor(exchange, type, key)
     _check_id(message_id)
-    call = read_as(ActorCall, exchange.json(code="invalid_request"))
+    call = read_as(ActorCall.from_dict, exchange.json(code="invalid_request"))
     api.claim(exchange, actor_id)
     with api.below(exchange):
         handle = api.client.send_request(

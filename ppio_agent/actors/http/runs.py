@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent.actors._turn import Turn
 from ppio_agent.actors._types import ActorType
 from ppio_agent.actors.messages import answers_of
 from ppio_agent.actors.runtime_abstractions import (
     ActorId,
     ActorResponseHandle,
     ActorResponseMessage,
+    OnBusy,
     RequestStatus,
 )
 from ppio_agent.exceptions import InvocationCancelledError, ResponseTimeoutError
-from ppio_agent.web import Reply, json_reply, problem
+from ppio_agent.web import JSON_TYPE, Reply, json_reply, problem
 from ppio_agent.web.exchange import Exchange
-from ppio_agent.wire.actor_bodies import OnBusy, PendingBody, RunRequest
+from ppio_agent.wire.actor_bodies import PendingBody, checked_run
 from ppio_agent.wire.headers import INVOCATION_ID, RETRY_AFTER
 
 from .api import Api
@@ -36,6 +38,8 @@ __all__ = ["location_of", "promise_headers", "run", "run_body", "wait_for"]
 
 # How often a waiting thread looks whether its client has left, in seconds.
 _LOOK_EVERY = 0.25
+# How the result of an agent ends; that of a failure does not.
+_COMPLETED = b',"status":"completed"}'
 
 
 def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
@@ -45,25 +49,31 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
         PPIOAgentError: It cannot be sent, or failed.
     """
     agent = api.type_of(agent_name)
-    body: Any = exchange.json(code="invalid_request")
-    request = read_as(RunRequest, body)
-    actor_id = ActorId(agent_name, _conversation(exchange, request, agent_name))
+    body = read_as(checked_run, exchange.json(code="invalid_request"))
+    named: str | None = body.get("conversation_id")
+    actor_id = ActorId(agent_name, named or _conversation(exchange, agent_name))
     api.claim(exchange, actor_id)
-    message_id = _message_id(api, exchange, request, actor_id)
+    message_id = _message_id(api, exchange, body, actor_id)
     # As it was sent, so that a repetition is recognised.
     params = {"messages": body["messages"]}
     result = partial(run_body, agent, actor_id)
     patience = Patience.of(exchange.environ.get("HTTP_PREFER"))
     dialect = dialect_of(exchange)
-    alone = message_id is None and request.on_busy is OnBusy.ENQUEUE
+    on_busy: OnBusy = body.get("on_busy") or "enqueue"
+    alone = message_id is None and on_busy == "enqueue"
     if alone and dialect is None and patience.seconds is None:
         # On this thread, if the actor is idle: nobody else knows this request.
         with api.below(exchange):
-            response = api.client.ask(actor_id, "run", params)
-        return _answer(exchange, response, result)
+            turn = api.client.ask_here(actor_id, "run", params)
+            if turn is None:
+                response = api.client.ask(actor_id, "run", params)
+                return _answer(exchange, response, result)
+        if agent.is_agent and turn.data.endswith(_COMPLETED):
+            return _answer_of_agent(turn, actor_id)
+        return _answer(exchange, turn.response(), result)
     with api.below(exchange):
         handle = api.client.send_request(
-            actor_id, "run", params, message_id, on_busy=request.on_busy.value
+            actor_id, "run", params, message_id, on_busy=on_busy
         )
     if dialect is not None:
         return stream(exchange, handle, result=result, dialect=dialect)
@@ -73,10 +83,8 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
     return _answer(exchange, late, result)
 
 
-def _conversation(exchange: Exchange, request: RunRequest, agent: str) -> str:
-    """Return the id of the conversation that a request is part of."""
-    if request.conversation_id is not None:
-        return request.conversation_id
+def _conversation(exchange: Exchange, agent: str) -> str:
+    """Return the id of the conversation that a request without one is part of."""
     key = exchange.environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return new_conversation()
@@ -86,16 +94,16 @@ def _conversation(exchange: Exchange, request: RunRequest, agent: str) -> str:
 
 
 def _message_id(
-    api: Api, exchange: Exchange, request: RunRequest, actor_id: ActorId
+    api: Api, exchange: Exchange, body: Mapping[str, Any], actor_id: ActorId
 ) -> str | None:
     """Return the id that the request is to have; None: any new one."""
     key = exchange.environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is not None:
         return message_id_of(key)
-    message_id = request.messages[-1].message_id
+    message_id: str | None = body["messages"][-1].get("message_id")
     if (
         message_id is None
-        or request.conversation_id is None  # nobody has sent it there before
+        or body.get("conversation_id") is None  # nobody has sent it there before
         or not valid_message_id(message_id)
     ):
         return None
@@ -160,6 +168,16 @@ def _answer(
     if response.status is not RequestStatus.COMPLETED:
         return problem(failed(response), exchange.request_id, headers=headers)
     return json_reply(200, result(response.data), headers)
+
+
+def _answer_of_agent(turn: Turn, actor_id: ActorId) -> Reply:
+    """Return the answer of an agent: its result as it is, with the conversation.
+
+    What names one is written the same in JSON; see `valid_instance_id`.
+    """
+    conversation = actor_id.instance_id.encode()
+    body = b'%b,"conversation_id":"%b"}' % (turn.data[:-1], conversation)
+    return Reply(200, [JSON_TYPE, (INVOCATION_ID, turn.record.message_id)], body)
 
 
 def location_of(exchange: Exchange, handle: ActorResponseHandle) -> str:
