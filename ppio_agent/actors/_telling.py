@@ -217,6 +217,7 @@ def _end_of(turn: Turn) -> tuple[RequestStatus | None, str | None]:
         return turn.status, None
     if turn.crash is not None:
         return turn.status, type(turn.crash).__qualname__
-    data = decode_own(turn.data)
+    # None, if it had ended long before and is no longer kept.
+    data = decode_own(turn.data) if turn.data else None
     code = data.get("code") if isinstance(data, dict) else None
     return turn.status, code if isinstance(code, str) else "failed"

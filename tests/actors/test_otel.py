@@ -21,6 +21,7 @@ from ppio_agent.actors import (
 )
 from ppio_agent.actors.http_api import create_app
 from ppio_agent.exceptions import ActorFailedError, ActorStoppedError, MailboxFullError
+from ppio_agent.storage.actors.records import Retention
 from ppio_agent.storage.actors.sqlite import SqliteActorStore
 from ppio_agent.wire.actors import RequestStatus
 from tests.support import SLOW, wait_until
@@ -554,3 +555,20 @@ except ppio_agent.ConfigurationError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert "pip install 'ppio-agent[otel]'" in done.stdout
+
+
+def test_a_turn_whose_end_is_no_longer_kept_is_told(traced: Traced) -> None:
+    """As where it ignored its deadline for so long that the failure was dropped."""
+    store = InMemoryStateStorage()
+    gate = Gate()
+    with traced.running(hold_at(gate), storage=store) as runtime:
+        handle = runtime.client().send_request(actor(), "go", deadline=0.05)
+        handle.get_response(5.0 * SLOW)
+        store.purge(store.now(), 100, Retention(payload_bytes=0))
+        record = store.get_request(actor(), handle.message_id)
+        assert record is not None
+        assert record.evicted
+        gate.opened.set()
+        wait_until(lambda: traced.spans("actor.message"))
+        assert runtime.client().ask(actor(), "go").status is RequestStatus.COMPLETED
+    assert attributes(traced.spans("actor.message")[0])["error.type"] == "failed"
