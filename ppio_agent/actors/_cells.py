@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import deque
+from heapq import nsmallest
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ppio_agent.storage.actors.records import Lease, RequestRecord
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from ._turn import Turn
 
 __all__ = ["Activation", "Cell", "Cells"]
+
+_SHARE = 16  # of so many that live one is found to be among the oldest at once
+_last_use = attrgetter("last_use")
 
 
 class Activation:
@@ -86,7 +91,8 @@ class Cell:
             not looked for.
         activation: It, while it lives here; changed with the flag only.
         turn: The turn that runs here.
-        last_use: When it was let go last, by `time.monotonic`.
+        last_use: When its flag was given up last, or it began to live, by
+            `time.monotonic`.
         away: Whether it lived elsewhere when this process last tried to have it.
         gone: Whether it has left `Cells`, its flag locked for ever.
     """
@@ -116,15 +122,19 @@ class Cell:
 
 
 class Cells:
-    """All cells of a runtime, and those that live in the order of their last use.
+    """All cells of a runtime.
 
-    Thread safety: thread-safe; each step on the tables is one of the interpreter's own.
+    Thread safety: thread-safe; each step on the table is one of the interpreter's own.
     """
 
     def __init__(self) -> None:
         self._cells: dict[ActorId, Cell] = {}
-        self._live: OrderedDict[Cell, None] = OrderedDict()
         self.find = self._cells.get
+        # Those that were used least recently when this was made, the first ones first.
+        # An order of all, kept with each use, would take as many bytes as a cell.
+        self._oldest: deque[tuple[float, Cell]] = deque()
+        self._live = 0
+        self._lock = threading.Lock()  # Guards the number.
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -135,7 +145,7 @@ class Cells:
     @property
     def live(self) -> int:
         """How many actors live."""
-        return len(self._live)
+        return self._live
 
     def ensure(self, actor_id: ActorId, actor_type: ActorType) -> Cell:
         """Return the cell of an actor, a new one if there is none."""
@@ -146,30 +156,42 @@ class Cells:
         return list(self._cells.values())
 
     def living(self) -> list[Cell]:
-        """Return the cells that live, the least recently used first."""
-        return list(self._live)
+        """Return the cells that live."""
+        return [cell for cell in self.listed() if cell.activation is not None]
 
     def oldest(self) -> Cell | None:
-        """Return the least recently used of those that live, if that can be told."""
-        try:
-            return next(iter(self._live))
-        except (StopIteration, RuntimeError):  # none, or others changed them just now
-            return None
+        """Return the least recently used of those that live and do nothing, if any.
 
-    def touch(self, cell: Cell) -> None:
-        """Note that one that lives is in use."""
-        if cell in self._live:
-            self._live.move_to_end(cell)
+        One that was used since it was found to be one of the oldest is passed over: the
+        others were used later than those that are left.
+        """
+        for _ in range(2):
+            while self._oldest:
+                try:
+                    last_use, cell = self._oldest.popleft()
+                except IndexError:  # another thread was quicker
+                    break
+                if cell.activation is not None and cell.last_use == last_use:
+                    return cell
+            idle = [cell for cell in self.living() if not cell.flag.locked()]
+            found = nsmallest(1 + len(idle) // _SHARE, idle, key=_last_use)
+            self._oldest = deque((cell.last_use, cell) for cell in found)
+        return None
 
     def activated(self, cell: Cell, activation: Activation) -> None:
         """Note that an actor lives; its flag is the caller's."""
         cell.activation = activation
-        self._live[cell] = None
+        cell.last_use = time.monotonic()
+        with self._lock:
+            self._live += 1
 
     def deactivated(self, cell: Cell) -> None:
         """Note that an actor lives no more; its flag is the caller's."""
+        if cell.activation is None:
+            return
         cell.activation = None
-        self._live.pop(cell, None)
+        with self._lock:
+            self._live -= 1
 
     def give_up(self, cell: Cell) -> bool:
         """Give the flag of an actor up; return whether it is the caller's once more.
@@ -177,8 +199,6 @@ class Cells:
         It is when something came meanwhile, which the caller then has to look at.
         """
         cell.last_use = time.monotonic()
-        if cell.activation is not None:
-            self._live.move_to_end(cell)
         cell.flag.release()
         return cell.signal and cell.flag.acquire(blocking=False)
 

@@ -48,6 +48,8 @@ class InProcessActorContext(IActorRuntimeContext):
         runtime: Which runs it.
     """
 
+    __slots__ = ("_runtime", "_store", "_turn", "actor_id")
+
     def __init__(
         self, actor_id: ActorId, storage: IActorStore, runtime: InProcessActorRuntime
     ) -> None:

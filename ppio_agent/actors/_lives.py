@@ -63,15 +63,11 @@ class Lives:
                 return
             if cell.flag.acquire(blocking=False):
                 self.retire(cell)
-            else:
-                cells.touch(cell)
 
     def retire_idle(self) -> None:
         """Let go of the actors that nobody has used for long enough."""
         now = time.monotonic()
-        cells = self._engine.cells
-        every = cells.living() if len(cells) <= 2 * cells.live else cells.listed()
-        for cell in every:
+        for cell in self._engine.cells.listed():
             live = cell.activation is not None
             idle = cell.type.options.idle_timeout if live else 1.0
             if now - cell.last_use >= idle and cell.flag.acquire(blocking=False):

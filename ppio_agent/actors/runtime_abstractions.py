@@ -95,6 +95,8 @@ class IActorRuntimeContext(ABC):
     Thread safety: the thread of the turn, but for `cancelled`.
     """
 
+    __slots__ = ()
+
     actor_id: ActorId
 
     @property

@@ -34,7 +34,7 @@ _MESSAGE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@frozen(cache_hash=True)
+@frozen(weakref_slot=False)
 class ActorId:
     """The address of an actor.
 
@@ -70,6 +70,10 @@ class ActorId:
                 f"the actor instance id {instance!r:.300} is not 1 to 256 printable"
                 " ASCII characters that are not all blank"
             )
+
+    def __hash__(self) -> int:
+        # Texts keep theirs: nothing has to be kept of this one for each id.
+        return hash(self.type_name) ^ hash(self.instance_id)
 
     @classmethod
     def parse(cls, text: str) -> ActorId:

@@ -100,7 +100,7 @@ class Cancellation(enum.Enum):
     ROLLBACK = "rollback"
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class RequestRecord:
     """A request, and what became of it.
 
@@ -237,7 +237,7 @@ class DeadLetter:
 # Turns.
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class Lease:
     """The right to run turns of one actor.
 
@@ -350,6 +350,21 @@ class TurnCommit:
     state_ttl: float | None = None
     take: bool = True
     crash_attempts: int = 3
+
+
+@define(eq=False)
+class Moved:
+    """Answer of `IActorStore.relay` and `IActorStore.fire_reminders`.
+
+    Attributes:
+        actors: Those that got some.
+        more: Whether more may be due: only a page was looked at.
+        left: How many requests are on their way still, due or not; of reminders 0.
+    """
+
+    actors: Sequence[ActorId]
+    more: bool = False
+    left: int = 0
 
 
 class CommitOutcome(enum.Enum):
