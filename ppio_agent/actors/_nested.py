@@ -224,10 +224,12 @@ def tell(
     if actor_id.type_name in engine.types or not engine.store.shared:
         mailbox = engine.types.find(actor_id.type_name).options.mailbox_limit
     outbox = turn.outbox = turn.outbox or []
-    if len(outbox) >= engine.options.max_pending:
+    most = engine.options.max_pending
+    if len(outbox) + engine.sweep.outgoing >= most:
         raise RuntimeOverloadedError(
             f"request {turn.record.message_id} to {turn.cell.actor_id} tells others"
-            f" {len(outbox)} times in one turn: use several turns",
+            f" {len(outbox)} times in one turn, {engine.sweep.outgoing} are on their"
+            f" way, and {most} may be: tell later, or less",
             actor_id=str(turn.cell.actor_id),
         )
     if engine.telemetry is not None:

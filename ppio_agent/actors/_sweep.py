@@ -11,12 +11,12 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import RuntimeOverloadedError
-from ppio_agent.storage.actors.records import SetReminder
+from ppio_agent.storage.actors.records import Moved, SetReminder
 from ppio_agent.wire.actors import ActorId
 
 from ._outage import OUTAGES, Outage
@@ -154,6 +154,7 @@ class Sweep:
 
     Attributes:
         stuck: Finds turns without progress.
+        outgoing: How many requests were on their way to others, at the latest look.
 
     Thread safety: thread-safe.
     """
@@ -168,6 +169,7 @@ class Sweep:
         self._told: set[ActorId] = set()  # by the last sweep
         self._outage = Outage()
         self.stuck = Stuck()
+        self.outgoing = 0
         self._reminders = Instants(engine.timers, self._guarded(self._remind))
         self._outbox = Instants(engine.timers, self._guarded(self._relay))
 
@@ -225,20 +227,29 @@ class Sweep:
         return run
 
     def _relay(self) -> int:
-        store = self._engine.store
-        return self._in_pages(lambda: self._wake(store.relay(store.now(), _PAGE)))
+        moved, last = self._move(self._engine.store.relay)
+        self.outgoing = last.left
+        return moved
 
     def _remind(self) -> int:
-        store = self._engine.store
-        fired = self._in_pages(
-            lambda: self._wake(store.fire_reminders(store.now(), _PAGE))
-        )
+        fired, _ = self._move(self._engine.store.fire_reminders)
         now = time.monotonic()
         if fired:
             self._lively_until = now + _LIVELY
         if now < self._lively_until:
             self._reminders.set(_CLOSELY)
         return fired
+
+    def _move(self, step: Callable[[float, int], Moved]) -> tuple[int, Moved]:
+        """Move what is due; return how many actors were woken, and the last answer."""
+        now = self._engine.store.now()
+        woken = 0
+        for _ in range(_ROUNDS):
+            moved = step(now, _PAGE)
+            woken += self._wake(moved.actors)
+            if not moved.more:
+                break
+        return woken, moved
 
     def _wake_ready(self) -> int:
         engine = self._engine
@@ -254,7 +265,7 @@ class Sweep:
             engine.signal(actor_id, here=True)
         return self._wake(ready)
 
-    def _wake(self, actor_ids: list[ActorId]) -> int:
+    def _wake(self, actor_ids: Sequence[ActorId]) -> int:
         for actor_id in actor_ids:
             self._engine.signal(actor_id)
         return len(actor_ids)

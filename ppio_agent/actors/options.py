@@ -79,7 +79,8 @@ class RuntimeOptions:
 
     Args:
         workers: Most turns at once on its own threads.
-        max_pending: Most requests that wait or run, over all actors.
+        max_pending: Most requests that wait or run, over all actors, and most that are
+            on their way to others.
         max_live: Most live instances; beyond, the least recently used idle ones go.
         retention: How long ended requests and dead letters are kept.
         lease_ttl: Seconds after which the actors of a worker that is silent may be

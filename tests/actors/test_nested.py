@@ -519,7 +519,7 @@ def test_a_turn_tells_only_so_much() -> None:
 
     def receive(context: Any, message: Any) -> Any:
         told = [context.tell(B, "x", delay=100.0) for _ in range(10)]
-        with pytest.raises(RuntimeOverloadedError, match="use several turns"):
+        with pytest.raises(RuntimeOverloadedError, match="tell later, or less"):
             context.tell(B, "x", delay=100.0)
         return len(told)
 
@@ -527,3 +527,43 @@ def test_a_turn_tells_only_so_much() -> None:
     with InProcessActorRuntime(options=options) as runtime:
         register(runtime, receive)
         assert runtime.client().ask(A, "go").data == 10
+
+
+def test_turns_tell_only_so_much_together() -> None:
+    """What is on its way still is counted, as of the latest look."""
+
+    def receive(context: Any, message: Any) -> Any:
+        context.tell(B, "x", delay=100.0)
+        return 1
+
+    options = RuntimeOptions(max_pending=2, sweep_every=60.0)
+    with InProcessActorRuntime(options=options) as runtime:
+        register(runtime, receive)
+        client = runtime.client()
+        for _ in range(2):
+            assert client.ask(A, "go").data == 1
+            runtime.sweep()
+        assert client.ask(A, "go").status is RequestStatus.FAILED
+
+
+def test_all_that_a_turn_tells_one_actor_arrives_at_once() -> None:
+    """More than a page of it, too, without waiting for the sweep."""
+    arrived: list[int] = []
+    done = threading.Event()
+
+    def receive(context: Any, message: Any) -> Any:
+        if message.method == "go":
+            for number in range(600):
+                context.tell(B, "x", {"number": number})
+            return 1
+        arrived.append(message.params["number"])
+        if len(arrived) == 600:
+            done.set()
+        return 1
+
+    options = RuntimeOptions(sweep_every=60.0, actor=ActorOptions(mailbox_limit=1000))
+    with InProcessActorRuntime(options=options) as runtime:
+        register(runtime, receive)
+        assert runtime.client().ask(A, "go").data == 1
+        assert done.wait(5.0 * SLOW)
+    assert arrived == list(range(600))

@@ -89,7 +89,7 @@ def test_an_outage_makes_of_many_ticks_one() -> None:
         runtime.client().ask(actor(), "go")
         # As if the process had stood still for four seconds.
         later = began + 4.5
-        assert store.fire_reminders(later, 100) == [actor()]
+        assert store.fire_reminders(later, 100).actors == [actor()]
         runtime.engine.signal(actor())
         wait_until(lambda: ticks.got)
         params = ticks.got[0][1]

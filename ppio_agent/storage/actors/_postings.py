@@ -12,7 +12,7 @@ from ._agenda import Agenda
 from ._mailboxes import Mailboxes
 from ._shelf import Shelf
 from .ends import failure
-from .records import Outgoing, Reminder, SetReminder
+from .records import Moved, Outgoing, Reminder, SetReminder
 from .schedule import GIVE_UP_AFTER, retry_delay, tick_of, tick_request
 
 __all__ = ["Postings"]
@@ -46,16 +46,16 @@ class Postings:
         due = max(now, out.not_before)
         self._outbox.set(_Parcel(out, due), due)
 
-    def relay(self, now: float, limit: int) -> list[ActorId]:
-        """Deliver what is due; return the actors that got some."""
+    def relay(self, now: float, limit: int) -> Moved:
+        """Deliver what is due; see `IActorStore.relay`."""
         got: dict[ActorId, None] = {}
         for _ in range(limit):
             parcel = self._outbox.pop(now)
             if parcel is None:
-                break
+                return Moved(list(got), left=len(self._outbox))
             if self._deliver(parcel, now):
                 got[parcel.request.actor_id] = None
-        return list(got)
+        return Moved(list(got), more=True, left=len(self._outbox))
 
     def _deliver(self, parcel: _Parcel, now: float) -> bool:
         with self._boxes.lock_of(parcel.request.actor_id):
@@ -96,16 +96,16 @@ class Postings:
             self._alarms.drop((shelf, name))
         shelf.reminders = None
 
-    def fire(self, now: float, limit: int) -> list[ActorId]:
-        """Make requests of reminders that are due; return the actors that got some."""
+    def fire(self, now: float, limit: int) -> Moved:
+        """Make requests of reminders that are due; see `IActorStore.fire_reminders`."""
         got: dict[ActorId, None] = {}
         for _ in range(limit):
             alarm = self._alarms.pop(now)
             if alarm is None:
-                break
+                return Moved(list(got))
             if self._fire(*alarm, now):
                 got[alarm[0].actor_id] = None
-        return list(got)
+        return Moved(list(got), more=True)
 
     def _fire(self, shelf: Shelf, name: str, now: float) -> bool:
         with self._boxes.lock_of(shelf.actor_id):

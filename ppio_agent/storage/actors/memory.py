@@ -33,6 +33,7 @@ from .records import (
     Hint,
     Lease,
     Limits,
+    Moved,
     ProgressItem,
     RemoveKey,
     RequestRecord,
@@ -321,11 +322,11 @@ class InMemoryStateStorage(IActorStore):
                     found.append((record.actor_id, record.message_id, record.cancel))
         return found
 
-    def relay(self, now: float, limit: int) -> list[ActorId]:
+    def relay(self, now: float, limit: int) -> Moved:
         """Move outgoing requests into mailboxes; see `IActorStore.relay`."""
         return self._postings.relay(now, limit)
 
-    def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
+    def fire_reminders(self, now: float, limit: int) -> Moved:
         """Make requests of reminders; see `IActorStore.fire_reminders`."""
         return self._postings.fire(now, limit)
 

@@ -24,6 +24,7 @@ from .records import (
     Hint,
     Lease,
     Limits,
+    Moved,
     ProgressItem,
     RemoveKey,
     RequestRecord,
@@ -265,28 +266,26 @@ class IActorStore(IActorStateStorage):
         """Return what was noted on pending requests of actors leased by the worker."""
 
     @abstractmethod
-    def relay(self, now: float, limit: int) -> list[ActorId]:
+    def relay(self, now: float, limit: int) -> Moved:
         """Move outgoing requests that are due into mailboxes, each once.
+
+        It looks at up to `limit` of them.
 
         They are created at `now`. One whose id is known there is dropped. One whose
         mailbox is full is tried again after 0.1 s, doubling up to 30 s, until its
         deadline or for 24 h after it was due first; then it is a dead letter
         (`mailbox_full`).
-
-        Returns:
-            The actors that got some.
         """
 
     @abstractmethod
-    def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
+    def fire_reminders(self, now: float, limit: int) -> Moved:
         """Make requests of the reminders that are due; see `schedule.tick_of`.
+
+        It looks at up to `limit` of them.
 
         Their ids are of `schedule.tick_id`, their params `{"name", "due", "missed",
         "params"}`. As long as the request that a reminder made before is pending it
         makes none; what it missed comes with the next.
-
-        Returns:
-            The actors that got some.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ from .records import (
     Hint,
     Lease,
     Limits,
+    Moved,
     ProgressItem,
     RemoveKey,
     RequestRecord,
@@ -320,11 +321,11 @@ class RedisActorStore(IActorStore):
         """Return what was noted for turns of a worker."""
         return self._sweeps.cancellations(worker)
 
-    def relay(self, now: float, limit: int) -> list[ActorId]:
+    def relay(self, now: float, limit: int) -> Moved:
         """Move outgoing requests into mailboxes; see `IActorStore.relay`."""
         return self._sweeps.relay(now, limit)
 
-    def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
+    def fire_reminders(self, now: float, limit: int) -> Moved:
         """Make requests of reminders; see `IActorStore.fire_reminders`."""
         return self._sweeps.fire_reminders(now, limit)
 

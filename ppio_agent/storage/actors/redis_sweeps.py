@@ -17,6 +17,7 @@ from ppio_agent.wire.actors import ActorId
 from .records import (
     Acceptance,
     Cancellation,
+    Moved,
     Outgoing,
     RequestRecord,
     Retention,
@@ -163,7 +164,7 @@ class RedisSweeps:
             for record in ended
         ]
 
-    def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
+    def fire_reminders(self, now: float, limit: int) -> Moved:
         """Make requests of reminders that are due."""
         page = [_parts(member) for member in self._due("reminders", now, limit)]
         texts = self._link.all([
@@ -179,11 +180,12 @@ class RedisSweeps:
         ]
         answers = self._calls.actors(calls)
         made = zip(calls, answers, strict=True)
-        return _actors(call.actor for call, (count,) in made if count)
+        actors = _actors(call.actor for call, (count,) in made if count)
+        return Moved(actors, len(page) == limit)
 
     # What goes to others.
 
-    def relay(self, now: float, limit: int) -> list[ActorId]:
+    def relay(self, now: float, limit: int) -> Moved:
         """Move outgoing requests that are due into mailboxes."""
         dying = [_parts(member) for member in self._due("dying", now, limit)]
         if dying:
@@ -213,7 +215,9 @@ class RedisSweeps:
             for actor, numbers in done.items()
         ])  # fmt: skip
         new = zip(calls, outcomes, strict=True)
-        return _actors(call.actor for call, how in new if how is Acceptance.NEW)
+        actors = _actors(call.actor for call, how in new if how is Acceptance.NEW)
+        left = self._link.one("ZCARD", INDEXES["outbox"])
+        return Moved(actors, len(page) == limit, left)
 
     def _return(self, actor: str, number: str, out: Outgoing, now: float) -> bool:
         """Try a request again later that found no room; True if that was the last."""

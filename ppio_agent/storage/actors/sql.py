@@ -28,6 +28,7 @@ from .records import (
     DeadLetter,
     Lease,
     Limits,
+    Moved,
     ProgressItem,
     RemoveKey,
     RequestRecord,
@@ -207,13 +208,14 @@ class SqlActorStore(IActorStore):
         """Return what was noted for turns of a worker."""
         return self._read(lambda s: workers.cancellations(s, worker))
 
-    def relay(self, now: float, limit: int) -> list[ActorId]:
+    def relay(self, now: float, limit: int) -> Moved:
         """Move outgoing requests into mailboxes; see `IActorStore.relay`."""
         due = self._read(lambda s: upkeep.due_parcels(s, now, limit))
         got = [self._write(partial(upkeep.deliver, now=now, seq=seq)) for seq in due]
-        return list(dict.fromkeys(filter(None, got)))
+        left = self._read(upkeep.count_parcels)
+        return Moved([*dict.fromkeys(filter(None, got))], len(due) == limit, left)
 
-    def fire_reminders(self, now: float, limit: int) -> list[ActorId]:
+    def fire_reminders(self, now: float, limit: int) -> Moved:
         """Make requests of reminders; see `IActorStore.fire_reminders`."""
         due = self._read(lambda s: upkeep.due_reminders(s, now, limit))
         got = [
@@ -221,7 +223,7 @@ class SqlActorStore(IActorStore):
             for actor_id, name in due
             if self._write(partial(upkeep.fire, now=now, actor_id=actor_id, name=name))
         ]
-        return list(dict.fromkeys(got))
+        return Moved([*dict.fromkeys(got)], len(due) == limit)
 
     def expire(self, now: float, limit: int) -> list[RequestRecord]:
         """End requests whose deadline has passed; see `IActorStore.expire`."""

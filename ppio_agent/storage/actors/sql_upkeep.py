@@ -25,6 +25,7 @@ from .sql_state import clear
 from .sql_tables import Session, forget, hold, record_of, with_columns
 
 __all__ = [
+    "count_parcels",
     "deliver",
     "due_parcels",
     "due_reminders",
@@ -47,6 +48,7 @@ _WORKER_IS_GONE = 86_400.0
 _DUE_PARCELS = (
     "SELECT seq FROM actor_outbox WHERE due <= :now ORDER BY due, seq LIMIT :limit"
 )
+_PARCELS = "SELECT count(*) FROM actor_outbox"
 # Who comes second waits, so that all a relay has found are gone when it returns.
 _PARCEL = with_columns(
     "SELECT actor, mailbox, since, tries, <columns> FROM actor_outbox"
@@ -133,6 +135,12 @@ def due_parcels(session: Session, now: float, limit: int) -> list[int]:
     """Return the numbers of outgoing requests that are due."""
     rows = session.all(_DUE_PARCELS, {"now": now, "limit": limit})
     return [seq for (seq,) in rows]
+
+
+def count_parcels(session: Session) -> int:
+    """Return how many requests are on their way."""
+    (count,) = session.one(_PARCELS, {})
+    return int(count)
 
 
 def deliver(session: Session, now: float, seq: int) -> ActorId | None:

@@ -218,10 +218,12 @@ class KeptContract(ContractBase):
         assert peer.get_request(A, "m-1") is None
         assert peer.read_progress(A, "m-1", 0, 10) == []
         assert peer.dead_letters(10) == []
-        assert peer.fire_reminders(now + 60.0, 10) == []
+        assert peer.fire_reminders(now + 60.0, 10).actors == []
         assert peer.expire(now + 60.0, 10) == []
         assert kept(store, "other", B).status is RequestStatus.PENDING
-        assert peer.relay(now + 60.0, 10) == [B]  # what it said before stays said
+        assert peer.relay(now + 60.0, 10).actors == [
+            B
+        ]  # what it said before stays said
         with pytest.raises(LeaseLostError):
             store.take(lease)
         accepted(store, request())

@@ -276,7 +276,7 @@ class RequestContract(ContractBase):
             assert done.taken.record.message_id == f"new-{number}"
             commit(store, lease, f"new-{number}")
         assert store.read(A).values == {"k1": b"1"}
-        assert store.relay(store.now() + 1.0, 10) == []
+        assert store.relay(store.now() + 1.0, 10).actors == []
 
     def test_a_rolled_back_turn_leaves_nothing(self, store: IActorStore) -> None:
         """Whatever it says itself."""

@@ -66,8 +66,8 @@ class TimeContract(ContractBase):
         sent = [request(f"o-{n}", B, **fields) for n in range(3)]
         _turn(store, outbox=[Outgoing(one) for one in sent])
         now = store.now() + 1.0
-        assert peer.relay(now, 100) == [B]
-        assert store.relay(now, 100) == []
+        assert peer.relay(now, 100).actors == [B]
+        assert store.relay(now, 100).actors == []
         arrived = kept(store, "o-1", B)
         assert arrived.status is RequestStatus.PENDING
         assert (arrived.sender, arrived.params) == (str(A), b"[1]")
@@ -80,9 +80,9 @@ class TimeContract(ContractBase):
         at = store.now() + 100.0
         outbox = [Outgoing(request("late", B), at), Outgoing(request("soon", B))]
         _turn(store, outbox=outbox)
-        assert store.relay(at - 1.0, 10) == [B]
+        assert store.relay(at - 1.0, 10).actors == [B]
         assert store.get_request(B, "late") is None
-        assert store.relay(at, 10) == [B]
+        assert store.relay(at, 10).actors == [B]
         assert kept(store, "late", B).status is RequestStatus.PENDING
 
     def test_relays_at_once_deliver_once(self, store: IActorStore) -> None:
@@ -91,9 +91,22 @@ class TimeContract(ContractBase):
         _turn(store, outbox=outbox)
         now = store.now() + 1.0
         in_threads(4, lambda _: [store.relay(now, 3) for _ in range(7)])
-        assert store.relay(now, 100) == []
+        assert store.relay(now, 100).actors == []
         ids = {record.message_id for record in _all_of(store, B)}
         assert ids == {f"o-{n}" for n in range(20)}
+
+    def test_a_relay_looks_at_a_page(self, store: IActorStore) -> None:
+        """And tells whether there may be more, also if no mailbox had room."""
+        accepted(store, request("b-0", B))
+        full = [Outgoing(request(f"o-{n}", B), mailbox=1) for n in range(3)]
+        late = Outgoing(request("late", B), store.now() + 1000.0)
+        _turn(store, outbox=[*full, late])
+        now = store.now() + 1.0
+        first, second = store.relay(now, 2), store.relay(now, 2)
+        assert (first.actors, first.more, first.left) == ([], True, 4)
+        assert (second.actors, second.more, second.left) == ([], False, 4)
+        _take_one(store, B)
+        assert store.relay(now + 100.0, 1).left == 3
 
     def test_a_relayed_id_that_is_known_runs_nothing(self, store: IActorStore) -> None:
         """The request that came first stays as it is."""
@@ -107,10 +120,10 @@ class TimeContract(ContractBase):
         accepted(store, request("b-0", B))
         _turn(store, outbox=[Outgoing(request("o-1", B), mailbox=1)])
         now = store.now() + 1.0
-        assert store.relay(now, 10) == []
+        assert store.relay(now, 10).actors == []
         _take_one(store, B)
-        assert store.relay(now + 0.05, 10) == []
-        assert store.relay(now + 0.2, 10) == [B]
+        assert store.relay(now + 0.05, 10).actors == []
+        assert store.relay(now + 0.2, 10).actors == [B]
         assert store.dead_letters(10) == []
 
     @pytest.mark.parametrize("deadline", [None, 50.0])
@@ -125,7 +138,7 @@ class TimeContract(ContractBase):
         sent = request("o-1", B, params=b"[7]", deadline=until)
         _turn(store, outbox=[Outgoing(sent, mailbox=1)])
         for time in (now, now + 40.0, end, end + 60.0):
-            assert store.relay(time, 10) == []
+            assert store.relay(time, 10).actors == []
         (letter,) = store.dead_letters(10)
         assert (letter.reason, letter.request.message_id) == ("mailbox_full", "o-1")
         assert letter.request.params == b"[7]"
@@ -139,9 +152,9 @@ class TimeContract(ContractBase):
         """Once, as a request whose id is of its name and time."""
         due = store.now() + 10.25
         _turn(store, reminders=[SetReminder("w\u00fcke", due, "tick", b'{"a":[1]}')])
-        assert store.fire_reminders(due - 0.01, 10) == []
-        assert peer.fire_reminders(due + 1.0, 10) == [A]
-        assert store.fire_reminders(due + 5.0, 10) == []
+        assert store.fire_reminders(due - 0.01, 10).actors == []
+        assert peer.fire_reminders(due + 1.0, 10).actors == [A]
+        assert store.fire_reminders(due + 5.0, 10).actors == []
         record = kept(store, tick_id("w\u00fcke", due))
         assert (record.method, record.created_at) == ("tick", due + 1.0)
         told = {"name": "w\u00fcke", "due": due, "missed": 0, "params": {"a": [1]}}
@@ -153,7 +166,7 @@ class TimeContract(ContractBase):
         _turn(store, reminders=[SetReminder("tick", due, "tick", period=2.0)])
         seen = []
         for now in (due, due + 1.9, due + 2.5, due + 9.5, due + 9.9, due + 10.0):
-            if store.fire_reminders(now, 10):
+            if store.fire_reminders(now, 10).actors:
                 record = _take_one(store, A)
                 assert record is not None
                 told = decode_json(record.params)
@@ -165,11 +178,11 @@ class TimeContract(ContractBase):
         due = store.now() + 10.0
         tick = SetReminder("tick", due, "tick", period=1.0, count=4)
         _turn(store, reminders=[tick])
-        assert store.fire_reminders(due + 1.5, 10) == [A]
+        assert store.fire_reminders(due + 1.5, 10).actors == [A]
         _take_one(store, A)
-        assert store.fire_reminders(due + 100.0, 10) == [A]
+        assert store.fire_reminders(due + 100.0, 10).actors == [A]
         _take_one(store, A)
-        assert store.fire_reminders(due + 200.0, 10) == []
+        assert store.fire_reminders(due + 200.0, 10).actors == []
         summary = store.inspect(A)
         assert summary is not None
         assert summary.reminders == 0
@@ -178,11 +191,11 @@ class TimeContract(ContractBase):
         """A slow actor does not get a heap of them."""
         due = store.now() + 10.0
         _turn(store, reminders=[SetReminder("tick", due, "tick", period=1.0)])
-        assert store.fire_reminders(due, 10) == [A]
+        assert store.fire_reminders(due, 10).actors == [A]
         for later in (1.0, 2.0, 3.0):
-            assert store.fire_reminders(due + later, 10) == []
+            assert store.fire_reminders(due + later, 10).actors == []
         _take_one(store, A)
-        assert store.fire_reminders(due + 4.5, 10) == [A]
+        assert store.fire_reminders(due + 4.5, 10).actors == [A]
         record = _take_one(store, A)
         assert record is not None
         assert decode_json(record.params)["missed"] == 3
@@ -203,10 +216,18 @@ class TimeContract(ContractBase):
         summary = store.inspect(A)
         assert summary is not None
         assert summary.reminders == 2
-        assert store.fire_reminders(due + 1.0, 10) == [A]
+        assert store.fire_reminders(due + 1.0, 10).actors == [A]
         assert [record.method for record in _all_of(store, A)] == ["three"]
-        assert store.fire_reminders(due + 60.0, 10) == [A]
+        assert store.fire_reminders(due + 60.0, 10).actors == [A]
         assert [record.method for record in _all_of(store, A)] == ["new"]
+
+    def test_so_many_reminders_come_at_once(self, store: IActorStore) -> None:
+        """And the rest is told of."""
+        due = store.now() + 10.0
+        _turn(store, reminders=[SetReminder(f"r-{n}", due, "tick") for n in range(3)])
+        assert store.fire_reminders(due, 2).more
+        assert not store.fire_reminders(due, 2).more
+        assert len(_all_of(store, A)) == 3
 
     def test_reminders_fired_at_once_come_once(self, store: IActorStore) -> None:
         """However many processes do it."""
@@ -215,7 +236,7 @@ class TimeContract(ContractBase):
         _turn(store, reminders=reminders)
         fire = lambda _: [store.fire_reminders(due, 3) for _ in range(8)]  # noqa: E731 - only here
         in_threads(4, fire)
-        assert store.fire_reminders(due, 100) == []
+        assert store.fire_reminders(due, 100).actors == []
         assert len({record.message_id for record in _all_of(store, A)}) == 20
 
     # Deadlines.

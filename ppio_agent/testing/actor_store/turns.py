@@ -326,7 +326,8 @@ class TurnContract(ContractBase):
         assert kept(store, "m-2").attempt == 0
         assert store.read(A).values == {"a": b"1"}
         later = store.now() + 60.0
-        assert store.relay(later, 10) == store.fire_reminders(later, 10) == []
+        assert store.relay(later, 10).actors == []
+        assert store.fire_reminders(later, 10).actors == []
         assert store.dead_letters(10) == []
         assert store.read_progress(A, "m-1", 0, 10) == []
         done = commit(store, lease, etag=fresh, state=[SetValue("a", b"2")])

@@ -312,7 +312,7 @@ def test_the_state_goes_where_the_user_wants_it() -> None:
     store.commit(lease, turn)
     assert storage.read_state(A) == {"a": {"n": [1]}}
     assert store.read_progress(A, "m-1", 0, 9) == [ProgressItem(1, b"1")]
-    assert store.relay(store.now() + 1.0, 9) == [A]
+    assert store.relay(store.now() + 1.0, 9).actors == [A]
 
 
 def test_what_others_wrote_is_noticed() -> None:

@@ -254,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.now += 3600.0 * tries  # those that found a full mailbox are due again
         if self.model.outbox and self.now > self.store.now() + 80_000.0:
             return  # and none is given up
-        got = set(self.store.relay(self.now, 100))
+        got = set(self.store.relay(self.now, 100).actors)
         assert got == self.model.relay()
 
     @invariant()

@@ -249,8 +249,8 @@ def test_a_turn_leaves_all_or_nothing_whoever_died(cluster: RedisServer) -> None
         assert store.read(A).values == {"k": b"1"}
         assert [letter.reason for letter in store.dead_letters(10)] == ["x"]
         assert _ids(store, B) == ["o-0", "o-1", "o-2"]
-        assert store.fire_reminders(store.now() + 1.0, 10) == [A]
-        assert store.fire_reminders(store.now() + 1.0, 10) == []
+        assert store.fire_reminders(store.now() + 1.0, 10).actors == [A]
+        assert store.fire_reminders(store.now() + 1.0, 10).actors == []
         first, tick = _ids(store, A)
         assert (first, tick[:2]) == ("m-2", "r-")
         assert store.pending() == 0
@@ -317,8 +317,8 @@ def test_a_reminder_comes_once_whoever_died(cluster: RedisServer) -> None:
         _sweep(store)
         store.fire_reminders(store.now() + 2.0, 10)
         assert len(_ids(store, A)) == 1
-        assert store.fire_reminders(store.now() + 5.0, 10) == []
-        assert store.fire_reminders(store.now() + 12.0, 10) == [A]
+        assert store.fire_reminders(store.now() + 5.0, 10).actors == []
+        assert store.fire_reminders(store.now() + 12.0, 10).actors == [A]
 
     _killed_everywhere(
         cluster,
@@ -442,7 +442,7 @@ def test_nothing_is_lost_or_doubled_when_processes_are_killed(
     try:
         wait_until(lambda: store.ready("w-2", 10) or not store.pending())
         rest = _ids(store, A)
-        while store.relay(store.now() + 1.0, 1000):
+        while store.relay(store.now() + 1.0, 1000).actors:
             pass
         records = [store.get_request(A, id) for id in said]
         assert {r.status if r else None for r in records} == {RequestStatus.COMPLETED}
@@ -547,7 +547,7 @@ def test_a_server_that_forgets_its_scripts_is_told_them_again(
         client.script_flush()
         assert store.ready("w-2", 10) == [A]
         client.script_flush()
-        assert store.relay(store.now() + 1.0, 10) == [B]
+        assert store.relay(store.now() + 1.0, 10).actors == [B]
     store.close()
 
 
