@@ -561,9 +561,8 @@ def test_all_that_a_turn_tells_one_actor_arrives_at_once() -> None:
             done.set()
         return 1
 
-    options = RuntimeOptions(sweep_every=60.0, actor=ActorOptions(mailbox_limit=1000))
-    with InProcessActorRuntime(options=options) as runtime:
-        register(runtime, receive)
+    with InProcessActorRuntime(options=RuntimeOptions(sweep_every=60.0)) as runtime:
+        register(runtime, receive, mailbox_limit=1000)
         assert runtime.client().ask(A, "go").data == 1
         assert done.wait(5.0 * SLOW)
     assert arrived == list(range(600))
