@@ -294,7 +294,11 @@ class IActorStore(IActorStateStorage):
 
     @abstractmethod
     def purge(self, now: float, limit: int, retention: Retention) -> int:
-        """Forget what need not be kept: requests, letters, states; return how many."""
+        """Forget what need not be kept: requests, letters, states, owners.
+
+        Returns:
+            How much was looked at: if less than `limit`, nothing is left to forget.
+        """
 
     # For people.
 

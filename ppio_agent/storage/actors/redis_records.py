@@ -269,8 +269,12 @@ class Blobs:
 
 def turn_facts(turn: TurnCommit, blobs: Blobs, now: float) -> dict[str, Any]:
     """Return what a commit is told; what goes beside it is added to `blobs`."""
+    params = None
+    if turn.request is not None and turn.dead is not None:
+        (params,) = blobs.add(turn.request.params)
     return {
         "id": turn.message_id,
+        "params": params,  # for the dead letter
         "status": turn.status.value,
         "request": None if turn.request is None else _begun(turn.request, now),
         "etag": turn.etag,

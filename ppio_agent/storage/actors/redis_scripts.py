@@ -126,14 +126,16 @@ local function unbegun(r, crash_attempts)
   end
 end
 
+-- Who asks again has not heard the answer: of one turn that is the same.
 local function begin(crash_attempts)
-  local ended = {}
+  local ended, token = {}, call('HGET', ACTOR, 'token')
   while true do
     local r = load(call('ZRANGE', QUEUE, 0, 0)[1])
     if not r then return {ended, {}} end
+    if r.attempt > 0 and r.begun == token then return {ended, told(r)} end
     local status, code = unbegun(r, crash_attempts)
     if not status then
-      r.attempt, r.started = r.attempt + 1, instant(now)
+      r.attempt, r.started, r.begun = r.attempt + 1, instant(now), token
       save(r)
       return {ended, told(r)}
     end
@@ -344,13 +346,15 @@ else
     hint('reminders', name, due)
   end
   call('HSET', ACTOR, 'last_turn', instant(now))
-  if args.state_ttl then
+  if args.state_ttl and call('EXISTS', STATE) == 1 then
     local expires = instant(now + args.state_ttl)
     call('HSET', ACTOR, 'expires', expires)
     hint('expiries', '', expires)
   elseif call('HDEL', ACTOR, 'expires') == 1 then
     hint('expiries', '')
   end
+  -- One that was not accepted before has them here alone.
+  if args.params then call('HSET', REQUESTS, r.id .. ' params', ARGV[args.params]) end
   finish(r, args.status, ARGV[2], args.dead)
 end
 return {hints, outcome, etag(), r and outcome ~= 'committed' and told(r) or {},

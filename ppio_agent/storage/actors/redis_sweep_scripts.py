@@ -101,24 +101,23 @@ return {hints}
 local expires = call('HGET', ACTOR, 'expires')
 if expires and tonumber(expires) > now then
   hint('expiries', '', expires)
-  return {hints, 0}
+  return {hints}
 elseif call('EXISTS', QUEUE) == 1 then
   hint('expiries', '', instant(now + 60))  -- a turn of it will say anew
-  return {hints, 0}
+  return {hints}
 end
 hint('expiries', '')
 call('HDEL', ACTOR, 'expires')
-if not expires or call('DEL', STATE, NAMES) == 0 then return {hints, 0} end
-call('HINCRBY', ACTOR, 'etag', 1)
-forget()
-return {hints, 1}
+if expires and call('DEL', STATE, NAMES) > 0 then
+  call('HINCRBY', ACTOR, 'etag', 1)
+  forget()
+end
+return {hints}
 """,
     "disown": """
 hint('owners', '')
-if not is_owned() then return {hints, 0} end
-if forget(true) then return {hints, 1} end
-see_owner()
-return {hints, 0}
+if is_owned() and not forget(true) then see_owner() end
+return {hints}
 """,
     # What the indexes should say of an actor.
     "survey": """

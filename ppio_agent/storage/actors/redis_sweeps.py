@@ -239,15 +239,21 @@ class RedisSweeps:
     # What is too old, or too much.
 
     def purge(self, now: float, limit: int, retention: Retention) -> int:
-        """Forget what need not be kept; return how much that was."""
-        for worker in self._due("workers", now - _FORGET_WORKER, limit):
+        """Forget what need not be kept; return how much was looked at for that."""
+        workers = self._due("workers", now - _FORGET_WORKER, limit)
+        for worker in workers:
             self.retire(worker.decode())
-        self._evict(limit, retention)
+        while heavy := self._heavy(limit, retention.payload_bytes):
+            self._forget("evict", heavy)
+            self._calls.index("evicted", *heavy)
         return (
-            self._drop(now, limit, retention)
+            len(workers)
+            + self._drop(now, limit, retention)
             + self._discard(now, limit, retention)
-            + self._wither(now, limit)
-            + self._disown(now - retention.seconds, limit)
+            + self._look("wither", self._due("expiries", now, limit), now)
+            + self._look(
+                "disown", self._due("owners", now - retention.seconds, limit), now
+            )
         )
 
     def _drop(self, now: float, limit: int, retention: Retention) -> int:
@@ -261,21 +267,18 @@ class RedisSweeps:
             self._calls.index("dropped", *old)
         return len(old)
 
-    def _evict(self, limit: int, retention: Retention) -> None:
-        over = int(self._link.one("GET", INDEXES["bytes"]) or 0)
-        over -= retention.payload_bytes
+    def _heavy(self, limit: int, most: int) -> list[bytes]:
+        """Return a page of those that ended first, as far as they are too much."""
+        over = int(self._link.one("GET", INDEXES["bytes"]) or 0) - most
         if over <= 0:
-            return
-        page = self._link.one("ZRANGE", INDEXES["payloads"], 0, limit - 1)
+            return []
         heavy: list[bytes] = []
-        for member in page:
+        for member in self._link.one("ZRANGE", INDEXES["payloads"], 0, limit - 1):
             if over <= 0:
                 break
             heavy.append(member)
             over -= int(member.rpartition(b" ")[2])
-        self._forget("evict", heavy)
-        if heavy:
-            self._calls.index("evicted", *heavy)
+        return heavy
 
     def _forget(self, script: str, members: Sequence[bytes]) -> None:
         """Let actors forget requests first; the indexes say so as long as they do not."""
@@ -296,17 +299,13 @@ class RedisSweeps:
             old = self._link.one("ZRANGE", key, 0, extra - 1)
         return self._calls.index("discard", *old) if old else 0
 
-    def _wither(self, now: float, limit: int) -> int:
-        items = _by_actor(self._due("expiries", now, limit))
-        answers = self._calls.actors([
-            ActorCall("wither", actor, {"now": repr(now)}) for actor in items
+    def _look(self, script: str, members: Sequence[bytes], now: float) -> int:
+        """Let actors look whether something of theirs is too old."""
+        facts = {"now": repr(now)}
+        self._calls.actors([
+            ActorCall(script, actor, facts) for actor in _by_actor(members)
         ])  # fmt: skip
-        return sum(gone for (gone,) in answers)
-
-    def _disown(self, before: float, limit: int) -> int:
-        items = _by_actor(self._due("owners", before, limit))
-        answers = self._calls.actors([ActorCall("disown", actor) for actor in items])
-        return sum(gone for (gone,) in answers)
+        return len(members)
 
 
 def _scored(page: Sequence[bytes]) -> Iterable[tuple[bytes, float]]:

@@ -132,6 +132,19 @@ class KeptContract(ContractBase):
         assert store.dead_letter("nothing") is None
         assert not store.discard("nothing")
 
+    def test_dead_letters_have_what_was_asked(self, store: IActorStore) -> None:
+        """Also of a request that was not accepted before its turn."""
+        accepted(store, request(params=b"[1]"))
+        lease = begin(store)
+        store.take(lease)
+        failed = RequestStatus.FAILED
+        commit(store, lease, status=failed, dead="crash", take=False)
+        sent = request("m-2", params=b"[2]")
+        commit(store, lease, "m-2", request=sent, status=failed, dead="crash")
+        letters = store.dead_letters(10)
+        assert [letter.request.params for letter in letters] == [b"[1]", b"[2]"]
+        assert kept(store, "m-2").params == b""
+
     def test_dead_letters_are_forgotten(self, store: IActorStore) -> None:
         """In time, and the oldest when they are too many."""
         _dead(store, *(f"d-{n}" for n in range(5)))

@@ -507,8 +507,64 @@ def test_the_owner_of_nothing_is_forgotten(server: RedisServer) -> None:
     store.ready("w-1", 10)
     store.purge(store.now() + 5.0, 10, Retention(seconds=LATER))
     assert store.owner(A) == "anna"
-    assert store.purge(store.now() + LATER, 10, Retention(seconds=5.0)) == 1
+    later = store.now() + LATER
+    looked = [store.purge(later, 1, Retention(seconds=5.0)) for _ in range(3)]
+    assert looked == [1, 1, 0]
     assert (store.owner(A), store.owner(B)) == (None, "bert")
+    store.close()
+
+
+def test_all_that_is_too_much_is_evicted_by_one_purge(server: RedisServer) -> None:
+    """However few it looks at in one go."""
+    store = RedisActorStore(_emptied(server))
+    lease = _begun(store)
+    for n in range(7):
+        turn = TurnCommit(
+            message_id=f"m-{n}",
+            status=RequestStatus.COMPLETED,
+            data=b"1" * 100,
+            request=_request(f"m-{n}"),
+        )
+        store.commit(lease, turn)
+    store.purge(store.now(), 2, Retention(payload_bytes=200))
+    records = [store.get_request(A, f"m-{n}") for n in range(7)]
+    assert [one and one.evicted for one in records] == [True] * 5 + [False] * 2
+    store.close()
+
+
+def test_no_end_is_set_to_a_state_that_is_empty(server: RedisServer) -> None:
+    """There would be nothing to delete."""
+    store = RedisActorStore(_emptied(server))
+    lease = _begun(store)
+    turn = TurnCommit(
+        message_id="m-1",
+        status=RequestStatus.COMPLETED,
+        request=_request("m-1"),
+        state_ttl=50.0,
+    )
+    store.commit(lease, turn)
+    assert store.purge(store.now() + 100.0, 10, Retention()) == 0
+    store.close()
+
+
+def test_a_turn_that_is_taken_again_is_the_same(server: RedisServer) -> None:
+    """Its answer was not heard; of another owner it is another."""
+    store = RedisActorStore(_emptied(server))
+    store.accept(_request("m-1"), Limits())
+    lease = _begun(store)
+    first, again = (
+        store.take(lease, crash_attempts=1),
+        store.take(lease, crash_attempts=1),
+    )
+    assert first.record is not None
+    assert again.record is not None
+    assert first.record.attempt == again.record.attempt == 1
+    assert first.record.started_at == again.record.started_at
+    other = store.claim(lease.worker, A)
+    assert other is not None
+    assert [one.message_id for one in store.take(other, crash_attempts=1).ended] == [
+        "m-1"
+    ]
     store.close()
 
 
