@@ -72,33 +72,35 @@ def write(store: IActorStore, turn: Turn, key: str, value: Any) -> None:
         StateTooLargeError: It, or with it the whole state, is too large.
     """
     data = encode_json(value)
-    actor_id = turn.cell.actor_id
     if len(data) > MAX_VALUE:
+        actor_id = turn.cell.actor_id
         raise StateTooLargeError(
             f"the value of {key!r:.120} of actor {actor_id} is {len(data)} bytes of JSON,"
             f" more than {MAX_VALUE}: split it into several keys",
             actor_id=str(actor_id),
         )
-    _make_room(store, turn, len(_key(key)) + len(data))
+    growth = len(_key(key)) + len(data)
+    size = turn.activation.size
+    # What was written over is counted too, so the bound is above the truth: measured
+    # anew when it is reached, and so rarely.
+    if size is None or size + growth > MAX_STATE:
+        size = _size_with_room(store, turn, growth)
+    turn.activation.size = size + growth
     if turn.writes is None:
         turn.writes = {}
     turn.writes[key] = data
 
 
-def _make_room(store: IActorStore, turn: Turn, growth: int) -> None:
-    activation, actor_id = turn.activation, turn.cell.actor_id
-    size = activation.size
-    # What was written over is counted too, so the bound is above the truth: measured
-    # anew when it is reached, and so rarely.
-    if size is None or size + growth > MAX_STATE:
-        size = _measured(store, actor_id, turn)
+def _size_with_room(store: IActorStore, turn: Turn, growth: int) -> int:
+    actor_id = turn.cell.actor_id
+    size = _measured(store, actor_id, turn)
     if size + growth > MAX_STATE:
         raise StateTooLargeError(
             f"the state of actor {actor_id} would be more than {MAX_STATE} bytes of"
             " JSON: remove what it does not need",
             actor_id=str(actor_id),
         )
-    activation.size = size + growth
+    return size
 
 
 def _measured(store: IActorStore, actor_id: ActorId, turn: Turn) -> int:

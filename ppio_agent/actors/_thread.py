@@ -24,6 +24,7 @@ THREAD_STATE_KEY = "agent_thread"
 """Key of the head; that of message n is ``agent_thread/<n, 8 digits>``, from 0."""
 
 _VERSION = 1
+_TEXTS = ("thread_id", "created_at", "last_updated")
 
 
 @define(eq=False, kw_only=True)
@@ -161,13 +162,14 @@ class AgentThread:
                 f"the thread has version {version!r:.20}, and {_VERSION} is understood:"
                 " it was written by a later release, or is no thread"
             )
-        texts = {
-            key: head.get(key) for key in ("thread_id", "created_at", "last_updated")
-        }
-        wrong = [key for key, text in texts.items() if type(text) is not str]
-        if wrong:
-            raise ValidationError(f"{wrong[0]} of a thread has to be a text")
-        return cls(**texts)
+        for key in _TEXTS:
+            if type(head.get(key)) is not str:
+                raise ValidationError(f"{key} of a thread has to be a text")
+        return cls(
+            thread_id=head["thread_id"],
+            created_at=head["created_at"],
+            last_updated=head["last_updated"],
+        )
 
 
 def _key(number: int) -> str:

@@ -231,14 +231,14 @@ class Invocation(Lifetime):
 
     def _open(self, *, streams: bool) -> None:
         """Note that the handler was reached, or that there is going to be a stream."""
-        with self._lock:
-            self.streams = self.streams or streams
-            if streams and self._reserve:
-                self._reserve = False
-                self._reserved = self._ring_locked().attach()
         if not streams:
             self.progress.take(Step.REACHED)
             return
+        with self._lock:
+            self.streams = True
+            if self._reserve:
+                self._reserve = False
+                self._reserved = self._ring_locked().attach()
         self.progress.take(Step.REACHED | Step.STREAMS)
         on_slow = self._on_slow
         if on_slow is not None:

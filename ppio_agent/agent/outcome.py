@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from attrs import frozen
+from attrs import define
 
 from ppio_agent.exceptions import InvocationCancelledError, InvocationTimeoutError
 from ppio_agent.wire.json import encode_json
@@ -17,7 +17,7 @@ from .states import Happening, InvocationState, Life
 __all__ = ["Outcome", "imposed_error", "terminal_events"]
 
 
-@frozen(kw_only=True)
+@define(eq=False, kw_only=True)
 class Outcome:
     """What user code came to.
 

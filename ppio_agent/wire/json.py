@@ -44,7 +44,7 @@ MAX_DEPTH = 100
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
-def _dumps_of_plain() -> Callable[[Any], str]:
+def _encoder_of_plain() -> Callable[[Any, int], Iterable[str]]:
     """Return what makes text of plain JSON types, by the interpreter's C encoder.
 
     `json.JSONEncoder.encode` makes that anew for each value, in twice the time that a
@@ -55,8 +55,8 @@ def _dumps_of_plain() -> Callable[[Any], str]:
     )
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:  # an interpreter without it
-        return standard.encode
-    encode = make(
+        return lambda value, _level: (standard.encode(value),)
+    return make(  # type: ignore[no-any-return]
         markers=None,
         default=standard.default,
         encoder=json.encoder.encode_basestring,
@@ -67,10 +67,9 @@ def _dumps_of_plain() -> Callable[[Any], str]:
         skipkeys=False,
         allow_nan=False,
     )
-    return lambda value: "".join(encode(value, 0))
 
 
-_dumps = _dumps_of_plain()
+_pieces = _encoder_of_plain()
 
 
 def encode_json(value: object) -> bytes:
@@ -91,10 +90,10 @@ def encode_json(value: object) -> bytes:
     """
     if _is_plain(value, MAX_DEPTH):
         try:
-            return _dumps(value).encode()
+            return "".join(_pieces(value, 0)).encode()
         except ValueError:
             pass  # a number or text that does not go: the slow way finds where
-    return _dumps(_convert(value, "$", ())).encode()
+    return "".join(_pieces(_convert(value, "$", ()), 0)).encode()
 
 
 def _is_plain(value: Any, depth: int) -> bool:

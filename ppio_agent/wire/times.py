@@ -21,7 +21,7 @@ def format_time(instant: datetime) -> str:
         instant = instant.replace(tzinfo=timezone.utc)
     if instant.tzinfo is not timezone.utc:
         instant = instant.astimezone(timezone.utc)
-    return f"{instant.isoformat(timespec='milliseconds')[:-6]}Z"  # without +00:00
+    return f"{instant.isoformat('T', 'milliseconds')[:-6]}Z"  # without +00:00
 
 
 def parse_time(text: str) -> datetime:
