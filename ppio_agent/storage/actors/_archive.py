@@ -6,11 +6,13 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from attrs import evolve
 
 from ppio_agent.wire.actors import ActorId
 
+from ._ended import pack, unpack
 from ._shelf import Log
 from .records import DeadLetter, RequestRecord, Retention
 
@@ -18,7 +20,34 @@ __all__ = ["Archive", "DeadLetters"]
 
 _MANY = 64
 _LARGE = 64 * 1024
-_Replace = Callable[[RequestRecord, "RequestRecord | None"], bool]
+# An actor, an id, what `pack` made of the request, the bytes of its result and log.
+_Row = tuple[ActorId, str, bytes, int]
+_Replace = Callable[[ActorId, str, bytes, "bytes | None"], bool]
+
+
+class _Rows:
+    """Rows, the oldest first, without an object for each.
+
+    Thread safety: one thread at a time.
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self) -> None:
+        self._fields: deque[Any] = deque()
+
+    def __len__(self) -> int:
+        return len(self._fields) // 4
+
+    def append(self, row: _Row) -> None:
+        self._fields.extend(row)
+
+    def popleft(self) -> _Row:
+        take = self._fields.popleft
+        return take(), take(), take(), take()
+
+    def oldest(self) -> _Row:
+        return tuple(itertools.islice(self._fields, 4))
 
 
 class Archive:
@@ -31,8 +60,9 @@ class Archive:
     counts until it is the oldest.
 
     Args:
-        replace: Called with a request and what is known in its place from now on; None:
-            nothing. Returns whether it was known. Takes the lock of its actor.
+        replace: Called with an actor, an id, what was packed of the request and what
+            is kept in its place from now on; None: nothing. Returns whether it was
+            known. Takes the lock of the actor.
 
     Attributes:
         logs: By actor and id; each for who has the lock of the actor.
@@ -47,7 +77,6 @@ class Archive:
         "_fresh",
         "_full",
         "_lock",
-        "_log_sizes",
         "_payload",
         "_replace",
         "logs",
@@ -60,24 +89,25 @@ class Archive:
         self.logs: dict[tuple[ActorId, str], Log] = {}
         self.retention = Retention()
         self.urgent = False
-        self._fresh: deque[RequestRecord] = deque()  # Not counted yet.
+        self._fresh: deque[_Row] = deque()  # Not counted yet.
         self._lock = threading.Lock()  # Guards all below.
-        self._full: deque[RequestRecord] = deque()
-        self._bare: deque[RequestRecord] = deque()  # Evicted; older than all in _full.
-        self._log_sizes: dict[RequestRecord, int] = {}
+        self._full = _Rows()
+        self._bare = _Rows()  # Evicted; older than all in _full.
         self._payload = 0
 
-    def add(self, record: RequestRecord) -> None:
-        """Keep a request that has just ended."""
+    def add(self, actor_id: ActorId, record: RequestRecord) -> bytes:
+        """Keep a request that has just ended; return what is kept of it."""
         size = len(record.data)
         if self.logs:
-            log = self.logs.get((record.actor_id, record.message_id))
+            log = self.logs.get((actor_id, record.message_id))
             if log is not None:
                 record.position = log.position
                 size += log.size
-        self._fresh.append(record)
+        packed = pack(record)
+        self._fresh.append((actor_id, record.message_id, packed, size))
         if size > _LARGE or len(self._fresh) >= _MANY:
             self.urgent = True
+        return packed
 
     def settle(self) -> None:
         """Count what was added, and forget others for it."""
@@ -87,13 +117,9 @@ class Archive:
     def _settle(self) -> None:
         self.urgent = False
         while self._fresh:
-            record = self._fresh.popleft()
-            log = self.logs.get((record.actor_id, record.message_id))
-            if log is not None:
-                self._log_sizes[record] = log.size
-                self._payload += log.size
-            self._payload += len(record.data)
-            self._full.append(record)
+            row = self._fresh.popleft()
+            self._payload += row[3]
+            self._full.append(row)
         while self._full and self._payload > self.retention.payload_bytes:
             self._evict()
         while len(self._full) + len(self._bare) > self.retention.ids:
@@ -107,35 +133,32 @@ class Archive:
             self._settle()
             count += before - len(self._full) - len(self._bare)
             while count < limit:
-                oldest = (self._bare or self._full or (None,))[0]
-                if oldest is None or not _ended_before(
-                    oldest, now - self.retention.seconds
+                rows = self._bare or self._full
+                if not rows or not _ended_before(
+                    rows.oldest(), now - self.retention.seconds
                 ):
                     break
                 count += self._forget_oldest()
         return count
 
     def _evict(self) -> None:
-        record = self._full.popleft()
-        self._payload -= self._size(record)
-        bare = evolve(record, data=b"", evicted=True)
-        if self._replace(record, bare):
-            self._bare.append(bare)
+        actor_id, message_id, packed, size = self._full.popleft()
+        self._payload -= size
+        record = unpack(actor_id, message_id, packed)
+        bare = pack(evolve(record, data=b"", evicted=True))
+        if self._replace(actor_id, message_id, packed, bare):
+            self._bare.append((actor_id, message_id, bare, 0))
 
     def _forget_oldest(self) -> bool:
-        if self._bare:
-            return self._replace(self._bare.popleft(), None)
-        record = self._full.popleft()
-        self._payload -= self._size(record)
-        return self._replace(record, None)
-
-    def _size(self, record: RequestRecord) -> int:
-        log_size = self._log_sizes.pop(record, 0) if self._log_sizes else 0
-        return len(record.data) + log_size
+        rows = self._bare or self._full
+        actor_id, message_id, packed, size = rows.popleft()
+        self._payload -= size
+        return self._replace(actor_id, message_id, packed, None)
 
 
-def _ended_before(record: RequestRecord, instant: float) -> bool:
-    return record.finished_at is not None and record.finished_at < instant
+def _ended_before(row: _Row, instant: float) -> bool:
+    ended = unpack(*row[:3]).finished_at
+    return ended is not None and ended < instant
 
 
 class DeadLetters:

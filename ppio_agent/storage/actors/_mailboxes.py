@@ -41,7 +41,7 @@ class Mailboxes:
     """Shelves of actors, and what is known of all their requests together.
 
     Pending records are changed in place, so they leave here as copies only, see `seen`.
-    Ended ones are not changed.
+    Ended ones are not changed, and packed.
 
     Attributes:
         shelves: By actor.
@@ -136,7 +136,7 @@ class Mailboxes:
         shelf = self.shelves.get(request.actor_id)
         if shelf is None:
             shelf = self.shelf(request.actor_id)
-        elif shelf.known is not None:
+        else:
             known = shelf.find(request.message_id)
             if known is not None:
                 told = known.digest and request.digest
@@ -178,7 +178,7 @@ class Mailboxes:
 
     def enqueue(self, shelf: Shelf, request: RequestRecord) -> None:
         """Put a request, whose id is not known, behind the others."""
-        shelf.keep(request)
+        shelf.keep(request.message_id, request)
         if shelf.queue is None:
             shelf.queue = deque((request,))
         else:
@@ -249,17 +249,22 @@ class Mailboxes:
         del self.pending[record]
         if record.deadline is not None:
             self.deadlines.drop(record)
-        self.finish(record, status, data, now)
+        self.finish(shelf, record, status, data, now)
 
     def finish(
-        self, record: RequestRecord, status: RequestStatus, data: bytes, now: float
+        self,
+        shelf: Shelf,
+        record: RequestRecord,
+        status: RequestStatus,
+        data: bytes,
+        now: float,
     ) -> None:
         """End a request that is not pending here, or no longer."""
         record.status = status
         record.data = data
         record.params = b""
         record.finished_at = now
-        self.archive.add(record)
+        shelf.keep(record.message_id, self.archive.add(shelf.actor_id, record))
 
     def end_as(
         self,
@@ -306,19 +311,21 @@ class Mailboxes:
         """Forget an actor with its requests."""
         for record in list(shelf.queue or ()):
             self.end_as(shelf, record, RequestStatus.CANCELLED, "cancelled", now)
-        for record in shelf.records():
-            self.archive.logs.pop((record.actor_id, record.message_id), None)
+        for message_id in shelf.ids():
+            self.archive.logs.pop((shelf.actor_id, message_id), None)
         del self.shelves[shelf.actor_id]
 
-    def _replace_ended(self, old: RequestRecord, new: RequestRecord | None) -> bool:
-        with self.lock_of(old.actor_id):
-            shelf = self.shelves.get(old.actor_id)
-            if shelf is None or shelf.find(old.message_id) is not old:
+    def _replace_ended(
+        self, actor_id: ActorId, message_id: str, old: bytes, new: bytes | None
+    ) -> bool:
+        with self.lock_of(actor_id):
+            shelf = self.shelves.get(actor_id)
+            if shelf is None or shelf.kept(message_id) is not old:
                 return False
-            self.archive.logs.pop((old.actor_id, old.message_id), None)
+            self.archive.logs.pop((actor_id, message_id), None)
             if new is not None:
-                shelf.keep(new)
+                shelf.keep(message_id, new)
             else:
-                shelf.drop(old)
+                shelf.drop(message_id)
                 self.tidy(shelf)
             return True

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ppio_agent.wire.actors import ActorId
 
+from ._ended import unpack
 from .records import (
     ProgressItem,
     RemoveKey,
@@ -64,9 +65,11 @@ class Shelf:
         state: JSON by key; None for nothing.
         queue: Pending requests, the oldest first; None for none. A turn of the first
             one may have begun, of no other.
-        known: Requests by id, pending or not. A single one stands for itself, since a
-            dictionary for it would take more bytes than it does: most actors are asked
-            once.
+        first_id: Id of one request that is known; None: there is none, or no longer.
+        first: That request: as it is while it is pending, then packed. It has a place
+            of its own, since most actors are asked once, and a dictionary for one
+            would take more bytes than it does.
+        others: All others that are known, by id; None for none.
         reminders: By name, each with the id of the request that it made last; None for
             none.
         last_turn: When the latest turn was committed.
@@ -77,8 +80,10 @@ class Shelf:
     __slots__ = (
         "actor_id",
         "etag",
-        "known",
+        "first",
+        "first_id",
         "last_turn",
+        "others",
         "queue",
         "reminders",
         "state",
@@ -93,50 +98,54 @@ class Shelf:
         self.etag = "0"
         self.state: dict[str, bytes] | None = None
         self.queue: deque[RequestRecord] | None = None
-        self.known: RequestRecord | dict[str, RequestRecord] | None = None
+        self.first_id: str | None = None
+        self.first: RequestRecord | bytes | None = None
+        self.others: dict[str, RequestRecord | bytes] | None = None
         self.reminders: dict[str, tuple[SetReminder, str]] | None = None
         self.last_turn: float | None = None
 
     def is_bare(self) -> bool:
         """Whether there is nothing but what a lease made."""
-        return self.known is None and self.state is None and self.reminders is None
+        requests = self.first_id is not None or self.others is not None
+        return not requests and self.state is None and self.reminders is None
 
     def find(self, message_id: str) -> RequestRecord | None:
-        """Return a request."""
-        known = self.known
-        if isinstance(known, dict):
-            return known.get(message_id)
-        if known is not None and known.message_id == message_id:
-            return known
-        return None
+        """Return a request; of one that has ended a copy."""
+        kept = self.kept(message_id)
+        if isinstance(kept, bytes):
+            return unpack(self.actor_id, message_id, kept)
+        return kept
 
-    def keep(self, record: RequestRecord) -> None:
+    def kept(self, message_id: str) -> RequestRecord | bytes | None:
+        """Return what is kept of a request: itself while it is pending, then packed."""
+        if message_id == self.first_id:
+            return self.first
+        return None if self.others is None else self.others.get(message_id)
+
+    def keep(self, message_id: str, request: RequestRecord | bytes) -> None:
         """Know a request from now on, in place of the one with its id."""
-        known = self.known
-        if isinstance(known, dict):
-            known[record.message_id] = record
-        elif known is None or known.message_id == record.message_id:
-            self.known = record
+        others = self.others
+        if others is not None and message_id in others:
+            others[message_id] = request
+        elif self.first_id is None or self.first_id == message_id:
+            self.first_id, self.first = message_id, request
+        elif others is None:
+            self.others = {message_id: request}
         else:
-            self.known = {known.message_id: known, record.message_id: record}
+            others[message_id] = request
 
-    def drop(self, record: RequestRecord) -> bool:
-        """Forget a request; return whether it was the one that was known."""
-        if self.find(record.message_id) is not record:
-            return False
-        known = self.known
-        if isinstance(known, dict) and len(known) > 1:
-            del known[record.message_id]
-        else:
-            self.known = None
-        return True
+    def drop(self, message_id: str) -> None:
+        """Forget a request that is known."""
+        if message_id == self.first_id:
+            self.first_id = self.first = None
+        elif self.others is not None:
+            self.others.pop(message_id, None)
+            self.others = self.others or None
 
-    def records(self) -> list[RequestRecord]:
-        """Return all requests, the oldest first."""
-        known = self.known
-        if isinstance(known, dict):
-            return list(known.values())
-        return [] if known is None else [known]
+    def ids(self) -> list[str]:
+        """Return the ids of all requests."""
+        first = [] if self.first_id is None else [self.first_id]
+        return [*first, *(self.others or ())]
 
     def running(self) -> RequestRecord | None:
         """Return the request whose turn was begun."""

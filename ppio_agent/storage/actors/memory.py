@@ -209,7 +209,7 @@ class InMemoryStateStorage(IActorStore):
         with self._boxes.lock_of(lease.actor_id):
             shelf, boxes = self._leased(lease), self._boxes
             now = time.time()
-            record = shelf.find(turn.message_id) if shelf.known is not None else None
+            record = shelf.find(turn.message_id)
             queued = record is not None
             if record is None:
                 record = turn.request
@@ -224,8 +224,7 @@ class InMemoryStateStorage(IActorStore):
                 if queued:
                     boxes.end(shelf, record, turn.status, turn.data, now)
                 else:
-                    shelf.keep(record)
-                    boxes.finish(record, turn.status, turn.data, now)
+                    boxes.finish(shelf, record, turn.status, turn.data, now)
                 done = Committed(_COMMITTED, shelf.etag)
             if turn.take:
                 done.taken = boxes.take(shelf, now, turn.crash_attempts)
