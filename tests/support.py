@@ -19,6 +19,7 @@ import pytest
 
 __all__ = [
     "SLOW",
+    "ending_with_us",
     "interrupt_everywhere",
     "missing_tests",
     "needs_program",
@@ -65,6 +66,16 @@ def needs_program(name: str) -> str:
         reason = f"{name} is not installed; .ci/packages installs it"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     return found
+
+
+def ending_with_us(signal: str) -> list[str]:
+    """Return the words before a command that let it end with the process that began it.
+
+    By the signal, and also if that process is killed and can close nothing. Where
+    there is no `setpriv` (it is of util-linux), none.
+    """
+    program = shutil.which("setpriv")
+    return [] if program is None else [program, "--pdeathsig", signal, "--"]
 
 
 def missing_tests(places: Iterable[str]) -> list[str]:

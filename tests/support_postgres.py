@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.support import needs_program, wait_until
+from tests.support import ending_with_us, needs_program, wait_until
 
 __all__ = ["PostgresServer"]
 
@@ -73,7 +73,11 @@ class PostgresServer:
         settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, "-D", self._data, "-k", self._folder, *settings],
+                [
+                    *ending_with_us("QUIT"),
+                    *(self._program, "-D", self._data, "-k", self._folder),
+                    *settings,
+                ],
                 cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 **self._identity,
             )  # fmt: skip

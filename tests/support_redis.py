@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from tests.support import needs_program, wait_until
+from tests.support import ending_with_us, needs_program, wait_until
 
 __all__ = ["RedisServer"]
 
@@ -32,6 +32,7 @@ class RedisServer:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [
+                *ending_with_us("KILL"),
                 self._program, "--port", "0", "--unixsocket", str(self.path),
                 "--save", "", "--dir", str(self._folder), "--daemonize", "no",
                 *self._options,
