@@ -203,7 +203,7 @@ class Front:
         environ = exchange.environ
         origin = environ.get("HTTP_ORIGIN")
         host = environ.get("HTTP_HOST") or environ.get("SERVER_NAME", "")
-        self._guard.check(exchange.method, host, origin)
+        self._guard.check(exchange.method, host, origin, environ.get("REMOTE_ADDR"))
         asked = environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD")
         if exchange.method == "OPTIONS" and origin is not None and asked is not None:
             return self._preflight(exchange, origin)

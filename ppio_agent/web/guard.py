@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
+from ppio_agent._util.net import is_loopback
 from ppio_agent.exceptions import PermissionDeniedError
 
 __all__ = ["Guard"]
@@ -43,20 +44,29 @@ class Guard:
         bracketed = f"[{self.host}]" if ":" in self.host else self.host
         object.__setattr__(self, "_names", _LOCAL_NAMES | {bracketed.lower()})
 
-    def check(self, method: str, host: str, origin: str | None) -> None:
+    def check(
+        self, method: str, host: str, origin: str | None, peer: str | None = None
+    ) -> None:
         """Return if a request may be served.
 
         Args:
             method: Its method.
             host: Its Host header.
             origin: Its Origin header, or None.
+            peer: The address that it came from, where the server knows one.
 
         Raises:
-            PermissionDeniedError: It may not (`host_not_allowed` or
-                `origin_not_allowed`).
+            PermissionDeniedError: It may not (`address_not_allowed`,
+                `host_not_allowed` or `origin_not_allowed`).
         """
         if not self.local_only:
             return
+        # A server of others may listen on any address, whatever the Host header says.
+        if peer and peer != "127.0.0.1" and not _is_here(peer):
+            raise PermissionDeniedError(
+                "only programs of this machine are served: set up authentication",
+                code="address_not_allowed",
+            )
         name = host.rpartition(":")[0] if _has_port(host) else host
         if name.lower() not in self._names:
             raise PermissionDeniedError(
@@ -106,6 +116,10 @@ class Guard:
             ("Access-Control-Allow-Headers", requested_headers),
             ("Access-Control-Max-Age", "600"),
         )
+
+
+def _is_here(peer: str) -> bool:
+    return is_loopback(peer.removeprefix("::ffff:"))
 
 
 def _has_port(host: str) -> bool:

@@ -44,6 +44,21 @@ def test_no_other_name_is_served(host: str) -> None:
     assert caught.value.code == "host_not_allowed"
 
 
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "", None])
+def test_who_calls_from_this_machine_is_served(peer: str | None) -> None:
+    """So is whoever comes by a server that tells no address."""
+    LOCAL.check("POST", "localhost", None, peer)
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.7", "::ffff:10.0.0.7", "fe80::1", "unknown"])
+def test_a_name_of_this_machine_lets_nobody_else_in(peer: str) -> None:
+    """Whoever sends a request chooses its Host."""
+    with pytest.raises(PermissionDeniedError) as caught:
+        LOCAL.check("GET", "localhost", None, peer)
+    assert caught.value.code == "address_not_allowed"
+    Guard(local_only=False).check("GET", "localhost", None, peer)
+
+
 def test_a_foreign_page_may_not_post() -> None:
     """Whether it may read the answer or not."""
     LOCAL.check("POST", "localhost:80", "http://localhost:80")
