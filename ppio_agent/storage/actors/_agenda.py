@@ -49,12 +49,33 @@ class Agenda(Generic[_T]):
     def pop(self, now: float) -> _T | None:
         """Take out what is due first, if its time has come."""
         with self._lock:
-            while self._heap and self._heap[0][0] <= now:
-                entry = heapq.heappop(self._heap)
-                thing = entry[2]
-                if self._entries.get(thing) is entry:
-                    del self._entries[thing]
-                    return thing
+            thing = self._first(now)
+            if thing is not None:
+                heapq.heappop(self._heap)
+                del self._entries[thing]
+        return thing
+
+    def first(self, now: float) -> _T | None:
+        """Return what is due first, if its time has come; see `take`."""
+        with self._lock:
+            return self._first(now)
+
+    def take(self, thing: _T, now: float) -> bool:
+        """Take one out, if its time has come; return whether it has."""
+        with self._lock:
+            entry = self._entries.get(thing)
+            if entry is None or entry[0] > now:
+                return False
+            del self._entries[thing]
+            self._shrink()
+            return True
+
+    def _first(self, now: float) -> _T | None:
+        while self._heap and self._heap[0][0] <= now:
+            entry = self._heap[0]
+            if self._entries.get(entry[2]) is entry:
+                return entry[2]
+            heapq.heappop(self._heap)
         return None
 
     def _shrink(self) -> None:

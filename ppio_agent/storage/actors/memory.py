@@ -47,12 +47,13 @@ from .records import (
 )
 from .waitgraph import cycle_of
 
-__all__ = ["InMemoryStateStorage"]
+__all__ = ["STATE_AGAIN", "InMemoryStateStorage"]
 
 # Members of enums are slow to look up, and these are for each turn.
 _PENDING = RequestStatus.PENDING
 _COMMITTED = CommitOutcome.COMMITTED
-_BUSY_STATE_AGAIN = 60.0
+STATE_AGAIN = 60.0
+"""Seconds after which a state is looked at again that cannot be deleted now."""
 
 
 _T = TypeVar("_T")
@@ -253,7 +254,7 @@ class InMemoryStateStorage(IActorStore):
         shelf.last_turn = now
         if turn.state:
             self._change(shelf, turn.state)
-        if turn.state_ttl is not None:
+        if turn.state_ttl is not None and self._has_state(shelf):
             self._state_ends.set(shelf.actor_id, now + turn.state_ttl)
         elif self._state_ends:
             self._state_ends.drop(shelf.actor_id)
@@ -340,41 +341,47 @@ class InMemoryStateStorage(IActorStore):
         before = now - retention.dead_seconds
         count += self._boxes.dead.shorten(limit, before, retention.dead_letters)
         count += self._purge_states(now, limit)
-        with self._lock:
-            self._purge_owners(now - retention.seconds, limit)
-        return count
+        return count + self._purge_owners(now, limit, retention)
 
     def _purge_states(self, now: float, limit: int) -> int:
-        count = 0
-        for _ in range(limit):
-            actor_id = self._state_ends.pop(now)
+        for count in range(limit):
+            actor_id = self._state_ends.first(now)
             if actor_id is None:
-                break
-            with self._boxes.lock_of(actor_id):
+                return count
+            self._end_state(actor_id, now)
+        return limit
+
+    def _end_state(self, actor_id: ActorId, now: float) -> None:
+        """Delete a state whose time has come, unless a turn was committed meanwhile."""
+        with self._boxes.lock_of(actor_id):
+            if self._is_spent(actor_id, now):
                 shelf = self._boxes.shelf(actor_id)
-                if shelf.queue is not None:
-                    self._state_ends.set(actor_id, now + _BUSY_STATE_AGAIN)
-                else:
-                    count += self._drop_state(shelf)
-                    self._boxes.tidy(shelf)
-        return count
+                if shelf.state is not None:
+                    self._change(shelf, [RemoveKey(key) for key in shelf.state])
+                self._boxes.tidy(shelf)
 
-    def _drop_state(self, shelf: Shelf) -> bool:
-        if shelf.state is None:
+    def _is_spent(self, actor_id: ActorId, now: float) -> bool:
+        """Forget when a state ends; return whether that is now."""
+        if not self._state_ends.take(actor_id, now):
             return False
-        shelf.state, shelf.etag = None, str(next(self._numbers))
-        return True
+        shelf = self._boxes.shelves.get(actor_id)
+        if shelf is None or shelf.queue is None:
+            return True
+        self._state_ends.set(actor_id, now + STATE_AGAIN)
+        return False
 
-    def _purge_owners(self, before: float, limit: int) -> None:
-        # In the order of the latest look, so that each gets its turn.
-        for actor_id, (owner, at) in list(
-            itertools.islice(self._owners.items(), limit)
-        ):
-            if at >= before:
-                break
-            del self._owners[actor_id]
-            if actor_id in self._boxes.shelves:
-                self._owners[actor_id] = owner, time.time()
+    def _purge_owners(self, now: float, limit: int, retention: Retention) -> int:
+        before = now - retention.seconds
+        with self._lock:
+            # In the order of the latest look, so that each gets its turn.
+            page = list(itertools.islice(self._owners.items(), limit))
+            for looked, (actor_id, (owner, at)) in enumerate(page):
+                if at >= before:
+                    return looked
+                del self._owners[actor_id]
+                if actor_id in self._boxes.shelves:
+                    self._owners[actor_id] = owner, now
+        return len(page)
 
     # For people.
 
@@ -453,6 +460,9 @@ class InMemoryStateStorage(IActorStore):
         return answer
 
     # Steps of the above, under the lock of the actor.
+
+    def _has_state(self, shelf: Shelf) -> bool:
+        return shelf.state is not None
 
     def _is_free(self, shelf: Shelf, worker: str, now: float) -> bool:
         owner = shelf.worker

@@ -11,7 +11,9 @@ _THINGS = st.sampled_from("abcde")
 _STEPS = st.lists(
     st.tuples(st.just("set"), _THINGS, st.integers(0, 9))
     | st.tuples(st.just("drop"), _THINGS, st.just(0))
-    | st.tuples(st.just("pop"), st.just(""), st.integers(0, 9)),
+    | st.tuples(st.just("pop"), st.just(""), st.integers(0, 9))
+    | st.tuples(st.just("first"), st.just(""), st.integers(0, 9))
+    | st.tuples(st.just("take"), _THINGS, st.integers(0, 9)),
     max_size=60,
 )
 
@@ -29,15 +31,20 @@ def test_each_thing_comes_at_its_latest_time(steps: list[tuple[str, str, int]]) 
         elif what == "drop":
             agenda.drop(thing)
             times.pop(thing, None)
+        elif what == "take":
+            assert agenda.take(thing, when) == (times.get(thing, 99) <= when)
+            if times.get(thing, 99) <= when:
+                del times[thing]
         else:
-            got = agenda.pop(when)
+            got = agenda.pop(when) if what == "pop" else agenda.first(when)
             due = {one for one, at in times.items() if at <= when}
             if not due:
                 assert got is None
             else:
                 assert got in due
                 assert times[got] == min(times[one] for one in due)
-                del times[got]
+                if what == "pop":
+                    del times[got]
         assert len(agenda) == len(times)
 
 

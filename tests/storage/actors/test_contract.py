@@ -57,12 +57,5 @@ class TestStateOnly(ActorStoreContract):
         assert store.write(A, [SetValue("a", b"1")]).etag == first
         assert store.write(A, [SetValue("a", b"2")]).etag != first
 
-    def test_one_of_many_conditional_writes_succeeds(self, store: IActorStore) -> None:
-        """One after the other: nothing keeps those apart who write at once."""
-        etag = store.write(A, [SetValue("a", b"0")]).etag
-        ops = [SetValue("b", b"1")]
-        results = [store.write(A, ops, etag).success for _ in range(3)]
-        assert results == [True, False, False]
-
 
 A = ActorId("echo", "c-1")

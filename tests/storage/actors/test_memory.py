@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import sys
+import threading
 import tracemalloc
 from contextlib import suppress
 
@@ -35,6 +36,7 @@ from ppio_agent.storage.actors.records import (
 from ppio_agent.storage.actors.stateonly import StateOnlyStore, as_store
 from ppio_agent.testing.actor_store.base import in_threads
 from ppio_agent.wire.actors import ActorId, RequestStatus
+from tests.support import SLOW
 
 from .test_contract import DictStorage
 
@@ -146,6 +148,46 @@ def test_an_owner_is_forgotten_with_its_actor() -> None:
     assert store.owner(A) is None
 
 
+def test_a_purge_tells_how_much_it_looked_at() -> None:
+    """Whether it was forgotten or not, so that whoever asks in pages asks on."""
+    store = InMemoryStateStorage()
+    retention = Retention(seconds=100.0)
+    for actor_id in _actors(3):
+        store.own(actor_id, "anna")
+    _run(store, A)  # the second of them
+    store.write(A, [SetValue("a", b"1")])
+    later = store.now() + 200.0
+    looked = [store.purge(later, 2, retention) for _ in range(3)]
+    assert looked == [1 + 2, 1, 0]
+    assert [store.owner(id) for id in _actors(3)] == [None, "anna", None]
+
+
+def test_no_end_is_set_to_a_state_that_is_empty() -> None:
+    """There would be nothing to delete."""
+    for store in (InMemoryStateStorage(), StateOnlyStore(DictStorage())):
+        _commit_state(store, "m-1", b"")
+        assert store.purge(store.now() + 20.0, 10, Retention()) == 0
+        _commit_state(store, "m-2", b"1")
+        assert store.purge(store.now() + 20.0, 10, Retention()) == 1
+        assert store.read(A).values == {}
+
+
+def _commit_state(
+    store: InMemoryStateStorage, id: str, value: bytes, actor_id: ActorId = A
+) -> None:
+    """Let a turn write a state for ten seconds."""
+    lease = store.claim("w-1", actor_id)
+    assert lease is not None
+    turn = TurnCommit(
+        message_id=id,
+        request=RequestRecord(actor_id, id),
+        status=RequestStatus.COMPLETED,
+        state=[SetValue("a", value)] if value else [],
+        state_ttl=10.0,
+    )
+    assert store.commit(lease, turn).outcome is CommitOutcome.COMMITTED
+
+
 def test_an_eviction_does_not_change_what_was_returned() -> None:
     """The one who looked before has the result still."""
     store = InMemoryStateStorage()
@@ -185,6 +227,17 @@ def test_a_forked_child_begins_with_nothing() -> None:
             os._exit(0 if store.read(A).values == {} else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert store.read(A).values == {"a": b"1"}
+
+
+def test_a_forked_child_does_not_wait_for_a_write_of_its_parent() -> None:
+    """The state is where the storage has it."""
+    store = StateOnlyStore(DictStorage())
+    store.write_state(A, {"a": 1})
+    with store._changes_of(A):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if store.delete_state(A) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_nobody_is_told_anything() -> None:
@@ -335,6 +388,57 @@ def test_what_others_wrote_is_noticed() -> None:
     assert (done.outcome, done.taken) == (CommitOutcome.CONFLICT, None)
     assert storage.read_state(A) == {"theirs": 1}
     assert store.get_request(A, "m-1") is None
+
+
+def test_a_state_ends_before_or_after_a_turn() -> None:
+    """One that is committed while the state is deleted keeps what it writes."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(DictStorage):
+        def delete_state(self, actor_id: ActorId) -> bool:
+            inside.set()
+            go_on.wait(10.0 * SLOW)
+            return super().delete_state(actor_id)
+
+    store = StateOnlyStore(Slow())
+    _commit_state(store, "m-1", b"1")
+    later = store.now() + 20.0
+    purging = threading.Thread(target=store.purge, args=(later, 10, Retention()))
+    turn = threading.Thread(target=_commit_state, args=(store, "m-2", b"2"))
+    purging.start()
+    assert inside.wait(10.0 * SLOW)
+    turn.start()
+    turn.join(0.05)
+    go_on.set()
+    for thread in (turn, purging):
+        thread.join(10.0 * SLOW)
+        assert not thread.is_alive()
+    assert store.read_state(A) == {"a": 2}
+
+
+def test_a_state_that_cannot_be_deleted_is_tried_again() -> None:
+    """And keeps no other from its end."""
+
+    class Broken(DictStorage):
+        broken = True
+
+        def delete_state(self, actor_id: ActorId) -> bool:
+            if self.broken and actor_id == A:
+                raise OSError("the disk fails")
+            return super().delete_state(actor_id)
+
+    storage = Broken()
+    store = StateOnlyStore(storage)
+    other = ActorId("echo", "other")
+    _commit_state(store, "m-1", b"1")
+    _commit_state(store, "m-1", b"1", other)
+    with pytest.raises(OSError, match="the disk fails"):
+        store.purge(store.now() + 20.0, 10, Retention())
+    assert store.purge(store.now() + 20.0, 10, Retention()) == 1
+    assert list(storage.states) == [A]
+    storage.broken = False
+    assert store.purge(store.now() + 100.0, 10, Retention()) == 1
+    assert not storage.states
 
 
 def test_a_storage_that_does_not_write_fails_the_commit() -> None:
