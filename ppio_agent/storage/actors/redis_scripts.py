@@ -132,7 +132,7 @@ local function begin(crash_attempts)
   while true do
     local r = load(call('ZRANGE', QUEUE, 0, 0)[1])
     if not r then return {ended, {}} end
-    if r.attempt > 0 and r.begun == token then return {ended, told(r)} end
+    if r.attempt > 0 and r.begun == token then r.attempt = r.attempt - 1 end
     local status, code = unbegun(r, crash_attempts)
     if not status then
       r.attempt, r.started, r.begun = r.attempt + 1, instant(now), token
