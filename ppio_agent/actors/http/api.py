@@ -7,26 +7,28 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._version import __version__
+from ppio_agent.actors._send import encode_params
 from ppio_agent.actors._types import ActorType
-from ppio_agent.actors.runtime_abstractions import ActorId, IActorStore
+from ppio_agent.actors.runtime_abstractions import ActorId, IActorStore, Params
 from ppio_agent.actors.telemetry import below
 from ppio_agent.exceptions import (
     NotFoundError,
     RuntimeNotRunningError,
+    ServerDrainingError,
     UnknownActorTypeError,
 )
 from ppio_agent.hooks import Hooks
-from ppio_agent.web import RequestKit
+from ppio_agent.web import RequestKit, problem
 from ppio_agent.web.auth import Authenticator
 from ppio_agent.web.exchange import Exchange
 from ppio_agent.web.front import Front
 from ppio_agent.wire.actor_bodies import valid_instance_id
-from ppio_agent.wire.headers import AGENT_VERSION
+from ppio_agent.wire.headers import AGENT_VERSION, IDEMPOTENCY_REPLAYED
 
 from .errors import invalid
 
@@ -55,6 +57,8 @@ class Api:
         runtime: Of which actors.
         client: By which they are reached.
         draining: Whether the server is being stopped.
+        dismissed: Whether nobody is to wait any longer.
+        held: Requests whose turns run on their own threads.
         max_request_size: Most bytes of a body.
         wsgi_app: The API as a WSGI application.
 
@@ -76,6 +80,8 @@ class Api:
         self.runtime = runtime
         self.client = runtime.client()
         self.draining = False
+        self.dismissed = False
+        self.held: set[Exchange] = set()
         self.max_request_size = max_request_size
         self._authenticator = Authenticator(Hooks.load(plugins), auth)
         self.front = Front(
@@ -87,6 +93,7 @@ class Api:
             cors_origins=cors_origins,
             open_to_all=allow_unauthenticated,
         )
+        self._described: tuple[list[ActorType] | None, Mapping[str, Any]] = (None, {})
         self.wsgi_app = RequestKit(self._serve, headers=HEADERS)
         self._forget()
         renew_in_child(self, Api._forget)
@@ -128,7 +135,7 @@ class Api:
             PPIOAgentError: It cannot be started.
         """
         with self._lock:
-            self.draining = self._started = False
+            self.draining = self.dismissed = self._started = False
         self.start()
 
     def stop(self, drain: float) -> None:
@@ -137,6 +144,28 @@ class Api:
         if at_exit is not None:
             self.runtime.stop(drain)
             atexit.unregister(at_exit)
+
+    def dismiss(self) -> None:
+        """Let nobody wait any longer for what goes on, of a runtime that goes on."""
+        self.dismissed = True
+        for exchange in self.held.copy():
+            relay = exchange.environ.get("ppio.relay")
+            if relay is None or not self.let_go(exchange):
+                continue
+            error = ServerDrainingError(
+                "the server was stopped before the run ended", retry_after=1.0
+            )
+            answer = partial(problem, error, exchange.request_id)
+            if not relay(exchange.environ, answer):
+                exchange.environ["ppio.abort"]()
+
+    def let_go(self, exchange: Exchange) -> bool:
+        """Take a request out of those held; return whether it was one of them."""
+        try:
+            self.held.remove(exchange)
+        except KeyError:
+            return False
+        return True
 
     def drain(self) -> None:
         """Say by ``/health`` that the server is being stopped."""
@@ -194,32 +223,71 @@ class Api:
                 raise _anothers(actor_id)
         return actor_id
 
-    def claim(self, exchange: Exchange, actor_id: ActorId) -> None:
-        """Make the caller the owner of an actor that has none.
+    def is_visible(self, exchange: Exchange, actor_id: ActorId) -> bool:
+        """Whether the caller may see what others than callers sent to an actor."""
+        principal = exchange.principal
+        return principal is None or self.store.owner(actor_id) == principal.id
+
+    def claim(
+        self, exchange: Exchange, actor_id: ActorId, method: str, params: Params
+    ) -> None:
+        """Make the caller the owner of an actor that has none, for a request to it.
+
+        The last that is done before it is sent, so that one that is refused makes
+        nobody an owner.
 
         Raises:
             NotFoundError: It is another's.
             RuntimeNotRunningError: The runtime has stopped.
+            PPIOAgentError: It cannot be sent, see `encode_params`.
+        """
+        if exchange.principal is None:
+            return
+        if not self.running:
+            raise RuntimeNotRunningError("the server is being stopped")
+        if self.store.owner(actor_id) is None:
+            encode_params(method, params)
+        self.keep(exchange, actor_id)
+
+    def keep(self, exchange: Exchange, actor_id: ActorId) -> None:
+        """Claim an actor again after a request was accepted.
+
+        It may have been deleted since it was claimed, with the claim.
+
+        Raises:
+            NotFoundError: It is another's.
         """
         principal = exchange.principal
         if principal is None:
             return
-        if not self.running:
-            raise RuntimeNotRunningError("the server is being stopped")
-        if self.store.own(actor_id, principal.id) != principal.id:
+        owner = self.store.owner(actor_id) or self.store.own(actor_id, principal.id)
+        if owner != principal.id:
             raise _anothers(actor_id)
+
+    def replayed(
+        self, actor_id: ActorId, message_id: str | None
+    ) -> list[tuple[str, str]]:
+        """Return the header that says that a request was sent before, if it was."""
+        if message_id is None or self.store.get_request(actor_id, message_id) is None:
+            return []
+        return [(IDEMPOTENCY_REPLAYED, "true")]
 
     def below(self, exchange: Exchange) -> AbstractContextManager[None]:
         """Make what is sent to actors part of the caller's trace."""
         traceparent = exchange.environ.get("HTTP_TRACEPARENT")
         return below(self.runtime.telemetry, traceparent)
 
-    @cached_property
+    @property
     def openapi(self) -> Mapping[str, Any]:
-        """The description of the API, without `servers`."""
+        """The description of the API, without `servers`; made anew for new types."""
         from .openapi import document
 
-        return document(self.agents, self._authenticator.security_schemes)
+        agents = self.agents
+        described, found = self._described
+        if described != agents:
+            found = document(agents, self._authenticator.security_schemes)
+            self._described = agents, found
+        return found
 
 
 def _anothers(actor_id: ActorId) -> NotFoundError:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ppio_agent.actors._answers import error_of
+from ppio_agent.actors._answers import error_of, result_of
 from ppio_agent.actors.runtime_abstractions import ActorResponseMessage
 from ppio_agent.exceptions import (
     ActorFailedError,
     InvalidMessageError,
     PPIOAgentError,
+    RuntimeStoppedError,
     ServiceUnavailableError,
     WireError,
     by_code,
 )
 from ppio_agent.wire.json import Json
 
-__all__ = ["failed", "invalid", "read_as"]
+__all__ = ["failed", "invalid", "outcome", "read_as"]
 
 _T = TypeVar("_T")
 
@@ -68,20 +69,38 @@ def _places(path: str) -> list[str | int]:
     ]
 
 
+def outcome(response: ActorResponseMessage) -> Any:
+    """Return the result of a request that has ended.
+
+    Raises:
+        PPIOAgentError: It has none, or one that is no longer kept.
+    """
+    try:
+        return result_of(response)
+    except PPIOAgentError:
+        raise failed(response) from None
+
+
 def failed(response: ActorResponseMessage) -> PPIOAgentError:
-    """Return the error as which a request without a result is answered."""
+    """Return the error as which a request without a result is answered.
+
+    An actor may have failed it with any JSON: what has another form is left out.
+    """
+    data = response.data if isinstance(response.data, dict) else {}
+    text, code, retryable = map(data.get, ("error", "code", "retryable"))
+    response.data = {
+        "error": text if isinstance(text, str) else None,
+        "code": code if isinstance(code, str) and code else None,
+        "retryable": retryable if isinstance(retryable, bool) else None,
+    }
     error = error_of(response)
     # The id of the request is in a header, and whoever asked knows what.
-    error.message = _text_of(response) or error.message
+    error.message = response.data["error"] or error.message
     if isinstance(error, ActorFailedError):
         error.http_status = _status_of(error.code, retryable=error.retryable)
+    elif error.code == RuntimeStoppedError.code:  # not by anybody's wish
+        error.http_status = RuntimeStoppedError.http_status
     return error
-
-
-def _text_of(response: ActorResponseMessage) -> str | None:
-    data = response.data
-    text = data.get("error") if isinstance(data, dict) else None
-    return text if isinstance(text, str) else None
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from ppio_agent.exceptions import NotFoundError, PermissionDeniedError
 from ppio_agent.storage.actors.records import DeadLetter
 from ppio_agent.web import Reply, json_reply
@@ -25,13 +28,26 @@ def letters(api: Api, exchange: Exchange) -> Reply:
     text = exchange.query("limit") or "100"
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _MOST):
         raise invalid(["query", "limit"], f"expected a number from 1 to {_MOST}")
-    found = api.runtime.dead_letters(int(text), exchange.query("after"))
+    limit = int(text)
+    found = islice(_visible(api, exchange, limit, exchange.query("after")), limit)
     return json_reply(200, [_body_of(letter).to_dict() for letter in found])
+
+
+def _visible(
+    api: Api, exchange: Exchange, page: int, after: str | None
+) -> Iterator[DeadLetter]:
+    """Yield the letters that the caller may see, from behind one on."""
+    while found := api.runtime.dead_letters(page, after):
+        for letter in found:
+            if api.is_visible(exchange, letter.request.actor_id):
+                yield letter
+        after = found[-1].id
 
 
 def redrive(api: Api, exchange: Exchange, id: str) -> Reply:
     """Send the request of a dead letter again, under a new id."""
     _admit(api, exchange)
+    _check(api, exchange, id)
     handle = api.runtime.redrive(id)
     body = PendingBody(
         status=RequestStatus.PENDING,
@@ -48,18 +64,25 @@ def discard(api: Api, exchange: Exchange, id: str) -> Reply:
         NotFoundError: There is none of this id.
     """
     _admit(api, exchange)
-    if not api.runtime.discard(id):
-        raise NotFoundError(
-            f"there is no dead letter {id[:100]}", code="dead_letter_not_found"
-        )
+    _check(api, exchange, id)
+    api.runtime.discard(id)
     return Reply(204)
 
 
 def _admit(api: Api, exchange: Exchange) -> None:
-    """Refuse strangers: letters are those of all callers."""
+    """Refuse strangers: without authentication letters are those of all callers."""
     if exchange.principal is None and not api.front.local_only:
         raise PermissionDeniedError(
             "dead letters are shown to authenticated callers only: set up auth=…"
+        )
+
+
+def _check(api: Api, exchange: Exchange, id: str) -> None:
+    """Return if there is such a letter, of an actor that the caller owns."""
+    letter = api.store.dead_letter(id)
+    if letter is None or not api.is_visible(exchange, letter.request.actor_id):
+        raise NotFoundError(
+            f"there is no dead letter {id[:100]}", code="dead_letter_not_found"
         )
 
 

@@ -7,10 +7,17 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from ppio_agent.actors.runtime_abstractions import ActorId, RequestStatus
-from ppio_agent.exceptions import ConflictError, NotFoundError
+import attrs
+
+from ppio_agent.actors._answers import EVICTED
+from ppio_agent.actors.runtime_abstractions import (
+    ActorId,
+    ActorResponseHandle,
+    ActorResponseMessage,
+)
+from ppio_agent.exceptions import ConflictError, NotFoundError, PPIOAgentError
 from ppio_agent.storage.actors.records import RequestRecord
-from ppio_agent.web import Reply, json_reply
+from ppio_agent.web import Relayed, Reply, json_reply
 from ppio_agent.web.exchange import Exchange
 from ppio_agent.wire.actor_bodies import (
     ActorBody,
@@ -19,13 +26,15 @@ from ppio_agent.wire.actor_bodies import (
     FailureBody,
     RequestBody,
 )
+from ppio_agent.wire.headers import INVOCATION_ID
 from ppio_agent.wire.json import decode_json
 
 from .api import Api
-from .errors import invalid, read_as
-from .runs import promise_headers, run_body, wait_for
-from .streams import dialect_of, stream
-from .wishes import LONGEST_WAIT, Patience, valid_message_id
+from .errors import invalid, outcome, read_as
+from .runs import promise_headers, run_body
+from .streams import after_of, dialect_of, stream
+from .waits import wait_for
+from .wishes import LONGEST_WAIT, Patience, deadline_of, valid_message_id
 
 __all__ = ["cancel", "delete", "inspect", "instant", "send", "status"]
 
@@ -69,21 +78,37 @@ def send(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> 
     actor_id = api.actor(exchange, type, key)
     _check_id(message_id)
     call = read_as(ActorCall.from_dict, exchange.json(code="invalid_request"))
-    api.claim(exchange, actor_id)
+    deadline = deadline_of(exchange.environ.get("HTTP_X_PPIO_TIMEOUT"))
+    api.claim(exchange, actor_id, call.method, call.params)
+    headers = api.replayed(actor_id, message_id)
     with api.below(exchange):
         handle = api.client.send_request(
-            actor_id, call.method, call.params, message_id, on_busy=call.on_busy.value
+            actor_id,
+            call.method,
+            call.params,
+            message_id,
+            deadline=deadline,
+            on_busy=call.on_busy.value,
         )
+    api.keep(exchange, actor_id)
     dialect = dialect_of(exchange)
     if dialect is not None:
         result = _result_of(api, actor_id, call.method)
-        return stream(exchange, handle, result=result, dialect=dialect)
+        return stream(
+            api, exchange, handle, result=result, dialect=dialect, headers=headers
+        )
     seconds = Patience.of(exchange.environ.get("HTTP_PREFER")).seconds
-    wait_for(exchange, handle, seconds or 0.0)
-    body = _body_of(_record(api, actor_id, message_id))
+    response = wait_for(api, exchange, handle, seconds or 0.0)
+    record = api.store.get_request(actor_id, message_id)
+    if record is not None:
+        body = _body_of(record)
+    else:  # it was deleted meanwhile
+        body = _told(actor_id, response or ActorResponseMessage(message_id))
     if body.status.terminal:
-        return json_reply(200, body.to_dict())
-    return json_reply(202, body.to_dict(), promise_headers(exchange, handle))
+        headers.append((INVOCATION_ID, message_id))
+        return json_reply(200, body.to_dict(), headers)
+    headers += promise_headers(exchange, handle)
+    return json_reply(202, body.to_dict(), headers)
 
 
 def status(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:
@@ -97,11 +122,42 @@ def status(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -
     handle = api.client.get_request(actor_id, message_id)
     if exchange.query("streaming") == "true" or dialect_of(exchange) == "full":
         # With ids in any case: this is where a stream is gone on with.
-        return stream(exchange, handle, result=_result_of(api, actor_id, record.method))
+        result = _result_of(api, actor_id, record.method)
+        after = after_of(exchange, handle)
+        return _patiently(
+            exchange, partial(stream, api, exchange, handle, result=result, after=after)
+        )
     if exchange.query("blocking") == "true" and not record.status.terminal:
-        wait_for(exchange, handle, _timeout(exchange))
-        record = _record(api, actor_id, message_id)
+        timeout = _timeout(exchange)
+        return _patiently(exchange, partial(_ended, api, exchange, handle, timeout))
     return json_reply(200, _body_of(record).to_dict())
+
+
+def _ended(
+    api: Api, exchange: Exchange, handle: ActorResponseHandle, timeout: float
+) -> Reply:
+    """Answer where a request is when it has ended, or was waited for long enough."""
+    wait_for(api, exchange, handle, timeout)
+    record = _record(api, handle.actor_id, handle.message_id)
+    return json_reply(200, _body_of(record).to_dict())
+
+
+def _patiently(exchange: Exchange, answer: Callable[[], Reply]) -> Reply:
+    """Answer on a thread of its own, where there is one, for that may take long.
+
+    Else those who wait would take all threads that look, and that cancel what these
+    wait for.
+
+    Raises:
+        Relayed: So it is done.
+    """
+    relay = exchange.environ.get("ppio.relay")
+    # Of the answer to a HEAD the front has yet to take the body.
+    if relay is None or exchange.method != "GET":
+        return answer()
+    if not relay(exchange.environ, answer):
+        return answer()
+    raise Relayed
 
 
 def cancel(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:
@@ -114,11 +170,11 @@ def cancel(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -
     actor_id = api.actor(exchange, type, key)
     _record(api, actor_id, message_id)
     handle = api.client.get_request(actor_id, message_id)
-    outcome = handle.cancel(wait=_CANCEL_WAIT)
-    if outcome == "cancelled":
+    became = handle.cancel(wait=_CANCEL_WAIT)
+    if became == "cancelled":
         return Reply(204)
     record = _record(api, actor_id, message_id)
-    if outcome == "terminal":
+    if became == "terminal":
         raise ConflictError(
             f"request {message_id} had ended before: it is {record.status.value}",
             code="request_ended",
@@ -173,23 +229,37 @@ def _unchanged(result: Any) -> Any:
 
 
 def _body_of(record: RequestRecord) -> RequestBody:
-    ended = record.status.terminal and not record.evicted
+    ended = record.status.terminal
     data = decode_json(record.data) if ended and record.data else None
-    completed = record.status is RequestStatus.COMPLETED
-    failure: Any = None
     if record.evicted:
-        failure = {"error": "the result is no longer kept", "code": "result_evicted",
-                   "retryable": False}  # fmt: skip
-    elif ended and not completed:
-        failure = data
-    return RequestBody(
-        actor_id=str(record.actor_id),
-        message_id=record.message_id,
-        status=record.status,
-        data=data if completed else None,
-        error=None if failure is None else FailureBody.from_dict(failure),
+        data = decode_json(EVICTED)
+    response = ActorResponseMessage(
+        record.message_id, sender_id=record.actor_id, status=record.status, data=data
+    )
+    return attrs.evolve(
+        _told(record.actor_id, response),
         attempt=record.attempt,
         created_at=instant(record.created_at),
         started_at=None if record.started_at is None else instant(record.started_at),
         finished_at=None if record.finished_at is None else instant(record.finished_at),
+    )
+
+
+def _told(actor_id: ActorId, response: ActorResponseMessage) -> RequestBody:
+    """Return what a response alone tells of where a request is."""
+    data: Any = None
+    failure: FailureBody | None = None
+    if response.status.terminal:
+        try:
+            data = outcome(response)
+        except PPIOAgentError as error:
+            failure = FailureBody(
+                error=error.message, code=error.code, retryable=error.retryable
+            )
+    return RequestBody(
+        actor_id=str(actor_id),
+        message_id=response.message_id,
+        status=response.status,
+        data=data,
+        error=failure,
     )

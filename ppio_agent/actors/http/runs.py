@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ppio_agent._util.clock import Deadline
 from ppio_agent.actors._turn import Turn
 from ppio_agent.actors._types import ActorType
 from ppio_agent.actors.messages import answers_of
@@ -15,29 +14,30 @@ from ppio_agent.actors.runtime_abstractions import (
     ActorResponseHandle,
     ActorResponseMessage,
     OnBusy,
+    Params,
     RequestStatus,
 )
-from ppio_agent.exceptions import InvocationCancelledError, ResponseTimeoutError
-from ppio_agent.web import JSON_TYPE, Reply, json_reply, problem
+from ppio_agent.exceptions import PPIOAgentError
+from ppio_agent.web import JSON_TYPE, Relayed, Reply, json_reply, problem
 from ppio_agent.web.exchange import Exchange
 from ppio_agent.wire.actor_bodies import PendingBody, checked_run
 from ppio_agent.wire.headers import INVOCATION_ID, RETRY_AFTER
 
 from .api import Api
-from .errors import failed, read_as
+from .errors import outcome, read_as
 from .streams import dialect_of, stream
+from .waits import wait_for
 from .wishes import (
     Patience,
+    deadline_of,
     keyed_conversation,
     message_id_of,
     new_conversation,
     valid_message_id,
 )
 
-__all__ = ["location_of", "promise_headers", "run", "run_body", "wait_for"]
+__all__ = ["location_of", "promise_headers", "run", "run_body"]
 
-# How often a waiting thread looks whether its client has left, in seconds.
-_LOOK_EVERY = 0.25
 # How the result of an agent ends; that of a failure does not.
 _COMPLETED = b',"status":"completed"}'
 
@@ -52,35 +52,57 @@ def run(api: Api, exchange: Exchange, agent_name: str) -> Reply:
     body = read_as(checked_run, exchange.json(code="invalid_request"))
     named: str | None = body.get("conversation_id")
     actor_id = ActorId(agent_name, named or _conversation(exchange, agent_name))
-    api.claim(exchange, actor_id)
     message_id = _message_id(api, exchange, body, actor_id)
     # As it was sent, so that a repetition is recognised.
     params = {"messages": body["messages"]}
     result = partial(run_body, agent, actor_id)
     patience = Patience.of(exchange.environ.get("HTTP_PREFER"))
+    deadline = deadline_of(exchange.environ.get("HTTP_X_PPIO_TIMEOUT"))
     dialect = dialect_of(exchange)
     on_busy: OnBusy = body.get("on_busy") or "enqueue"
+    api.claim(exchange, actor_id, "run", params)
     alone = message_id is None and on_busy == "enqueue"
-    if alone and dialect is None and patience.seconds is None:
+    if alone and dialect is None and patience.seconds is None and deadline is None:
         # On this thread, if the actor is idle: nobody else knows this request.
-        with api.below(exchange):
-            turn = api.client.ask_here(actor_id, "run", params)
-            if turn is None:
-                response = api.client.ask(actor_id, "run", params)
-                return _answer(exchange, response, result)
-        if agent.is_agent and turn.data.endswith(_COMPLETED):
-            return _answer_of_agent(turn, actor_id)
-        return _answer(exchange, turn.response(), result)
+        turn = _run_here(api, exchange, actor_id, params)
+        if turn is not None:
+            if agent.is_agent and turn.data.endswith(_COMPLETED):
+                return _answer_of_agent(turn, actor_id)
+            return _answer(exchange, turn.response(), result, [])
+    headers = api.replayed(actor_id, message_id)
     with api.below(exchange):
         handle = api.client.send_request(
-            actor_id, "run", params, message_id, on_busy=on_busy
+            actor_id, "run", params, message_id, deadline=deadline, on_busy=on_busy
         )
+    api.keep(exchange, actor_id)
     if dialect is not None:
-        return stream(exchange, handle, result=result, dialect=dialect)
-    late = wait_for(exchange, handle, patience.seconds)
+        return stream(
+            api, exchange, handle, result=result, dialect=dialect, headers=headers
+        )
+    late = wait_for(api, exchange, handle, patience.seconds)
     if late is None:
-        return _promise(exchange, handle)
-    return _answer(exchange, late, result)
+        return _promise(exchange, handle, headers)
+    return _answer(exchange, late, result, headers)
+
+
+def _run_here(
+    api: Api, exchange: Exchange, actor_id: ActorId, params: Params
+) -> Turn | None:
+    """Run a turn on this thread; None: the actor is busy, and it was not run.
+
+    Raises:
+        Relayed: It has ended after the server dismissed its caller.
+    """
+    api.held.add(exchange)
+    try:
+        with api.below(exchange):
+            turn = api.client.ask_here(actor_id, "run", params)
+    finally:
+        if not api.let_go(exchange):
+            raise Relayed
+    if turn is not None:
+        api.keep(exchange, actor_id)
+    return turn
 
 
 def _conversation(exchange: Exchange, agent: str) -> str:
@@ -116,58 +138,35 @@ def _message_id(
     return None  # it is sent again since it failed
 
 
-def wait_for(
-    exchange: Exchange, handle: ActorResponseHandle, seconds: float | None
-) -> ActorResponseMessage | None:
-    """Wait for the end of a request as long as its client does; None: it has not ended.
-
-    Args:
-        exchange: The HTTP request.
-        handle: The request to the actor.
-        seconds: At most so long; None: as long as it takes.
-
-    Raises:
-        InvocationCancelledError: The client has left; the request goes on.
-    """
-    deadline = Deadline.after(seconds)
-    gone = exchange.client_gone
-    while True:
-        response = handle.try_get_response()
-        if response is not None or deadline.expired:
-            return response
-        patience = deadline.left() if gone is None else deadline.bound(_LOOK_EVERY)
-        try:
-            return handle.get_response(patience)
-        except ResponseTimeoutError:
-            if gone is not None and gone():
-                raise InvocationCancelledError(
-                    "the client has closed the connection",
-                    invocation_id=handle.message_id,
-                ) from None
-
-
 def run_body(agent: ActorType, actor_id: ActorId, result: Any) -> dict[str, Any]:
     """Return the body of an answer.
 
     Raises:
         ActorFailedError: The actor gave what cannot be messages.
     """
-    # An agent's are messages already; other actors give what they like.
-    messages = result["messages"] if agent.is_agent else answers_of(result)
+    # An agent's are messages already; other actors give what they like, and so did
+    # those of the type that had its name before.
+    own = agent.is_agent and isinstance(result, dict)
+    messages = result.get("messages") if own else None
     return {
-        "messages": messages,
+        "messages": messages if isinstance(messages, list) else answers_of(result),
         "status": RequestStatus.COMPLETED.value,
         "conversation_id": actor_id.instance_id,
     }
 
 
 def _answer(
-    exchange: Exchange, response: ActorResponseMessage, result: Callable[[Any], Any]
+    exchange: Exchange,
+    response: ActorResponseMessage,
+    result: Callable[[Any], Any],
+    headers: list[tuple[str, str]],
 ) -> Reply:
-    headers = [(INVOCATION_ID, response.message_id)]
-    if response.status is not RequestStatus.COMPLETED:
-        return problem(failed(response), exchange.request_id, headers=headers)
-    return json_reply(200, result(response.data), headers)
+    headers = [(INVOCATION_ID, response.message_id), *headers]
+    try:
+        body = result(outcome(response))
+    except PPIOAgentError as error:
+        return problem(error, exchange.request_id, headers=headers)
+    return json_reply(200, body, headers)
 
 
 def _answer_of_agent(turn: Turn, actor_id: ActorId) -> Reply:
@@ -188,13 +187,17 @@ def location_of(exchange: Exchange, handle: ActorResponseHandle) -> str:
     )
 
 
-def _promise(exchange: Exchange, handle: ActorResponseHandle) -> Reply:
+def _promise(
+    exchange: Exchange, handle: ActorResponseHandle, headers: list[tuple[str, str]]
+) -> Reply:
     body = PendingBody(
         status=RequestStatus.PENDING,
         conversation_id=handle.actor_id.instance_id,
         message_id=handle.message_id,
     )
-    return json_reply(202, body.to_dict(), promise_headers(exchange, handle))
+    return json_reply(
+        202, body.to_dict(), [*promise_headers(exchange, handle), *headers]
+    )
 
 
 def promise_headers(

@@ -16,6 +16,8 @@ __all__ = ["ActorServer"]
 
 # Seconds that requests get to end by themselves when the server is stopped.
 _DRAIN = 30.0
+# What a stop of the runtime has ended has its answer by itself within these.
+_SETTLING = 0.25
 # What is ended then has its answer at once; what is slower is not waited for.
 _LAST_ANSWERS = 2.0
 
@@ -103,6 +105,10 @@ class ActorServer(Closing):
     def drain(self, timeout: float = _DRAIN) -> bool:
         """Listen no more, take no requests, and let turns that run come to their end.
 
+        A runtime that was started here is stopped, which ends what has not ended. One
+        that was running goes on: who still waits for it at the end is told so (202,
+        or 503 where the turn runs on the caller's own thread).
+
         Args:
             timeout: Seconds for that.
 
@@ -112,20 +118,27 @@ class ActorServer(Closing):
         deadline = Deadline.after(timeout)
         self._server.stop_listening()
         self._api.stop(timeout)
-        return self._server.drain(max(deadline.left() or 0.0, _LAST_ANSWERS))
+        return self._dismiss(max(deadline.left() or 0.0, _SETTLING))
 
     def close(self) -> bool:
-        """Cancel what runs and close everything. Idempotent.
+        """End what runs, as `drain` does but at once, and close everything. Idempotent.
 
         Returns:
-            Whether all code has ended.
+            Whether all code that the server runs has ended.
         """
         self._stop()
         self._server.stop_listening()
         self._api.stop(0.0)
         # Streams have their last events now, and requests their answers: they leave.
-        answered = self._server.drain(_LAST_ANSWERS)
+        answered = self._dismiss(_SETTLING)
         return self._server.close(_LAST_ANSWERS) and answered
+
+    def _dismiss(self, timeout: float) -> bool:
+        """Wait for the answers, then have those given that are still to come."""
+        if self._server.drain(timeout):
+            return True
+        self._api.dismiss()
+        return self._server.drain(_LAST_ANSWERS)
 
     def _stop(self) -> None:
         self.stopping.set()

@@ -24,9 +24,11 @@ from ppio_agent.wire.headers import INVOCATION_ID, LAST_EVENT_ID, Accept
 from ppio_agent.wire.json import encode_json
 from ppio_agent.wire.problem import problem_body
 
-from .errors import failed, invalid
+from .api import Api
+from .errors import invalid, outcome
+from .waits import dismissal
 
-__all__ = ["Dialect", "dialect_of", "stream"]
+__all__ = ["Dialect", "after_of", "dialect_of", "stream"]
 
 Dialect = Literal["full", "bare"]
 
@@ -49,10 +51,12 @@ class _Updates:
 
     def __init__(
         self,
+        api: Api,
         handle: InProcessResponseHandle,
         result: Callable[[Any], Any],
         request_id: str,
     ) -> None:
+        self._api = api
         self._handle = handle
         self._result = result
         self._request_id = request_id
@@ -62,8 +66,11 @@ class _Updates:
         """Return the events after number `after`, waiting up to `timeout` for one."""
         try:
             found = self._handle.read_updates(after, timeout)
-        except PPIOAgentError as error:  # the runtime was stopped
-            return self._end(after, error, "stopped")
+            if not found and self._api.dismissed:
+                raise dismissal(self._handle.message_id)
+        except PPIOAgentError as error:  # the runtime was stopped, or the server is
+            # Under the number of the last step: from there it can be gone on with.
+            return self._end(after, after, error, "stopped")
         events: list[_Event] = []
         for update in found:
             if update.status is RequestStatus.PENDING:
@@ -73,19 +80,21 @@ class _Updates:
         return [event for event in events if event.seq > after]
 
     def _outcome(self, response: ActorResponseMessage) -> list[_Event]:
-        status = response.status
-        if status is not RequestStatus.COMPLETED:
-            return self._end(response.position, failed(response), status.value)
+        word, last = response.status.value, response.position
+        try:
+            data = self._result(outcome(response))
+        except PPIOAgentError as error:
+            return self._end(last + 1, last + 2, error, word)
         self.closed = True
-        word = status.value
-        body = encode_json({"status": word, "data": self._result(response.data)})
-        last = response.position
+        body = encode_json({"status": word, "data": data})
         return [_Event(last + 1, body), _end_of(last + 2, word)]
 
-    def _end(self, last: int, error: PPIOAgentError, word: str) -> list[_Event]:
+    def _end(
+        self, number: int, last: int, error: PPIOAgentError, word: str
+    ) -> list[_Event]:
         self.closed = True
         body = problem_body(error, request_id=self._request_id)
-        return [_Event(last + 1, body, "error"), _end_of(last + 2, word)]
+        return [_Event(number, body, "error"), _end_of(last, word)]
 
 
 def _end_of(number: int, word: str) -> _Event:
@@ -111,37 +120,43 @@ def dialect_of(exchange: Exchange) -> Dialect | None:
 
 
 def stream(
+    api: Api,
     exchange: Exchange,
     handle: InProcessResponseHandle,
     *,
     result: Callable[[Any], Any],
     dialect: Dialect = "full",
+    after: int = 0,
     headers: Sequence[tuple[str, str]] = (),
 ) -> Reply:
     """Return the answer that is the stream of a request.
 
     Args:
+        api: The application.
         exchange: The HTTP request.
         handle: The request to the actor.
-        result: Makes what callers see of a result.
+        result: Makes what callers see of a result, or raises an error of ours.
         dialect: See `ppio_agent.web.sse_body`.
+        after: Number of the last event that the client has.
         headers: Further headers.
-
-    Raises:
-        InvalidMessageError: The event to go on after is none, or was not sent yet.
     """
     body = sse_body(
-        _Updates(handle, result, exchange.request_id),
+        _Updates(api, handle, result, exchange.request_id),
         dialect=dialect,
         heartbeat=_HEARTBEAT,
-        after=_after(exchange, handle),
+        after=after,
         client_gone=exchange.client_gone,
     )
     head = [*SSE_HEADERS, (INVOCATION_ID, handle.message_id), *headers]
     return Reply(200, head, body)
 
 
-def _after(exchange: Exchange, handle: InProcessResponseHandle) -> int:
+def after_of(exchange: Exchange, handle: InProcessResponseHandle) -> int:
+    """Return the number of the event that a stream is to go on after.
+
+    Raises:
+        InvalidMessageError: It is none, or was not sent yet.
+    """
     text = exchange.environ.get("HTTP_LAST_EVENT_ID")
     if text is None:
         return 0
@@ -150,14 +165,16 @@ def _after(exchange: Exchange, handle: InProcessResponseHandle) -> int:
     after = int(text)
     if after == 0:
         return 0
-    response = handle.try_get_response()
-    if response is None:
-        known = bool(handle.read_updates(after - 1, 0.0))
-    else:
-        known = after <= response.position + 2
-    if not known:
+    known = handle.read_updates(after - 1, 0.0)
+    if not known or after > _last_event(known[-1]):
         raise _not_sent(text)
     return after
+
+
+def _last_event(update: ActorResponseMessage) -> int:
+    """Return the number of the last event that is made of an update."""
+    pending = update.status is RequestStatus.PENDING
+    return update.position if pending else update.position + 2
 
 
 def _not_sent(text: str) -> PPIOAgentError:

@@ -15,6 +15,7 @@ from ppio_agent.wire.headers import list_items, valid_idempotency_key
 __all__ = [
     "LONGEST_WAIT",
     "Patience",
+    "deadline_of",
     "keyed_conversation",
     "message_id_of",
     "new_conversation",
@@ -25,6 +26,7 @@ LONGEST_WAIT = 300.0
 """Most seconds for which a request is held to wait for an outcome."""
 
 _MESSAGE_ID = re.compile(r"[A-Za-z0-9._\-]{1,128}")
+_DECIMAL = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 _WAIT = re.compile(r"wait\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 # Shorter keys of strangers collide.
 _SHORTEST_KEY = 16
@@ -51,6 +53,25 @@ def message_id_of(key: str) -> str:
             code="invalid_request",
         )
     return key if valid_message_id(key) else f"k-{_digest(key)}"
+
+
+def deadline_of(timeout: str | None) -> float | None:
+    """Return within how many seconds a request has to end (`X-PPIO-Timeout`).
+
+    Raises:
+        ValidationError: It is no such number.
+
+    Example:
+        >>> deadline_of("2.5")
+        2.5
+    """
+    if timeout is None:
+        return None
+    if _DECIMAL.fullmatch(timeout) and 0.0 < float(timeout) < float("inf"):
+        return float(timeout)
+    raise ValidationError(
+        "X-PPIO-Timeout has to be a number of seconds above 0", code="invalid_request"
+    )
 
 
 def new_conversation() -> str:

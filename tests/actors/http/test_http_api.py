@@ -115,14 +115,15 @@ def test_a_server_that_is_stopped_lets_turns_end(serve: Serve, gate: Gate) -> No
 
 
 def test_a_server_that_is_closed_cancels_turns(serve: Serve, gate: Gate) -> None:
-    """Whoever waits for one is told so."""
+    """Whoever waits for one is told so, and that it may be sent again."""
     http = serve()
     answers: list[Any] = []
     caller = start_thread("caller", lambda: answers.append(http.run("slow", said())))
     gate.wait_reached()
     assert http.server.close()
     caller.join(20)
-    assert (answers[0].status, answers[0].json["code"]) == (499, "runtime_stopped")
+    assert (answers[0].status, answers[0].json["code"]) == (503, "runtime_stopped")
+    assert int(answers[0].headers["retry-after"]) >= 1
 
 
 PROGRAM = """
