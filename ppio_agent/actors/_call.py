@@ -57,39 +57,24 @@ class Call:
         sender: The turn that sent it; None: it was not sent by one of this process.
     """
 
-    __slots__ = (
-        "actor_id",
-        "data",
-        "doubtful",
-        "ends",
-        "error",
-        "listed",
-        "message_id",
-        "position",
-        "sender",
-        "since",
-        "status",
-        "steps",
-        "timer",
-        "told",
-    )
+    # Of the class, as most calls leave them so: one is made for each request.
+    status: RequestStatus | None = None
+    data = b""
+    position = 0
+    error: PPIOAgentError | None = None
+    timer: Timer | None = None
+    listed = False
+    doubtful = False
+    sender: Turn | None = None
+    # Of threads that wait for the end, and for the next step; None: there are none.
+    ends: list[threading.Lock] | None = None
+    steps: list[threading.Lock] | None = None
+    told: tuple[Callable[[], object], ...] = ()
 
     def __init__(self, actor_id: ActorId, message_id: str) -> None:
         self.actor_id = actor_id
         self.message_id = message_id
-        self.status: RequestStatus | None = None
-        self.data = b""
-        self.position = 0
-        self.error: PPIOAgentError | None = None
-        self.timer: Timer | None = None
-        self.listed = False
-        self.doubtful = False
         self.since = time.monotonic()
-        self.sender: Turn | None = None
-        # Of threads that wait for the end, and for the next step; None: there are none.
-        self.ends: list[threading.Lock] | None = None
-        self.steps: list[threading.Lock] | None = None
-        self.told: tuple[Callable[[], object], ...] = ()
 
     @property
     def over(self) -> bool:
@@ -196,12 +181,15 @@ class Calls:
             call.timer = None
         call.listed = False
         self._wake(call)
-        with self._lock:
-            told, call.told = call.told, ()
-        for fn in told:
-            fn()
+        if call.told:
+            with self._lock:
+                told, call.told = call.told, ()
+            for fn in told:
+                fn()
 
     def _wake(self, call: Call) -> None:
+        if call.ends is None and call.steps is None:
+            return  # who comes now looks at the request before it waits
         with self._lock:
             waiting = [*(call.ends or ()), *(call.steps or ())]
             call.ends = call.steps = None

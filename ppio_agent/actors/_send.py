@@ -49,6 +49,9 @@ MAX_PARAMS = 1024 * 1024
 _RETRY_AFTER = 1.0
 _POLL = 0.2  # seconds between looks at a full mailbox that others may empty
 
+# Members of enums are slow to look up, and these are for each request.
+_NEW, _FULL = Acceptance.NEW, Acceptance.FULL
+
 _INTERRUPTS = {
     "interrupt": Cancellation.INTERRUPT,
     "rollback": Cancellation.ROLLBACK,
@@ -137,16 +140,18 @@ def send(
         PPIOAgentError: It was refused; see `IActorClient.send_request`.
     """
     cell = engine.cell(request.actor_id)
-    deliver = partial(
-        _deliver,
-        engine,
-        cell,
-        request,
-        deadline=deadline,
-        on_busy=on_busy,
-        block=block,
-        here=here,
-    )
+
+    def deliver() -> Call:
+        return _deliver(
+            engine,
+            cell,
+            request,
+            deadline=deadline,
+            on_busy=on_busy,
+            block=block,
+            here=here,
+        )
+
     if engine.telemetry is None:
         return deliver()
     with engine.telemetry.sending(request) as ending:
@@ -191,7 +196,7 @@ def _deliver(
         engine.calls.forget(call)
         engine.calls.conclude_as(call, accepted.record)
     _make_way(engine, cell, accepted, on_busy)
-    if accepted.outcome is not Acceptance.NEW:
+    if accepted.outcome is not _NEW:
         _repeated(engine, request)
         return call
     if not (here and engine.run_first(cell, request.message_id)):
@@ -232,12 +237,12 @@ def _accept(
         raise _busy(request, turn.record.message_id)
     store = engine.store
     accepted = store.accept(request, limits)
-    if accepted.outcome is not Acceptance.FULL or until <= time.monotonic():
+    if accepted.outcome is not _FULL or until <= time.monotonic():
         return accepted
     while True:
         with engine.in_line(request.actor_id) as place:
             accepted = store.accept(request, limits)
-            if accepted.outcome is not Acceptance.FULL or not engine.running:
+            if accepted.outcome is not _FULL or not engine.running:
                 return accepted
             wait_on(place, until, _POLL)
         if time.monotonic() >= until:
@@ -258,9 +263,10 @@ def _busy(request: RequestRecord, running: str) -> PPIOAgentError:
 
 def _check(request: RequestRecord, accepted: Accepted) -> None:
     """Raise what a refusal is told as."""
-    outcome, actor_id = accepted.outcome, str(request.actor_id)
-    if outcome is Acceptance.NEW or outcome is Acceptance.DUPLICATE:
+    outcome = accepted.outcome
+    if outcome is _NEW or outcome is Acceptance.DUPLICATE:
         return
+    actor_id = str(request.actor_id)
     if outcome is Acceptance.CONFLICT:
         raise IdempotencyConflictError(
             f"request {request.message_id} to {actor_id} was sent before with another"
@@ -269,7 +275,7 @@ def _check(request: RequestRecord, accepted: Accepted) -> None:
     if outcome is Acceptance.BUSY:
         running = "" if accepted.record is None else accepted.record.message_id
         raise _busy(request, running)
-    if outcome is Acceptance.FULL:
+    if outcome is _FULL:
         raise MailboxFullError(
             f"actor {actor_id} has as many requests as it takes: send"
             f" {request.message_id} again later",
@@ -292,7 +298,7 @@ def _make_way(engine: Engine, cell: Cell, accepted: Accepted, on_busy: OnBusy) -
         engine.ended(accepted.ended)
     how = _INTERRUPTS.get(on_busy)
     turn = cell.turn
-    if how is None or turn is None or accepted.outcome is not Acceptance.NEW:
+    if how is None or turn is None or accepted.outcome is not _NEW:
         return
     if not turn.accepted or turn.record.message_id == accepted.running:
         engine.interrupt(turn, how)

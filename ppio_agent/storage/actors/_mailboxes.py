@@ -74,7 +74,7 @@ class Mailboxes:
 
     def lock_of(self, actor_id: ActorId) -> threading.Lock:
         """Return the lock that guards what is about an actor, and about some others."""
-        return self.locks[hash(actor_id) % _LOCKS]
+        return self.locks[hash(actor_id.instance_id) % _LOCKS]
 
     def shelf(self, actor_id: ActorId) -> Shelf:
         """Return the shelf of an actor, a new one if need be; see `tidy`."""
