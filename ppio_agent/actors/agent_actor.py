@@ -1,6 +1,7 @@
 """Agents as actors: a conversation is an actor, a question is one of its turns.
 
-The agent is called as everywhere else, by one `Invocation`, on the thread of the turn.
+The agent is called as everywhere else, and on the thread of the turn, whose life is the
+call's: its deadline, its cancel, its progress.
 What it raises is an answer (FAILED) and no crash of the actor: when a model is down,
 conversations go on once it is up again.
 """
@@ -8,22 +9,13 @@ conversations go on once it is up again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from ppio_agent.agent import (
-    Chunk,
-    Handler,
-    Invocation,
-    InvocationState,
-    RequestContext,
-    as_handler,
-)
+from ppio_agent.agent import Handler, RequestContext, as_handler
+from ppio_agent.agent.direct import call_agent
 from ppio_agent.agent.failure import Failure
-from ppio_agent.agent.handler import stream_of
 from ppio_agent.exceptions import (
     InvalidMessageError,
-    InvocationCancelledError,
     PPIOAgentError,
     StateTooLargeError,
     WireError,
@@ -132,34 +124,31 @@ class AgentActor(IActor):
         fresh = {m["message_id"]: m for m in incoming if m["message_id"] not in known}
         thread.add(fresh.values(), at=format_time(message.timestamp))
         heard = _Heard(context)
-        invocation = Invocation(
-            self._handler,
-            self._request(context, thread, kept),
-            RequestContext(
-                invocation_id=message.message_id,
-                request_id=message.message_id,
-                attempt=context.attempt,
-                session_id=context.actor_id.instance_id,
-                timestamp=message.timestamp,
-                deadline=context.deadline,
-                cancelled=context.cancelled,
-            ),
-            collect=False,
-            around=heard,
-            departure="async",
+        request = self._request(context, thread, kept)
+        told = RequestContext(
+            invocation_id=message.message_id,
+            request_id=message.message_id,
+            attempt=context.attempt,
+            session_id=context.actor_id.instance_id,
+            timestamp=message.timestamp,
+            deadline=context.deadline,
+            cancelled=context.cancelled,
         )
-        invocation.run()
-        context.keep()
-        if invocation.state is not InvocationState.SUCCEEDED:
-            if context.cancelled.reason == "superseded":
+        try:
+            value = call_agent(self._handler, request, told, heard.take)
+        except BaseException:
+            context.keep()
+            if told.cancelled.reason == "superseded":
                 thread.add(heard.part())
                 _write_thread(context, thread, kept)
-            context.check()
-            raise invocation.error or InvocationCancelledError("the agent gave up")
+            raise
+        context.keep()
+        if told.time_left() == 0.0:
+            context.check()  # what comes too late is no answer
         known.update(fresh)
         answers = [  # without what it was told: some agents give that back, too
             answer
-            for answer in answers_of(heard.result(invocation))
+            for answer in answers_of(heard.result(value))
             if answer["message_id"] not in known
         ]
         thread.add(answers)
@@ -223,41 +212,21 @@ class AgentActor(IActor):
 
 
 class _Heard:
-    """What an agent gives on the way; runs around it.
+    """What an agent gives on the way.
 
     Each chunk is told as progress, and texts are kept: they are the answer if the agent
     returns no other one, and what there is of it if the turn is interrupted.
     """
 
-    __slots__ = ("_context", "_returned", "_size", "_texts")
+    __slots__ = ("_context", "_size", "_texts")
 
     def __init__(self, context: IActorRuntimeContext) -> None:
         self._context = context
         self._texts: list[str] = []
         self._size = 0
-        self._returned: Any = None  # by a generator, at its end
 
-    def __call__(self, reach: Callable[[Any], Any], payload: Any) -> Any:
-        value = reach(payload)
-        items = stream_of(value)
-        return value if items is None else self._follow(items)
-
-    def _follow(self, items: Iterator[Any]) -> Iterator[Any]:
-        try:
-            while True:
-                try:
-                    item = next(items)
-                except StopIteration as end:
-                    self._returned = end.value
-                    return
-                self._take(item.data if isinstance(item, Chunk) else item)
-                yield item
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-
-    def _take(self, data: Any) -> None:
+    def take(self, data: Any) -> None:
+        """Take one chunk."""
         self._context.progress(data)
         if type(data) is not str:
             return
@@ -268,16 +237,15 @@ class _Heard:
             )
         self._texts.append(data)
 
-    def result(self, invocation: Invocation) -> Any:
-        """Return what the agent gave in the end, as a JSON value."""
-        if not invocation.streams:
-            value = invocation.value
-            # Through its JSON: what an agent holds on to may change, and need not be
-            # plain dictionaries.
-            return value if type(value) is str else decode_json(invocation.result_json)
-        if self._returned is not None:
-            return decode_json(encode_json(self._returned))
-        return "".join(self._texts) if self._texts else None
+    def result(self, value: Any) -> Any:
+        """Return what an agent gave that returned this, as a JSON value."""
+        if type(value) is str:
+            return value
+        if value is None:
+            return "".join(self._texts) if self._texts else None
+        # Through its JSON: what an agent holds on to may change, and need not be plain
+        # dictionaries.
+        return decode_json(encode_json(value))
 
     def part(self) -> list[Message]:
         """Return what there is of an answer, marked as interrupted."""

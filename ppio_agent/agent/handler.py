@@ -73,6 +73,15 @@ class Handler:
         """Call the agent with what `prepare` returned; the result is not awaited."""
         return self._invoke(argument, context)
 
+    def run(self, argument: Any, context: RequestContext) -> Any:
+        """Call the agent and return its value, or the iterator of its chunks."""
+        outcome = self._invoke(argument, context)
+        if is_async_result(outcome):
+            from .loop import AsyncCall
+
+            return AsyncCall(context.cancelled).result(outcome)
+        return outcome
+
 
 class Around(Protocol):
     """What runs around a handler, on the invocation's thread: a middleware chain."""

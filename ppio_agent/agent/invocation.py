@@ -19,7 +19,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 from .chunk import Chunk, ChunkCollector
 from .context import RequestContext, bind_context
 from .failure import Failure
-from .handler import Around, Handler, as_payload, is_async_result, stream_of
+from .handler import Around, Handler, as_payload, stream_of
 from .lifetime import Departure, Lifetime
 from .outcome import Outcome, terminal_events
 from .progress import Step
@@ -222,12 +222,7 @@ class Invocation(Lifetime):
         argument = self.handler.prepare(payload)
         self.context.check()
         self._open(streams=self.handler.is_stream is True)
-        outcome = self.handler.call(argument, self.context)
-        if is_async_result(outcome):
-            from .loop import AsyncCall
-
-            return AsyncCall(self.context.cancelled).result(outcome)
-        return outcome
+        return self.handler.run(argument, self.context)
 
     def _open(self, *, streams: bool) -> None:
         """Note that the handler was reached, or that there is going to be a stream."""
