@@ -117,10 +117,14 @@ class InMemoryStateStorage(IActorStore):
             if shelf is None or shelf.state is None:
                 return StateRead("0" if shelf is None else shelf.etag, {})
             state = shelf.state
-            # A turn reads some keys of a conversation, however long that is.
-            named = None if keys is None else {k: state[k] for k in keys if k in state}
-            whole = StateRead(shelf.etag, state.copy() if named is None else named)
-        return part_of(whole, keys, prefix, after, limit)
+            if keys is None:
+                state = state.copy()
+            else:  # a turn reads some of a conversation, however long that is
+                state = {key: state[key] for key in keys if key in state}
+            whole = StateRead(shelf.etag, state)
+        if len(state) < 2 and not prefix and after is None and limit:
+            return whole
+        return part_of(whole, None, prefix, after, limit)
 
     def write(
         self,
