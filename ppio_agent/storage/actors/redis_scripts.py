@@ -132,10 +132,10 @@ local function begin(crash_attempts)
   while true do
     local r = load(call('ZRANGE', QUEUE, 0, 0)[1])
     if not r then return {ended, {}} end
-    if r.attempt > 0 and r.begun == token then r.attempt = r.attempt - 1 end
-    local status, code = unbegun(r, crash_attempts)
+    local turns = r.attempt > 0 and r.begun == token and 0 or 1
+    local status, code = unbegun(r, crash_attempts + 1 - turns)
     if not status then
-      r.attempt, r.started, r.begun = r.attempt + 1, instant(now), token
+      r.attempt, r.started, r.begun = r.attempt + turns, instant(now), token
       save(r)
       return {ended, told(r)}
     end
@@ -275,10 +275,11 @@ return {hints, 'cancelled'}
     "steps": """
 local r, steps = load(args.id), {}
 if r then
-  local from = math.max(r.first, args.after + 1)
-  for n = from, math.min(r.position, from + args.limit - 1) do
+  local n = math.max(r.first, args.after + 1)
+  while n <= r.position and #steps < args.limit do  -- some numbers are nobody's
     local data = call('HGET', STEPS, r.id .. ' ' .. n)
     if data then steps[#steps + 1] = {n, data} end
+    n = n + 1
   end
 end
 return {hints, steps}
