@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ppio_agent.exceptions import ConfigurationError, PPIOAgentError
 from ppio_agent.hooks import Hooks
 
-from .agent_actor import EchoAgent, MockAIAgent
+from .agent_actor import EchoAgent, MockAIAgent, agent_handler
 from .http.api import Api
 from .http.server import ActorServer
 from .runtime import InProcessActorRuntime
@@ -55,7 +55,8 @@ def create_app(
         auth: Who may call: one or several of `ApiKeyAuth`, `HmacAuth`, another plug-in
             or a function ``(request) -> Principal | None``; asked in order. Then a
             conversation is that of the principal who began it.
-        plugins: Further plug-ins.
+        plugins: Further plug-ins: `ppio_authenticate`, and `ppio_adapt_agent` for
+            `agents`, are the hooks in which they take part.
         cors_origins: Origins whose pages may call; exact ones, or `*`.
         allow_unauthenticated: Serve anybody, under any name and address, without `auth`.
         max_request_size: Most bytes of a body; more than 1 MiB of messages is refused
@@ -79,13 +80,14 @@ def create_app(
         runtime = InProcessActorRuntime(store)
     elif store is not None:
         raise ConfigurationError("the runtime has a store: give it to the runtime")
+    hooks = Hooks.load(plugins)
     for name, agent in (agents or {}).items():
-        runtime.register_agent(name, agent)
+        runtime.register_agent(name, agent_handler(agent, hooks))
     several = isinstance(auth, Sequence) and not isinstance(auth, str)
     api = Api(
         runtime,
         auth=auth if several else (auth,),
-        plugins=plugins,
+        hooks=hooks,
         cors_origins=tuple(cors_origins),
         allow_unauthenticated=allow_unauthenticated,
         max_request_size=max_request_size,
@@ -180,10 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         " redis://… [PPIO_STATE_URL; default: in memory]",
     )
     options = parser.parse_args(argv)
-    runtime = InProcessActorRuntime(options.store)
-    register_samples(runtime)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        runtime = InProcessActorRuntime(options.store)
+        register_samples(runtime)
         serve(create_app(runtime), host=options.host, port=options.port)
     except (PPIOAgentError, OSError) as error:
         parser.error(str(error))

@@ -47,7 +47,7 @@ class Api:
     Args:
         runtime: Of which actors; started with the first request unless it runs.
         auth: Who may call: plug-ins or functions, asked in order.
-        plugins: Further plug-ins.
+        hooks: The plug-ins.
         cors_origins: Origins whose pages may call.
         allow_unauthenticated: Whether others than programs of this machine may call
             without authentication.
@@ -69,8 +69,8 @@ class Api:
         self,
         runtime: InProcessActorRuntime,
         *,
+        hooks: Hooks,
         auth: Sequence[Any] = (),
-        plugins: Iterable[object] = (),
         cors_origins: tuple[str, ...] = (),
         allow_unauthenticated: bool = False,
         max_request_size: int = 1 << 20,
@@ -83,7 +83,7 @@ class Api:
         self.dismissed = False
         self.held: set[Exchange] = set()
         self.max_request_size = max_request_size
-        self._authenticator = Authenticator(Hooks.load(plugins), auth)
+        self._authenticator = Authenticator(hooks, auth)
         self.front = Front(
             self,
             ROUTES,

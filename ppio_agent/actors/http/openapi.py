@@ -38,11 +38,13 @@ _PROBLEMS = {
     429: "As many requests wait for the actor as may.",
     499: "It was cancelled.",
     500: "The agent failed, or the server.",
-    503: "There is no place, or the runtime or the actor is stopped.",
+    503: "There is no place; the server, the runtime or the actor is stopped; or the"
+    " agent says that it may be tried again.",
     504: "It passed its deadline.",
 }
 _ANSWER_HEADERS = {
     names.INVOCATION_ID: ("Id of the request.", TEXT),
+    names.IDEMPOTENCY_REPLAYED: ("`true`: it was sent before.", TEXT),
     "Location": ("Where the request is looked up.", TEXT),
 }
 _PREFER = parameter(
@@ -52,6 +54,12 @@ _PREFER = parameter(
     "`respond-async`: 202 at once; `wait=10`: 202 unless it has ended within 10 s.",
 )
 _STREAM = parameter("stream", "query", _TRUE, "Answer bare `data:` events.")
+_TIMEOUT = parameter(
+    names.TIMEOUT,
+    "header",
+    {"type": "number", "exclusiveMinimum": 0},
+    "Seconds within which the request has to end; else it is 504, for everybody.",
+)
 _LAST_EVENT = parameter(
     names.LAST_EVENT_ID,
     "header",
@@ -163,12 +171,14 @@ def _runs(schemas: Schemas, agents: list[ActorType]) -> dict[str, Schema]:
                 "200": answer(
                     f"The answer; or a stream of it. {_SSE_TEXT}",
                     names.INVOCATION_ID,
+                    names.IDEMPOTENCY_REPLAYED,
                     json=_out(schemas, bodies.RunAnswer),
                     sse=TEXT,
                 ),
                 "202": answer(
                     "Accepted; the outcome is looked up at `Location`.",
                     names.INVOCATION_ID,
+                    names.IDEMPOTENCY_REPLAYED,
                     "Location",
                     names.RETRY_AFTER,
                     json=_out(schemas, bodies.PendingBody),
@@ -176,7 +186,7 @@ def _runs(schemas: Schemas, agents: list[ActorType]) -> dict[str, Schema]:
                 **problems(400, 401, 403, 404, 409, 413, 422, 429, 499, 500, 503, 504),
             },
             **more,
-            parameters=[key, _PREFER, _STREAM],
+            parameters=[key, _PREFER, _TIMEOUT, _STREAM],
             requestBody={"required": True, "content": {"application/json": takes}},
         )
     }
@@ -202,31 +212,36 @@ def _requests(schemas: Schemas) -> dict[str, Schema]:
             "Look at an actor",
             {
                 "200": answer("It.", json=_out(schemas, bodies.ActorBody)),
-                **problems(401, 403, 404, 422),
+                **problems(401, 403, 404, 422, 503),
             },
         ),
         "delete": operation(
             "delete",
             "Delete an actor with all it has",
-            {"204": answer("It is gone."), **problems(401, 403, 404, 409, 422)},
+            {"204": answer("It is gone."), **problems(401, 403, 404, 409, 422, 503)},
         ),
         "send": operation(
             "send",
             "Send a request to an actor",
             {
                 "200": answer(
-                    f"It has ended; or a stream. {_SSE_TEXT}", json=record, sse=TEXT
+                    f"It has ended; or a stream. {_SSE_TEXT}",
+                    names.INVOCATION_ID,
+                    names.IDEMPOTENCY_REPLAYED,
+                    json=record,
+                    sse=TEXT,
                 ),
                 "202": answer(
                     "Accepted.",
                     names.INVOCATION_ID,
+                    names.IDEMPOTENCY_REPLAYED,
                     "Location",
                     names.RETRY_AFTER,
                     json=record,
                 ),
-                **problems(400, 401, 403, 404, 409, 413, 422, 429, 503),
+                **problems(400, 401, 403, 404, 409, 413, 422, 429, 499, 503),
             },
-            parameters=[_PREFER, _STREAM],
+            parameters=[_PREFER, _TIMEOUT, _STREAM],
             requestBody={"required": True, "content": {"application/json": takes}},
         ),
         "status": operation(
@@ -236,7 +251,7 @@ def _requests(schemas: Schemas) -> dict[str, Schema]:
                 "200": answer(
                     f"The request; or a stream. {_SSE_TEXT}", json=record, sse=TEXT
                 ),
-                **problems(400, 401, 403, 404, 422, 499),
+                **problems(400, 401, 403, 404, 422, 499, 503),
             },
             parameters=[blocking, timeout, streaming, _LAST_EVENT],
         ),
@@ -248,7 +263,7 @@ def _requests(schemas: Schemas) -> dict[str, Schema]:
                 "202": answer(
                     "Its turn still runs.", json=_out(schemas, bodies.CancelBody)
                 ),
-                **problems(401, 403, 404, 409, 422),
+                **problems(401, 403, 404, 409, 422, 503),
             },
         ),
     }
@@ -263,7 +278,7 @@ def _letters(schemas: Schemas) -> dict[str, Schema]:
             "List dead letters",
             {
                 "200": answer("The oldest first.", json=letters),
-                **problems(401, 403, 422),
+                **problems(401, 403, 422, 503),
             },
             parameters=[
                 parameter("limit", "query", limit, "So many at most."),
@@ -281,12 +296,12 @@ def _letters(schemas: Schemas) -> dict[str, Schema]:
                     names.RETRY_AFTER,
                     json=_out(schemas, bodies.PendingBody),
                 ),
-                **problems(401, 403, 404, 429, 503),
+                **problems(401, 403, 404, 409, 429, 503),
             },
         ),
         "discard": operation(
             "discard",
             "Remove a dead letter",
-            {"204": answer("It is gone."), **problems(401, 403, 404)},
+            {"204": answer("It is gone."), **problems(401, 403, 404, 503)},
         ),
     }

@@ -151,13 +151,12 @@ def _patiently(exchange: Exchange, answer: Callable[[], Reply]) -> Reply:
     Raises:
         Relayed: So it is done.
     """
-    relay = exchange.environ.get("ppio.relay")
     # Of the answer to a HEAD the front has yet to take the body.
-    if relay is None or exchange.method != "GET":
-        return answer()
-    if not relay(exchange.environ, answer):
-        return answer()
-    raise Relayed
+    is_get = exchange.method == "GET"
+    relay = exchange.environ.get("ppio.relay") if is_get else None
+    if relay is not None and relay(exchange.environ, answer):
+        raise Relayed
+    return answer()
 
 
 def cancel(api: Api, exchange: Exchange, type: str, key: str, message_id: str) -> Reply:

@@ -9,14 +9,27 @@ from typing import Any
 
 from ppio_agent.actors import EchoAgent, IActor, InProcessActorRuntime
 from ppio_agent.actors.http.server import ActorServer
+from ppio_agent.actors.runtime_abstractions import (
+    ActorResponseMessage,
+    RequestStatus,
+)
 from tests.serving.support import JSON, SSE, Answer, Gate, HttpAt
 
-__all__ = ["SSE", "Answer", "Http", "events_of", "register_agents", "said"]
+__all__ = ["ENDS", "SSE", "Answer", "Http", "events_of", "register_agents", "said"]
 
 
 def said(text: str = "hi", **more: Any) -> dict[str, Any]:
     """Return the body of a run with one message."""
     return {"messages": [{"role": "user", "content": text}], **more}
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "text": {"status": RequestStatus.FAILED, "data": "oops"},
+    "null": {"status": RequestStatus.FAILED, "data": None},
+    "odd": {"status": RequestStatus.FAILED, "data": {"code": 5, "error": [1]}},
+    "list": {"status": RequestStatus.FAILED, "data": {"code": [], "retryable": "x"}},
+    "nothing": {"status": RequestStatus.COMPLETED, "data": None},
+}
 
 
 class Counter(IActor):
@@ -25,6 +38,14 @@ class Counter(IActor):
     def receive(self, context: Any, message: Any) -> Any:
         if message.method == "fail":
             raise ValueError("secret text of a crash")
+        if message.method == "end":
+            context.complete_request(
+                message.message_id,
+                ActorResponseMessage(message.message_id, **ENDS[message.params["as"]]),
+            )
+            return None
+        if message.method == "run":
+            return 17
         count = (context.read_state("count") or 0) + 1
         context.write_state("count", count)
         return {"count": count, "params": message.params}
@@ -93,6 +114,11 @@ class Http(HttpAt):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request("POST", path, data, {**JSON, **named})
+
+    def busy(self, lane: str) -> int:
+        """Return how many threads of a lane of the server serve requests."""
+        found: int = self.server._server.stats()["lanes"][lane]["busy"]
+        return found
 
     def delete(self, path: str, **headers: str) -> Answer:
         return self.request("DELETE", path, headers=headers)

@@ -52,6 +52,34 @@ def test_letters_are_not_for_strangers(serve: Serve) -> None:
     assert http.get("/dead-letters", Authorization="Bearer a-key").status == 200
 
 
+def test_letters_are_those_of_the_owner(serve: Serve, gate: Gate) -> None:
+    """Of the actor; others neither see nor touch them."""
+    runtime = InProcessActorRuntime()
+    http = serve(runtime, auth=ApiKeyAuth({"ann": "key-of-ann", "bob": "key-of-bob"}))
+    ann, bob = ({"Authorization": f"Bearer key-of-{name}"} for name in ("ann", "bob"))
+    options = ActorOptions(mailbox_limit=2, mailbox_policy="drop_oldest")
+    runtime.register_agent("tight", lambda request: gate.stand(), options=options)
+    for who, key in ((bob, "b"), (ann, "a")):
+        for name in ("m-1", "m-2", "m-3"):
+            http.post(f"/actors/v1/tight/{key}/{name}", BODY, **who)
+            if name == "m-1":
+                gate.wait_reached()
+    for who, key in ((ann, "a"), (bob, "b")):
+        (letter,) = http.get("/dead-letters?limit=1", **who).json
+        assert letter["actor_id"] == f"tight/{key}"
+        other = bob if who is ann else ann
+        place = f"/dead-letters/{letter['id']}"
+        for refused in (
+            http.post(f"{place}:redrive", **other),
+            http.delete(place, **other),
+        ):
+            assert (refused.status, refused.json["code"]) == (
+                404,
+                "dead_letter_not_found",
+            )
+        assert http.delete(place, **who).status == 204
+
+
 def test_a_number_of_letters_has_to_be_one(serve: Serve) -> None:
     """From 1 to 1,000."""
     http = serve()

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from ppio_agent.actors import InProcessActorRuntime, RuntimeOptions
 from tests.actors.http.conftest import Serve
-from tests.actors.http.support import Gate, Http, said
+from tests.actors.http.support import ENDS, SSE, Gate, Http, said
+from tests.serving.support import in_background
+from tests.support import wait_until
 
 BODY = {"method": "add", "params": {"by": 1}}
 
@@ -110,6 +113,68 @@ def test_a_time_to_wait_has_to_be_one(shared: Http, timeout: str) -> None:
     assert answer.status == 422
     assert answer.json["errors"][0]["loc"] == ["query", "timeout"]
     assert shared.post(f"{place}:cancel").status == 204
+
+
+@pytest.mark.parametrize("end", sorted(ENDS))
+def test_whatever_an_actor_gave_can_be_looked_up(shared: Http, end: str) -> None:
+    """A failure has its three members, if need be those of its status."""
+    place = f"/actors/v1/counter/ends/{end}"
+    call = {"method": "end", "params": {"as": end}}
+    sent = shared.post(place, call, Prefer="wait=20")
+    assert (sent.status, sent.headers["x-invocation-id"]) == (200, end)
+    found = shared.get(place).json
+    assert found["data"] is None
+    streamed = shared.get(f"{place}?streaming=true").body
+    assert b"event: end" in streamed
+    if end == "nothing":
+        assert (found["status"], found["error"]) == ("completed", None)
+        return
+    error = found["error"]
+    assert (error["code"], error["retryable"]) == ("actor_failed", False)
+    assert isinstance(error["error"], str)
+    assert b"event: error" in streamed
+
+
+def test_a_result_that_is_no_answer_is_told_so(shared: Http) -> None:
+    """As a failure with its id; a stream of it ends."""
+    answer = shared.run("counter", said())
+    assert (answer.status, answer.json["code"]) == (500, "invalid_result")
+    assert answer.headers["x-invocation-id"]
+    streamed = shared.run("counter", said(), **SSE).body
+    assert b'"code":"invalid_result"' in streamed
+    assert b"event: end" in streamed
+
+
+def test_those_who_wait_hold_up_nobody(serve: Serve, gate: Gate) -> None:
+    """What they wait for can be looked up and cancelled by others."""
+    http = serve(InProcessActorRuntime(options=RuntimeOptions(workers=2)))
+    place = "/actors/v1/slow/a/m-1"
+    http.post(place, {"method": "run", "params": said()})
+    gate.wait_reached()
+    waits = [
+        in_background(lambda: http.get(f"{place}?blocking=true")) for _ in range(4)
+    ]
+    streams = [http.events("GET", f"{place}?streaming=true") for _ in range(4)]
+    wait_until(lambda: http.server._server._dispatcher.unfinished >= 8)
+    assert http.busy("read") == 0
+    assert http.get(place).json["status"] == "pending"
+    assert http.post(f"{place}:cancel").status == 204
+    assert {wait().json["status"] for wait in waits} == {"cancelled"}
+    for connection, events in streams:
+        assert list(events)[-1]["event"] == "end"
+        connection.close()
+
+
+def test_a_request_whose_actor_was_deleted_is_told_by_its_answer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has run, whatever became of its record."""
+    http = serve()
+    monkeypatch.setattr(http.runtime.store, "get_request", lambda *_: None)
+    sent = http.post("/actors/v1/counter/gone/m-1", BODY, Prefer="wait=20")
+    assert sent.status == 200
+    assert sent.json["data"] == {"count": 1, "params": {"by": 1}}
+    assert sent.json["created_at"] is None
 
 
 def test_a_request_that_waits_is_cancelled_at_once(serve: Serve, gate: Gate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from ppio_agent.actors import ActorId, ActorOptions, InProcessActorRuntime
 from ppio_agent.actors.http_api import create_app
 from ppio_agent.serving import ApiKeyAuth
+from ppio_agent.storage.actors.records import Retention
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import SSE, Gate, Http, said
+from tests.serving.support import JSON
 from tests.support import wait_until
 
 KEYS = {"ann": "key-of-ann", "bob": "key-of-bob"}
@@ -235,6 +238,107 @@ def test_a_client_that_leaves_ends_no_turn(serve: Serve, gate: Gate) -> None:
     wait_until(lambda: http.get(place).json["status"] == "completed")
     again = http.request("POST", "/agents/stubborn/run", body, headers)
     assert again.json["messages"][0]["content"] == "at last"
+
+
+def test_a_client_that_leaves_keeps_no_thread(serve: Serve, gate: Gate) -> None:
+    """Of a run that waits for another one of its conversation, which goes on."""
+    http = serve()
+    body = said(conversation_id="busy")
+    assert http.run("stubborn", body, Prefer="respond-async").status == 202
+    gate.wait_reached()
+    connection = HTTPConnection("127.0.0.1", http.port, timeout=20)
+    connection.request("POST", "/agents/stubborn/run", json.dumps(body), JSON)
+    wait_until(lambda: http.get("/actors/v1/stubborn/busy").json["queued"] == 1)
+    connection.close()
+    wait_until(lambda: http.busy("invoke") == 0)
+    assert http.get("/actors/v1/stubborn/busy").json["queued"] == 1
+
+
+def test_a_repetition_says_that_it_is_one(shared: Http) -> None:
+    """Whatever it is answered with."""
+    body = said(conversation_id="replayed")
+    for headers in ({}, {"Prefer": "respond-async"}, SSE):
+        answer = shared.run("echo", body, Idempotency_Key="replayed-1", **headers)
+        replayed = answer.headers.get("idempotency-replayed")
+        assert replayed == (None if headers == {} else "true")
+    sent = [
+        shared.post("/actors/v1/counter/replayed/m-1", {"method": "add"})
+        for _ in range(2)
+    ]
+    assert [one.headers.get("idempotency-replayed") for one in sent] == [None, "true"]
+
+
+def test_a_run_may_have_a_deadline(serve: Serve, gate: Gate) -> None:
+    """Then it is 504, also where nobody else wants the conversation."""
+    http = serve()
+    late = http.run("slow", said(), X_PPIO_Timeout="0.05")
+    assert (late.status, late.json["code"]) == (504, "invocation_timeout")
+    place = "/actors/v1/slow/late/m-1"
+    body = {"method": "run", "params": said()}
+    http.post(place, body, X_PPIO_Timeout="0.05")
+    assert http.get(f"{place}?blocking=true").json["status"] == "expired"
+    for wrong in ("0", "-1", "nan", "soon"):
+        refused = http.run("slow", said(), X_PPIO_Timeout=wrong)
+        assert (refused.status, refused.json["code"]) == (400, "invalid_request")
+
+
+def test_what_is_refused_makes_nobody_an_owner(serve: Serve) -> None:
+    """Another may begin the conversation."""
+    http = serve(auth=ApiKeyAuth(KEYS))
+    body = said("\ud800", conversation_id="mine")
+    call = {"method": "a\x00"}
+    for refused in (
+        http.run("echo", body, **ANN),
+        http.run("echo", said(conversation_id="mine"), Idempotency_Key="a b", **ANN),
+        http.run("echo", said(conversation_id="mine"), X_PPIO_Timeout="x", **ANN),
+        http.post("/actors/v1/echo/mine/m-1", call, **ANN),
+    ):
+        assert refused.status in (400, 422)
+    assert http.run("echo", said(conversation_id="mine"), **BOB).status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency_Key": KEY}])
+def test_a_conversation_deleted_meanwhile_is_its_senders(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """One that is deleted between its claim and its request has an owner after it."""
+    http = serve(auth=ApiKeyAuth(KEYS))
+    runtime, body = http.runtime, said(conversation_id="gone")
+    assert http.run("echo", body, **ANN).status == 200
+    actor_id = ActorId("echo", "gone")
+    api = http.server._api
+    claim = api.claim
+
+    def claim_late(*args: Any) -> None:
+        claim(*args)
+        assert runtime.delete_actor(actor_id)
+
+    monkeypatch.setattr(api, "claim", claim_late)
+    assert http.run("echo", body, **ANN, **headers).status == 200
+    monkeypatch.undo()
+    assert runtime.store.owner(actor_id) == "ann"
+    assert http.run("echo", body, **BOB).status == 404
+
+
+def test_a_result_that_is_no_longer_kept_is_404(serve: Serve) -> None:
+    """In every form; it is not run again."""
+    runtime = InProcessActorRuntime()
+    http = serve(runtime)
+    body = said(conversation_id="old")
+    assert http.run("echo", body, Idempotency_Key="k").status == 200
+    store = runtime.store
+    store.purge(store.now() + 1, 1000, Retention(payload_bytes=0))
+    again = http.run("echo", body, Idempotency_Key="k")
+    assert (again.status, again.json["code"]) == (404, "result_evicted")
+    assert again.headers["x-invocation-id"] == "k"
+    place = "/actors/v1/echo/old/k"
+    assert http.get(place).json["error"]["code"] == "result_evicted"
+    for streamed in (
+        http.run("echo", body, Idempotency_Key="k", **SSE),
+        http.get(f"{place}?streaming=true"),
+    ):
+        assert b'"code":"result_evicted"' in streamed.body
+        assert streamed.body.rstrip().endswith(b'data: {"status":"completed"}')
 
 
 def test_what_a_conversation_without_a_name_said_is_not_kept_for_long(

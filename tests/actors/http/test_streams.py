@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ppio_agent.actors import ActorId
+from ppio_agent.actors.http.streams import after_of
+from ppio_agent.exceptions import InvalidMessageError
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import SSE, Gate, Http, said
 
@@ -91,6 +95,47 @@ def test_what_was_not_sent_cannot_be_gone_on_after(shared: Http, after: str) -> 
     place = "/actors/v1/words/not-sent/one?streaming=true"
     answer = shared.get(place, Last_Event_ID=after)
     assert (answer.status, answer.json["code"]) == (400, "invalid_request")
+
+
+def test_a_number_is_known_only_when_it_was_sent(serve: Serve, gate: Gate) -> None:
+    """Also where the request has ended since it was looked at."""
+    http = serve()
+    body = said("a b .", conversation_id="known")
+    http.run("words", body, Idempotency_Key="one", Prefer="respond-async")
+    gate.wait_reached()
+    handle = http.runtime.client().get_request(ActorId("words", "known"), "one")
+    ended = _EndsMeanwhile(handle, gate)
+    for after, known in ((6, False), (5, False), (4, True)):
+        exchange: Any = SimpleNamespace(environ={"HTTP_LAST_EVENT_ID": str(after)})
+        if known:
+            assert after_of(exchange, ended) == after
+        else:
+            with pytest.raises(InvalidMessageError, match="no event"):
+                after_of(exchange, ended)
+
+
+class _EndsMeanwhile:
+    """A handle whose request ends after it was said not to have."""
+
+    def __init__(self, handle: Any, gate: Gate) -> None:
+        self._handle, self._gate = handle, gate
+
+    def try_get_response(self) -> None:
+        return None
+
+    def read_updates(self, after: int, timeout: float | None) -> Any:
+        self._gate.open()
+        self._handle.get_response(20)
+        return self._handle.read_updates(after, timeout)
+
+
+@pytest.mark.parametrize("number", ["5", "x"])
+def test_a_run_begins_no_stream_in_the_middle(shared: Http, number: str) -> None:
+    """What is sent by it is told from its beginning, whatever number is said."""
+    headers = {**SSE, "Last-Event-ID": number}
+    connection, events = shared.events("POST", "/agents/words/run", said("a"), headers)
+    assert [found for found, *_ in told(events)] == ["1", "2", "3"]
+    connection.close()
 
 
 def test_a_failed_run_ends_with_a_problem(shared: Http) -> None:
