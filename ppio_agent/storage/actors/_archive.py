@@ -28,7 +28,7 @@ _Replace = Callable[[ActorId, str, bytes, "bytes | None"], bool]
 class _Rows:
     """Rows, the oldest first, without an object for each.
 
-    Thread safety: one thread at a time.
+    Thread safety: one thread at a time takes; `append` is one step of the interpreter.
     """
 
     __slots__ = ("_fields",)
@@ -89,7 +89,7 @@ class Archive:
         self.logs: dict[tuple[ActorId, str], Log] = {}
         self.retention = Retention()
         self.urgent = False
-        self._fresh: deque[_Row] = deque()  # Not counted yet.
+        self._fresh = _Rows()  # Not counted yet.
         self._lock = threading.Lock()  # Guards all below.
         self._full = _Rows()
         self._bare = _Rows()  # Evicted; older than all in _full.
