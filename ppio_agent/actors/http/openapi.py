@@ -249,7 +249,10 @@ def _requests(schemas: Schemas) -> dict[str, Schema]:
             "Look up a request, wait for it, or read its stream",
             {
                 "200": answer(
-                    f"The request; or a stream. {_SSE_TEXT}", json=record, sse=TEXT
+                    f"The request; or a stream. {_SSE_TEXT}",
+                    names.INVOCATION_ID,
+                    json=record,
+                    sse=TEXT,
                 ),
                 **problems(400, 401, 403, 404, 422, 499, 503),
             },

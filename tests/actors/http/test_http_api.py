@@ -15,14 +15,19 @@ import flask
 import pytest
 
 from ppio_agent._util.threads import start_thread
-from ppio_agent.actors import EchoAgent, InProcessActorRuntime
+from ppio_agent.actors import ActorId, EchoAgent, InProcessActorRuntime, http_api
+from ppio_agent.actors.http import server as server_module
 from ppio_agent.actors.http.server import ActorServer
 from ppio_agent.actors.http_api import create_app, server_of
 from ppio_agent.exceptions import ConfigurationError
+from ppio_agent.hooks import hookimpl
+from ppio_agent.wire.models import Principal
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import Gate, Http, said
-from tests.serving.support import HttpAt
+from tests.serving.support import HttpAt, in_background
 from tests.support import SLOW, wait_until
+
+BODY = {"method": "run", "params": said()}
 
 
 def test_an_app_starts_its_runtime_with_the_first_request() -> None:
@@ -124,6 +129,101 @@ def test_a_server_that_is_closed_cancels_turns(serve: Serve, gate: Gate) -> None
     caller.join(20)
     assert (answers[0].status, answers[0].json["code"]) == (503, "runtime_stopped")
     assert int(answers[0].headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_whoever_waits_for_a_runtime_that_goes_on_is_answered(
+    serve: Serve, gate: Gate, drained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of the server; what they wait for goes on in the user's runtime."""
+    monkeypatch.setattr(server_module, "_SETTLING", 0.01)
+    monkeypatch.setattr(server_module, "_LAST_ANSWERS", 1.0 * SLOW)
+    with InProcessActorRuntime() as runtime:
+        http = serve(runtime)
+        body, place = said(conversation_id="c"), "/actors/v1/stubborn/c/m-1"
+        http.post(place, {"method": "run", "params": said()})
+        gate.wait_reached()
+        connection, events = http.events("GET", f"{place}?streaming=true")
+        waiting = [
+            in_background(lambda: http.run("stubborn", body)),
+            in_background(lambda: http.get(f"{place}?blocking=true")),
+            in_background(lambda: http.post(place, BODY, Prefer="wait=60")),
+        ]
+        wait_until(lambda: http.server._server._dispatcher.unfinished == 4)
+        assert http.server.drain(0.01) if drained else http.server.close()
+        run, looked, sent = (wait() for wait in waiting)
+        assert (run.status, run.json["status"]) == (202, "pending")
+        assert run.headers["location"].startswith("/actors/v1/stubborn/c/")
+        assert (looked.status, looked.json["status"]) == (200, "pending")
+        assert (sent.status, sent.json["status"]) == (202, "pending")
+        *_, error, end = events
+        connection.close()
+        assert json.loads(error["data"])["code"] == "server_draining"
+        assert [error["id"], end["id"]] == ["0", "0"]  # where it is gone on from
+        assert runtime.running
+        gate.open()
+        handle = runtime.client().get_request(ActorId("stubborn", "c"), "m-1")
+        assert handle.result(20)["status"] == "completed"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_turn_that_does_not_listen_keeps_no_answer(
+    serve: Serve, gate: Gate, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whose thread it runs is told by another one that the server ended."""
+    monkeypatch.setattr(server_module, "_SETTLING", 0.01)
+    monkeypatch.setattr(server_module, "_LAST_ANSWERS", 0.2 * SLOW)
+    runtime = InProcessActorRuntime()
+    if own:
+        runtime.start()
+    http = serve(runtime)
+    answer = in_background(lambda: http.run("stubborn", said()))
+    gate.wait_reached()
+    assert not http.server.close()
+    refused = answer()
+    assert (refused.status, refused.json["code"]) == (503, "server_draining")
+    assert int(refused.headers["retry-after"]) >= 1
+    gate.open()
+    runtime.stop()
+
+
+def test_plugins_are_asked_who_calls_and_what_an_agent_is() -> None:
+    """Those of `create_app`, for the agents that are given to it."""
+
+    class Plugin:
+        @hookimpl
+        def ppio_authenticate(self, request: Any) -> Principal | None:
+            return Principal("ann") if request.headers.get("x-ann") else None
+
+        @hookimpl
+        def ppio_adapt_agent(self, obj: object) -> Any:
+            return (lambda request: "adapted") if obj == "crew" else None
+
+    runtime = InProcessActorRuntime()
+    app = create_app(runtime, agents={"crew": "crew"}, plugins=[Plugin()])
+    client = app.test_client()
+    assert client.post("/agents/crew/run", json=said()).status_code == 401
+    answer = client.post("/agents/crew/run", json=said(), headers={"X-Ann": "1"})
+    assert answer.json is not None
+    assert answer.json["messages"][0]["content"] == "adapted"
+    runtime.stop()
+
+
+def test_a_store_that_cannot_be_opened_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise what the environment says of models; status 2."""
+    monkeypatch.setattr(
+        "ppio_agent.actors.openai_agent.agents_from_env", _no_such_models
+    )
+    with pytest.raises(SystemExit) as ended:
+        http_api.main(["--port", "0"])
+    assert ended.value.code == 2
+    assert "no such models" in capsys.readouterr().err
+
+
+def _no_such_models(**_: Any) -> Any:
+    raise ConfigurationError("no such models")
 
 
 PROGRAM = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -14,6 +15,7 @@ from ppio_agent.actors.http.routes import ROUTES
 from ppio_agent.serving import ApiKeyAuth
 from tests.actors.http.conftest import Serve
 from tests.actors.http.support import Http, said
+from tests.serving.support import JSON
 from tests.support import wait_until
 
 SECRET = "sk-0123456789abcdef"
@@ -96,6 +98,58 @@ def test_with_authentication_the_description_says_so(serve: Serve) -> None:
     for path in ("/", "/health", "/docs"):
         assert http.get(path).status == 200
         assert answer.json["paths"][path]["get"]["security"] == []
+
+
+def test_the_description_follows_the_types(serve: Serve) -> None:
+    """Those that are registered later are in it, too."""
+    http = serve()
+
+    def described() -> Any:
+        document = http.get("/openapi.json").json
+        (name,) = document["paths"]["/agents/{agent_name}/run"]["parameters"]
+        return name["schema"]["enum"]
+
+    assert "later" not in described()
+    http.runtime.register_agent("later", lambda request: "ok")
+    assert "later" in described()
+
+
+_PLACE = "/actors/v1/echo/told/m-1"
+_CALL = {"method": "run", "params": said()}
+_TOLD = [
+    ("POST", "/agents/{agent_name}/run", "/agents/echo/run", said()),
+    ("POST", "/actors/v1/{type}/{key}/{message_id}", _PLACE, _CALL),
+    ("POST", "/actors/v1/{type}/{key}/{message_id}", _PLACE, {**_CALL, "params": {}}),
+    ("GET", "/actors/v1/{type}/{key}/{message_id}", _PLACE, None),
+    ("GET", "/actors/v1/{type}/{key}/{message_id}", f"{_PLACE}?streaming=true", None),
+    ("POST", "/actors/v1/{type}/{key}/{message_id}:cancel", f"{_PLACE}:cancel", None),
+    ("GET", "/actors/v1/{type}/{key}", "/actors/v1/echo/told", None),
+    ("DELETE", "/actors/v1/{type}/{key}", "/actors/v1/echo/told", None),
+    ("GET", "/dead-letters", "/dead-letters", None),
+    ("POST", "/dead-letters/{id}:redrive", "/dead-letters/x:redrive", None),
+    ("DELETE", "/dead-letters/{id}", "/dead-letters/x", None),
+]
+_OURS = {"location", "idempotency-replayed", "x-invocation-id"}
+
+
+def test_what_is_answered_is_described(serve: Serve) -> None:
+    """Status and headers, before and after the runtime was stopped."""
+    http = serve()
+    paths = http.get("/openapi.json").json["paths"]
+    answered = set()
+    for stop in (False, True, False):
+        for method, template, path, body in _TOLD:
+            data = None if body is None else json.dumps(body).encode()
+            answer = http.request(method, path, data, JSON)
+            answered.add(answer.status)
+            responses = paths[template][method.lower()]["responses"]
+            assert str(answer.status) in responses, (method, path, answer.body)
+            told = responses[str(answer.status)].get("headers", {})
+            ours = _OURS & answer.headers.keys() if answer.status < 400 else set()
+            assert ours <= {name.lower() for name in told}, (method, path)
+        if stop:
+            http.runtime.stop()
+    assert answered >= {200, 202, 204, 404, 409, 503}
 
 
 def test_the_page_needs_nobody_else(shared: Http) -> None:
