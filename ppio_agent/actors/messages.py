@@ -85,7 +85,7 @@ def read_message(item: Any, path: str, *, role: str | None) -> Message:
             f"{path}.message_id", f"expected a text of 1 to {MAX_MESSAGE_ID} characters"
         )
     message: Message = {"role": role, "content": content, "message_id": message_id}
-    if len(item) > 2:
+    if calls or len(item) > 2:
         _read_optional(item, message, path)
     return message
 

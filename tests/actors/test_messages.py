@@ -50,6 +50,13 @@ def test_known_members_are_kept_and_others_are_not() -> None:
     assert (second["tool_call_id"], second["name"]) == ("c1", "f")
 
 
+def test_calls_of_tools_are_kept_without_a_text() -> None:
+    """An assistant's message may consist of them alone."""
+    calls = [{"id": "c1"}]
+    (message,) = read_messages([{"role": "assistant", "tool_calls": calls}])
+    assert (message["content"], message["tool_calls"]) == ("", calls)
+
+
 @pytest.mark.parametrize(
     ("value", "path"),
     [
