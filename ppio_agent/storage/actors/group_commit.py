@@ -1,23 +1,32 @@
 """Few transactions for the writes of many threads.
 
 A thread that writes while nobody else does runs its work at once, with no other thread
-in between. Those that come meanwhile queue; the first of them then runs the work of all
-that wait, in one transaction, while the next queue up. Nobody waits for more to come.
+in between. Those that come meanwhile queue; whoever leads next runs the work of all
+that wait, in one transaction, while others queue up. Nobody waits for more to come.
+
+A signal may raise an exception in a thread between any two steps. Who leads is therefore
+whoever has a lock that its block frees whatever happens, and being woken is no more than
+a reason to look: a call that was lost costs others some time.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["GroupCommit", "Job"]
+
+_log = logging.getLogger(__name__)
 
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _MOST_AT_ONCE = 64
+_LOOK_EVERY = 0.5  # seconds: as long others wait for one who was interrupted
 
 
 class Job(Generic[_S]):
@@ -27,16 +36,23 @@ class Job(Generic[_S]):
         work: Is called with what the transaction runs on.
         result: What it returned.
         error: Why nothing of it is kept; None if it is.
+        begun: It is in a transaction, or was; no other one runs it.
+        done: The transaction has ended.
+        wake: Is freed for who waits for it, who then looks.
     """
 
-    __slots__ = ("error", "leads", "result", "wake", "work")
+    __slots__ = ("begun", "done", "error", "result", "wake", "work")
 
     def __init__(self, work: Callable[[_S], Any]) -> None:
         self.work = work
         self.result: Any = None
-        self.error: BaseException | None = None
-        self.wake = threading.Lock()  # Free once it leads, or is done.
-        self.leads = True
+        self.error: BaseException | None = InterruptedError(
+            "the transaction did not come to its end"
+        )
+        self.begun = False
+        self.done = False
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
 
 class GroupCommit(Generic[_S]):
@@ -56,9 +72,7 @@ class GroupCommit(Generic[_S]):
     def __init__(self, run: Callable[[Sequence[Job[_S]]], None]) -> None:
         self._run = run
         self.told: Callable[[int], object] | None = None
-        # Guards all below, and `leads` of those that wait.
-        self._lock = threading.Lock()
-        self._busy = False
+        self._leading = threading.Lock()  # Of who runs what waits.
         self._waiting: deque[Job[_S]] = deque()
 
     def submit(self, work: Callable[[_S], _T]) -> _T:
@@ -70,55 +84,64 @@ class GroupCommit(Generic[_S]):
         Blocking: until the transactions before it and its own have ended.
         """
         job = Job(work)
-        with self._lock:
-            queued = self._busy
-            self._busy = True
-            if queued:
-                job.leads = False
-                job.wake.acquire()
-                self._waiting.append(job)
-        if queued:
-            self._wait(job)
-        if job.leads:
-            self._lead(job)
+        try:
+            self._waiting.append(job)
+            while not job.done:
+                if self._may_lead(job) or not job.wake.acquire(timeout=_LOOK_EVERY):
+                    self._lead(job)
+        except BaseException:  # by a signal
+            with suppress(ValueError):
+                self._waiting.remove(job)
+            self._call_next()  # it may have been this one that was called
+            raise
         if job.error is not None:
             raise job.error
         return cast("_T", job.result)
 
-    def _wait(self, job: Job[_S]) -> None:
+    def _may_lead(self, job: Job[_S]) -> bool:
+        """Whether it came first: were it anyone, few would be there to go together."""
         try:
-            job.wake.acquire()
-        except BaseException:  # by a signal, and nobody will be there to lead
-            with self._lock:
-                if job in self._waiting:
-                    self._waiting.remove(job)
-                leads, job.leads = job.leads, False
-            if leads:
-                self._hand_over()
-            raise
+            return self._waiting[0] is job and not self._leading.locked()
+        except IndexError:
+            return False
 
     def _lead(self, job: Job[_S]) -> None:
-        batch = [job]
-        with self._lock:
-            while self._waiting and len(batch) < _MOST_AT_ONCE:
-                batch.append(self._waiting.popleft())
-        for member in batch:
-            member.error = InterruptedError("the transaction did not come to its end")
+        """Run what waits, unless somebody else has run the job meanwhile."""
+        batch: list[Job[_S]] = []
         try:
-            self._run(batch)
-            if self.told is not None:
-                self.told(len(batch))
+            with self._leading:
+                if not job.begun:
+                    self._begin(batch)
+                    self._run(batch)
+                # Nobody runs it now: it has ended, even if that was not said.
+                job.done = job.begun
         finally:
-            self._hand_over()
-            for member in batch[1:]:
-                member.wake.release()
+            self._call_next()
+            for member in batch:
+                member.done = True
+                if member is not job:
+                    _call(member)
+        if self.told is not None and batch:
+            try:
+                self.told(len(batch))
+            except Exception:  # noqa: BLE001 - what was written is kept nevertheless
+                _log.exception("what was told of a transaction failed")
 
-    def _hand_over(self) -> None:
-        """Let the first that waits lead, if there is one."""
-        with self._lock:
-            if not self._waiting:
-                self._busy = False
-                return
-            successor = self._waiting.popleft()
-            successor.leads = True
-        successor.wake.release()
+    def _begin(self, batch: list[Job[_S]]) -> None:
+        while self._waiting and len(batch) < _MOST_AT_ONCE:
+            job = self._waiting[0]
+            if not job.begun:
+                job.begun = True
+                batch.append(job)
+            self._waiting.popleft()
+
+    def _call_next(self) -> None:
+        """Let the first that waits look whether it leads."""
+        if self._waiting and not self._leading.locked():
+            with suppress(IndexError):  # somebody leads already
+                _call(self._waiting[0])
+
+
+def _call(job: Job[Any]) -> None:
+    with suppress(RuntimeError):  # it was called, and has not looked yet
+        job.wake.release()

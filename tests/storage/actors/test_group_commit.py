@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from ppio_agent.storage.actors import group_commit
 from ppio_agent.storage.actors.group_commit import GroupCommit, Job
 from tests.support import wait_until
 
@@ -113,27 +114,75 @@ def test_a_transaction_that_is_broken_off_is_told_to_all_who_were_in_it() -> Non
     assert transactions.group.submit(lambda _: 4) == 4
 
 
-@pytest.mark.parametrize("leads", [False, True])
-def test_one_who_is_interrupted_while_it_waits_holds_nobody_up(leads: bool) -> None:
-    """Whether it still waits, or was just told to lead."""
+def test_one_who_is_interrupted_while_it_waits_holds_nobody_up() -> None:
+    """Also if it was just called to lead: the next one is then."""
     transactions = Transactions()
     group = transactions.group
-    job: Job[str] = Job(lambda _: 1)
-    job.leads = leads
-    group._busy = True
-    if not leads:
-        group._waiting.append(job)
 
     class Interrupted:
-        def acquire(self) -> None:
+        """What it waits for is free when a signal comes."""
+
+        def acquire(self, timeout: float) -> bool:
+            group._leading.release()
             raise KeyboardInterrupt
 
-    job.wake = Interrupted()  # type: ignore[assignment]
+    follower: Job[str] = Job(lambda _: 2)
+
+    def queue(job: Job[str]) -> bool:
+        job.wake = Interrupted()  # type: ignore[assignment]
+        group._waiting.append(follower)
+        return False
+
+    group._may_lead = queue  # type: ignore[method-assign]
+    group._leading.acquire()
     with pytest.raises(KeyboardInterrupt):
-        group._wait(job)
-    assert not group._waiting
-    assert group._busy is not leads
-    assert not job.leads
+        group.submit(lambda _: 1)
+    assert list(group._waiting) == [follower]
+    assert not follower.wake.locked()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lost", ["_call", "_call_next", "_begin", "_run"])
+def test_a_leader_may_be_interrupted_anywhere(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was not called looks after a while; who was begun is told that it failed."""
+    monkeypatch.setattr(group_commit, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    transactions = Transactions()
+    group = transactions.group
+    begin = group._begin
+
+    def begin_and_lose(batch: list[Job[str]]) -> None:
+        begin([])
+        _interrupt()
+
+    works = [lambda _: 0, lambda _: 1, lambda _: 2]
+    with monkeypatch.context() as signals, transactions.waiting(works) as results:
+        if lost == "_call":
+            signals.setattr(group_commit, "_call", _interrupt)
+        else:
+            instead = begin_and_lose if lost == "_begin" else _interrupt
+            signals.setattr(group, lost, instead)
+    assert results[0] in {0, None}  # None: it was interrupted itself
+    for result in results[1:]:
+        assert result in {None, 1, 2} or isinstance(result, InterruptedError)
+    assert not group._leading.locked()
+    assert group.submit(lambda _: 4) == 4
+
+
+def test_one_who_fails_to_be_told_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was written is kept, so its writer is told so."""
+    transactions = Transactions()
+    transactions.go_on.set()
+    transactions.group.told = lambda _: 1 // 0
+    assert transactions.group.submit(lambda _: 1) == 1
+    assert "what was told of a transaction failed" in caplog.text
 
 
 def test_whoever_asked_is_told_how_large_each_transaction_was() -> None:
