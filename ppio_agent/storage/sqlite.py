@@ -182,8 +182,10 @@ def opened(
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Keep all that the block writes, or nothing if it fails."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    try:  # from here on: a signal may raise an exception as BEGIN returns
+        if db.in_transaction:  # another one came while the first was seen to
+            db.execute("ROLLBACK")
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
     except BaseException:

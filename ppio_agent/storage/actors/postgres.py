@@ -178,13 +178,12 @@ class PostgresActorStore(SqlActorStore):
 
     def claim(self, worker: str, actor_id: ActorId) -> Lease | None:
         """Take the lease of an actor; see `IActorStore.claim`."""
-        now = self.now()
 
         def work(session: Session) -> Lease | None:
             # A statement sees which workers live as it begins. Held first, so that it
             # does not begin before another claim that it then waits for has ended.
-            hold(session, str(actor_id), now)
-            return turns.claim(session, now, worker, actor_id)
+            hold(session, str(actor_id), self.now())
+            return turns.claim(session, self.now(), worker, actor_id)
 
         return self._write(work)
 

@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ppio_agent.wire.actors import ActorId
 
@@ -150,8 +150,8 @@ class SqlActorStore(IActorStore):
 
     def claim(self, worker: str, actor_id: ActorId) -> Lease | None:
         """Take the lease of an actor; see `IActorStore.claim`."""
-        now = self.now()
-        return self._write(lambda s: turns.claim(s, now, worker, actor_id))
+        # The time is that at which the others have ended that it waited for.
+        return self._write(lambda s: turns.claim(s, self.now(), worker, actor_id))
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; see `IActorStore.release`."""
@@ -191,8 +191,7 @@ class SqlActorStore(IActorStore):
 
     def heartbeat(self, worker: str, ttl: float) -> bool:
         """Keep all leases of a worker; see `IActorStore.heartbeat`."""
-        now = self.now()
-        return self._write(lambda s: workers.heartbeat(s, now, worker, ttl))
+        return self._write(lambda s: workers.heartbeat(s, self.now(), worker, ttl))
 
     def retire(self, worker: str) -> None:
         """Give back all leases of a worker, and forget it."""
@@ -241,25 +240,26 @@ class SqlActorStore(IActorStore):
     def purge(self, now: float, limit: int, retention: Retention) -> int:
         """Forget what need not be kept; see `IActorStore.purge`."""
         # What has to be counted for it is read, which keeps nobody from writing.
-        spare = self._read(lambda s: upkeep.spare_requests(s, now, limit, retention))
-        if spare > 0:
-            self._write(lambda s: upkeep.forget_requests(s, spare))
-        self._evict(retention.payload_bytes)
-        before = now - retention.seconds
-        self._write(lambda s: upkeep.forget_owners(s, now, limit, before))
-        letters = self._write(
-            lambda s: upkeep.forget_dead_letters(s, now, limit, retention)
+        spare = self._read(lambda s: upkeep.spare(s, now, limit, retention))
+        count = 0
+        pieces: tuple[tuple[Callable[..., object], Sequence[Any]], ...] = (
+            (upkeep.forget_requests, spare.requests),
+            (upkeep.evict, spare.payloads),
+            (upkeep.forget_letters, spare.letters),
+            (partial(upkeep.forget_owners, now=now), spare.owners),
         )
-        spent = self._read(lambda s: upkeep.spent_states(s, now, limit))
-        states = [
+        for forget, found in pieces:
+            if found:
+                self._write(partial(forget, found=found))
+                count += len(found)
+        for actor in spare.states:
             self._write(partial(upkeep.forget_state, now=now, actor=actor))
-            for actor in spent
-        ]
-        return max(spare, 0) + letters + sum(states)
-
-    def _evict(self, most: int) -> None:
-        while found := self._read(lambda s: upkeep.too_large(s, _AT_ONCE, most)):
-            self._write(partial(upkeep.evict, found=found))
+            count += 1
+        for worker in spare.workers:
+            count += self._write(
+                partial(workers.forget_gone, now=now, worker=worker, limit=limit)
+            )
+        return count
 
     # For people.
 
@@ -277,7 +277,8 @@ class SqlActorStore(IActorStore):
 
     def inspect(self, actor_id: ActorId) -> ActorSummary | None:
         """Return what is known of an actor; see `IActorStore.inspect`."""
-        return self._read(lambda s: people.inspect(s, actor_id))
+        now = self.now()
+        return self._read(lambda s: people.inspect(s, now, actor_id))
 
     def own(self, actor_id: ActorId, owner: str) -> str:
         """Make somebody the owner of an actor that has none; see `IActorStore.own`."""

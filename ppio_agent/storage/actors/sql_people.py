@@ -14,12 +14,17 @@ from .sql_turns import held
 
 __all__ = ["delete", "inspect", "own", "owner"]
 
-_ACTOR = "SELECT etag, worker, token, last_turn FROM actor WHERE actor = :actor"
+_ACTOR = (
+    "SELECT etag, (SELECT id FROM actor_worker WHERE id = worker"
+    " AND actor_worker.expires_at > :now), token, last_turn"
+    " FROM actor WHERE actor = :actor"
+)
 _REMINDERS = "SELECT count(*) FROM actor_reminder WHERE actor = :actor"
 _OWNER = "SELECT owner FROM actor_owner WHERE actor = :actor"
 _OWN = (
     "INSERT INTO actor_owner (actor, owner, seen_at) VALUES (:actor, :owner, :now)"
-    " ON CONFLICT (actor) DO NOTHING"
+    " ON CONFLICT (actor) DO UPDATE SET seen_at = excluded.seen_at"
+    " WHERE actor_owner.seen_at < excluded.seen_at - 3600"
 )
 _DELETE = (
     "DELETE FROM actor_request WHERE actor = :actor",
@@ -33,15 +38,16 @@ _DELETE_ACTOR = "DELETE FROM actor WHERE actor = :actor"
 _UNWAIT = "DELETE FROM actor_wait WHERE waiter = :actor"
 
 
-def inspect(session: Session, actor_id: ActorId) -> ActorSummary | None:
+def inspect(session: Session, now: float, actor_id: ActorId) -> ActorSummary | None:
     """Return what is known of an actor; None if there is nothing."""
-    values = {"actor": str(actor_id)}
+    actor = str(actor_id)
+    values = {"actor": actor, "now": now}
     owned_by = owner(session, actor_id)
     row = session.one(_ACTOR, values)
     if row is None and owned_by is None:
         return None
     etag, worker, token, last_turn = row or (0, None, 0, None)
-    waiting, running, _ = requests.load(session, values["actor"])
+    waiting, running, _ = requests.load(session, actor)
     first = requests.oldest(session, actor_id) if running else None
     return ActorSummary(
         actor_id,

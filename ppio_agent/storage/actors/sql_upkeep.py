@@ -7,10 +7,16 @@ process may have done it meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
 from ppio_agent.wire.actors import ActorId, RequestStatus
 
 from . import sql_letters as letters
 from . import sql_requests as requests
+from . import sql_workers as workers
 from .ends import failure
 from .records import (
     Acceptance,
@@ -22,10 +28,10 @@ from .records import (
 )
 from .schedule import GIVE_UP_AFTER, retry_delay, tick_of, tick_request
 from .sql_state import clear
-from .sql_tables import Session, forget, hold, record_of, with_columns
+from .sql_tables import Row, Session, forget, hold, record_of, with_columns
 
 __all__ = [
-    "count_parcels",
+    "Spare",
     "deliver",
     "due_parcels",
     "due_reminders",
@@ -33,17 +39,14 @@ __all__ = [
     "expire",
     "expired",
     "fire",
-    "forget_dead_letters",
+    "forget_letters",
     "forget_owners",
     "forget_requests",
     "forget_state",
-    "spare_requests",
-    "spent_states",
-    "too_large",
+    "spare",
 ]
 
 _DUE_STATE_AGAIN = 60.0
-_WORKER_IS_GONE = 86_400.0
 
 _DUE_PARCELS = (
     "SELECT seq FROM actor_outbox WHERE due <= :now ORDER BY due, seq LIMIT :limit"
@@ -74,42 +77,42 @@ _EXPIRED = (
     "SELECT actor, message_id FROM actor_request WHERE status = 'pending'"
     " AND deadline IS NOT NULL AND deadline <= :now ORDER BY deadline LIMIT :limit"
 )
+# A request is known by when it ended too: one that came with its id later stays.
 _OLD = (
-    "SELECT count(*) FROM (SELECT 1 FROM actor_request WHERE finished_at IS NOT NULL"
-    " AND finished_at < :before LIMIT :limit) AS old"
-)
-_ENDED = "SELECT count(*) FROM actor_request WHERE finished_at IS NOT NULL"
-_FIRST_ENDED = (
-    "SELECT actor, message_id FROM actor_request WHERE finished_at IS NOT NULL"
+    "SELECT actor, message_id, finished_at FROM actor_request"
+    " WHERE finished_at IS NOT NULL AND finished_at < :before"
     " ORDER BY finished_at LIMIT :limit"
+)
+_FIRST_ENDED = (
+    "SELECT actor, message_id, finished_at FROM actor_request"
+    " WHERE finished_at IS NOT NULL ORDER BY finished_at LIMIT :limit"
+)
+_ENDED = (
+    "SELECT count(*), coalesce(sum(size), 0) FROM actor_request"
+    " WHERE finished_at IS NOT NULL"
 )
 _FORGET_REQUEST = (
     "DELETE FROM actor_request WHERE actor = :actor AND message_id = :message_id"
+    " AND finished_at = :finished_at"
 )
 _FORGET_STEPS = (
     "DELETE FROM actor_progress WHERE actor = :actor AND message_id = :message_id"
 )
-_PAYLOAD = (
-    "SELECT coalesce(sum(size), 0) FROM actor_request WHERE finished_at IS NOT NULL"
-)
-_TOO_LARGE = (
-    "SELECT actor, message_id FROM (SELECT actor, message_id, size,"
-    " sum(size) OVER (ORDER BY finished_at DESC ROWS UNBOUNDED PRECEDING) AS total"
-    " FROM actor_request WHERE finished_at IS NOT NULL) AS sums"
-    " WHERE total > :most AND size > 0 ORDER BY total DESC LIMIT :limit"
+_FIRST_LARGE = (
+    "SELECT actor, message_id, finished_at, size FROM actor_request"
+    " WHERE finished_at IS NOT NULL AND size > 0 ORDER BY finished_at LIMIT :limit"
 )
 _EVICT = (
     "UPDATE actor_request SET data = :nothing, evicted = 1, size = 0"
     " WHERE actor = :actor AND message_id = :message_id"
+    " AND finished_at = :finished_at"
 )
 _LETTERS = (
     "SELECT count(*), coalesce(sum(CASE WHEN at < :before THEN 1 ELSE 0 END), 0)"
     " FROM actor_dead_letter"
 )
-_FORGET_LETTERS = (
-    "DELETE FROM actor_dead_letter WHERE id IN"
-    " (SELECT id FROM actor_dead_letter ORDER BY id LIMIT :limit)"
-)
+_FIRST_LETTERS = "SELECT id FROM actor_dead_letter ORDER BY id LIMIT :limit"
+_FORGET_LETTER = "DELETE FROM actor_dead_letter WHERE id = :id"
 _SPENT = (
     "SELECT actor FROM actor WHERE expires_at IS NOT NULL AND expires_at <= :now"
     " ORDER BY expires_at LIMIT :limit"
@@ -125,7 +128,6 @@ _STILL_OWNED = (
     " AND EXISTS (SELECT 1 FROM actor WHERE actor.actor = :actor)"
 )
 _DISOWN = "DELETE FROM actor_owner WHERE actor = :actor"
-_FORGET_WORKERS = "DELETE FROM actor_worker WHERE expires_at < :before"
 
 
 # Requests to others.
@@ -189,6 +191,7 @@ def fire(session: Session, now: float, actor_id: ActorId, name: str) -> bool:
     hold(session, key["actor"], now)
     row = session.one(_REMINDER, {**key, "now": now})
     if row is None:
+        forget(session, key["actor"])
         return False
     *fields, latest = row
     before = requests.find(session, actor_id, latest) if latest else None
@@ -224,6 +227,7 @@ def expire(
     hold(session, str(actor_id), now)
     record = requests.find(session, actor_id, message_id)
     if record is None or record.status.terminal:
+        forget(session, str(actor_id))
         return None
     data = failure("invocation_timeout")
     return requests.end(session, now, record, RequestStatus.EXPIRED, data)
@@ -232,59 +236,108 @@ def expire(
 # What is too old, or too much.
 
 
-def spare_requests(
-    session: Session, now: float, limit: int, retention: Retention
-) -> int:
-    """Return how many ended requests need not be kept, up to `limit`."""
+@frozen(kw_only=True)
+class Spare:
+    """What need not be kept, as it was found; a part of it, if that is much.
+
+    It is changed only if it is still what it was: others may have come first.
+
+    Attributes:
+        requests: Actor, id and end of ended requests.
+        payloads: The same of those whose results and logs alone need not be kept.
+        letters: Numbers of dead letters.
+        states: Actors whose state is to be deleted.
+        owners: Actors of whose owner nothing was heard.
+        workers: Those that are gone.
+    """
+
+    requests: Sequence[Row]
+    payloads: Sequence[Row]
+    letters: Sequence[int]
+    states: Sequence[str]
+    owners: Sequence[str]
+    workers: Sequence[str]
+
+
+def spare(session: Session, now: float, limit: int, retention: Retention) -> Spare:
+    """Return what need not be kept, up to `limit` of each."""
     before = now - retention.seconds
-    (old,) = session.one(_OLD, {"before": before, "limit": limit})
-    if old == limit:  # all are counted only if those that are old are not enough
-        return limit
-    (count,) = session.one(_ENDED, {})
-    return int(min(limit, max(old, count - retention.ids)))
+    found: Sequence[Row] = session.all(_OLD, {"before": before, "limit": limit})
+    payloads: Sequence[Row] = ()
+    if len(found) < limit:  # all are counted only if those that are old are not enough
+        count, size = session.one(_ENDED, {})
+        if count - retention.ids > len(found):
+            most = min(limit, count - retention.ids)
+            found = session.all(_FIRST_ENDED, {"limit": most})
+        if size > retention.payload_bytes:
+            excess = size - retention.payload_bytes
+            payloads = _covering(session.all(_FIRST_LARGE, {"limit": limit}), excess)
+    return Spare(
+        requests=found,
+        payloads=payloads,
+        letters=_spare_letters(session, now, limit, retention),
+        states=_firsts(session, _SPENT, {"now": now, "limit": limit}),
+        owners=_firsts(session, _OLD_OWNERS, {"before": before, "limit": limit}),
+        workers=workers.gone(session, now, limit),
+    )
 
 
-def forget_requests(session: Session, count: int) -> None:
-    """Forget the requests that ended first."""
+def _firsts(session: Session, statement: str, values: Mapping[str, Any]) -> list[Any]:
+    return [row[0] for row in session.all(statement, values)]
+
+
+def _covering(rows: Sequence[Row], excess: int) -> list[Row]:
+    """Return the first rows that have so many bytes together, without these."""
+    needed = []
+    for *key, size in rows:
+        if excess <= 0:
+            break
+        excess -= size
+        needed.append(tuple(key))
+    return needed
+
+
+def _spare_letters(
+    session: Session, now: float, limit: int, retention: Retention
+) -> list[int]:
+    count, old = session.one(_LETTERS, {"before": now - retention.dead_seconds})
+    most = min(limit, max(old, count - retention.dead_letters))
+    return _firsts(session, _FIRST_LETTERS, {"limit": most}) if most > 0 else []
+
+
+def forget_requests(session: Session, found: Sequence[Row]) -> None:
+    """Forget ended requests."""
     actors: dict[str, None] = {}
-    for actor, message_id in session.all(_FIRST_ENDED, {"limit": count}):
-        values = {"actor": actor, "message_id": message_id}
-        session.run(_FORGET_STEPS, values)
-        session.run(_FORGET_REQUEST, values)
-        actors[actor] = None
+    for actor, message_id, finished_at in found:
+        values = {
+            "actor": actor,
+            "message_id": message_id,
+            "finished_at": finished_at,
+        }
+        if session.run(_FORGET_REQUEST, values):
+            session.run(_FORGET_STEPS, values)
+            actors[actor] = None
     for actor in actors:
         forget(session, actor)
 
 
-def too_large(session: Session, limit: int, most: int) -> list[tuple[str, str]]:
-    """Return the requests that ended first whose payload is beyond `most` bytes."""
-    (payload,) = session.one(_PAYLOAD, {})
-    if payload <= most:
-        return []
-    return session.all(_TOO_LARGE, {"most": most, "limit": limit})
-
-
-def evict(session: Session, found: list[tuple[str, str]]) -> None:
+def evict(session: Session, found: Sequence[Row]) -> None:
     """Forget results and logs."""
-    for actor, message_id in found:
-        values = {"actor": actor, "message_id": message_id, "nothing": b""}
-        session.run(_FORGET_STEPS, values)
-        session.run(_EVICT, values)
+    for actor, message_id, finished_at in found:
+        values = {
+            "actor": actor,
+            "message_id": message_id,
+            "finished_at": finished_at,
+            "nothing": b"",
+        }
+        if session.run(_EVICT, values):
+            session.run(_FORGET_STEPS, values)
 
 
-def forget_dead_letters(
-    session: Session, now: float, limit: int, retention: Retention
-) -> int:
-    """Forget dead letters; return how many."""
-    count, old = session.one(_LETTERS, {"before": now - retention.dead_seconds})
-    spare = min(limit, max(old, count - retention.dead_letters))
-    return session.run(_FORGET_LETTERS, {"limit": spare}) if spare > 0 else 0
-
-
-def spent_states(session: Session, now: float, limit: int) -> list[str]:
-    """Return actors whose state is to be deleted."""
-    rows = session.all(_SPENT, {"now": now, "limit": limit})
-    return [actor for (actor,) in rows]
+def forget_letters(session: Session, found: Sequence[int]) -> None:
+    """Forget dead letters."""
+    for id in found:
+        session.run(_FORGET_LETTER, {"id": id})
 
 
 def forget_state(session: Session, now: float, actor: str) -> bool:
@@ -302,9 +355,8 @@ def forget_state(session: Session, now: float, actor: str) -> bool:
     return had
 
 
-def forget_owners(session: Session, now: float, limit: int, before: float) -> None:
-    """Forget who owned actors that have been gone since `before`, and old workers."""
-    for (actor,) in session.all(_OLD_OWNERS, {"before": before, "limit": limit}):
+def forget_owners(session: Session, now: float, found: Sequence[str]) -> None:
+    """Forget who owned actors that are gone."""
+    for actor in found:
         if not session.run(_STILL_OWNED, {"actor": actor, "now": now}):
             session.run(_DISOWN, {"actor": actor})
-    session.run(_FORGET_WORKERS, {"before": now - _WORKER_IS_GONE})

@@ -13,8 +13,10 @@ from .records import Cancellation
 from .sql_tables import Session, forget
 
 __all__ = [
+    "bury",
     "cancellations",
-    "forget_worker",
+    "forget_gone",
+    "gone",
     "heartbeat",
     "known",
     "ready",
@@ -24,6 +26,8 @@ __all__ = [
     "waits_for",
 ]
 
+_IS_GONE = 86_400.0
+
 _EXPIRES = "SELECT expires_at FROM actor_worker WHERE id = :worker"
 _BEAT = (
     "INSERT INTO actor_worker (id, expires_at) VALUES (:worker, :expires_at)"
@@ -31,6 +35,12 @@ _BEAT = (
 )
 _LEASED = "SELECT actor FROM actor WHERE worker = :worker ORDER BY actor LIMIT :limit"
 _KNOWN = "SELECT id FROM actor_worker"
+_BURY = "UPDATE actor_worker SET expires_at = 0 WHERE id = :worker"
+_GONE = "SELECT id FROM actor_worker WHERE expires_at < :before LIMIT :limit"
+_STILL_GONE = (
+    "SELECT 1 FROM actor_worker WHERE id = :worker AND expires_at < :before"
+    " /*for update*/"
+)
 _FORGET_WORKER = "DELETE FROM actor_worker WHERE id = :worker"
 _FREE = "UPDATE actor SET worker = NULL WHERE actor = :actor AND worker = :worker"
 _READY = (
@@ -61,13 +71,18 @@ def heartbeat(session: Session, now: float, worker: str, ttl: float) -> bool:
 
 
 def retire(session: Session, worker: str, limit: int) -> int:
-    """Forget a worker, and give back that many of its leases; return how many."""
-    forget_worker(session, worker)
+    """Give back that many leases of a worker; forget it if there were less.
+
+    Returns:
+        How many there were.
+    """
     rows = session.all(_LEASED, {"worker": worker, "limit": limit})
     for (actor,) in rows:
         if session.run(_FREE, {"actor": actor, "worker": worker}):
             session.run(_UNWAIT, {"waiter": actor})
             forget(session, actor)
+    if len(rows) < limit:
+        session.run(_FORGET_WORKER, {"worker": worker})
     return len(rows)
 
 
@@ -76,9 +91,26 @@ def known(session: Session) -> list[str]:
     return [worker for (worker,) in session.all(_KNOWN, {})]
 
 
-def forget_worker(session: Session, worker: str) -> None:
-    """Forget that a worker ever lived; its leases are free then."""
-    session.run(_FORGET_WORKER, {"worker": worker})
+def bury(session: Session, worker: str) -> None:
+    """Let the time of a worker pass: its leases are to be had at once."""
+    session.run(_BURY, {"worker": worker})
+
+
+def gone(session: Session, now: float, limit: int) -> list[str]:
+    """Return workers whose time passed so long ago that they can be forgotten."""
+    rows = session.all(_GONE, {"before": now - _IS_GONE, "limit": limit})
+    return [worker for (worker,) in rows]
+
+
+def forget_gone(session: Session, now: float, worker: str, limit: int) -> int:
+    """Forget a worker that is gone, once it has no leases; return what was looked at.
+
+    That is so many of its leases at most, and itself.
+    """
+    values = {"worker": worker, "before": now - _IS_GONE}
+    if session.one(_STILL_GONE, values) is None:
+        return 1
+    return retire(session, worker, limit) + 1
 
 
 def ready(session: Session, now: float, worker: str, limit: int) -> list[ActorId]:

@@ -46,6 +46,7 @@ _WORDS = {
 # A turn changes a few rows, each on a page of its own. Mostly they are short.
 _PAGE_SIZE = 2048
 _CHECKPOINT_PAGES = 8000  # 16 MiB: for a checkpoint the disk is waited for
+_MOST_TRIES = 3
 _SYNC = {"normal": "NORMAL", "full": "FULL"}
 
 
@@ -153,47 +154,77 @@ class SqliteActorStore(SqlActorStore):
         return self._group.submit(work)
 
     def _run_jobs(self, jobs: Sequence[Job[_Session]]) -> None:
-        failure = self._try(jobs)
-        of_file = isinstance(failure, (OSError, ServiceUnavailableError))
-        if failure is not None and not of_file and len(jobs) > 1:
-            # Nothing is kept, and it was one of them: that one is to fail alone.
-            for job in jobs:
-                job.error = self._try([job])
-            return
+        failed: dict[Job[_Session], Exception] = {}
+        error = self._try(jobs, failed, apart=False)
+        if failed and len(jobs) > 1:
+            # Nothing is kept, and it was one of them: that one is to fail alone. On a
+            # full disk it takes all with it, so that the others are tried once more.
+            failed.clear()
+            for _ in range(_MOST_TRIES):
+                left = [job for job in jobs if job not in failed]
+                error = self._try(left, failed, apart=True)
+                if error not in failed.values():
+                    break
         for job in jobs:
-            job.error = failure
+            # Each has one of its own: threads that raise one would change it at once.
+            failure = failed.get(job, error)
+            job.error = None if failure is None else self._failure(failure)
 
-    def _try(self, jobs: Sequence[Job[_Session]]) -> Exception | None:
+    def _try(
+        self,
+        jobs: Sequence[Job[_Session]],
+        failed: dict[Job[_Session], Exception],
+        *,
+        apart: bool,
+    ) -> Exception | None:
         """Run jobs in one transaction; return what it failed with, or None."""
         try:
             with self._writing:
-                self._transact(jobs)
+                self._transact(jobs, failed, apart=apart)
         except Exception as error:  # noqa: BLE001 - raised where the work came from
-            return self._failure(error)
+            return error
         return None
 
-    def _transact(self, jobs: Sequence[Job[_Session]]) -> None:
-        execute = self._writer.execute  # without the generator of `transaction`
-        execute("BEGIN IMMEDIATE")
-        try:
-            session = _Session(self._writer)
+    def _transact(
+        self,
+        jobs: Sequence[Job[_Session]],
+        failed: dict[Job[_Session], Exception],
+        *,
+        apart: bool,
+    ) -> None:
+        db, session = self._writer, _Session(self._writer)
+        try:  # without the generator of `transaction`
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            db.execute("BEGIN IMMEDIATE")
             for job in jobs:
-                job.result = job.work(session)
-            execute("COMMIT")
+                if apart:
+                    db.execute("SAVEPOINT job")
+                try:
+                    job.result = job.work(session)
+                except Exception as error:
+                    failed[job] = error
+                    if not apart or not db.in_transaction:  # all is lost with it
+                        raise
+                    db.execute("ROLLBACK TO job")
+            db.execute("COMMIT")
         except BaseException:
-            if self._writer.in_transaction:
-                execute("ROLLBACK")
+            if db.in_transaction:
+                db.execute("ROLLBACK")
             raise
 
     def _read(self, work: Callable[[_Session], _T]) -> _T:
+        db = self._reader
         with self._reading:
-            db = self._reader
             try:
-                db.execute("BEGIN")
                 try:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    db.execute("BEGIN")
                     return work(_Session(db))
                 finally:
-                    db.execute("ROLLBACK")
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
             except (sqlite3.Error, UnicodeEncodeError) as error:
                 raise self._failure(error) from error
 
@@ -242,11 +273,12 @@ class SqliteActorStore(SqlActorStore):
         return super().ready(worker, limit)
 
     def _bury_workers(self) -> bool:
-        """Forget the workers whose process is dead; return whether there were any."""
+        """Let the time of dead workers pass; return whether there were any."""
         known = self._read(workers.known)
         dead = [worker for worker in known if self._locks.is_dead(worker)]
         for worker in dead:
-            self._write(partial(workers.forget_worker, worker=worker))
+            self._write(partial(workers.bury, worker=worker))
+            self._locks.remove(worker)  # only now: it is what others see it by
         return bool(dead)
 
     def subscribe(self, callback: Callable[[Hint], object]) -> Subscription:  # noqa: ARG002 - nobody can be told

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,23 +58,36 @@ class WorkerLocks:
 
     def is_dead(self, worker: str) -> bool:
         """Return whether the process of a worker has ended without a word."""
+        with self._looking_at(worker) as is_dead:
+            return is_dead
+
+    def remove(self, worker: str) -> None:
+        """Remove the file of a worker that is dead, once that was seen to."""
+        with self._looking_at(worker) as is_dead:
+            if is_dead:
+                self._file(worker).unlink()
+
+    @contextmanager
+    def _looking_at(self, worker: str) -> Iterator[bool]:
+        """Tell whether a worker is dead; it does not begin anew within the block."""
         with self._lock:
-            if worker in self._held:
-                return False
+            is_ours = worker in self._held
         try:
-            fd = os.open(self._file(worker), os.O_RDWR)
+            fd = -1 if is_ours else os.open(self._file(worker), os.O_RDWR)
         except OSError:
-            return False  # nothing is known: it ended well, or is on another machine
+            fd = -1  # nothing is known: it ended well, or is on another machine
+        if fd < 0:
+            yield False
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_dead = _is_at(fd, self._file(worker))
-            if is_dead:
-                self._file(worker).unlink()
         except BlockingIOError:
-            return False
+            is_dead = False
+        try:
+            yield is_dead
         finally:
             os.close(fd)
-        return is_dead
 
     def close(self) -> None:
         """Free all. Their files stay, so that others see that they are free."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from ppio_agent.storage.actors import open_actor_store
+from ppio_agent.storage.actors.group_commit import Job
 from ppio_agent.storage.actors.records import (
     Acceptance,
     CommitOutcome,
@@ -334,6 +336,99 @@ def test_turns_do_not_cost_more_the_more_there_were(open_store: Open) -> None:
     for _ in range(400):
         ask(store, lease)
     assert turn() < 1.5 * first
+
+
+class Interrupting:
+    """A connection; a signal comes as a statement returns."""
+
+    def __init__(self, db: sqlite3.Connection, *statements: str) -> None:
+        self.db = db
+        self.left = list(statements)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.db, name)
+
+    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        if self.left and self.left[0] == statement == "ROLLBACK":
+            self.left.pop(0)  # another one, before it is run
+            raise KeyboardInterrupt
+        cursor = self.db.execute(statement, *values)
+        if self.left and self.left[0] == statement:
+            self.left.pop(0)
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statements", [("BEGIN IMMEDIATE",), ("COMMIT",)])
+def test_a_signal_leaves_no_transaction_open(
+    path: Path, open_store: Open, statements: tuple[str, ...]
+) -> None:
+    """Nobody else could write any more."""
+    store = open_store()
+    writer = store._writer
+    store._writer = Interrupting(writer, *statements)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        store.accept(request(), LIMITS)
+    assert not writer.in_transaction
+    known = statements == ("COMMIT",)
+    assert (open_store().get_request(ACTOR, "m1") is not None) is known
+    assert open_store().accept(request(2), LIMITS).outcome is Acceptance.NEW
+
+
+def test_a_signal_while_one_is_seen_to_is_made_good_later(open_store: Open) -> None:
+    """By the next transaction."""
+    store = open_store()
+    signals = ("BEGIN IMMEDIATE", "ROLLBACK")
+    store._writer = Interrupting(store._writer, *signals)  # type: ignore[assignment]
+    store._reader = Interrupting(store._reader, "BEGIN", "ROLLBACK")  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        store.accept(request(), LIMITS)
+    with pytest.raises(KeyboardInterrupt):
+        store.pending()
+    assert store.accept(request(), LIMITS).outcome is Acceptance.NEW
+    assert store.pending() == 1
+
+
+def test_one_that_fails_costs_two_transactions(open_store: Open) -> None:
+    """Whoever was in one with it waits for no more."""
+    store = open_store()
+    actors = [ActorId("echo", str(n)) for n in range(20)]
+    leases = [leased(store, actor_id) for actor_id in actors]
+    leased(store, actors[3])
+    statements: list[str] = []
+    store._writer.set_trace_callback(statements.append)
+    outcomes = _all_at_once(store, [lambda at=at: ask(store, at) for at in leases])
+    store._writer.set_trace_callback(None)
+    assert outcomes.count(CommitOutcome.COMMITTED) == 19
+    assert statements.count("BEGIN IMMEDIATE") == 3  # one of them is `_led`'s
+    assert statements.count("COMMIT") == 2
+
+
+def test_what_is_too_large_for_the_disk_fails_alone(open_store: Open) -> None:
+    store = open_store()
+    (pages,) = store._writer.execute("PRAGMA page_count").fetchone()
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 60}")
+    sizes = [10, 3_000_000, 10]
+    works = [
+        lambda n=n: store.write(ActorId("echo", str(n)), [SetValue("k", b"1" * n)])
+        for n in sizes
+    ]
+    outcomes = _all_at_once(store, works)
+    assert [getattr(one, "errno", 0) for one in outcomes] == [0, errno.ENOSPC, 0]
+
+
+def test_those_who_fail_together_have_an_error_each(
+    path: Path, open_store: Open
+) -> None:
+    """Raised by several threads, one would tell of all of them."""
+    store = open_store()
+    store._writer.execute("PRAGMA busy_timeout = 10")
+    jobs: list[Job[Any]] = [Job(lambda session: session) for _ in range(3)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store._run_jobs(jobs)
+    assert all(isinstance(job.error, ServiceUnavailableError) for job in jobs)
+    assert len({id(job.error) for job in jobs}) == 3
 
 
 # Processes that were killed.

@@ -33,7 +33,7 @@ def locks(path: Path) -> Iterator[WorkerLocks]:
 
 
 def test_a_worker_lives_as_long_as_its_process(path: Path, locks: WorkerLocks) -> None:
-    """Its file goes with the first look at it after its end."""
+    """Its file stays until it is removed, so that all see that it is dead."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)],
         stdin=subprocess.PIPE,
@@ -44,9 +44,14 @@ def test_a_worker_lives_as_long_as_its_process(path: Path, locks: WorkerLocks) -
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         assert not locks.is_dead("there")
+        locks.remove("there")
+        assert not locks.is_dead("there")
         process.kill()
         process.wait()
     assert locks.is_dead("there")
+    assert WorkerLocks(path).is_dead("there")
+    locks.remove("there")
+    locks.remove("there")
     assert not locks.is_dead("there")  # nothing is known of it any more
     assert list(path.parent.iterdir()) == []
 
