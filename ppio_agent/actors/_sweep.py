@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 _PAGE = 256
 _ROUNDS = 40  # of pages, in one sweep
 _PURGE_EVERY = 60.0
+_PURGE_PAGE = 500  # what was retained is counted once for each
+_PURGE_SECONDS = 0.25  # in one sweep; the next one goes on
 _SOON = 60.0  # what is due later than that is left to the sweep
 _STEP = 0.01  # what is due within it is one instant
 # Reminders come again and again: seconds for which one that came is looked after
@@ -271,13 +273,16 @@ class Sweep:
         return len(actor_ids)
 
     def _purge(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_purge:
-            self._next_purge = now + _PURGE_EVERY
-            store, retention = self._engine.store, self._engine.options.retention
-            self._in_pages(lambda: store.purge(store.now(), _PAGE, retention))
-            if store.shared:
-                self._engine.calls.prune()
+        began = time.monotonic()
+        if began < self._next_purge:
+            return
+        store, retention = self._engine.store, self._engine.options.retention
+        while store.purge(store.now(), _PURGE_PAGE, retention) >= _PURGE_PAGE:
+            if time.monotonic() - began > _PURGE_SECONDS:
+                return
+        self._next_purge = began + _PURGE_EVERY
+        if store.shared:
+            self._engine.calls.prune()
 
     @staticmethod
     def _in_pages(step: Callable[[], int]) -> int:

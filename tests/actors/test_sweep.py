@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from ppio_agent.actors._sweep import Instants
 from ppio_agent.actors._timers import Timers
 from ppio_agent.exceptions import ServiceUnavailableError
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
-from ppio_agent.storage.actors.records import Limits, RequestRecord
+from ppio_agent.storage.actors.records import Limits, RequestRecord, Retention
 from tests.support import SLOW, wait_until
 
 from .support import Gate, Made, actor, running
@@ -226,7 +227,6 @@ def test_what_need_not_be_kept_is_purged_now_and_then(
 ) -> None:
     """By the retention of the runtime."""
     from ppio_agent.actors import _sweep
-    from ppio_agent.storage.actors.records import Retention
 
     monkeypatch.setattr(_sweep, "_PURGE_EVERY", 0.0)
     options = RuntimeOptions(retention=Retention(seconds=0.0), sweep_every=60.0)
@@ -238,3 +238,35 @@ def test_what_need_not_be_kept_is_purged_now_and_then(
                 runtime.sweep() == 0 and runtime.store.get_request(actor(), "m") is None
             )
         )
+
+
+def test_purging_goes_on_until_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though not for long at a time: the next sweep goes on where that one stopped."""
+    from ppio_agent.actors import _sweep
+
+    class Full(InMemoryStateStorage):
+        left = 0
+        calls = 0
+
+        def purge(self, now: float, limit: int, retention: Retention) -> int:
+            self.calls += 1
+            count = min(self.left, limit)
+            self.left -= count
+            return count
+
+    store = Full()
+    engine: Any = SimpleNamespace(timers=None, store=store, options=RuntimeOptions())
+    engine.calls = SimpleNamespace(prune=lambda: None)
+    sweep = _sweep.Sweep(engine)
+    store.left = 50_000
+    sweep._next_purge = 0.0
+    sweep._purge()
+    assert store.left == 0
+    sweep._purge()  # not again for a while
+    calls = store.calls
+    store.left = 50_000
+    monkeypatch.setattr(_sweep, "_PURGE_SECONDS", 0.0)
+    sweep._next_purge = 0.0
+    for _ in range(3):
+        sweep._purge()
+    assert store.calls == calls + 3
