@@ -7,12 +7,13 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.storage import Put
-from ppio_agent.storage.sqlite import SqliteDocumentStore, opened
+from ppio_agent.storage.sqlite import SqliteDocumentStore, opened, transaction
 
 
 def test_documents_outlive_the_store(tmp_path: Path) -> None:
@@ -116,3 +117,28 @@ def test_what_is_kept_is_for_this_user_alone(tmp_path: Path) -> None:
         store.close()
 
     assert modes == {0o600}
+
+
+def test_a_signal_as_a_transaction_begins_leaves_none_open(tmp_path: Path) -> None:
+    """Nor does one that was left open hold up the next."""
+
+    class Interrupting(sqlite3.Connection):
+        signal = True
+
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            cursor = super().execute(*args)
+            if self.signal and args[0].startswith("BEGIN"):
+                self.signal = False
+                raise KeyboardInterrupt
+            return cursor
+
+    with closing(
+        sqlite3.connect(tmp_path / "x.db", isolation_level=None, factory=Interrupting)
+    ) as db:
+        with pytest.raises(KeyboardInterrupt), transaction(db):
+            pass
+        assert not db.in_transaction
+        db.execute("BEGIN")
+        with transaction(db):
+            db.execute("CREATE TABLE x (y)")
+        assert db.execute("SELECT * FROM x").fetchall() == []
