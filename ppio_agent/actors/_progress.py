@@ -2,34 +2,46 @@
 
 A store that is not durable is told of each step at once. A durable one is told of them
 in batches, and of the last with the commit; who watches in this process gets them
-before.
+before. So when a process dies, steps were seen that no store knows: at most `_AHEAD` of
+them, and by so many numbers a turn that is run again begins later.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ppio_agent.exceptions import InvalidMessageError
+from ppio_agent.exceptions import (
+    InvalidMessageError,
+    LeaseLostError,
+    StateTooLargeError,
+)
 from ppio_agent.storage.actors.records import ProgressItem
 from ppio_agent.wire.actors import ActorResponseMessage, RequestStatus
 from ppio_agent.wire.json import decode_own, encode_json
 
 from ._call import Call
+from ._outage import OUTAGES
 from ._waiting import wait
 
 if TYPE_CHECKING:
     from ._engine import Engine
     from ._turn import Turn
 
-__all__ = ["flush", "read", "rest", "restart", "tell", "watch"]
+__all__ = ["MAX_STEP", "flush", "read", "rest", "restart", "tell", "watch"]
 
+MAX_STEP = 1024 * 1024
+"""Most bytes of one step's JSON."""
 _BATCH = 32
+_LARGE = 32 * 1024  # bytes of a step for which no others are waited for
 _EVERY = 0.1
+_AHEAD = 8 * _BATCH  # most steps that are seen and not stored
 _MOST, _MOST_BYTES = 1024, 1024 * 1024
 _PAGE = 256
+_RETRY = 0.1
 
 
 def tell(
@@ -41,9 +53,15 @@ def tell(
 ) -> None:
     """Log a step of a turn; one whose number is not above the last is dropped.
 
+    Waits while the store is so far behind that no more may be seen.
+
     Raises:
         InvalidMessageError: It is another request's, or one that was completed.
         SerializationError: It has no JSON form.
+        StateTooLargeError: It is larger than 1 MiB.
+        InvocationCancelledError: The store is behind, or the lease of the actor was
+            lost, and the turn is to end.
+        InvocationTimeoutError: So, since its deadline has passed.
     """
     record = turn.record
     if message_id is not None and message_id != record.message_id:
@@ -53,13 +71,27 @@ def tell(
         )
     if sequence <= turn.sequence:
         return
-    text = encode_json(data)
+    step = b'{"sequence":%d,"progress":%b}' % (sequence, encode_json(data))
+    if len(step) > MAX_STEP:
+        actor_id = str(turn.cell.actor_id)
+        raise StateTooLargeError(
+            f"a step of request {record.message_id} to {actor_id} is {len(step)} bytes"
+            f" of JSON, more than {MAX_STEP}: tell it in several",
+            actor_id=actor_id,
+        )
     turn.sequence = sequence
-    _log(engine, turn, b'{"sequence":%d,"progress":%b}' % (sequence, text))
+    _log(engine, turn, step)
+    while turn.lost or (turn.flushing is not None and _is_ahead(turn.steps)):
+        if turn.cancelled.wait(_RETRY):
+            turn.context.check()
+        flush(engine, turn)
 
 
 def restart(engine: Engine, turn: Turn) -> None:
     """Log that what came before is void, as the turn begins anew."""
+    if turn.runs == 1 and engine.store.durable:
+        # Each of those who ran it before may have shown so many that are not stored.
+        turn.position += _AHEAD * (turn.record.attempt - 1)
     _log(engine, turn, b'{"restart":%d}' % turn.record.attempt)
 
 
@@ -69,24 +101,23 @@ def _log(engine: Engine, turn: Turn, data: bytes) -> None:
     if not turn.accepted:  # nobody can watch it: it all goes with the commit
         turn.steps = _last_of([*turn.steps, item])
         return
-    if engine.store.durable:
-        if turn.flushing is None:
-            turn.flushing, turn.steps = threading.Lock(), []
-        steps = cast("list[ProgressItem]", turn.steps)
-        steps.append(item)
-        if len(steps) == 1:
-            engine.later(_EVERY, partial(flush, engine, turn))
-        elif len(steps) >= _BATCH:
-            flush(engine, turn)
-    else:
-        engine.store.append_progress(
-            turn.activation.lease, turn.record.message_id, (item,)
-        )
+    if turn.flushing is None:
+        turn.flushing, turn.steps = threading.Lock(), []
+    steps = cast("list[ProgressItem]", turn.steps)
+    steps.append(item)
+    batch = _BATCH if engine.store.durable else 1
+    if len(steps) % batch == 0 or len(data) >= _LARGE:
+        flush(engine, turn)
+    elif len(steps) == 1:
+        _flush_later(engine, turn)
     engine.calls.moved(turn.cell.actor_id, turn.record.message_id)
 
 
 def flush(engine: Engine, turn: Turn) -> None:
-    """Tell the store of the steps that it does not know, unless somebody does."""
+    """Tell the store of the steps that it does not know, unless somebody does.
+
+    What it cannot take now is told with the next steps, or with the commit.
+    """
     flushing = turn.flushing
     if flushing is None or turn.over or not flushing.acquire(blocking=False):
         return
@@ -97,10 +128,27 @@ def flush(engine: Engine, turn: Turn) -> None:
             lease, message_id = turn.activation.lease, turn.record.message_id
             engine.store.append_progress(lease, message_id, known)
             del steps[: len(known)]
+    except LeaseLostError:  # the next owner runs it again
+        turn.lost = True
+        turn.cancel("shutdown")
+    except OUTAGES:  # the sweep tells of it
+        pass
     finally:
         flushing.release()
-    if turn.steps:
-        engine.later(_EVERY, partial(flush, engine, turn))
+
+
+def _flush_later(engine: Engine, turn: Turn) -> None:
+    def run() -> None:
+        flush(engine, turn)
+        if turn.steps and not turn.over:
+            _flush_later(engine, turn)
+
+    engine.timers.at(time.monotonic() + _EVERY, run, always=True)
+
+
+def _is_ahead(steps: Sequence[ProgressItem]) -> bool:
+    """Whether so many steps, or bytes of them, are not stored that no more may be."""
+    return len(steps) >= _AHEAD or sum([len(item.data) for item in steps]) > _MOST_BYTES
 
 
 def rest(turn: Turn) -> tuple[ProgressItem, ...]:
@@ -112,13 +160,14 @@ def rest(turn: Turn) -> tuple[ProgressItem, ...]:
 
 
 def _last_of(steps: list[ProgressItem]) -> list[ProgressItem]:
-    size, kept = 0, 0
+    """Return the last steps, as many as stores keep."""
+    size, first = 0, len(steps)
     for item in reversed(steps[-_MOST:]):
         size += len(item.data)
         if size > _MOST_BYTES:
             break
-        kept += 1
-    return steps[-kept:]
+        first -= 1
+    return steps[first:]
 
 
 def watch(engine: Engine, call: Call, after: int) -> Iterator[ActorResponseMessage]:
@@ -163,7 +212,7 @@ def _told(
 ) -> list[ActorResponseMessage]:
     steps = [_step(call, item.position, decode_own(item.data)) for item in items]
     first = items[0].position
-    if first > after + 1:
+    if first > after + 1 and "restart" not in steps[0].data:  # that one begins later
         steps.insert(0, _step(call, first - 1, {"gap": first - after - 1}))
     return steps
 

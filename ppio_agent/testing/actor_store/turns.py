@@ -186,6 +186,19 @@ class TurnContract(ContractBase):
         assert (letter.reason, letter.attempts) == ("crashed", 2)
         assert letter.request.params == b"[7]"
 
+    def test_a_turn_is_begun_once_by_a_lease(self, store: IActorStore) -> None:
+        """Whoever was not told of it asks again, as often as it takes."""
+        accepted(store, request(), request("m-2"))
+        for attempt in (1, 2):
+            lease = begin(store)
+            for _ in range(3):
+                taken = store.take(lease, crash_attempts=2)
+                assert taken.record is not None
+                seen = (taken.record.message_id, taken.record.attempt)
+                assert seen == ("m-1", attempt)
+                assert list(taken.ended) == []
+        assert kept(store).attempt == 2
+
     def test_a_request_past_its_deadline_is_not_begun(self, store: IActorStore) -> None:
         """It ends EXPIRED when it would be taken."""
         accepted(store, request(deadline=store.now() - 1.0), request("m-2"))
@@ -228,6 +241,18 @@ class TurnContract(ContractBase):
         assert record.started_at is not None
         assert record.finished_at >= record.started_at
         assert peer.read_progress(A, "m-1", 0, 10) == _steps(1, 2)
+
+    def test_numbers_of_steps_may_be_left_out(self, store: IActorStore) -> None:
+        """A turn that is run again begins with a higher one; pages are full."""
+        accepted(store, request())
+        lease = begin(store)
+        store.take(lease)
+        told = _steps(1, 2, 700, 701)
+        store.append_progress(lease, "m-1", told[:2])
+        store.append_progress(lease, "m-1", told[2:])
+        assert store.read_progress(A, "m-1", 0, 3) == told[:3]
+        assert store.read_progress(A, "m-1", 2, 3) == told[2:]
+        assert store.read_progress(A, "m-1", 300, 1) == told[2:3]
 
     def test_every_end_of_a_turn_is_kept(self, store: IActorStore) -> None:
         """Whatever status it says; its failure is not the store's to judge."""
