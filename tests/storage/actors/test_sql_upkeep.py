@@ -172,8 +172,7 @@ def test_a_heartbeat_that_had_to_wait_counts_from_its_end(
 ) -> None:
     """And so does a claim: others' time may have passed meanwhile."""
     store = open_store()
-    start = store.now()
-    now = start
+    now = store.now()
     monkeypatch.setattr(store, "now", lambda: now)
     write = store._write
 
@@ -183,7 +182,10 @@ def test_a_heartbeat_that_had_to_wait_counts_from_its_end(
         return write(work)
 
     monkeypatch.setattr(store, "_write", late)
-    store.heartbeat("w", 15.0)  # till 25
+    store.heartbeat("w", 15.0)  # from 10 to 25
+    monkeypatch.setattr(store, "_write", write)
+    now += 10.0
     assert store.claim("w", ACTOR) is not None
-    store.heartbeat("other", 600.0)
+    assert store.claim("other", ACTOR) is None
+    monkeypatch.setattr(store, "_write", late)
     assert store.claim("other", ACTOR) is not None
