@@ -197,7 +197,9 @@ class IActorStore(IActorStateStorage):
         """Begin a turn of the oldest pending request.
 
         One that was begun before without a commit is the first again; after
-        `crash_attempts` turns it ends FAILED `crashed` instead, as a dead letter.
+        `crash_attempts` turns it ends FAILED `crashed` instead, as a dead letter. One
+        that the same lease began is the same turn, whose beginning was not told: its
+        `attempt` stays.
 
         Raises:
             LeaseLostError: Somebody else has claimed the actor.

@@ -32,7 +32,8 @@ Row = tuple[Any, ...]
 
 _VERSION = 1
 # Words in braces differ between databases. `seq` is the place of a pending request in
-# its mailbox; `size` counts the bytes of its log, and of its result at the end. A row of
+# its mailbox; `size` counts the bytes of its log, and of its result at the end; `token`
+# is that of the lease under which its turn began last. A row of
 # an actor begins with a token and, at its first write, an etag that are made of the
 # time, so that they rise also if it was forgotten before. An index of what is pending
 # has to be a better way to it than the primary key, or all that has ended is read.
@@ -59,6 +60,7 @@ CREATE TABLE IF NOT EXISTS actor_request (
     actor {text} NOT NULL,
     seq BIGINT NOT NULL,
     size BIGINT NOT NULL,
+    token BIGINT,
     {columns},
     PRIMARY KEY (actor, message_id)
 ) {rowless};

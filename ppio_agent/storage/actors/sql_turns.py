@@ -65,8 +65,12 @@ _RELEASE = (
 )
 _UNWAIT = "DELETE FROM actor_wait WHERE waiter = :actor"
 _BEGIN = (
-    "UPDATE actor_request SET attempt = :attempt, started_at = :now"
+    "UPDATE actor_request SET attempt = :attempt, started_at = :now, token = :token"
     " WHERE actor = :actor AND message_id = :message_id"
+)
+_BEGUN = (
+    "SELECT 1 FROM actor_request"
+    " WHERE actor = :actor AND message_id = :message_id AND token = :token"
 )
 # A request that was not accepted before, as it ended: if the lease holds, the state is
 # the one that was read, and the id is new.
@@ -143,7 +147,7 @@ def held(session: Session, lease: Lease, actor: str) -> int:
 def take(session: Session, now: float, lease: Lease, crash_attempts: int) -> Taken:
     """Begin a turn of the oldest pending request; see `IActorStore.take`."""
     held(session, lease, str(lease.actor_id))
-    return _begin(session, now, lease.actor_id, crash_attempts)
+    return _begin(session, now, lease, crash_attempts)
 
 
 def append(
@@ -154,15 +158,22 @@ def append(
     logs.append(session, lease.actor_id, message_id, items)
 
 
-def _begin(
-    session: Session, now: float, actor_id: ActorId, crash_attempts: int
-) -> Taken:
+def _begin(session: Session, now: float, lease: Lease, crash_attempts: int) -> Taken:
+    actor_id = lease.actor_id
     ended: list[RequestRecord] = []
     while True:
         record = requests.oldest(session, actor_id)
         if record is None:
             return Taken(None, ended)
-        verdict = end_unbegun(record, now, crash_attempts)
+        values = {
+            "actor": str(actor_id),
+            "message_id": record.message_id,
+            "token": lease.token,
+            "now": now,
+        }
+        # 0, if it is the same turn, of whose beginning nobody was told.
+        turns = int(not record.attempt or session.one(_BEGUN, values) is None)
+        verdict = end_unbegun(record, now, crash_attempts + 1 - turns)
         if verdict is None:
             break
         status, code = verdict
@@ -171,15 +182,9 @@ def _begin(
         else:
             requests.end(session, now, record, status, failure(code))
         ended.append(record)
-    record.attempt += 1
+    record.attempt += turns
     record.started_at = now
-    values = {
-        "actor": str(actor_id),
-        "message_id": record.message_id,
-        "attempt": record.attempt,
-        "now": now,
-    }
-    session.run(_BEGIN, values)
+    session.run(_BEGIN, {**values, "attempt": record.attempt})
     return Taken(record, ended)
 
 
@@ -215,7 +220,7 @@ def commit(session: Session, now: float, lease: Lease, turn: TurnCommit) -> Comm
     taken = None
     if turn.take:
         taken = (
-            _begin(session, now, actor_id, turn.crash_attempts) if has_more else Taken()
+            _begin(session, now, lease, turn.crash_attempts) if has_more else Taken()
         )
     return Committed(outcome, str(etag), record, taken)
 

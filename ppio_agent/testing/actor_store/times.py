@@ -1,4 +1,4 @@
-"""The contract about what comes later: relay, reminders, deadlines, readiness."""
+"""The contract about what comes later: relay, reminders, deadlines, who waits."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ from .base import (
 )
 
 __all__ = ["TimeContract"]
+
+_C = ActorId("echo", "c-3")
 
 
 def _turn(store: IActorStore, message_id: str = "m-0", **fields: Any) -> None:
@@ -185,7 +187,7 @@ class TimeContract(ContractBase):
         assert store.fire_reminders(due + 200.0, 10).actors == []
         summary = store.inspect(A)
         assert summary is not None
-        assert summary.reminders == 0
+        assert summary.reminders == ()
 
     def test_a_reminder_waits_for_its_last_request(self, store: IActorStore) -> None:
         """A slow actor does not get a heap of them."""
@@ -215,7 +217,7 @@ class TimeContract(ContractBase):
         _turn(store, "m-1", reminders=[*changes, CancelReminder("nothing")])
         summary = store.inspect(A)
         assert summary is not None
-        assert summary.reminders == 2
+        assert sorted(summary.reminders) == ["a", "c"]
         assert store.fire_reminders(due + 1.0, 10).actors == [A]
         assert [record.method for record in _all_of(store, A)] == ["three"]
         assert store.fire_reminders(due + 60.0, 10).actors == [A]
@@ -337,6 +339,29 @@ class TimeContract(ContractBase):
         assert store.read(B).values == {"a": b"1"}
         answer = store.accept(request(), Limits())
         assert answer.outcome is Acceptance.DUPLICATE
+
+    # Who waits for whom.
+
+    def test_a_circle_of_waiting_actors_is_found(
+        self, store: IActorStore, peer: IActorStore
+    ) -> None:
+        """By the last pair that closes it, in the order in which they wait."""
+        assert store.wait([(A, B)]) == []
+        assert store.wait([(A, B), (B, _C)]) == []
+        assert peer.wait([(_C, A)]) == [_C, A, B]
+        store.unwait([B])
+        assert peer.wait([(_C, A)]) == []
+
+    def test_who_waits_no_more_is_in_no_circle(self, store: IActorStore) -> None:
+        """Nor is one that waits for another now."""
+        store.wait([(A, B)])
+        store.unwait([A, _C])
+        assert store.wait([(B, A)]) == []
+        store.wait([(A, _C)])
+        assert store.wait([(_C, B)]) == [_C, B, A]
+        store.unwait([A, B, _C])
+        assert store.wait([(A, A)]) == [A]
+        store.unwait([A])
 
 
 def _all_of(store: IActorStore, actor_id: ActorId) -> list[RequestRecord]:

@@ -19,6 +19,7 @@ class Known:
     mailbox: int = 9
     end: tuple[str, str] = PENDING
     attempt: int = 0
+    begun: int = 0
     cancel: Cancellation | None = None
 
     def seen(self) -> tuple[object, ...]:
@@ -122,12 +123,14 @@ class Model:
         ended = []
         while actor.queue:
             one = actor.queue[0]
+            again = one.attempt and one.begun == actor.token
             if one.cancel is not None:
                 ended.append(self.end(actor, one, *_cancelled(one.cancel)))
-            elif one.attempt >= crash_attempts:
+            elif one.attempt >= crash_attempts and not again:
                 ended.append(self.end(actor, one, "failed", "crashed"))
             else:
-                one.attempt += 1
+                one.attempt += not again
+                one.begun = actor.token
                 return one.id, ended
         return None, ended
 
