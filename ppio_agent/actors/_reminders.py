@@ -54,13 +54,14 @@ def set_reminder(engine: Engine, turn: Turn, wanted: SetReminder) -> None:
             f"the reminder {wanted.name!r} comes {wanted.count!r} times: give a whole"
             " number from 1, or None for no limit"
         )
-    changes = {change.name: change for change in turn.reminders or ()}
+    changes = [*(turn.reminders or ()), wanted]
     kept = engine.store.inspect(turn.cell.actor_id)
-    more = {**changes, wanted.name: wanted}.values()
-    growth = sum(1 if type(change) is SetReminder else -1 for change in more)
-    if (kept.reminders if kept else 0) + growth > _MOST:
+    names = set(kept.reminders if kept else ())
+    for change in changes:
+        (names.add if type(change) is SetReminder else names.discard)(change.name)
+    if len(names) > _MOST:
         raise _too_many(turn, "reminders")
-    turn.reminders = [*(turn.reminders or ()), wanted]
+    turn.reminders = changes
 
 
 def cancel_reminder(turn: Turn, name: str) -> None:

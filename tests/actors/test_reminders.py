@@ -43,7 +43,7 @@ def test_a_reminder_comes_at_its_time_and_says_what_it_is() -> None:
         assert (params["name"], params["missed"]) == ("r", 0)
         assert params["params"] == {"x": 1}
         assert params["due"] == pytest.approx(began + 0.1, abs=0.05 * SLOW)
-        assert runtime.store.inspect(actor()).reminders == 0
+        assert runtime.store.inspect(actor()).reminders == ()
 
 
 def test_a_reminder_comes_again_in_its_phase_and_is_cancelled() -> None:
@@ -62,7 +62,7 @@ def test_a_reminder_comes_again_in_its_phase_and_is_cancelled() -> None:
         assert dues[1] - dues[0] == pytest.approx(1.0)
         assert ticks.got[1][0] - dues[1] < 0.5 * SLOW
         assert runtime.client().ask(actor(), "stop").data is True
-        assert runtime.store.inspect(actor()).reminders == 0
+        assert runtime.store.inspect(actor()).reminders == ()
 
 
 def test_a_reminder_set_in_a_turn_that_failed_never_comes() -> None:
@@ -76,7 +76,7 @@ def test_a_reminder_set_in_a_turn_that_failed_never_comes() -> None:
     with running(ticks) as runtime:
         runtime.client().ask(actor(), "go")
         runtime.sweep()
-        assert runtime.store.inspect(actor()).reminders == 0
+        assert runtime.store.inspect(actor()).reminders == ()
         assert not ticks.got
 
 
@@ -103,7 +103,7 @@ def test_reminders_may_come_only_so_often() -> None:
     with running(ticks) as runtime:
         runtime.client().ask(actor(), "go")
         wait_until(lambda: ticks.got)
-        assert runtime.store.inspect(actor()).reminders == 0
+        assert runtime.store.inspect(actor()).reminders == ()
 
 
 def test_an_actor_has_only_so_many_reminders() -> None:
@@ -120,7 +120,27 @@ def test_an_actor_has_only_so_many_reminders() -> None:
 
     with running(Ticks(first)) as runtime:
         assert runtime.client().ask(actor(), "go", {"count": 100}).data == 1
-        assert runtime.store.inspect(actor()).reminders == 100
+        assert len(runtime.store.inspect(actor()).reminders) == 100
+
+
+def test_what_is_replaced_or_was_never_set_does_not_count() -> None:
+    """An actor with 100 may change one of them, and no names are there to be freed."""
+
+    def first(context: Any, message: Any) -> Any:
+        if message.method == "change":
+            return context.set_reminder("r5", 2000.0, "tick")
+        for number in range(50):
+            context.cancel_reminder(f"nothing{number}")
+        for number in range(100):
+            context.set_reminder(f"r{number}", 1000.0, "tick")
+        with pytest.raises(InvalidMessageError, match="100 reminders"):
+            context.set_reminder("more", 1000.0, "tick")
+        return 1
+
+    with running(Ticks(first)) as runtime:
+        for method in ("fill", "change"):
+            assert runtime.client().ask(actor(), method).data == 1
+        assert len(runtime.store.inspect(actor()).reminders) == 100
 
 
 @pytest.mark.parametrize(

@@ -420,7 +420,7 @@ class InMemoryStateStorage(IActorStore):
                 queued=shelf.queued(),
                 running=None if running is None else running.message_id,
                 last_turn=shelf.last_turn,
-                reminders=len(shelf.reminders or ()),
+                reminders=tuple(shelf.reminders or ()),
             )
 
     def own(self, actor_id: ActorId, owner: str) -> str:

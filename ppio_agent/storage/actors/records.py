@@ -406,7 +406,7 @@ class ActorSummary:
         queued: How many requests wait.
         running: Id of the request whose turn was begun; None: none.
         last_turn: When the latest turn was committed; None: none was.
-        reminders: How many are set.
+        reminders: Names of those that are set.
     """
 
     actor_id: ActorId
@@ -417,7 +417,7 @@ class ActorSummary:
     queued: int
     running: str | None
     last_turn: float | None
-    reminders: int = 0
+    reminders: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)

@@ -371,7 +371,7 @@ class RedisActorStore(IActorStore):
             queued=count - bool(running),
             running=running.decode() or None,
             last_turn=float(last_turn) if last_turn else None,
-            reminders=reminders,
+            reminders=tuple(name.decode() for name in reminders),
         )
 
     def own(self, actor_id: ActorId, owner: str) -> str:

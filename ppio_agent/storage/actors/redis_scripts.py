@@ -368,7 +368,7 @@ local known = is_owned() or facts[2]
   or call('EXISTS', STATE, REQUESTS, REMINDERS, DEAD) > 0
 return {hints, known and 1 or 0, facts[1] or '0', facts[2], facts[3] or '0',
   facts[4], facts[5] or '', call('ZCARD', QUEUE),
-  first and first.attempt > 0 and first.id or '', call('HLEN', REMINDERS)}
+  first and first.attempt > 0 and first.id or '', call('HKEYS', REMINDERS)}
 """,
     "own": """
 if call('HSETNX', ACTOR, 'owner', args.owner) == 1 then see_owner() end

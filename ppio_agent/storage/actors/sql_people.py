@@ -19,7 +19,7 @@ _ACTOR = (
     " AND actor_worker.expires_at > :now), token, last_turn"
     " FROM actor WHERE actor = :actor"
 )
-_REMINDERS = "SELECT count(*) FROM actor_reminder WHERE actor = :actor"
+_REMINDERS = "SELECT name FROM actor_reminder WHERE actor = :actor"
 _OWNER = "SELECT owner FROM actor_owner WHERE actor = :actor"
 _OWN = (
     "INSERT INTO actor_owner (actor, owner, seen_at) VALUES (:actor, :owner, :now)"
@@ -58,7 +58,7 @@ def inspect(session: Session, now: float, actor_id: ActorId) -> ActorSummary | N
         queued=waiting,
         running=None if first is None else first.message_id,
         last_turn=last_turn,
-        reminders=session.one(_REMINDERS, values)[0],
+        reminders=tuple(name for (name,) in session.all(_REMINDERS, values)),
     )
 
 

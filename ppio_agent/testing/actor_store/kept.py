@@ -177,7 +177,7 @@ class KeptContract(ContractBase):
         seen = peer.inspect(A)
         assert seen is not None
         assert (seen.queued, seen.running, seen.worker) == (3, None, None)
-        assert seen.reminders == 1
+        assert seen.reminders == ("tick",)
         assert seen.last_turn is not None
         assert before - 5.0 <= seen.last_turn <= store.now() + 5.0
 
