@@ -16,6 +16,7 @@ from ppio_agent.exceptions import ActorDeadlockError
 from ppio_agent.wire.actors import ActorId
 
 from ._call import Call
+from ._outage import OUTAGES
 from ._waiting import look
 from .telemetry import Count
 
@@ -28,6 +29,7 @@ __all__ = ["Waits", "deadlock"]
 # Another process may have been told that its wait is over and not have noted it yet: it
 # looks at least once a second.
 _DOUBT, _LOOK_EVERY = 2.5, 0.25
+_AGAIN = 0.25  # seconds
 
 
 def deadlock(actors: list[ActorId], message_id: str) -> ActorDeadlockError:
@@ -84,9 +86,9 @@ class Waits:
             return wait(None)
         finally:
             unsubscribe()
-            self._engine.store.unwait(list(before))
             for asker, earlier in before.items():
                 self._back_to(asker, earlier)
+            self._tell(list(before))
 
     def _back_to(self, asker: ActorId, earlier: Call | None) -> None:
         """Note what an actor waited for before; of one called again another thread."""
@@ -94,7 +96,19 @@ class Waits:
             self._calls.pop(asker, None)
         else:
             self._calls[asker] = earlier
-            self._engine.store.wait([(asker, earlier.actor_id)])
+
+    def _tell(self, askers: list[ActorId]) -> None:
+        """Tell the store what actors wait for now; again later, if it fails."""
+        store = self._engine.store
+        try:
+            store.unwait(askers)
+            for asker in askers:
+                call = self._calls.get(asker)
+                if call is not None:
+                    store.wait([(asker, call.actor_id)])
+        except OUTAGES:  # the sweep tells of it
+            again = time.monotonic() + _AGAIN
+            self._engine.timers.at(again, partial(self._tell, askers), always=True)
 
     def _check(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ppio_agent.actors import _waits
+from ppio_agent.actors import InMemoryStateStorage, _waits
 from ppio_agent.actors._call import Call
 from ppio_agent.actors._waits import deadlock
 from ppio_agent.exceptions import ActorDeadlockError
@@ -166,3 +166,35 @@ def test_a_circle_through_another_process_that_passes(
         gate.opened.set()
         assert asked.result(5.0 * SLOW) == "end"
         assert held.result(5.0 * SLOW) == "hold"
+
+
+def test_a_store_that_fails_when_a_wait_is_over_is_told_later() -> None:
+    """The answer is there; and nobody is taken to wait for ever."""
+
+    class Flaky(InMemoryStateStorage):
+        fails = False
+
+        def unwait(self, actor_ids: Any) -> None:
+            if self.fails:
+                self.fails = False
+                raise OSError("disk")
+            super().unwait(actor_ids)
+
+    store, gate = Flaky(), Gate()
+
+    def receive(context: Any, message: Any) -> Any:
+        if context.actor_id == B:
+            gate()
+            return "answer"
+        return context.ask(B, "x")
+
+    with running(receive, storage=store) as runtime:
+        runtime.client().send_request(B, "x")
+        gate.wait()
+        handle = runtime.client().send_request(A, "go")
+        wait_until(lambda: A in runtime.engine.waits)
+        store.fails = True
+        gate.opened.set()
+        assert handle.result(5.0 * SLOW) == "answer"
+        assert A not in runtime.engine.waits
+        wait_until(lambda: not store.wait([(B, A)]))
