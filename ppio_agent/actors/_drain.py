@@ -7,6 +7,7 @@ import time
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
+from ppio_agent.agent.failure import Failure
 from ppio_agent.exceptions import (
     InvocationCancelledError,
     InvocationTimeoutError,
@@ -231,7 +232,8 @@ class Drainer:
         )
         text = "the actor failed"
         if self._engine.options.debug:
-            text = f"{type(error).__name__}: {error}"
+            told = Failure.of(error)
+            text = f"{told.error_type}: {told.error}"
         turn.fail(failure("actor_failed", text))
         if turn.outer is None:  # of a turn within another one that other goes on
             self._engine.crashes.judge(turn)

@@ -394,3 +394,21 @@ def test_turns_that_wait_for_others_do_not_use_the_workers_up() -> None:
         answers = [handle.result(20 * SLOW) for handle in handles]
         assert set(answers) == {1, "overloaded"}
         assert slow.result(5 * SLOW) == 1
+
+
+def test_whatever_an_exception_says_ends_in_an_answer() -> None:
+    """Also a text that has no JSON form, and one that cannot be had."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def receive(_context: Any, message: Any) -> Any:
+        raise Mute if message.method == "mute" else OSError("no file \udcff")
+
+    options = RuntimeOptions(debug=True)
+    rests = Supervision(strategy="resume")
+    with running(receive, runtime_options=options, supervision=rests) as runtime:
+        ask = runtime.client().ask
+        assert ask(actor(), "odd").data["error"] == "OSError: no file ?"
+        assert ask(actor(), "mute").data["error"] == "Mute: Mute"
