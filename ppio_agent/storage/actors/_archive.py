@@ -42,12 +42,15 @@ class _Rows:
     def append(self, row: _Row) -> None:
         self._fields.extend(row)
 
-    def popleft(self) -> _Row:
-        take = self._fields.popleft
-        return take(), take(), take(), take()
-
     def oldest(self) -> _Row:
-        return tuple(itertools.islice(self._fields, 4))
+        while len(self._fields) % 4:  # a signal has raised in the midst of `drop`
+            self._fields.popleft()
+        fields = self._fields
+        return fields[0], fields[1], fields[2], fields[3]
+
+    def drop(self) -> None:
+        pop = self._fields.popleft
+        pop(), pop(), pop(), pop()
 
 
 class Archive:
@@ -117,9 +120,10 @@ class Archive:
     def _settle(self) -> None:
         self.urgent = False
         while self._fresh:
-            row = self._fresh.popleft()
+            row = self._fresh.oldest()
             self._payload += row[3]
             self._full.append(row)
+            self._fresh.drop()  # last: should a signal raise, none is lost
         while self._full and self._payload > self.retention.payload_bytes:
             self._evict()
         while len(self._full) + len(self._bare) > self.retention.ids:
@@ -142,18 +146,21 @@ class Archive:
         return count
 
     def _evict(self) -> None:
-        actor_id, message_id, packed, size = self._full.popleft()
-        self._payload -= size
+        actor_id, message_id, packed, size = self._full.oldest()
         record = unpack(actor_id, message_id, packed)
         bare = pack(evolve(record, data=b"", evicted=True))
         if self._replace(actor_id, message_id, packed, bare):
             self._bare.append((actor_id, message_id, bare, 0))
+        self._payload -= size
+        self._full.drop()
 
     def _forget_oldest(self) -> bool:
         rows = self._bare or self._full
-        actor_id, message_id, packed, size = rows.popleft()
+        actor_id, message_id, packed, size = rows.oldest()
+        known = self._replace(actor_id, message_id, packed, None)
         self._payload -= size
-        return self._replace(actor_id, message_id, packed, None)
+        rows.drop()
+        return known
 
 
 def _ended_before(row: _Row, instant: float) -> bool:

@@ -86,8 +86,9 @@ class Mailboxes:
     def tidy(self, shelf: Shelf) -> bool:
         """Forget the actor if nothing is to be known of it; return whether that is so."""
         bare = shelf.worker is None and shelf.is_bare()
-        if bare:
-            self.shelves.pop(shelf.actor_id, None)
+        # It may be a shelf that somebody had in hand when the actor was forgotten.
+        if bare and self.shelves.get(shelf.actor_id) is shelf:
+            del self.shelves[shelf.actor_id]
         return bare
 
     def seen(self, record: RequestRecord) -> RequestRecord:
@@ -201,7 +202,11 @@ class Mailboxes:
             self.note(record, how)
             return Cancelled.REQUESTED
         now = time.time()
-        self.end_as(shelf, record, RequestStatus.CANCELLED, "cancelled", now)
+        try:
+            self.end_as(shelf, record, RequestStatus.CANCELLED, "cancelled", now)
+        except BaseException:
+            self.mend(actor_id)
+            raise
         return Cancelled.CANCELLED
 
     # On.
@@ -213,11 +218,14 @@ class Mailboxes:
         ended: list[RequestRecord] = []
         while queue := shelf.queue:
             record = queue[0]
-            end = None
+            end, again = None, False
             if record.attempt or record.deadline is not None:
-                end = end_unbegun(record, now, crash_attempts)
+                # The same turn once more: nobody was told of it.
+                again = record.attempt > 0 and shelf.begun == shelf.token
+                end = end_unbegun(record, now, crash_attempts + again)
             if end is None:
-                record.attempt += 1
+                shelf.begun = shelf.token
+                record.attempt += not again
                 record.started_at = now
                 return Taken(self.seen(record), ended)
             params = record.params
@@ -225,6 +233,33 @@ class Mailboxes:
             if end[1] == "crashed":
                 self.bury(evolve(ended[-1], params=params), end[1], now)
         return Taken(None, ended)
+
+    def mend(self, actor_id: ActorId) -> None:
+        """Make whole what an exception from outside left of a step with an actor.
+
+        In the main thread a signal raises anywhere. What is known of requests counts:
+        those that are pending wait, others have ended. What else the step did, as a
+        change of the state, stays: the step may be done again.
+        """
+        shelf = self.shelf(actor_id)
+        queue = dict.fromkeys(shelf.queue or ())  # in their order
+        for message_id in shelf.ids():
+            kept = shelf.kept(message_id)
+            if isinstance(kept, RequestRecord):
+                queue[kept] = None
+        for record in [one for one in self.pending if one.actor_id == actor_id]:
+            self.pending.pop(record, None)
+            self.deadlines.drop(record)
+        waiting = [record for record in queue if record.status is _PENDING]
+        waiting.sort(key=lambda record: not record.attempt)
+        shelf.queue = None
+        for record in waiting:
+            self.enqueue(shelf, record)
+        for record in queue:
+            if record.status is not _PENDING:
+                record.params = b""
+                shelf.keep(record.message_id, self.archive.add(actor_id, record))
+        self.tidy(shelf)
 
     # Out.
 
@@ -246,7 +281,7 @@ class Mailboxes:
             queue.remove(record)
         if not queue:
             shelf.queue = None
-        del self.pending[record]
+        self.pending.pop(record, None)
         if record.deadline is not None:
             self.deadlines.drop(record)
         self.finish(shelf, record, status, data, now)

@@ -61,6 +61,7 @@ class Shelf:
         actor_id: Its id.
         worker: Who has the lease, if anybody.
         token: Of the latest lease.
+        begun: Of the lease by which the latest turn was begun.
         etag: Of the state.
         state: JSON by key; None for nothing.
         queue: Pending requests, the oldest first; None for none. A turn of the first
@@ -79,6 +80,7 @@ class Shelf:
 
     __slots__ = (
         "actor_id",
+        "begun",
         "etag",
         "first",
         "first_id",
@@ -94,7 +96,7 @@ class Shelf:
     def __init__(self, actor_id: ActorId) -> None:
         self.actor_id = actor_id
         self.worker: str | None = None
-        self.token = 0
+        self.token = self.begun = 0
         self.etag = "0"
         self.state: dict[str, bytes] | None = None
         self.queue: deque[RequestRecord] | None = None

@@ -52,9 +52,7 @@ __all__ = ["STATE_AGAIN", "InMemoryStateStorage"]
 # Members of enums are slow to look up, and these are for each turn.
 _PENDING = RequestStatus.PENDING
 _COMMITTED = CommitOutcome.COMMITTED
-STATE_AGAIN = 60.0
-"""Seconds after which a state is looked at again that cannot be deleted now."""
-
+STATE_AGAIN = 60.0  # seconds until one that cannot be deleted now is looked at again
 
 _T = TypeVar("_T")
 
@@ -146,7 +144,11 @@ class InMemoryStateStorage(IActorStore):
     def accept(self, request: RequestRecord, limits: Limits) -> Accepted:
         """Put a request behind the others; see `IActorStore.accept`."""
         with self._boxes.lock_of(request.actor_id):
-            answer = self._boxes.accept(request, limits)
+            try:
+                answer = self._boxes.accept(request, limits)
+            except BaseException:
+                self._boxes.mend(request.actor_id)
+                raise
         return self._settled(answer)
 
     def get_request(self, actor_id: ActorId, message_id: str) -> RequestRecord | None:
@@ -197,7 +199,11 @@ class InMemoryStateStorage(IActorStore):
         """Begin a turn of the oldest request; see `IActorStore.take`."""
         with self._boxes.lock_of(lease.actor_id):
             shelf = self._leased(lease)
-            taken = self._boxes.take(shelf, time.time(), crash_attempts)
+            try:
+                taken = self._boxes.take(shelf, time.time(), crash_attempts)
+            except BaseException:
+                self._boxes.mend(lease.actor_id)
+                raise
         return self._settled(taken)
 
     def append_progress(
@@ -213,26 +219,32 @@ class InMemoryStateStorage(IActorStore):
         """End a request with all that its turn leaves; see `IActorStore.commit`."""
         with self._boxes.lock_of(lease.actor_id):
             shelf, boxes = self._leased(lease), self._boxes
-            now = time.time()
-            record = shelf.find(turn.message_id)
-            queued = record is not None
-            if record is None:
-                record = turn.request
-            if record is None or record.status is not _PENDING:
-                done = Committed(CommitOutcome.ENDED, shelf.etag, record)
-            elif record.cancel is not None:
-                done = self._commit_cancelled(shelf, record, record.cancel, turn, now)
-            elif turn.etag is not None and turn.etag != shelf.etag:
-                return Committed(CommitOutcome.CONFLICT, shelf.etag)
-            else:
-                self._keep_turn(shelf, record, turn, now)
-                if queued:
-                    boxes.end(shelf, record, turn.status, turn.data, now)
+            try:
+                now = time.time()
+                record = shelf.find(turn.message_id)
+                queued = record is not None
+                if record is None:
+                    record = turn.request
+                if record is None or record.status is not _PENDING:
+                    done = Committed(CommitOutcome.ENDED, shelf.etag, record)
+                elif record.cancel is not None:
+                    done = self._commit_cancelled(
+                        shelf, record, record.cancel, turn, now
+                    )
+                elif turn.etag is not None and turn.etag != shelf.etag:
+                    return Committed(CommitOutcome.CONFLICT, shelf.etag)
                 else:
-                    boxes.finish(shelf, record, turn.status, turn.data, now)
-                done = Committed(_COMMITTED, shelf.etag)
-            if turn.take:
-                done.taken = boxes.take(shelf, now, turn.crash_attempts)
+                    self._keep_turn(shelf, record, turn, now)
+                    if queued:
+                        boxes.end(shelf, record, turn.status, turn.data, now)
+                    else:
+                        boxes.finish(shelf, record, turn.status, turn.data, now)
+                    done = Committed(_COMMITTED, shelf.etag)
+                if turn.take:
+                    done.taken = boxes.take(shelf, now, turn.crash_attempts)
+            except BaseException:
+                boxes.mend(lease.actor_id)
+                raise
         return self._settled(done)
 
     def _commit_cancelled(
@@ -375,12 +387,11 @@ class InMemoryStateStorage(IActorStore):
         return False
 
     def _purge_owners(self, now: float, limit: int, retention: Retention) -> int:
-        before = now - retention.seconds
         with self._lock:
             # In the order of the latest look, so that each gets its turn.
             page = list(itertools.islice(self._owners.items(), limit))
             for looked, (actor_id, (owner, at)) in enumerate(page):
-                if at >= before:
+                if at >= now - retention.seconds:
                     return looked
                 del self._owners[actor_id]
                 if actor_id in self._boxes.shelves:

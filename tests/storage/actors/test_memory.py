@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import sys
 import threading
 import tracemalloc
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -18,7 +22,7 @@ from ppio_agent.exceptions import (
     LeaseLostError,
     ServiceUnavailableError,
 )
-from ppio_agent.storage.actors import open_actor_store
+from ppio_agent.storage.actors import _mailboxes, open_actor_store
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
 from ppio_agent.storage.actors.records import (
     Acceptance,
@@ -186,6 +190,87 @@ def _commit_state(
         state_ttl=10.0,
     )
     assert store.commit(lease, turn).outcome is CommitOutcome.COMMITTED
+
+
+def test_a_turn_that_is_taken_again_is_the_same() -> None:
+    """Its answer was not heard; of another lease it is another."""
+    store = InMemoryStateStorage()
+    store.accept(RequestRecord(A, "m-1"), Limits())
+    lease = store.claim("w-1", A)
+    assert lease is not None
+    taken = [store.take(lease, crash_attempts=1).record for _ in range(3)]
+    assert [one and one.attempt for one in taken] == [1, 1, 1]
+    other = store.claim("w-1", A)
+    assert other is not None
+    (ended,) = store.take(other, crash_attempts=1).ended
+    assert (ended.message_id, ended.attempt) == ("m-1", 1)
+
+
+def test_an_old_shelf_does_not_forget_a_new_one() -> None:
+    """Whoever has the one in hand may come after the other was made."""
+    boxes = InMemoryStateStorage()._boxes
+    old = boxes.shelf(A)
+    assert boxes.tidy(old)
+    new = boxes.shelf(A)
+    assert boxes.tidy(old)
+    assert boxes.shelves[A] is new
+
+
+def test_a_signal_amid_a_step_leaves_the_store_whole() -> None:
+    """Wherever in the step it raises; whoever tries again goes on."""
+    for step in itertools.count():
+        store = InMemoryStateStorage()
+        lease = store.claim("w-1", A)
+        assert lease is not None
+        with suppress(KeyboardInterrupt), _interrupted_at(step) as reached:
+            _some_steps(store, lease)
+        boxes = store._boxes
+        shelf = boxes.shelf(A)
+        kept = [shelf.kept(id) for id in shelf.ids()]
+        waiting = [one for one in kept if isinstance(one, RequestRecord)]
+        assert list(shelf.queue or ()) == list(boxes.pending) == waiting, step
+        assert len(boxes.deadlines) == len(waiting), step
+        assert all(one.status is RequestStatus.PENDING for one in waiting), step
+        again = store.claim("w-1", A)
+        assert again is not None
+        _some_steps(store, again)
+        assert store.pending() == len(boxes.deadlines) == 0
+        if not reached:
+            return
+
+
+def _some_steps(store: InMemoryStateStorage, lease: Lease) -> None:
+    deadline = store.now() + 100.0
+    for id in ("m-1", "m-2", "m-3"):
+        store.accept(RequestRecord(A, id, deadline=deadline), Limits())
+    store.cancel(A, "m-3")
+    record = store.take(lease).record
+    while record is not None:
+        turn = TurnCommit(message_id=record.message_id, status=RequestStatus.COMPLETED)
+        taken = store.commit(lease, turn).taken
+        record = None if taken is None else taken.record
+
+
+@contextmanager
+def _interrupted_at(step: int) -> Iterator[list[int]]:
+    """Raise as a signal does, at one line of what works on mailboxes."""
+    left, reached = itertools.count(step, -1), []
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code.co_filename != _mailboxes.__file__:
+            return None
+        if event == "line" and next(left) == 0:
+            sys.settrace(before)
+            reached.append(step)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield reached
+    finally:
+        sys.settrace(before)
 
 
 def test_an_eviction_does_not_change_what_was_returned() -> None:
