@@ -35,7 +35,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 from ._call import Call, wait_on
 from ._cells import Cell
 from ._turn import current_turn
-from ._waiting import look
+from ._waiting import look, most_threads
 from .telemetry import Count
 
 if TYPE_CHECKING:
@@ -239,14 +239,17 @@ def _accept(
     accepted = store.accept(request, limits)
     if accepted.outcome is not _FULL or until <= time.monotonic():
         return accepted
-    while True:
-        with engine.in_line(request.actor_id) as place:
-            accepted = store.accept(request, limits)
-            if accepted.outcome is not _FULL or not engine.running:
-                return accepted
-            wait_on(place, until, _POLL)
-        if time.monotonic() >= until:
-            return store.accept(request, limits)
+    turn = current_turn.get()
+    with engine.pool.blocking(most_threads(engine)) as granted:
+        while granted and time.monotonic() < until:
+            with engine.in_line(request.actor_id) as place:
+                accepted = store.accept(request, limits)
+                if accepted.outcome is not _FULL or not engine.running:
+                    return accepted
+                wait_on(place, until, _POLL)
+            if turn is not None and not turn.over and turn.reason is not None:
+                turn.context.check()
+    return store.accept(request, limits)
 
 
 def _known(cell: Cell) -> str:

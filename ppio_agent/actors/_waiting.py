@@ -19,10 +19,10 @@ from ._turn import Turn, current_turn
 if TYPE_CHECKING:
     from ._engine import Engine
 
-__all__ = ["join", "look", "stopped", "wait"]
+__all__ = ["join", "look", "most_threads", "stopped", "wait"]
 
 _FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
-_BLOCKED = 4  # times `workers`: most threads, those that wait in `ask` included
+_BLOCKED = 4  # times `workers`
 
 
 def wait(
@@ -54,10 +54,10 @@ def wait(
     turn = current_turn.get()
     if turn is None:
         return _wait(engine, call, timeout, steps)
-    with engine.pool.blocking(_BLOCKED * engine.options.workers) as granted:
+    with engine.pool.blocking(most_threads(engine)) as granted:
         if not granted:
             raise RuntimeOverloadedError(
-                f"{_BLOCKED * engine.options.workers} threads of the runtime wait in"
+                f"{most_threads(engine)} threads of the runtime wait in"
                 f" asks: request {call.message_id} to {call.actor_id} is not waited"
                 " for",
                 actor_id=str(call.actor_id),
@@ -77,6 +77,11 @@ def wait(
                 engine.cancel(call.actor_id, call.message_id)
             raise
         return ended
+
+
+def most_threads(engine: Engine) -> int:
+    """Return how many threads run turns at most, those that wait in them included."""
+    return _BLOCKED * engine.options.workers
 
 
 def _wait(

@@ -288,6 +288,49 @@ def test_block_waits_for_a_place() -> None:
             assert sent.result().result(5 * SLOW) == first.result(5 * SLOW) == 1
 
 
+def test_a_turn_that_waits_for_a_place_lets_another_run() -> None:
+    """With one thread, the actor that is to make the place runs on its place."""
+    gate = Gate()
+
+    def receive(context: Any, message: Any) -> Any:
+        if message.method != "sends":
+            return 1
+        gate()
+        client = runtime.client()
+        return client.send_request(actor("b"), "m", block=10 * SLOW).result(5 * SLOW)
+
+    one = RuntimeOptions(workers=1)
+    options = {"mailbox_limit": 1, "mailbox_policy": "block"}
+    with running(receive, runtime_options=one, **options) as runtime:
+        client = runtime.client()
+        sends = client.send_request(actor("a"), "sends")
+        gate.wait()
+        client.send_request(actor("b"), "m")  # for which no thread is there
+        gate.opened.set()
+        assert sends.result(5 * SLOW) == 1
+
+
+def test_a_turn_that_waits_for_a_place_can_be_cancelled() -> None:
+    """And what it was about to send is not sent."""
+    gate = Gate()
+
+    def receive(context: Any, message: Any) -> Any:
+        if message.method != "sends":
+            return gate()
+        return runtime.client().send_request(actor("b"), "m", block=100.0)
+
+    options = {"mailbox_limit": 1, "mailbox_policy": "block"}
+    with running(receive, **options) as runtime:
+        client = runtime.client()
+        client.send_request(actor("b"), "m")
+        gate.wait()
+        sends = client.send_request(actor("a"), "sends")
+        wait_until(lambda: runtime.engine._senders)
+        assert sends.cancel() == "requested"
+        assert sends.get_response(5 * SLOW).status is RequestStatus.CANCELLED
+        gate.opened.set()
+
+
 def test_a_runtime_takes_only_so_many_requests() -> None:
     """Over all actors."""
     gate = Gate()
