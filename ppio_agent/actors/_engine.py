@@ -269,11 +269,11 @@ class Engine:
             call.error = stopped(call)
 
     def turn_of(self, actor_id: ActorId, message_id: str) -> Turn | None:
-        """Return the turn of a request if it runs here."""
+        """Return the turn of a request if it runs here, or another one within it."""
         cell = self.cells.find(actor_id)
         turn = None if cell is None else cell.turn
-        if turn is None or turn.record.message_id != message_id:
-            return None
+        while turn is not None and turn.record.message_id != message_id:
+            turn = turn.outer
         return turn
 
     def cancel(self, actor_id: ActorId, message_id: str) -> Cancelled:

@@ -303,6 +303,7 @@ def _make_way(engine: Engine, cell: Cell, accepted: Accepted, on_busy: OnBusy) -
     turn = cell.turn
     if how is None or turn is None or accepted.outcome is not _NEW:
         return
+    turn = turn.outermost
     if not turn.accepted or turn.record.message_id == accepted.running:
         engine.interrupt(turn, how)
 

@@ -41,7 +41,7 @@ def stop(engine: Engine, by: Callable[[], float]) -> int:
     for cell in engine.cells.living():
         turn = cell.turn
         if turn is not None:
-            turn.cancel("shutdown")
+            turn.outermost.cancel("shutdown")
     grace = time.monotonic() + _GRACE
     _wait_for_turns(engine, lambda: grace)
     engine.timers.close(_GRACE / 2)

@@ -56,6 +56,7 @@ current_turn: contextvars.ContextVar[Turn | None] = contextvars.ContextVar(
 
 
 _OF_A_RUN = (
+    "_message",
     "crash",
     "data",
     "dead",
@@ -162,6 +163,14 @@ class Turn:
     def context(self) -> InProcessActorContext:
         """What the actor sees."""
         return self.activation.context
+
+    @property
+    def outermost(self) -> Turn:
+        """Itself, or the turn of the actor that waits for it, and is in no other."""
+        turn = self
+        while turn.outer is not None:
+            turn = turn.outer
+        return turn
 
     # Its end is asked for: by any thread.
 

@@ -96,7 +96,7 @@ class InProcessResponseHandle(ActorResponseHandle):
         outcome: Cancelled = engine.cancel(self.actor_id, self.message_id)
         if outcome is Cancelled.REQUESTED:
             call = self._call()
-            if _waiting.wait(engine, call, wait):
+            if call.over if wait <= 0.0 else _waiting.wait(engine, call, wait):
                 ended = call.status is RequestStatus.CANCELLED
                 outcome = Cancelled.CANCELLED if ended else Cancelled.TERMINAL
         return str(outcome.value)

@@ -560,3 +560,18 @@ def test_reject_sees_an_ask_that_nobody_named() -> None:
             client.send_request(actor(), "m", on_busy="reject")
         gate.opened.set()
         asked.result()
+
+
+def test_a_turn_may_cancel_its_own_request() -> None:
+    """Nothing is waited for, so it does not wait for itself."""
+
+    def receive(context: Any, message: Any) -> Any:
+        own = runtime.client().get_request(actor(), message.message_id)
+        told.append(own.cancel())
+        context.check()
+
+    told: list[str] = []
+    with running(receive) as runtime:
+        handle = runtime.client().send_request(actor(), "m")
+        assert handle.get_response(5 * SLOW).status is RequestStatus.CANCELLED
+    assert told == ["requested"]

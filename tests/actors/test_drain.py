@@ -412,3 +412,24 @@ def test_whatever_an_exception_says_ends_in_an_answer() -> None:
         ask = runtime.client().ask
         assert ask(actor(), "odd").data["error"] == "OSError: no file ?"
         assert ask(actor(), "mute").data["error"] == "Mute: Mute"
+
+
+def test_a_turn_that_is_run_again_gets_its_message_anew() -> None:
+    """Whatever the first run has done to the one it got."""
+    store = InMemoryStateStorage()
+    runs: list[int] = []
+
+    def receive(context: Any, message: Any) -> Any:
+        runs.append(1)
+        context.read_state("n")
+        got = []
+        while message.params["items"]:
+            got.append(message.params["items"].pop())
+        if len(runs) == 1:
+            store.write_state(actor(), {"n": 9})
+        context.write_state("n", 1)
+        return got
+
+    with running(receive, storage=store) as runtime:
+        response = runtime.client().ask(actor(), "m", {"items": [1, 2, 3]})
+        assert (response.data, len(runs)) == ([3, 2, 1], 2)

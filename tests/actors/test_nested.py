@@ -301,6 +301,49 @@ def test_an_ask_has_no_more_time_than_its_turn(runtime: InProcessActorRuntime) -
     assert 10.0 < left[2] <= 20.0
 
 
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("cancel", RequestStatus.CANCELLED),
+        ("deadline", RequestStatus.EXPIRED),
+        ("interrupt", RequestStatus.CANCELLED),
+        ("stop", RequestStatus.CANCELLED),
+    ],
+)
+def test_a_turn_is_told_of_its_end_while_another_runs_within_it(
+    runtime: InProcessActorRuntime, how: str, status: RequestStatus
+) -> None:
+    """And so is that one, for which it waits."""
+    gate = threading.Event()
+    reasons: list[Any] = []
+
+    def receive(context: Any, message: Any) -> Any:
+        if message.method == "go":
+            return context.ask(B, "pass")
+        if message.method == "pass":
+            return context.ask(A, "inner")
+        if message.method == "inner":
+            gate.set()
+            context.cancelled.wait(5.0 * SLOW)
+            reasons.append(context.cancelled.reason)
+            context.check()
+        return 1
+
+    register(runtime, receive, reentrancy="allow")
+    client = runtime.client()
+    handle = client.send_request(A, "go", deadline=0.1 if how == "deadline" else None)
+    assert gate.wait(5.0 * SLOW)
+    if how == "cancel":
+        assert handle.cancel() == "requested"
+    if how == "interrupt":
+        later = client.send_request(A, "x", on_busy="interrupt")
+        assert later.result(5.0 * SLOW) == 1
+    if how == "stop":
+        runtime.stop(0.0)
+    assert handle.get_response(5.0 * SLOW).status is status
+    assert reasons[0] is not None
+
+
 def test_an_ask_that_takes_too_long_is_given_up(runtime: InProcessActorRuntime) -> None:
     """Its request expires, and the turn goes on at once."""
     go_on = threading.Event()
