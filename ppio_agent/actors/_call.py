@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ppio_agent.exceptions import PPIOAgentError
@@ -49,7 +50,8 @@ class Call:
         status: The final one; None: it has not ended, as far as is known here.
         data: JSON of the result or the failure.
         position: How many steps its log has.
-        error: What waiters are told instead: the runtime stopped.
+        error: Makes what waiters are told instead: the runtime stopped.
+        senders: How many have it sent, or have sent it.
         timer: What waits for its deadline.
         listed: Whether `Calls` tells it of its end.
         doubtful: Whether it may have ended in another process.
@@ -61,7 +63,8 @@ class Call:
     status: RequestStatus | None = None
     data = b""
     position = 0
-    error: PPIOAgentError | None = None
+    error: Callable[[], PPIOAgentError] | None = None
+    senders = 1
     timer: Timer | None = None
     listed = False
     doubtful = False
@@ -84,7 +87,7 @@ class Call:
     def response(self) -> ActorResponseMessage:
         """Return the final response, a new one each time; only when it is over."""
         if self.error is not None and self.status is None:
-            raise self.error
+            raise self.error()  # one for each thread that raises it
         return ActorResponseMessage(
             self.message_id,
             sender_id=self.actor_id,
@@ -104,6 +107,7 @@ class Calls:
         # Guards what `Call` says of its end, and its waiters.
         self._lock = threading.Lock()
         self._calls: dict[tuple[ActorId, str], Call] = {}
+        self._error_of: Callable[[Call], PPIOAgentError] | None = None
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -111,16 +115,35 @@ class Calls:
     def listed(self, actor_id: ActorId, message_id: str) -> tuple[Call, bool]:
         """Return the call that is told of a request's end, and whether it is new."""
         call = Call(actor_id, message_id)
+        call.listed = True
         known = self._calls.setdefault((actor_id, message_id), call)
-        known.listed = True
-        return known, known is call
+        if known is not call:
+            with self._lock:
+                if known.listed:
+                    known.senders += 1
+                    return known, False
+            return self.listed(actor_id, message_id)  # it was about to go
+        if self._error_of is not None:
+            self._abandon(call, self._error_of)
+        return call, True
+
+    def refused(self, call: Call) -> None:
+        """Tell a call of nothing more, unless another one has sent the same."""
+        with self._lock:
+            call.senders -= 1
+            if call.senders == 0:
+                self._forget_locked(call)
 
     def forget(self, call: Call) -> None:
         """Tell a call of nothing more."""
+        with self._lock:
+            self._forget_locked(call)
+
+    def _forget_locked(self, call: Call) -> None:
         call.listed = False
         key = (call.actor_id, call.message_id)
         if self._calls.get(key) is call:
-            del self._calls[key]
+            self._calls.pop(key, None)  # others take calls without the lock
 
     def of_actor(self, actor_id: ActorId) -> list[Call]:
         """Return the calls of one actor."""
@@ -169,11 +192,15 @@ class Calls:
 
     def abandon(self, error_of: Callable[[Call], PPIOAgentError]) -> None:
         """Tell all waiters that the end will not be known here."""
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
-            with self._lock:
-                call.error = error_of(call)
-            self._wake_all(call)
+        self._error_of = error_of  # first: those that are listed from now on see it
+        for call in self.all():
+            self._abandon(call, error_of)
+
+    def _abandon(self, call: Call, error_of: Callable[[Call], PPIOAgentError]) -> None:
+        with self._lock:
+            call.error = partial(error_of, call)
+            self._forget_locked(call)
+        self._wake_all(call)
 
     def _wake_all(self, call: Call) -> None:
         if call.timer is not None:
@@ -196,23 +223,40 @@ class Calls:
         for lock in waiting:
             lock.release()
 
-    def prune(self) -> None:
+    def prune(self, before: float) -> list[Call]:
         """Forget calls that nobody waits for, of requests that may end elsewhere.
 
         Whoever wants to know of them later looks at the store.
-        """
-        for call in self.all():
-            with self._lock:
-                idle = not (call.ends or call.steps or call.told)
-            if idle and call.timer is None:
-                self.forget(call)
 
-    def doubt(self, actor_id: ActorId, message_id: str) -> None:
-        """Have whoever waits for a request look at the store, where it may have ended."""
+        Args:
+            before: Only those that have been known since before that.
+
+        Returns:
+            Those of which somebody is to be told, with no thread that looks.
+        """
+        promised = []
+        for call in self.all():
+            if call.since >= before:
+                break  # they are in the order in which they came
+            with self._lock:
+                idle = not (call.ends or call.steps or call.timer)
+                if idle and call.told:
+                    promised.append(call)
+                elif idle:
+                    self._forget_locked(call)
+        return promised
+
+    def doubt(self, actor_id: ActorId, message_id: str) -> Call | None:
+        """Have whoever waits for a request look at the store, where it may have ended.
+
+        Returns:
+            The call; None: nobody wants to know.
+        """
         call = self._calls.get((actor_id, message_id))
         if call is not None:
             call.doubtful = True
             self._wake(call)
+        return call
 
     def moved(self, actor_id: ActorId, message_id: str) -> None:
         """Tell whoever watches a request that it has taken a step."""
@@ -228,10 +272,10 @@ class Calls:
         """Call `fn()` at the end, on a thread that must not be held up.
 
         Returns:
-            Whether it will be called: not if it is over.
+            Whether it will be called: not if it is over, or is not listed any more.
         """
         with self._lock:
-            if call.over:
+            if call.over or not call.listed:
                 return False
             call.told = (*call.told, fn)
         return True

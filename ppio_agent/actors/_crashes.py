@@ -43,6 +43,10 @@ class Crashes:
         self.supervisor = Supervisor(time.monotonic)
         self._resting: dict[Cell, Timer] = {}
 
+    def __contains__(self, cell: object) -> bool:
+        """Whether an actor rests."""
+        return cell in self._resting
+
     def judge(self, turn: Turn) -> None:
         """Note that the actor of a turn has crashed in it."""
         cell, activation = turn.cell, turn.activation

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import starmap
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
 from ppio_agent.agent.failure import Failure
+from ppio_agent._util.threads import is_ctrl_c
 from ppio_agent.exceptions import (
     InvocationCancelledError,
     InvocationTimeoutError,
@@ -24,7 +26,7 @@ from ppio_agent.wire.actors import RequestStatus
 
 from . import _progress
 from ._cells import Activation, Cell
-from ._commits import commit_of, supersede
+from ._commits import commit_of, refused, supersede
 from ._outage import OUTAGES
 from ._turn import Turn, current_turn, monotonic_of
 
@@ -36,6 +38,7 @@ __all__ = ["Drainer"]
 _log = logging.getLogger(__name__)
 
 _SLICE = 32  # turns after which other actors have their chance
+_ONCE = ((),)  # arguments of one call
 _RUNS = 3  # of a turn whose state others changed
 _RETRIES = (0.05, 0.2, 1.0)  # seconds between commits that a store could not answer
 
@@ -67,16 +70,17 @@ class Drainer:
     def drain(self, cell: Cell) -> None:
         """Run what waits for an actor, and give its flag up."""
         while True:
+            more = False
             try:
                 more = self.run_slice(cell, _SLICE)
-            except Exception:  # noqa: BLE001 - the outermost frame of the thread
+                if not self._engine.halted and self._engine.crashes.settle(cell):
+                    return
+            except BaseException:  # noqa: BLE001 - the outermost frame of the thread
                 _log.exception("the turns of actor %s were interrupted", cell.actor_id)
-                self._lives.deactivate(cell)
-                more = False
+                self._lives.abandon(cell)
             if self._engine.halted:
+                cell.signal = True  # others came first
                 cell.flag.release()  # the sweep finds what waits
-                return
-            if self._engine.crashes.settle(cell):
                 return
             if more:
                 if self._engine.pool.waiting:  # to the back of the queue
@@ -84,6 +88,13 @@ class Drainer:
                     return
             elif not self._engine.cells.give_up(cell):
                 return
+
+    def rescue(self, cell: Cell) -> None:
+        """Run what waits for an actor whose turn was interrupted, and give it up."""
+        cell.turn = None
+        self._lives.abandon(cell)
+        cell.signal = True  # what was begun is begun again
+        self.drain(cell)
 
     def run_slice(self, cell: Cell, turns: int) -> bool:
         """Run at most so many turns; return whether another one was taken."""
@@ -111,39 +122,53 @@ class Drainer:
 
         The flag must not be the caller's. An actor that did not live here is let go.
         """
-        if not cell.flag.acquire(blocking=False):
-            cell.signal = True  # who has it looks once more
-            return False
-        lived = cell.activation is not None
-        ran = False
-        try:
-            while time.monotonic() < end and self._run_one(cell, end):
-                ran = True
+        cell.signal = True  # who has it looks once more
+        turn = None
+        with self._engine.held(cell) as held:
+            if not held[0]:
+                cell.signal = True  # who has it looks once more
+                return False
+            lived = cell.activation is not None
+            while time.monotonic() < end:
+                latest = self._run_one(cell, end)
+                if latest is None:
+                    break
+                turn = latest
                 if cell.activation is None or cell.activation.verdict is not None:
                     break
-        finally:
             if lived:
-                self._leave(cell)
-            elif not self._engine.crashes.settle(cell):
-                self._lives.deactivate(cell)
-                late = self._engine.cells.remove(cell) or time.monotonic() >= end
-                if late:  # there may be more to do
-                    self._engine.signal(cell.actor_id)
-        return ran
+                self.leave(cell, held)
+            else:
+                self._let_go(cell, held, end)
+        if turn is not None:
+            _interrupt_program(turn)
+        return turn is not None
 
-    def _run_one(self, cell: Cell, end: float) -> bool:
+    def _let_go(self, cell: Cell, held: list[object], end: float) -> None:
+        """Let go of an actor that lived here for a while only."""
+        engine = self._engine
+        rests = engine.crashes.settle(cell)
+        held.append(None)
+        if rests:
+            return
+        self._lives.deactivate(cell)
+        late = engine.cells.remove(cell) or time.monotonic() >= end
+        if late:  # there may be more to do
+            engine.signal(cell.actor_id)
+
+    def _run_one(self, cell: Cell, end: float) -> Turn | None:
         activation = cell.activation or self._lives.activate(cell)
         if activation is None:
-            return False
+            return None
         if activation.next is None and not self._take(cell, activation):
-            return False
+            return None
         record, activation.next = activation.next, None
         if record is None:
-            return False
+            return None
         turn = Turn(cell, activation, record)
         turn.last_at = end
         self.run(turn)
-        return True
+        return turn
 
     def _take(self, cell: Cell, activation: Activation) -> bool:
         if self._engine.halted:
@@ -168,14 +193,14 @@ class Drainer:
         record = turn.record
         if record.deadline is not None:
             turn.deadline = monotonic_of(record.deadline, self._store.now())
-        if record.attempt > 1:
-            _progress.restart(self._engine, turn)
-        cell.turn = context._turn = turn  # noqa: SLF001 - a friend: not for actors
         caller = current_turn.get()
-        if caller is not None:
-            caller.asks(turn)
-        outer = current_turn.set(turn)
         try:
+            current_turn.set(turn)
+            cell.turn = context._turn = turn  # noqa: SLF001 - a friend: not for actors
+            if caller is not None and not caller.over:
+                caller.asks(turn)
+            if record.attempt > 1:
+                _progress.restart(self._engine, turn)
             self.call(turn)
             while not self._commit(turn):
                 told = turn.sequence > 0
@@ -185,9 +210,13 @@ class Drainer:
                 self.call(turn)
             if turn.outbox or turn.reminders:
                 self._engine.sweep.after(turn)
+        except LeaseLostError:  # as what it did before was said to be void
+            turn.lost = True
+            self._lives.lost(cell)
         finally:
-            current_turn.reset(outer)
-            if caller is not None:
+            current_turn.set(caller)  # first: a signal may interrupt the others
+            turn.over = True
+            if caller is not None and caller.child is turn:
                 caller.child = None
             cell.turn = context._turn = None  # noqa: SLF001
 
@@ -252,7 +281,7 @@ class Drainer:
         commit = commit_of(turn, take=take)
         try:
             committed = self._store.commit(activation.lease, commit)
-        except (LeaseLostError, *OUTAGES) as error:
+        except Exception as error:  # noqa: BLE001 - it is told there, or goes on
             later = self._commit_later(turn, commit, error)
             if later is None:
                 return True
@@ -290,25 +319,28 @@ class Drainer:
     def _commit_later(
         self, turn: Turn, commit: TurnCommit, error: Exception
     ) -> Committed | None:
-        """Commit what the store could not take for a moment.
+        """Commit what the store could not take for a moment, or the failure of it.
 
         Returns:
             None if the lease was lost: the next owner runs the request.
         """
         pauses = iter(_RETRIES)
         while not isinstance(error, LeaseLostError):
-            pause = next(pauses, None)
-            if pause is None:
-                raise error
-            _log.warning(
-                "the turn of request %s is committed again: %s",
-                commit.message_id,
-                error,
-            )
-            self._engine.stopping.wait(pause)
+            if isinstance(error, OUTAGES):
+                pause = next(pauses, None)
+                if pause is None:
+                    raise error
+                _log.warning(
+                    "the turn of request %s is committed again: %s",
+                    commit.message_id,
+                    error,
+                )
+                self._engine.stopping.wait(pause)
+            else:
+                commit = refused(turn, commit, error)
             try:
                 return self._store.commit(turn.activation.lease, commit)
-            except (LeaseLostError, *OUTAGES) as again:
+            except Exception as again:  # noqa: BLE001 - looked at above
                 error = again
         turn.over = turn.lost = True
         self._lives.lost(turn.cell)
@@ -337,33 +369,43 @@ class Drainer:
 
     # The short way.
 
-    def run_here(self, cell: Cell, request: RequestRecord) -> Turn | None:
+    def run_here(
+        self, cell: Cell, request: RequestRecord, held: list[object]
+    ) -> Turn | None:
         """Run a turn of an idle actor on this thread, and give its flag up.
 
         The request is not known to the store before the commit of its turn.
 
+        Args:
+            cell: The actor.
+            request: It.
+            held: See `leave`.
+
         Returns:
-            The turn; None if the actor lives elsewhere, or was lost.
+            The turn; None if the actor lives elsewhere, was lost, or has others to do
+            first.
         """
-        try:
-            activation = cell.activation or self._lives.activate(cell)
-            if activation is None:
-                return None
+        turn = None
+        activation = cell.activation
+        if activation is None:
+            activation = self._lives.activate(cell)
+            if activation is not None and self._store.durable:
+                self._take(cell, activation)  # what was accepted before it lived here
+                activation = cell.activation
+        if activation is not None and activation.next is None:
             turn = Turn(cell, activation, request, accepted=False)
             self.run(turn)
-        finally:
-            self._leave(cell)
-        if isinstance(turn.crash, KeyboardInterrupt):
-            raise turn.crash  # meant for the program, not for the actor
-        return None if turn.lost else turn
+        self.leave(cell, held)
+        if turn is None or turn.lost:
+            return None
+        _interrupt_program(turn)
+        return turn
 
-    def run_first(self, cell: Cell, message_id: str) -> None:
-        """Run a request if it is the next one, and give the flag up."""
+    def run_first(self, cell: Cell, message_id: str, held: list[object]) -> None:
+        """Run a request if it is the next one, and give the flag up; see `leave`."""
         turn = None
-        try:
-            activation = cell.activation or self._lives.activate(cell)
-            if activation is None:
-                return
+        activation = cell.activation or self._lives.activate(cell)
+        if activation is not None:
             if activation.next is None:
                 self._take(cell, activation)
             record = activation.next
@@ -371,19 +413,33 @@ class Drainer:
                 activation.next = None
                 turn = Turn(cell, activation, record)
                 self.run(turn)
-        finally:
-            self._leave(cell)
-        if turn is not None and isinstance(turn.crash, KeyboardInterrupt):
-            raise turn.crash
+        self.leave(cell, held)
+        if turn is not None:
+            _interrupt_program(turn)
 
-    def _leave(self, cell: Cell) -> None:
-        """Give the flag up, or hand it to the pool with what came meanwhile."""
+    def leave(self, cell: Cell, held: list[object]) -> None:
+        """Give the flag up, or hand it to the pool with what came meanwhile.
+
+        Args:
+            cell: The actor.
+            held: Gets an element as soon as the flag is not the caller's any more; see
+                `Engine.held`.
+        """
         activation, engine = cell.activation, self._engine
         if activation is not None:
             if activation.verdict is not None and engine.crashes.settle(cell):
+                held.append(None)
                 return
             if activation.next is not None:
-                engine.submit(cell)
+                engine.submit(cell, held)
                 return
-        if engine.cells.give_up(cell):
-            engine.submit(cell)
+        cell.last_use = time.monotonic()
+        held.extend(starmap(cell.flag.release, _ONCE))
+        if cell.signal:
+            engine.wake(cell, here=True)
+
+
+def _interrupt_program(turn: Turn) -> None:
+    """Raise what was meant for the program, not for the actor whose turn it hit."""
+    if turn.crash is not None and is_ctrl_c(turn.crash):
+        raise turn.crash

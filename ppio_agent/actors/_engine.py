@@ -37,9 +37,9 @@ from ._drain import Drainer
 from ._lives import Lives
 from ._sweep import Heartbeat, Sweep
 from ._timers import Timer, Timers
-from ._turn import Turn
+from ._turn import Turn, current_turn
 from ._types import ActorTypes
-from ._waiting import stopped
+from ._waiting import look, stopped
 from ._waits import Waits
 from .options import RuntimeOptions
 from .runtime_abstractions import IActorPlacement
@@ -52,8 +52,8 @@ __all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
-_FIRST_POLL, _LONGEST_POLL = 0.05, 1.0
-_BLOCKED = 4  # times `workers`: most threads, those that wait in `ask` included
+_AT_ONCE = (False,)  # arguments of `acquire`, for one call
+_HELD: list[object] = [True]
 
 
 class Engine:
@@ -166,6 +166,10 @@ class Engine:
             RuntimeNotRunningError: The runtime has stopped.
         """
         if not self.running:
+            turn = current_turn.get()
+            if turn is not None and not turn.over:  # it is to be run again
+                turn.cancel("shutdown")
+                turn.context.check()
             raise RuntimeNotRunningError(
                 "the runtime of the actors does not run: call start() first"
             )
@@ -191,29 +195,77 @@ class Engine:
     def wake(self, cell: Cell, *, here: bool = False) -> None:
         """See to it that what waits for an actor is run; see `signal`."""
         if self.placement is not None and cell.activation is None and not here:
-            self.placement.wake(cell.actor_id, None)
+            try:
+                self.placement.wake(cell.actor_id, None)
+            except Exception:  # noqa: BLE001 - users' code; it was accepted, and a sweep comes
+                _log.exception("nobody was told of actor %s", cell.actor_id)
             return
         cell.signal = True
-        if cell.flag.acquire(blocking=False):
-            self.submit(cell)
-        elif cell.gone:
-            self.signal(cell.actor_id, here=here)
+        held: list[object] = []
+        try:
+            held.extend(map(cell.flag.acquire, _AT_ONCE))
+            if held[0]:
+                self.submit(cell, held)
+            elif cell.gone:
+                self.signal(cell.actor_id, here=here)
+        except BaseException:
+            if held == _HELD:
+                self._rescue(cell)
+            raise
 
-    def submit(self, cell: Cell) -> bool:
+    @contextmanager
+    def held(self, cell: Cell) -> Iterator[list[object]]:
+        """Try to get the flag of an actor, for a thread that a signal may interrupt.
+
+        Yields a list whose one element says whether it is the caller's. Who gives it up
+        adds another one, in one step: so it is known at any moment whose it is.
+        """
+        held: list[object] = []
+        try:
+            held.extend(map(cell.flag.acquire, _AT_ONCE))
+            yield held
+        except BaseException:
+            if held == _HELD:
+                self._rescue(cell)
+            raise
+
+    def _rescue(self, cell: Cell) -> None:
+        """See to an actor whose turn was interrupted, and whose flag is the caller's."""
+        if cell in self.crashes:
+            return  # it rests
+        self._submit(cell, self.drainer.rescue)
+
+    def submit(self, cell: Cell, held: list[object] | None = None) -> None:
         """Hand an actor, whose flag is the caller's, to a thread of the pool.
 
         Without one its flag is given up: the sweep finds what waits.
+
+        Args:
+            cell: The actor.
+            held: See `held`.
         """
+        self._submit(cell, self.drainer.drain, held)
+
+    def _submit(
+        self,
+        cell: Cell,
+        run: Callable[[Cell], object],
+        held: list[object] | None = None,
+    ) -> None:
+        ticket: list[object] = [None]
         try:
-            self.pool.submit(partial(self.drainer.drain, cell))
+            if held is not None:
+                held.append(None)
+            self.pool.submit(partial(_run_once, run, cell, ticket))
         except RuntimeError as error:
             if self.running:
                 _log.warning(
                     "actor %s has to wait for a sweep: %s", cell.actor_id, error
                 )
             cell.flag.release()
-            return False
-        return True
+        except BaseException:  # by a signal: perhaps nobody will run it
+            self.pool.submit(partial(_run_once, run, cell, ticket))
+            raise
 
     def ask_here(self, request: RequestRecord) -> Turn | None:
         """Run a request on this thread if its actor is idle; None: it was not run."""
@@ -223,16 +275,23 @@ class Engine:
         supervisor = self.supervisor
         if supervisor.stopped and supervisor.stopped_for(request.actor_id) > 0.0:
             return None  # refused by the long way
-        if cell.activation is None and self.placement is not None:
+        if self.halted or (cell.activation is None and self.placement is not None):
             return None
-        if not cell.flag.acquire(blocking=False):
-            return None
-        activation = cell.activation
-        if cell.signal or (activation is not None and activation.next is not None):
-            self.submit(cell)  # others came first
-            return None
-        request.created_at = self.store.now()
-        return self.drainer.run_here(cell, request)
+        held: list[object] = []  # as of `held`, without its generator
+        try:
+            held.extend(map(cell.flag.acquire, _AT_ONCE))
+            if not held[0]:
+                return None
+            activation = cell.activation
+            if cell.signal or (activation is not None and activation.next is not None):
+                self.submit(cell, held)  # others came first
+                return None
+            request.created_at = self.store.now()
+            return self.drainer.run_here(cell, request, held)
+        except BaseException:
+            if held == _HELD:
+                self._rescue(cell)
+            raise
 
     def run_first(self, cell: Cell, message_id: str) -> bool:
         """Run an accepted request on this thread if its actor is idle, and it is next.
@@ -240,11 +299,12 @@ class Engine:
         Returns:
             Whether that was tried; else the actor has to be woken.
         """
-        if cell.activation is None and self.placement is not None:
+        if self.halted or (cell.activation is None and self.placement is not None):
             return False
-        if not cell.flag.acquire(blocking=False):
-            return False
-        self.drainer.run_first(cell, message_id)
+        with self.held(cell) as held:
+            if not held[0]:
+                return False
+            self.drainer.run_first(cell, message_id, held)
         return True
 
     # The end of requests.
@@ -266,7 +326,7 @@ class Engine:
         calls, self.calls = self.calls, Calls()
         self._senders_lock = threading.Lock()
         for call in calls.all():
-            call.error = stopped(call)
+            call.error = partial(stopped, call)
 
     def turn_of(self, actor_id: ActorId, message_id: str) -> Turn | None:
         """Return the turn of a request if it runs here, or another one within it."""
@@ -361,7 +421,9 @@ class Engine:
         elif hint.kind is HintKind.PROGRESS:
             self.calls.moved(actor_id, message_id)
         elif hint.kind is HintKind.ENDED:
-            self.calls.doubt(actor_id, message_id)
+            call = self.calls.doubt(actor_id, message_id)
+            if call is not None and call.told:  # no thread waits that would look
+                self.timers.at(time.monotonic(), partial(look, self, call), always=True)
         elif self.turn_of(actor_id, message_id) is not None:
             self.timers.at(0.0, self.cancel_noted)
 
@@ -380,3 +442,12 @@ class Engine:
         self.stopping.set()
         self.halted = True
         self.crashes.give_up()
+
+
+def _run_once(run: Callable[[Cell], object], cell: Cell, ticket: list[object]) -> None:
+    """Run an actor unless somebody has come with the same ticket before."""
+    try:
+        ticket.pop()
+    except IndexError:
+        return
+    run(cell)

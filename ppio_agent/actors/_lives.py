@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ._cells import Activation, Cell
@@ -67,16 +69,30 @@ class Lives:
     def retire_idle(self) -> None:
         """Let go of the actors that nobody has used for long enough."""
         now = time.monotonic()
-        for cell in self._engine.cells.listed():
-            live = cell.activation is not None
-            idle = cell.type.options.idle_timeout if live else 1.0
-            if now - cell.last_use >= idle and cell.flag.acquire(blocking=False):
-                self.retire(cell)
+        self._retire(
+            [cell for cell in self._engine.cells.listed() if _is_idle(cell, now)]
+        )
 
     def doubt(self) -> None:
         """Let go of the idle actors: others may have them by now."""
-        for cell in self._engine.cells.living():
-            if cell.flag.acquire(blocking=False):
+        self._retire(self._engine.cells.living())
+
+    def _retire(self, cells: list[Cell]) -> None:
+        """Let go of those that do nothing, if they were not used meanwhile.
+
+        Users' code may hang, and all wait for this thread: it has one of the pool.
+        """
+        aside = [(cell, cell.last_use) for cell in cells if _disposes(cell)]
+        if aside:
+            with suppress(RuntimeError):  # no thread to be had: the next time
+                self._engine.pool.submit(partial(self._retire_all, aside))
+        self._retire_all(
+            [(cell, cell.last_use) for cell in cells if not _disposes(cell)]
+        )
+
+    def _retire_all(self, cells: list[tuple[Cell, float]]) -> None:
+        for cell, last_use in cells:
+            if cell.last_use == last_use and cell.flag.acquire(blocking=False):
                 self.retire(cell)
 
     def retire(self, cell: Cell) -> None:
@@ -105,14 +121,21 @@ class Lives:
         except OUTAGES:  # it ends by itself when this worker does
             _log.warning("the lease of actor %s was not given back", cell.actor_id)
 
-    def lost(self, cell: Cell) -> None:
-        """Let go of an actor that another worker has taken over."""
+    def abandon(self, cell: Cell) -> None:
+        """Let go of an actor whose turn has not come to its end.
+
+        The lease stays this worker's, so that the turn counts as one that was begun.
+        """
         activation = cell.activation
-        _log.warning("another worker has taken over actor %s", cell.actor_id)
         self._engine.cells.deactivated(cell)
         if activation is not None:
             end_timers(activation)
             self.dispose(activation)
+
+    def lost(self, cell: Cell) -> None:
+        """Let go of an actor that another worker has taken over."""
+        _log.warning("another worker has taken over actor %s", cell.actor_id)
+        self.abandon(cell)
 
     def dispose(self, activation: Activation) -> None:
         """Let the instance go, once; what it raises is logged."""
@@ -139,3 +162,14 @@ class Lives:
         activation.own_loop = type(actor).run is not IActor.run
         activation.actor = actor
         return actor
+
+
+def _is_idle(cell: Cell, now: float) -> bool:
+    live = cell.activation is not None
+    return now - cell.last_use >= (cell.type.options.idle_timeout if live else 1.0)
+
+
+def _disposes(cell: Cell) -> bool:
+    """Whether the instance has a `dispose` of its own."""
+    actor = None if cell.activation is None else cell.activation.actor
+    return actor is not None and type(actor).dispose is not IActor.dispose

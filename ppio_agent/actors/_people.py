@@ -6,15 +6,20 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ppio_agent.exceptions import ActorBusyError, NotFoundError
+from ppio_agent.exceptions import ActorBusyError, LeaseLostError, NotFoundError
 from ppio_agent.storage.actors.ends import failure
+from ppio_agent.storage.actors.records import Lease
 from ppio_agent.wire.actors import ActorId, RequestStatus
 from ppio_agent.wire.times import format_time
+
+from ._cells import Cell
 
 if TYPE_CHECKING:
     from ._engine import Engine
 
 __all__ = ["delete", "inspect", "stats"]
+
+_CANCELLED = RequestStatus.CANCELLED
 
 
 def inspect(engine: Engine, actor_id: ActorId) -> dict[str, Any]:
@@ -71,31 +76,60 @@ def delete(engine: Engine, actor_id: ActorId) -> bool:
     """Remove an actor; see `InProcessActorRuntime.delete_actor`."""
     cell = engine.cell(actor_id)
     turn = cell.turn
-    if not cell.flag.acquire(blocking=False):
-        raise _busy(actor_id, None if turn is None else turn.record.message_id)
-    try:
-        activation = cell.activation or engine.lives.activate(cell)
-        if activation is None:
-            raise _busy(actor_id, None)
+    with engine.held(cell) as held:
+        if not held[0]:
+            if turn is None:
+                raise _busy(actor_id, "is about to run, or rests after a crash")
+            raise _busy(actor_id, "runs a turn", turn.record.message_id)
+        try:
+            cell.signal = False  # what comes from here on, comes after
+            return _delete(engine, cell)
+        except LeaseLostError:
+            raise _elsewhere(engine, actor_id) from None
+        finally:
+            held.append(None)
+            engine.lives.retire(cell)
+
+
+def _delete(engine: Engine, cell: Cell) -> bool:
+    """Remove an actor whose flag is the caller's."""
+    actor_id, activation = cell.actor_id, cell.activation
+    if activation is not None:
         activation.next = None
         engine.lives.dispose(activation)
-        found = engine.store.delete(activation.lease)
-        for call in engine.calls.of_actor(actor_id):
-            engine.calls.end(
-                actor_id,
-                call.message_id,
-                RequestStatus.CANCELLED,
-                failure("cancelled"),
-            )
+        lease: Lease | None = activation.lease
+    else:  # also in quarantine, in which it may not live
+        lease = engine.store.claim(engine.worker, actor_id)
+    if lease is None:
+        raise _elsewhere(engine, actor_id)
+    calls = [
+        call
+        for call in engine.calls.of_actor(actor_id)
+        # Not those that are about to be accepted.
+        if engine.store.get_request(actor_id, call.message_id) is not None
+    ]
+    try:
+        found = engine.store.delete(lease)
     finally:
-        cell.signal = False
-        engine.lives.retire(cell)
+        if activation is None:
+            engine.store.release(lease)
+    for call in calls:
+        if engine.store.get_request(actor_id, call.message_id) is None:
+            engine.calls.forget(call)
+            engine.calls.conclude(call, _CANCELLED, failure("cancelled"), 0)
     return found
 
 
-def _busy(actor_id: ActorId, running: str | None) -> ActorBusyError:
+def _elsewhere(engine: Engine, actor_id: ActorId) -> ActorBusyError:
+    summary = engine.store.inspect(actor_id)
+    running = None if summary is None else summary.running
+    does = "runs a turn" if running else "lives"
+    return _busy(actor_id, f"{does} in another process", running)
+
+
+def _busy(actor_id: ActorId, does: str, running: str | None = None) -> ActorBusyError:
     return ActorBusyError(
-        f"a turn of actor {actor_id} runs: delete it when that has ended",
+        f"actor {actor_id} {does}: delete it when it does not",
         actor_id=str(actor_id),
         message_id=running,
     )

@@ -61,8 +61,12 @@ def stop(engine: Engine, by: Callable[[], float]) -> int:
 
 def _wait_for_turns(engine: Engine, by: Callable[[], float]) -> None:
     """Wait for what runs, till an instant, or till all of it only waits for others."""
+    between = time.monotonic() + _GRACE  # those that are, begin no other one
     while left := [cell for cell in engine.cells.living() if cell.flag.locked()]:
-        seconds = by() - time.monotonic()
+        now = time.monotonic()
+        seconds = by() - now
+        if now >= between:
+            left = [cell for cell in left if cell.turn is not None]
         busy = next((c for c in left if c.actor_id not in engine.waits), None)
         if seconds <= 0.0 or busy is None:
             return

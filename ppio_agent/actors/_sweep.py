@@ -22,6 +22,7 @@ from ppio_agent.wire.actors import ActorId
 from ._outage import OUTAGES, Outage
 from ._stuck import Stuck
 from ._timers import Timers
+from ._waiting import look
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -36,6 +37,7 @@ _ROUNDS = 40  # of pages, in one sweep
 _PURGE_EVERY = 60.0
 _PURGE_PAGE = 500  # what was retained is counted once for each
 _PURGE_SECONDS = 0.25  # in one sweep; the next one goes on
+_AWAITED = 3.0  # seconds for which a request is told of for which nobody waits
 _SOON = 60.0  # what is due later than that is left to the sweep
 _STEP = 0.01  # what is due within it is one instant
 # Reminders come again and again: seconds for which one that came is looked after
@@ -208,6 +210,7 @@ class Sweep:
             self._engine.expire()
             self._engine.cancel_noted()
             woken = self._relay() + self._remind() + self._wake_ready()
+            self._look_after_calls()
             self._purge()
         except OUTAGES as error:
             self._outage.met(error)
@@ -272,6 +275,12 @@ class Sweep:
             self._engine.signal(actor_id)
         return len(actor_ids)
 
+    def _look_after_calls(self) -> None:
+        engine = self._engine
+        if engine.store.shared:
+            for call in engine.calls.prune(time.monotonic() - _AWAITED):
+                look(engine, call)
+
     def _purge(self) -> None:
         began = time.monotonic()
         if began < self._next_purge:
@@ -281,16 +290,3 @@ class Sweep:
             if time.monotonic() - began > _PURGE_SECONDS:
                 return
         self._next_purge = began + _PURGE_EVERY
-        if store.shared:
-            self._engine.calls.prune()
-
-    @staticmethod
-    def _in_pages(step: Callable[[], int]) -> int:
-        """Do a step until less than a page was left to do; return how much was done."""
-        total = 0
-        for _ in range(_ROUNDS):
-            done = step()
-            total += done
-            if done < _PAGE:
-                break
-        return total

@@ -186,11 +186,11 @@ class TellingDrainer(Drainer):
             Count.REQUESTS, turn.cell.actor_id, turn.record.method, why=status.value
         )
 
-    def run_first(self, cell: Cell, message_id: str) -> None:
+    def run_first(self, cell: Cell, message_id: str, held: list[object]) -> None:
         """Run a request if it is the next one; see `Drainer.run_first`."""
         outer = _run_by_sender.set(message_id)
         try:
-            super().run_first(cell, message_id)
+            super().run_first(cell, message_id, held)
         finally:
             _run_by_sender.reset(outer)
 

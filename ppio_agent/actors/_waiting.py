@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ppio_agent.exceptions import (
@@ -52,7 +53,7 @@ def wait(
     if call.over:
         return True
     turn = current_turn.get()
-    if turn is None:
+    if turn is None or turn.over:  # or a thread that it has left behind
         return _wait(engine, call, timeout, steps)
     with engine.pool.blocking(most_threads(engine)) as granted:
         if not granted:
@@ -131,7 +132,7 @@ def join(engine: Engine, actor_id: ActorId, message_id: str) -> Call:
     call, _ = engine.calls.listed(actor_id, message_id)
     if not engine.running:
         engine.calls.forget(call)
-        call.error = stopped(call)
+        call.error = partial(stopped, call)
         return call
     look(engine, call)  # it may have ended just before it was listed
     return call

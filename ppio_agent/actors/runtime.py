@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.ids import new_id
-from ppio_agent.exceptions import RuntimeNotRunningError
+from ppio_agent.exceptions import ConfigurationError, RuntimeNotRunningError
 from ppio_agent.hooks import Hooks
 from ppio_agent.storage.actors import IActorStateStorage, IActorStore
 from ppio_agent.storage.actors.memory import InMemoryStateStorage
@@ -21,6 +21,7 @@ from ppio_agent.storage.actors.stateonly import as_store
 from ppio_agent.wire.actors import ActorId
 
 from . import _letters, _people
+from ._checks import check_actor_id, check_count, check_seconds
 from ._context import InProcessActorContext
 from ._engine import Engine
 from ._stop import stop
@@ -45,6 +46,18 @@ __all__ = [
 ]
 
 
+def _has(given: object, method: str) -> bool:
+    return given is None or callable(getattr(given, method, None))
+
+
+def _check_given(name: str, is_right: bool, given: object) -> None:  # noqa: FBT001 - what is checked
+    if not is_right:
+        raise ConfigurationError(
+            f"{name} cannot be a {type(given).__name__}: leave it out, or give what"
+            " InProcessActorRuntime describes"
+        )
+
+
 class InProcessActorRuntime:
     """Runs actors on threads of this process.
 
@@ -62,6 +75,9 @@ class InProcessActorRuntime:
         options: Its limits.
         types: The registered types.
         telemetry: What is told of them.
+
+    Raises:
+        ConfigurationError: What is given is not of that kind.
 
     Thread safety: thread-safe. A forked child has a stopped runtime, which it may
     start.
@@ -86,6 +102,9 @@ class InProcessActorRuntime:
         telemetry: ActorTelemetry | None = None,
     ) -> None:
         self.options = RuntimeOptions() if options is None else options
+        _check_given("options", isinstance(self.options, RuntimeOptions), options)
+        _check_given("placement", _has(placement, "wake"), placement)
+        _check_given("telemetry", _has(telemetry, "watch"), telemetry)
         self._storage = storage
         self._placement = placement
         self.telemetry = telemetry
@@ -95,6 +114,8 @@ class InProcessActorRuntime:
         self._client = InProcessActorClient(self)
         self._engine: Engine | None = None
         self._store: IActorStore | None = None
+        if not isinstance(storage, (str, type(None))):  # those are opened when needed
+            self._store = as_store(storage)
         self._forget()
         renew_in_child(self, InProcessActorRuntime._forget)
 
@@ -231,7 +252,11 @@ class InProcessActorRuntime:
                     worker=f"{os.getpid()}-{new_id()[:12]}",
                     telemetry=self.telemetry,
                 )
-                engine.start()
+                try:
+                    engine.start()
+                except BaseException:
+                    stop(engine, lambda: 0.0)  # what it has begun
+                    raise
                 self._engine = engine
         return self
 
@@ -248,8 +273,12 @@ class InProcessActorRuntime:
 
         Returns:
             How many threads are busy still. One that is stopped does nothing.
+
+        Raises:
+            InvalidMessageError: The time is no number of seconds from 0 to 10 years.
         """
-        self._stop_by = min(self._stop_by, time.monotonic() + max(0.0, drain))
+        by = time.monotonic() + check_seconds("drain", drain)
+        self._stop_by = min(self._stop_by, by)
         with self._lock:
             engine, busy = self._engine, 0
             if engine is not None:
@@ -284,7 +313,7 @@ class InProcessActorRuntime:
         Raises:
             UnknownActorTypeError: No such type is registered.
         """
-        self.types.find(actor_id.type_name)
+        self.types.find(check_actor_id(actor_id).type_name)
         return InProcessActorContext(actor_id, self.store, self)
 
     def run_actor(self, actor_id: ActorId, budget: float = 10.0) -> bool:
@@ -301,8 +330,8 @@ class InProcessActorRuntime:
             this process runs it.
         """
         engine = self.engine
-        end = time.monotonic() + budget
-        return engine.drainer.run_until(engine.cell(actor_id), end)
+        end = time.monotonic() + check_seconds("budget", budget)
+        return engine.drainer.run_until(engine.cell(check_actor_id(actor_id)), end)
 
     def sweep(self) -> int:
         """Do what is due in the store, at once; return how many actors were woken."""
@@ -320,7 +349,7 @@ class InProcessActorRuntime:
         Raises:
             NotFoundError: Nothing is.
         """
-        return _people.inspect(self.engine, actor_id)
+        return _people.inspect(self.engine, check_actor_id(actor_id))
 
     def stats(self) -> dict[str, Any]:
         """Return how much there is of what: numbers by name."""
@@ -338,7 +367,7 @@ class InProcessActorRuntime:
         Raises:
             ActorBusyError: A turn of it runs, here or elsewhere.
         """
-        return _people.delete(self.engine, actor_id)
+        return _people.delete(self.engine, check_actor_id(actor_id))
 
     def dead_letters(
         self, limit: int = 100, after: str | None = None
@@ -346,10 +375,10 @@ class InProcessActorRuntime:
         """Return requests that could not be done, the oldest first.
 
         Args:
-            limit: At most so many.
+            limit: At most so many, from 0 on.
             after: From behind the letter with this id.
         """
-        return self.store.dead_letters(limit, after)
+        return self.store.dead_letters(check_count("limit", limit), after)
 
     def redrive(self, id: str) -> ActorResponseHandle:
         """Send the request of a dead letter again, under a new id; the letter goes.

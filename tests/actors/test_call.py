@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from ppio_agent.actors._call import Call, Calls
 from ppio_agent.exceptions import RuntimeStoppedError
 from ppio_agent.storage.actors.records import RequestRecord
@@ -56,14 +58,41 @@ def test_waiters_and_watchers_are_woken_by_what_they_wait_for() -> None:
 
 
 def test_calls_that_nobody_waits_for_can_be_forgotten() -> None:
-    """Those that somebody does stay."""
+    """Those that somebody waits for stay, and those that are promised are looked at."""
     calls = Calls()
-    idle, awaited, promised = (_call(calls, m) for m in ("m-1", "m-2", "m-3"))
+    idle, awaited, promised, late = (_call(calls, f"m-{n}") for n in range(4))
     calls.enter(awaited)
     calls.on_end(promised, lambda: None)
-    calls.prune()
+    assert calls.prune(before=late.since) == [promised]
     assert [c.listed for c in (idle, awaited, promised)] == [False, True, True]
-    assert calls.all() == [awaited, promised]
+    assert calls.all() == [awaited, promised, late]
+    assert not calls.on_end(idle, lambda: None)
+
+
+def test_a_call_that_two_have_sent_is_forgotten_when_both_are_refused() -> None:
+    """The refusal of one of them keeps nothing from the other."""
+    calls = Calls()
+    call = _call(calls)
+    assert calls.listed(actor(), "m-1") == (call, False)
+    calls.refused(call)
+    assert call.listed
+    calls.refused(call)
+    assert not call.listed
+    assert len(calls) == 0
+
+
+def test_who_sends_after_the_end_is_told_of_it() -> None:
+    """Each waiter has an exception of its own."""
+    calls = Calls()
+    calls.abandon(lambda c: RuntimeStoppedError("stop", message_id=c.message_id))
+    call = _call(calls)
+    assert len(calls) == 0
+    raised = []
+    for _ in range(2):
+        with pytest.raises(RuntimeStoppedError) as caught:
+            call.response()
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
 
 
 def test_what_the_store_says_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -148,3 +149,32 @@ def test_an_actor_lives_in_one_of_two_runtimes() -> None:
             assert first.client().ask(actor(), "m").data == "first"
             assert second.client().ask(actor(), "m", timeout=10).data == "first"
         wait_until(lambda: second.client().ask(actor(), "m").data == "second")
+
+
+def test_one_that_hangs_as_it_is_disposed_of_holds_up_no_sweep() -> None:
+    """Nor the others that are let go of."""
+    entered, opened = threading.Event(), threading.Event()
+
+    class Hangs(IActor):
+        def receive(self, _context: Any, _message: Any) -> int:
+            return 1
+
+        def dispose(self) -> None:
+            entered.set()
+            opened.wait(20.0)
+
+    runtime = InProcessActorRuntime(options=RuntimeOptions(sweep_every=60.0))
+    runtime.register_actor_type(
+        "t", lambda _context: Hangs(), options=ActorOptions(idle_timeout=0.01)
+    )
+    with runtime:
+        try:
+            runtime.client().ask(actor(), "x")
+            time.sleep(0.02)
+            swept = threading.Thread(target=runtime.sweep)
+            swept.start()
+            assert entered.wait(5.0)
+            swept.join(5.0)
+            assert not swept.is_alive()
+        finally:
+            opened.set()
