@@ -121,7 +121,10 @@ class AgentActor(IActor):
         kept = len(thread.messages)
         known = {old["message_id"] for old in thread.messages}
         # A client may send the whole conversation each time, or a question again.
-        fresh = {m["message_id"]: m for m in incoming if m["message_id"] not in known}
+        fresh: dict[str, Message] = {}
+        for one in incoming:
+            if one["message_id"] not in known:
+                fresh.setdefault(one["message_id"], one)
         thread.add(fresh.values(), at=format_time(message.timestamp))
         heard = _Heard(context)
         request = self._request(context, thread, kept)

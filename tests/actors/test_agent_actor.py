@@ -568,3 +568,13 @@ def test_the_mock_takes_its_time_and_says_its_lines_in_turn(
     assert lines[5] == lines[0] == _say(runtime, "hi", ActorId("agent", "c-2"))
     with pytest.raises(ValueError, match="delay"):
         MockAIAgent(delay=-1.0)
+
+
+def test_of_two_messages_with_one_id_the_first_counts(
+    runtime: InProcessActorRuntime,
+) -> None:
+    """In one request as in two."""
+    runtime.register_agent("agent", lambda request: request["prompt"])
+    params = _params("one", "two", message_id="m1")
+    answer = runtime.client().ask(HERE, "run", params).data
+    assert [one["content"] for one in answer["messages"]] == ["one"]
