@@ -70,6 +70,9 @@ class OpenAIAgent:
     def run(self, request: dict[str, Any], context: RequestContext) -> Iterator[str]:
         """Yield the answer's text as it comes.
 
+        A cancel hangs up. Before the provider has begun to answer it is heard once it
+        has, or after a minute of silence, or at the deadline. Nothing is tried twice.
+
         Raises:
             InvocationError: The model cannot be asked, or gives no answer: code
                 `model_rate_limited`, `model_timeout`, `model_unreachable`,
@@ -255,10 +258,9 @@ def _library() -> Any:
 
 def _limits(context: RequestContext) -> dict[str, Any]:
     left = context.time_left()
-    if left is None:
-        return {"timeout": _LONGEST}
-    # What is tried again would take its time once more.
-    return {"timeout": min(left, _LONGEST), "max_retries": 0}
+    # No second try: it would take its time once more, and hear of no cancel.
+    timeout = _LONGEST if left is None else min(left, _LONGEST)
+    return {"timeout": timeout, "max_retries": 0}
 
 
 def _hang_up(stream: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from ppio_agent.exceptions import (
     RuntimeOverloadedError,
     UnknownActorTypeError,
 )
+from ppio_agent.storage.actors.records import Hint, HintKind
 from tests.support import SLOW, wait_until
 
 from .support import Gate, actor, running
@@ -575,3 +577,23 @@ def test_a_turn_may_cancel_its_own_request() -> None:
         handle = runtime.client().send_request(actor(), "m")
         assert handle.get_response(5 * SLOW).status is RequestStatus.CANCELLED
     assert told == ["requested"]
+
+
+def test_a_future_is_told_of_an_end_in_another_process(tmp_path: Path) -> None:
+    """Though no thread waits for it here."""
+    url = f"sqlite:///{tmp_path}/actors.db"
+    seldom = RuntimeOptions(sweep_every=60.0)
+
+    def receive(*_: Any) -> int:
+        return 7
+
+    with running(receive, storage=url, runtime_options=seldom) as there:
+        there.client().ask(actor(), "m")  # it lives there
+        with running(receive, storage=url, runtime_options=seldom) as here:
+            handle = here.client().send_request(actor(), "m")
+            future = handle.future()
+            there.sweep()
+            ended = there.client().get_request(actor(), handle.message_id)
+            assert ended.result(5 * SLOW) == 7
+            here.engine._hinted(Hint(HintKind.ENDED, actor(), handle.message_id))
+            assert future.result(5 * SLOW) == 7

@@ -341,6 +341,7 @@ def test_a_turn_is_told_of_its_end_while_another_runs_within_it(
     if how == "stop":
         runtime.stop(0.0)
     assert handle.get_response(5.0 * SLOW).status is status
+    wait_until(lambda: reasons)
     assert reasons[0] is not None
 
 

@@ -147,6 +147,18 @@ def test_no_key_is_in_spans_and_metrics(model: ModelServer, agent: OpenAIAgent) 
     }
 
 
+def test_nothing_is_tried_twice(model: ModelServer) -> None:
+    """Also without a deadline, and if the client would: who asked may ask again."""
+    import openai
+
+    model.answer = lambda reply: reply.refuse(500, "down")
+    client = openai.OpenAI(api_key=KEY, base_url=f"{model.url}/v1", max_retries=1)
+    with client, pytest.raises(InvocationError) as caught:
+        list(OpenAIAgent(client, "small").run(ASKED, _context(None)))
+    assert caught.value.retryable
+    assert len(model.asked) == 1
+
+
 def _silent(reply: Reply) -> None:
     reply.say()
 
