@@ -87,6 +87,7 @@ def delete(engine: Engine, actor_id: ActorId) -> bool:
         except LeaseLostError:
             raise _elsewhere(engine, actor_id) from None
         finally:
+            engine.lives.deactivate(cell)  # its lease went with it
             held.append(None)
             engine.lives.retire(cell)
 
@@ -96,7 +97,7 @@ def _delete(engine: Engine, cell: Cell) -> bool:
     actor_id, activation = cell.actor_id, cell.activation
     if activation is not None:
         activation.next = None
-        engine.lives.dispose(activation)
+        engine.lives.dispose(activation)  # it may yet write
         lease: Lease | None = activation.lease
     else:  # also in quarantine, in which it may not live
         lease = engine.store.claim(engine.worker, actor_id)

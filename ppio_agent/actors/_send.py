@@ -174,23 +174,23 @@ def _deliver(
         engine.crashes.check(request.actor_id)
     request.created_at = engine.store.now()
     call, fresh = engine.calls.listed(request.actor_id, request.message_id)
-    if fresh:
-        call.sender = current_turn.get()
+    turn = current_turn.get()
+    if fresh and turn is not None and not turn.over:
+        call.sender = turn
     until = None
     try:
         if deadline is not None:
             _check_seconds("deadline", deadline)
             request.deadline = request.created_at + deadline
             until = time.monotonic() + deadline
-            if fresh:
-                call.timer = engine.timers.at(until, partial(_expire, engine, call))
         accepted = _accept(
             engine, cell, request, on_busy, _block_of(cell, block, until)
         )
         _check(request, accepted)
+        if until is not None and fresh:
+            _end_at(engine, call, until)
     except BaseException:
-        if fresh:
-            engine.calls.forget(call)
+        engine.calls.refused(call)
         raise
     if accepted.record is not None and accepted.record.status.terminal:
         engine.calls.forget(call)
@@ -198,6 +198,10 @@ def _deliver(
     _make_way(engine, cell, accepted, on_busy)
     if accepted.outcome is not _NEW:
         _repeated(engine, request)
+        return call
+    if not engine.running and not engine.store.durable:  # perhaps nobody will run it
+        engine.cancel(call.actor_id, call.message_id)
+        look(engine, call)
         return call
     if not (here and engine.run_first(cell, request.message_id)):
         engine.wake(cell)
@@ -306,6 +310,17 @@ def _make_way(engine: Engine, cell: Cell, accepted: Accepted, on_busy: OnBusy) -
     turn = turn.outermost
     if not turn.accepted or turn.record.message_id == accepted.running:
         engine.interrupt(turn, how)
+
+
+def _end_at(engine: Engine, call: Call, instant: float) -> None:
+    """End an accepted request at its deadline."""
+    try:
+        timer = engine.timers.at(instant, partial(_expire, engine, call))
+    except RuntimeOverloadedError:
+        return  # the sweep ends it, a little late
+    call.timer = timer
+    if call.over:  # before it could be forgotten with the call
+        timer.cancel()
 
 
 def _expire(engine: Engine, call: Call) -> None:

@@ -165,3 +165,15 @@ def test_no_thread_is_left() -> None:
     with running(_waits_to_be_told) as runtime:
         assert runtime.client().ask(actor(), "m", timeout=5).data == "m"
     assert threading.active_count() == before
+
+
+def test_a_flag_without_a_turn_holds_nothing_up() -> None:
+    """Whoever has it begins no turn any more."""
+    with running(lambda _context, _message: 1) as runtime:
+        runtime.client().ask(actor(), "x")
+        cell = runtime.engine.cells.find(actor())
+        assert cell is not None
+        assert cell.flag.acquire(blocking=False)
+        began = time.monotonic()
+        runtime.stop(30.0)
+        assert time.monotonic() - began < 10.0
