@@ -15,6 +15,7 @@ __all__ = [
     "PoolClosedError",
     "PoolSaturatedError",
     "WorkerPool",
+    "is_ctrl_c",
     "start_thread",
 ]
 
@@ -33,6 +34,15 @@ class PoolClosedError(RuntimeError):
 
 class PoolSaturatedError(RuntimeError):
     """Every thread of a pool is busy and no more work may wait."""
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether an exception in this thread was meant for the program.
+
+    Signals interrupt the main thread only: elsewhere somebody's code has raised it.
+    """
+    in_front = threading.current_thread() is threading.main_thread()
+    return in_front and isinstance(error, KeyboardInterrupt)
 
 
 def start_thread(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from ppio_agent.storage.actors.ends import failure
 from ppio_agent.storage.actors.records import Cancellation, TurnCommit
 from ppio_agent.wire.actors import RequestStatus
@@ -9,9 +11,12 @@ from ppio_agent.wire.actors import RequestStatus
 from . import _progress
 from ._turn import Turn
 
-__all__ = ["commit_of", "supersede"]
+__all__ = ["commit_of", "refused", "supersede"]
+
+_log = logging.getLogger(__name__)
 
 _FAILED = RequestStatus.FAILED
+_REFUSED = failure("commit_failed")
 
 
 def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
@@ -41,6 +46,27 @@ def commit_of(turn: Turn, *, take: bool) -> TurnCommit:
     if turn.dead is not None:
         commit.dead = turn.dead
     return commit
+
+
+def refused(turn: Turn, commit: TurnCommit, error: Exception) -> TurnCommit:
+    """Fail a turn with whose commit the store can do nothing, now or later.
+
+    Returns:
+        The commit of that.
+
+    Raises:
+        Exception: The error, if not even that can be committed.
+    """
+    if commit.data is _REFUSED:  # it was not for what the turn left
+        raise error
+    _log.error(
+        "the store cannot keep what request %s to actor %s has done",
+        commit.message_id,
+        turn.cell.actor_id,
+        exc_info=error,
+    )
+    turn.fail(_REFUSED)
+    return commit_of(turn, take=commit.take)
 
 
 def supersede(turn: Turn) -> None:

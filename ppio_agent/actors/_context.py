@@ -21,13 +21,11 @@ from ppio_agent.wire.actors import (
     ActorId,
     ActorRequestMessage,
     ActorResponseMessage,
-    check_message_id,
 )
 
 from . import _nested, _progress, _reminders, _state
 from ._send import encode_params
 from .runtime_abstractions import ActorResponseHandle, IActorRuntimeContext, Params
-from .telemetry import below
 
 if TYPE_CHECKING:
     from ._turn import Turn
@@ -251,18 +249,15 @@ class InProcessActorContext(IActorRuntimeContext):
     # Requests to this actor, from outside.
 
     def send_request(self, request: ActorRequestMessage) -> ActorResponseHandle:
-        """Send a request to this actor; see `IActorClient.send_request`."""
-        deadline = None
-        if request.deadline is not None:
-            deadline = max(0.0, request.deadline.timestamp() - time.time())
-        with below(self._runtime.telemetry, request.traceparent):
-            return self._runtime.client().send_request(
-                self.actor_id,
-                request.method,
-                request.params,
-                check_message_id(request.message_id),
-                deadline=deadline,
-            )
+        """Send a request to this actor as it is, but for its `timestamp`.
+
+        The actor sees where it came from: `sender_id`, `chain`, `traceparent`.
+
+        Raises:
+            InvalidMessageError: The message is no request that can be sent.
+            PPIOAgentError: As `IActorClient.send_request`.
+        """
+        return self._runtime.client().forward(self.actor_id, request)
 
     def enqueue_message(self, message: ActorRequestMessage) -> None:
         """Send a request to this actor whose response nobody waits for."""

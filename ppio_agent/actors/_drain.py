@@ -8,8 +8,8 @@ from itertools import starmap
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
-from ppio_agent.agent.failure import Failure
 from ppio_agent._util.threads import is_ctrl_c
+from ppio_agent.agent.failure import Failure
 from ppio_agent.exceptions import (
     InvocationCancelledError,
     InvocationTimeoutError,

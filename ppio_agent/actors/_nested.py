@@ -13,15 +13,12 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from ppio_agent.exceptions import (
-    CallChainTooDeepError,
-    InvalidMessageError,
-    RuntimeOverloadedError,
-)
+from ppio_agent.exceptions import CallChainTooDeepError, RuntimeOverloadedError
 from ppio_agent.storage.actors.records import Outgoing, RequestRecord
 from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 
 from ._answers import result_of
+from ._checks import MAX_CHAIN, check_actor_id, check_seconds
 from ._send import encode_params, send
 from ._turn import Turn, current_turn
 from ._waiting import wait
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ask", "tell"]
 
-_DEEPEST = 32
 _NO_LIMIT = 100  # of the mailbox of a type that only others know
 
 
@@ -48,11 +44,13 @@ def ask(
     timeout: float | None = None,
 ) -> Any:
     """Ask an actor within a turn, and wait; see `IActorRuntimeContext.ask`."""
+    if timeout is not None:
+        check_seconds("timeout", timeout)
     context = turn.context
     context.check()
     request = _request(turn, actor_id, method, encode_params(method, params))
     request.chain = (*turn.record.chain, str(turn.cell.actor_id))
-    if len(request.chain) > _DEEPEST:
+    if len(request.chain) > MAX_CHAIN:
         raise CallChainTooDeepError(
             f"{len(request.chain)} actors wait for each other in a row, up to"
             f" {actor_id}: use tell where no answer is needed",
@@ -70,6 +68,7 @@ def _request(
     turn: Turn, actor_id: ActorId, method: str, params: bytes
 ) -> RequestRecord:
     """Return a request of a turn; the same one if the turn is run again."""
+    check_actor_id(actor_id)
     record = turn.record
     turn.nested += 1
     sender = str(turn.cell.actor_id)
@@ -139,7 +138,7 @@ def _waiting_for(engine: Engine, actor_id: ActorId, turn: Turn) -> list[Turn]:
     cell = engine.cells.find(actor_id)
     here = None if cell is None else cell.turn
     found: list[Turn] = []
-    while here is not None and len(found) <= _DEEPEST:
+    while here is not None and len(found) <= MAX_CHAIN:
         found.append(here)
         if here is turn:
             return found
@@ -217,8 +216,7 @@ def tell(
     delay: float = 0.0,
 ) -> str:
     """Send a request with the commit of a turn; see `IActorRuntimeContext.tell`."""
-    if not 0.0 <= delay < float("inf"):
-        raise InvalidMessageError(f"delay={delay!r} is not a number of seconds")
+    check_seconds("delay", delay)
     request = _request(turn, actor_id, method, encode_params(method, params))
     mailbox = _NO_LIMIT
     if actor_id.type_name in engine.types or not engine.store.shared:

@@ -17,6 +17,7 @@ from ppio_agent.storage.actors.records import Acceptance, CancelReminder, SetRem
 from ppio_agent.storage.actors.schedule import Tick, tick_of, tick_request
 from ppio_agent.wire.actors import is_storable
 
+from ._checks import check_count, check_seconds
 from ._outage import OUTAGES
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ __all__ = [
 _MOST = 100  # of each kind, an actor
 _MAX_NAME = 200
 _LEAST_TIMER, _LEAST_REMINDER = 0.01, 1.0
-_FOREVER = 10 * 365 * 86_400.0
 _RETRY = 0.2  # seconds, for a timer that fires once, and whose actor takes nothing
 _SENT = {Acceptance.NEW, Acceptance.DUPLICATE}
 
@@ -49,11 +49,8 @@ def set_reminder(engine: Engine, turn: Turn, wanted: SetReminder) -> None:
         InvalidMessageError: It cannot be set so, or the actor has too many.
     """
     _check(wanted, least=_LEAST_REMINDER)
-    if wanted.count is not None and (type(wanted.count) is not int or wanted.count < 1):
-        raise InvalidMessageError(
-            f"the reminder {wanted.name!r} comes {wanted.count!r} times: give a whole"
-            " number from 1, or None for no limit"
-        )
+    if wanted.count is not None:
+        check_count("count", wanted.count, least=1)
     changes = [*(turn.reminders or ()), wanted]
     kept = engine.store.inspect(turn.cell.actor_id)
     names = set(kept.reminders if kept else ())
@@ -77,40 +74,27 @@ def due_at(now: float, due: float | datetime) -> float:
         due: Seconds from now, or an aware instant; one that has passed is now.
 
     Raises:
-        InvalidMessageError: It is a naive datetime, negative, or no number of seconds.
+        InvalidMessageError: It is a naive datetime, no number of seconds from 0 on,
+            or more than 10 years away.
     """
     if isinstance(due, datetime):
         if due.utcoffset() is None:
             raise InvalidMessageError(
                 f"{due.isoformat()} is a naive datetime: give it a time zone"
             )
-        return max(now, due.timestamp())
-    if isinstance(due, bool) or not isinstance(due, (int, float)):
-        raise InvalidMessageError(
-            f"due is a {type(due).__name__}: give seconds from now, or a datetime"
-        )
-    if not 0.0 <= due <= _FOREVER:
-        raise InvalidMessageError(
-            f"due is {due!r} seconds from now: give 0 to {_FOREVER:.0f}"
-        )
-    return now + due
+        due = max(0.0, due.timestamp() - now)
+    return now + check_seconds("due", due)
 
 
 def _check(wanted: SetReminder, *, least: float) -> None:
-    name, period = wanted.name, wanted.period
+    name = wanted.name
     if not is_storable(name) or not 0 < len(name) <= _MAX_NAME:
         raise InvalidMessageError(
             f"the name {name!r:.250} is not a text of 1 to {_MAX_NAME} characters"
             " without NUL and lone surrogates"
         )
-    if period is None:
-        return
-    known = isinstance(period, (int, float)) and not isinstance(period, bool)
-    if not known or not least <= period <= _FOREVER:
-        raise InvalidMessageError(
-            f"the period of {name!r} is {period!r}: give at least {least} seconds, or"
-            " None for once"
-        )
+    if wanted.period is not None:
+        check_seconds("period", wanted.period, least=least)
 
 
 def _too_many(turn: Turn, what: str) -> InvalidMessageError:

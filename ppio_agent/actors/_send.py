@@ -28,12 +28,13 @@ from ppio_agent.wire.actors import (
     ActorId,
     RequestStatus,
     check_message_id,
-    is_storable,
+    check_method,
 )
 from ppio_agent.wire.json import decode_json, encode_json
 
 from ._call import Call, wait_on
 from ._cells import Cell
+from ._checks import check_actor_id, check_seconds
 from ._turn import current_turn
 from ._waiting import look, most_threads
 from .telemetry import Count
@@ -62,14 +63,11 @@ def encode_params(method: str, params: Params) -> bytes:
     """Return the JSON of a request's parameters.
 
     Raises:
-        InvalidMessageError: The method is no text that stores can keep, or they are
-            no JSON object.
+        InvalidMessageError: The method is not 1 to 200 characters that stores can
+            keep, or they are no JSON object.
         RequestTooLargeError: They are larger than 1 MiB.
     """
-    if not is_storable(method):
-        raise InvalidMessageError(
-            f"the method {method!r:.120} is not a text without NUL and lone surrogates"
-        )
+    check_method(method)
     if params is None:
         return b"null"
     try:
@@ -94,6 +92,7 @@ def request_of(
     actor_id: ActorId, method: str, params: Params, message_id: str | None
 ) -> RequestRecord:
     """Return a request as the store takes it; without an id it gets one."""
+    check_actor_id(actor_id)
     data = encode_params(method, params)
     if message_id is None:
         return RequestRecord(actor_id, new_id(), method, data)
@@ -180,7 +179,7 @@ def _deliver(
     until = None
     try:
         if deadline is not None:
-            _check_seconds("deadline", deadline)
+            check_seconds("deadline", deadline)
             request.deadline = request.created_at + deadline
             until = time.monotonic() + deadline
         accepted = _accept(
@@ -215,18 +214,13 @@ def _repeated(engine: Engine, request: RequestRecord) -> None:
 
 def _block_of(cell: Cell, block: float, until: float | None) -> float:
     """Return the instant till which a full mailbox is waited for."""
-    _check_seconds("block", block)
+    check_seconds("block", block)
     if cell.type.options.mailbox_policy != "block":
         return 0.0
     end = time.monotonic() + block
     if until is None:
         return end
     return until if block == 0.0 else min(end, until)
-
-
-def _check_seconds(name: str, seconds: float) -> None:
-    if not 0.0 <= seconds < float("inf"):
-        raise InvalidMessageError(f"{name}={seconds!r} is not a number of seconds")
 
 
 def _accept(

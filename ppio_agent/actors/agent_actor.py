@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ppio_agent._util.threads import is_ctrl_c
 from ppio_agent.agent import Handler, RequestContext, as_handler
 from ppio_agent.agent.direct import call_agent
 from ppio_agent.agent.failure import Failure
@@ -106,9 +107,9 @@ class AgentActor(IActor):
         """Answer one request; see the class."""
         try:
             return self._turn(context, message)
-        except KeyboardInterrupt:
-            raise  # by whoever sits in front of the thread, not by the agent
-        except BaseException as error:  # noqa: BLE001 - all that an agent raises is an answer
+        except BaseException as error:  # all that an agent raises is an answer
+            if is_ctrl_c(error):
+                raise
             context.check()  # its end was asked for: then it is no failure of its own
             self._fail(context, message, error)
             return None

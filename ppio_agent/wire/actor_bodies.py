@@ -11,9 +11,9 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from ppio_agent.exceptions import WireError
+from ppio_agent.exceptions import InvalidMessageError, WireError
 
-from .actors import RequestStatus
+from .actors import RequestStatus, check_method
 from .json import Json
 from .model import WireModel
 
@@ -224,17 +224,25 @@ class PendingBody(WireModel):
     message_id: str
 
 
+def _method(model: object, member: object, value: str) -> None:
+    del model, member
+    try:
+        check_method(value)
+    except InvalidMessageError as error:
+        raise WireError(".method", error.message) from None
+
+
 @frozen(kw_only=True)
 class ActorCall(WireModel):
     """Body of a request to an actor.
 
     Attributes:
-        method: What is asked for.
+        method: What is asked for: 1 to 200 characters.
         params: The parameters.
         on_busy: What happens when the actor has another pending request.
     """
 
-    method: str
+    method: str = field(validator=_method)
     params: Mapping[str, Any] | None = None
     on_busy: OnBusy = OnBusy.ENQUEUE
 

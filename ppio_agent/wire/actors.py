@@ -18,6 +18,9 @@ from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import InvalidActorIdError, InvalidMessageError
 
 __all__ = [
+    "MAX_COUNT",
+    "MAX_METHOD",
+    "MAX_SECONDS",
     "ActorId",
     "ActorMessage",
     "ActorMessageType",
@@ -25,8 +28,16 @@ __all__ = [
     "ActorResponseMessage",
     "RequestStatus",
     "check_message_id",
+    "check_method",
     "is_storable",
 ]
+
+MAX_SECONDS = 10 * 365 * 86_400.0
+"""Most seconds that anything of actors lasts, or is away: 10 years."""
+MAX_COUNT = 2**31 - 1
+"""Most of anything that is counted."""
+MAX_METHOD = 200
+"""Most characters of a method's name."""
 
 _TYPE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._:\-]{0,99}")
 _INSTANCE_ID = re.compile(r"[ -~]{1,256}")
@@ -82,8 +93,9 @@ class ActorId:
         Raises:
             InvalidActorIdError: It is no such text.
         """
-        type_name, found, instance_id = text.partition("/")
-        if not found:
+        found = text.partition("/") if isinstance(text, str) else ("", "", "")
+        type_name, slash, instance_id = found
+        if not slash:
             raise InvalidActorIdError(
                 f"{text!r:.300} is no actor id: write type/instance"
             )
@@ -145,6 +157,20 @@ def is_storable(text: object) -> bool:
     return text.isascii() or not _LONE_SURROGATE.search(text)
 
 
+def check_method(method: str) -> str:
+    """Return the name of a method if it is one.
+
+    Raises:
+        InvalidMessageError: It is not 1 to 200 characters that every store can keep.
+    """
+    if not is_storable(method) or not 0 < len(method) <= MAX_METHOD:
+        raise InvalidMessageError(
+            f"the method {method!r:.220} is not a text of 1 to {MAX_METHOD} characters"
+            " without NUL and lone surrogates"
+        )
+    return method
+
+
 @define(eq=False)
 class ActorMessage:
     """What is common to messages to and from actors.
@@ -165,7 +191,7 @@ class ActorRequestMessage(ActorMessage):
     """A request to an actor.
 
     Attributes:
-        method: What is asked for; any text, the actor's to know.
+        method: What is asked for, 1 to 200 characters; the actor's to know.
         params: A JSON object, or None.
         sender_id: The actor that asked, or None.
         deadline: When it has to have ended, aware UTC; None: no limit.

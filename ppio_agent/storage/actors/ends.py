@@ -9,6 +9,7 @@ __all__ = ["failure"]
 _TEXTS: dict[str, tuple[str, bool]] = {
     "actor_stopped": ("the actor is stopped after too many crashes", True),
     "cancelled": ("the request was cancelled", False),
+    "commit_failed": ("the store cannot keep what the turn has done", False),
     "crashed": ("each process that ran this request ended under it", False),
     "dropped": ("newer requests took its place in a full mailbox", True),
     "invocation_timeout": ("the request passed its deadline", False),
