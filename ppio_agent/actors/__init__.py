@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         MockAIAgent,
     )
     from .openai_agent import OpenAIAgent, agents_from_env
-    from .options import ActorOptions, RuntimeOptions, Supervision
+    from .options import ActorOptions, Retention, RuntimeOptions, Supervision
     from .otel import OpenTelemetry
     from .runtime import (
         InMemoryStateStorage,
@@ -64,6 +64,7 @@ __all__ = [
     "OpenAIAgent",
     "OpenTelemetry",
     "RequestStatus",
+    "Retention",
     "RuntimeOptions",
     "Supervision",
     "agents_from_env",
@@ -77,7 +78,7 @@ _AGENTS = (
     "MockAIAgent",
 )
 _MODELS = ("OpenAIAgent", "agents_from_env")
-_OPTIONS = ("ActorOptions", "RuntimeOptions", "Supervision")
+_OPTIONS = ("ActorOptions", "Retention", "RuntimeOptions", "Supervision")
 _RUNTIME = (
     "InMemoryStateStorage",
     "InProcessActorClient",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, optional
 
 from ppio_agent.storage.actors.records import Retention
+from ppio_agent.storage.actors.settings import duration, flag, kind, number, whole, word
 
-__all__ = ["ActorOptions", "RuntimeOptions", "Supervision"]
+__all__ = ["ActorOptions", "Retention", "RuntimeOptions", "Supervision"]
 
 
 @frozen(kw_only=True)
@@ -29,19 +29,22 @@ class Supervision:
         quarantine: Seconds an actor stays stopped.
         escalate_after: So many stopped actors of a type within `window` make the type
             degraded.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type or out of range.
     """
 
     strategy: Literal["restart", "resume", "stop"] = field(
-        default="restart", validator=in_(("restart", "resume", "stop"))
+        default="restart", validator=word("restart", "resume", "stop")
     )
-    max_restarts: int = field(default=5, validator=ge(0))
-    window: float = field(default=60.0, validator=gt(0.0))
-    backoff: float = field(default=0.2, validator=ge(0.0))
-    backoff_factor: float = field(default=2.0, validator=ge(1.0))
-    backoff_max: float = field(default=30.0, validator=ge(0.0))
-    crash_attempts: int = field(default=3, validator=ge(1))
-    quarantine: float = field(default=60.0, validator=ge(0.0))
-    escalate_after: int = field(default=20, validator=ge(1))
+    max_restarts: int = field(default=5, validator=whole(0))
+    window: float = field(default=60.0, validator=duration())
+    backoff: float = field(default=0.2, validator=duration(zero=True))
+    backoff_factor: float = field(default=2.0, validator=number(1.0))
+    backoff_max: float = field(default=30.0, validator=duration(zero=True))
+    crash_attempts: int = field(default=3, validator=whole(1))
+    quarantine: float = field(default=60.0, validator=duration(zero=True))
+    escalate_after: int = field(default=20, validator=whole(1))
 
 
 @frozen(kw_only=True)
@@ -59,18 +62,21 @@ class ActorOptions:
         reentrancy: What happens when an actor asks one that waits for it: `reject`, or
             `allow` a nested turn.
         supervision: What happens when it crashes.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type or out of range.
     """
 
-    mailbox_limit: int = field(default=100, validator=gt(0))
+    mailbox_limit: int = field(default=100, validator=whole(1))
     mailbox_policy: Literal["reject", "block", "drop_oldest"] = field(
-        default="reject", validator=in_(("reject", "block", "drop_oldest"))
+        default="reject", validator=word("reject", "block", "drop_oldest")
     )
-    idle_timeout: float = field(default=900.0, validator=gt(0.0))
-    state_ttl: float | None = field(default=None, validator=optional(gt(0.0)))
+    idle_timeout: float = field(default=900.0, validator=duration())
+    state_ttl: float | None = field(default=None, validator=duration(none=True))
     reentrancy: Literal["reject", "allow"] = field(
-        default="reject", validator=in_(("reject", "allow"))
+        default="reject", validator=word("reject", "allow")
     )
-    supervision: Supervision = field(factory=Supervision)
+    supervision: Supervision = field(factory=Supervision, validator=kind(Supervision))
 
 
 @frozen(kw_only=True)
@@ -88,13 +94,16 @@ class RuntimeOptions:
         sweep_every: Seconds between two sweeps, ± 20 %.
         debug: Whether failures tell callers the type and text of exceptions.
         actor: What actors have whose type says nothing else.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type or out of range.
     """
 
-    workers: int = field(default=128, validator=gt(0))
-    max_pending: int = field(default=10_000, validator=gt(0))
-    max_live: int = field(default=10_000, validator=gt(0))
-    retention: Retention = field(factory=Retention)
-    lease_ttl: float = field(default=30.0, validator=gt(0.0))
-    sweep_every: float = field(default=1.0, validator=gt(0.0))
-    debug: bool = False
-    actor: ActorOptions = field(factory=ActorOptions)
+    workers: int = field(default=128, validator=whole(1))
+    max_pending: int = field(default=10_000, validator=whole(1))
+    max_live: int = field(default=10_000, validator=whole(1))
+    retention: Retention = field(factory=Retention, validator=kind(Retention))
+    lease_ttl: float = field(default=30.0, validator=duration())
+    sweep_every: float = field(default=1.0, validator=duration())
+    debug: bool = field(default=False, validator=flag())
+    actor: ActorOptions = field(factory=ActorOptions, validator=kind(ActorOptions))

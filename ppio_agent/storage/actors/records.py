@@ -14,6 +14,8 @@ from attrs import define, field, frozen
 
 from ppio_agent.wire.actors import ActorId, RequestStatus
 
+from .settings import duration, whole
+
 __all__ = [
     "Acceptance",
     "Accepted",
@@ -431,13 +433,16 @@ class Retention:
         ids: Most ended requests.
         dead_seconds: Dead letters.
         dead_letters: Most dead letters; the oldest go.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type or out of range.
     """
 
-    seconds: float = 86_400.0
-    payload_bytes: int = 64 * 1024 * 1024
-    ids: int = 100_000
-    dead_seconds: float = 7 * 86_400.0
-    dead_letters: int = 10_000
+    seconds: float = field(default=86_400.0, validator=duration(zero=True))
+    payload_bytes: int = field(default=64 * 1024 * 1024, validator=whole(0))
+    ids: int = field(default=100_000, validator=whole(0))
+    dead_seconds: float = field(default=7 * 86_400.0, validator=duration(zero=True))
+    dead_letters: int = field(default=10_000, validator=whole(0))
 
 
 class HintKind(enum.Enum):
