@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from ._engine import Engine
     from ._turn import Turn
 
-__all__ = ["MAX_STEP", "flush", "read", "rest", "restart", "tell", "watch"]
+__all__ = [
+    "MAX_STEP",
+    "flush",
+    "last_seen",
+    "read",
+    "rest",
+    "restart",
+    "tell",
+    "watch",
+]
 
 MAX_STEP = 1024 * 1024
 """Most bytes of one step's JSON."""
@@ -205,6 +214,14 @@ def read(
     if items:
         return _told(call, items, after)
     return [call.response()] if over else []
+
+
+def last_seen(engine: Engine, call: Call) -> int:
+    """Return a number above which nobody can have seen a step, by the store."""
+    record = engine.store.get_request(call.actor_id, call.message_id)
+    if record is None:
+        return 0
+    return record.position + _AHEAD * record.attempt * engine.store.durable
 
 
 def _told(

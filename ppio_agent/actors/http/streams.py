@@ -76,11 +76,13 @@ class _Updates:
             if update.status is RequestStatus.PENDING:
                 events.append(_Event(update.position, encode_json(_step(update))))
             else:
-                events += self._outcome(update)
+                events += self._outcome(update, after)
         return [event for event in events if event.seq > after]
 
-    def _outcome(self, response: ActorResponseMessage) -> list[_Event]:
+    def _outcome(self, response: ActorResponseMessage, after: int) -> list[_Event]:
         word, last = response.status.value, response.position
+        if after > last + 2:  # of steps that no store got before a process died
+            last = after
         try:
             data = self._result(outcome(response))
         except PPIOAgentError as error:
@@ -166,7 +168,8 @@ def after_of(exchange: Exchange, handle: InProcessResponseHandle) -> int:
     if after == 0:
         return 0
     known = handle.read_updates(after - 1, 0.0)
-    if not known or after > _last_event(known[-1]):
+    sent = bool(known) and after <= _last_event(known[-1])
+    if not sent and after > handle.last_seen():
         raise _not_sent(text)
     return after
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ppio_agent.actors import ActorId
+from ppio_agent.actors import ActorId, InMemoryStateStorage, InProcessActorRuntime
 from ppio_agent.actors.http.streams import after_of
 from ppio_agent.exceptions import InvalidMessageError
 from tests.actors.http.conftest import Serve
@@ -127,6 +128,55 @@ class _EndsMeanwhile:
         self._gate.open()
         self._handle.get_response(20)
         return self._handle.read_updates(after, timeout)
+
+    def last_seen(self) -> int:
+        return int(self._handle.last_seen())
+
+
+class _Forgetful(InMemoryStateStorage):
+    """A durable store that gets no steps for a while."""
+
+    durable = True
+    fails = True
+
+    def append_progress(self, *args: Any) -> None:
+        if self.fails:
+            raise OSError("disk")
+        super().append_progress(*args)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_stream_goes_on_after_what_no_store_has_got(
+    serve: Serve, *, again: bool
+) -> None:
+    """As the process ended that had told it; whether the run begins again or not."""
+
+    def dies(request: dict[str, Any], context: Any) -> Iterator[str]:
+        yield from "abcd"
+        context.sleep(20)
+
+    store, place = _Forgetful(), ActorId("words", "died")
+    with InProcessActorRuntime(store) as runtime:
+        runtime.register_agent("words", dies)
+        handle = runtime.client().send_request(place, "run", said("x"), "one")
+        while not handle.read_updates(3, 10.0):
+            pass
+        runtime.stop(0.0)
+    store.fails = False
+    if not again:
+        lease = store.claim("w", place)
+        assert lease is not None
+        assert store.take(lease, crash_attempts=1).record is None
+        store.release(lease)
+    http = serve(InProcessActorRuntime(store))
+    path = "/actors/v1/words/died/one?streaming=true"
+    connection, events = http.events("GET", path, None, {"Last-Event-ID": "4"})
+    found = [(name, data.get("status")) for _, name, data in told(events)]
+    connection.close()
+    again_told = [("message", "pending")] * 2 + [("message", "completed")]
+    assert found[:-1] == (again_told if again else [("error", 500)])
+    assert found[-1][0] == "end"
+    assert http.get(path, Last_Event_ID="9999").status == 400
 
 
 @pytest.mark.parametrize("number", ["5", "x"])
