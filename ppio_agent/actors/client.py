@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ppio_agent.exceptions import ResponseTimeoutError
 from ppio_agent.storage.actors.records import Cancelled
 from ppio_agent.wire.actors import (
     ActorId,
+    ActorRequestMessage,
     ActorResponseMessage,
     RequestStatus,
     check_message_id,
@@ -18,6 +21,14 @@ from ppio_agent.wire.actors import (
 from . import _progress, _send, _waiting
 from ._answers import result_of
 from ._call import Call
+from ._checks import (
+    check_actor_id,
+    check_count,
+    check_message,
+    check_seconds,
+    keep_origin,
+    seconds_until,
+)
 from .runtime_abstractions import ActorResponseHandle, IActorClient, OnBusy, Params
 
 if TYPE_CHECKING:
@@ -49,6 +60,8 @@ class InProcessResponseHandle(ActorResponseHandle):
 
     def get_response(self, timeout: float | None = None) -> ActorResponseMessage:
         """Wait for the final response; see `ActorResponseHandle.get_response`."""
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         call = self._held
         if not call.over:
             call = self._call()
@@ -74,6 +87,7 @@ class InProcessResponseHandle(ActorResponseHandle):
 
     def watch_updates(self, after: int = 0) -> Iterator[ActorResponseMessage]:
         """Yield each step after number `after`, then the final response, once."""
+        check_count("after", after)
         return _progress.watch(self._engine, self._call(), after)
 
     def read_updates(
@@ -96,6 +110,7 @@ class InProcessResponseHandle(ActorResponseHandle):
 
     def cancel(self, wait: float = 0.0) -> str:
         """Ask for the end; see `ActorResponseHandle.cancel`."""
+        check_seconds("wait", wait)
         engine = self._engine
         outcome: Cancelled = engine.cancel(self.actor_id, self.message_id)
         if outcome is Cancelled.REQUESTED:
@@ -109,10 +124,13 @@ class InProcessResponseHandle(ActorResponseHandle):
         """Return a future of `result`; its `cancel` does not cancel the request."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
-        call = self._call()
-        if not self._engine.calls.on_end(call, lambda: _settle(future, call)):
-            _settle(future, call)
-        return future
+        while True:
+            call = self._call()
+            if self._engine.calls.on_end(call, partial(_settle, future, call)):
+                return future
+            if call.over:
+                _settle(future, call)
+                return future
 
     def __repr__(self) -> str:
         return f"<request {self.message_id} to {self.actor_id}>"
@@ -170,6 +188,8 @@ class InProcessActorClient(IActorClient):
         """Send a request and wait for its final response; see `IActorClient.ask`."""
         engine = self._runtime.engine
         request = _send.request_of(actor_id, method, params, message_id)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         # A thread cannot time itself out.
         here = timeout is None and deadline is None
         if here and message_id is None and on_busy == "enqueue":
@@ -192,10 +212,24 @@ class InProcessActorClient(IActorClient):
         request = _send.request_of(actor_id, method, params, None)
         return self._runtime.engine.ask_here(request)
 
+    def forward(
+        self, actor_id: ActorId, message: ActorRequestMessage
+    ) -> InProcessResponseHandle:
+        """Send a whole message to an actor; see `InProcessActorContext.send_request`."""
+        engine = self._runtime.engine
+        check_message(message)
+        message_id = check_message_id(message.message_id)
+        request = _send.request_of(actor_id, message.method, message.params, message_id)
+        keep_origin(request, message)
+        deadline = seconds_until(message.deadline, time.time())
+        call = _send.send(engine, request, deadline=deadline)
+        return InProcessResponseHandle(engine, call)
+
     def get_request(
         self, actor_id: ActorId, message_id: str
     ) -> InProcessResponseHandle:
         """Return the hold on a request; see `IActorClient.get_request`."""
         engine = self._runtime.engine
+        check_actor_id(actor_id)
         call = _waiting.join(engine, actor_id, check_message_id(message_id))
         return InProcessResponseHandle(engine, call)
