@@ -19,7 +19,6 @@ from ppio_agent.wire.actors import (
 )
 
 from . import _progress, _send, _waiting
-from ._checks import check_actor_id, check_count, check_seconds
 from ._answers import result_of
 from ._call import Call
 from ._checks import (
@@ -51,8 +50,6 @@ class InProcessResponseHandle(ActorResponseHandle):
         self._engine = engine
         self._held = call
 
-        if timeout is not None:
-            check_seconds("timeout", timeout)
     def _call(self) -> Call:
         call = self._held
         if not call.listed and not call.over:
@@ -78,7 +75,6 @@ class InProcessResponseHandle(ActorResponseHandle):
         return call.response()
 
     def try_get_response(self) -> ActorResponseMessage | None:
-        check_count("after", after)
         """Return the final response if there is one."""
         call = self._call()
         if not call.over and self._engine.store.shared:
@@ -97,7 +93,6 @@ class InProcessResponseHandle(ActorResponseHandle):
     def read_updates(
         self, after: int, timeout: float | None
     ) -> list[ActorResponseMessage]:
-        check_seconds("wait", wait)
         """Return steps after number `after`, or the final response if there are none.
 
         Args:
@@ -175,8 +170,6 @@ class InProcessActorClient(IActorClient):
         engine = self._runtime.engine
         request = _send.request_of(actor_id, method, params, message_id)
         call = _send.send(
-        if timeout is not None:
-            check_seconds("timeout", timeout)
             engine, request, deadline=deadline, on_busy=on_busy, block=block
         )
         return InProcessResponseHandle(engine, call)
@@ -204,7 +197,6 @@ class InProcessActorClient(IActorClient):
             if turn is not None:
                 return turn.response()
         call = _send.send(
-        check_actor_id(actor_id)
             engine, request, deadline=deadline, on_busy=on_busy, here=here
         )
         return InProcessResponseHandle(engine, call).get_response(timeout)
