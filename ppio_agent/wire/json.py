@@ -41,6 +41,8 @@ Json: TypeAlias = Any
 MAX_DEPTH = 100
 """Deepest nesting of arrays and objects, in and out."""
 
+_MAX_PATH = 120  # characters that an error shows of where it is
+
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -273,7 +275,14 @@ def _refusal(
 ) -> SerializationError:
     name = type(value).__name__
     where = f" in a {type(of).__name__}" if of is not None else ""
-    return SerializationError(f"{path}: {name} {why}{where}", path=path, type_name=name)
+    text = f"{_shown(path)}: {name} {why}{where}"
+    return SerializationError(text, path=path, type_name=name)
+
+
+def _shown(path: str) -> str:
+    """Return a path as messages show it: of a very long one the two ends."""
+    half = _MAX_PATH // 2
+    return path if len(path) <= _MAX_PATH else f"{path[:half]}…{path[-half:]}"
 
 
 def well_formed(text: str) -> str:
@@ -322,7 +331,7 @@ def decode_body(data: bytes) -> Json:
     try:
         encode_json(value)
     except SerializationError as error:
-        why = error.message.removeprefix(f"{error.path}: ")
+        why = error.message.removeprefix(f"{_shown(error.path)}: ")
         raise WireError(error.path, why) from None
     return value
 

@@ -387,6 +387,18 @@ def test_many_brackets_are_not_depth() -> None:
     assert decode_json(compact({"a": "{" * 500})) == {"a": "{" * 500}
 
 
+def test_a_long_path_is_told_by_its_ends() -> None:
+    """An error of a value that is nested deeply fits into a line of a log."""
+    value: object = b"no JSON"
+    for _ in range(90):
+        value = [value]
+    with pytest.raises(SerializationError) as caught:
+        encode_json({"first": value})
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).startswith("$.first[0][0]")
+    assert caught.value.path == "$.first" + "[0]" * 90
+
+
 @pytest.mark.parametrize(
     ("body", "path"),
     [

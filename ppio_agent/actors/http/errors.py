@@ -25,8 +25,9 @@ __all__ = ["failed", "invalid", "outcome", "read_as"]
 _T = TypeVar("_T")
 
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
-# An agent's own credentials are no matter of its callers.
+# An agent's own credentials are no matter of its callers, nor are its long answers.
 _NOT_THE_CALLERS = frozenset({401, 403})
+_TOO_LARGE = frozenset({"result_too_large", "state_too_large"})
 
 
 def read_as(read: Callable[[Json], _T], body: Json) -> _T:
@@ -106,7 +107,7 @@ def failed(response: ActorResponseMessage) -> PPIOAgentError:
 @lru_cache(maxsize=256)
 def _status_of(code: str, *, retryable: bool) -> int:
     """Return the status of a failure, which is that of its cause where that has one."""
-    cause = by_code(code)
+    cause = None if code in _TOO_LARGE else by_code(code)
     if cause is None and retryable:  # of an agent's own, such as `model_timeout`
         return ServiceUnavailableError.http_status
     if cause is None or cause.http_status in _NOT_THE_CALLERS:

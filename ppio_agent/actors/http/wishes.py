@@ -10,6 +10,7 @@ from attrs import frozen
 
 from ppio_agent.actors._types import ANONYMOUS
 from ppio_agent.exceptions import ValidationError
+from ppio_agent.wire.actors import MAX_SECONDS
 from ppio_agent.wire.headers import list_items, valid_idempotency_key
 
 __all__ = [
@@ -67,10 +68,12 @@ def deadline_of(timeout: str | None) -> float | None:
     """
     if timeout is None:
         return None
-    if _DECIMAL.fullmatch(timeout) and 0.0 < float(timeout) < float("inf"):
+    if _DECIMAL.fullmatch(timeout) and 0.0 < float(timeout) <= MAX_SECONDS:
         return float(timeout)
     raise ValidationError(
-        "X-PPIO-Timeout has to be a number of seconds above 0", code="invalid_request"
+        "X-PPIO-Timeout has to be a number of seconds above 0, at most"
+        f" {MAX_SECONDS:.0f}",
+        code="invalid_request",
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from ppio_agent.actors.http.wishes import (
     Patience,
+    deadline_of,
     keyed_conversation,
     message_id_of,
     new_conversation,
@@ -15,6 +16,14 @@ from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.actor_bodies import valid_instance_id
 
 KEY = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1e3", "nan", "315360001", "9" * 15])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    """Also one that nobody will see the end of."""
+    assert deadline_of("315360000") == 315360000.0
+    with pytest.raises(ValidationError, match="X-PPIO-Timeout"):
+        deadline_of(text)
 
 
 @pytest.mark.parametrize(
