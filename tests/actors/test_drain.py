@@ -19,7 +19,7 @@ from ppio_agent.actors import (
     Supervision,
 )
 from ppio_agent.exceptions import RuntimeOverloadedError, ServiceUnavailableError
-from ppio_agent.storage.actors.records import SetValue
+from ppio_agent.storage.actors.records import RequestRecord, SetValue
 from tests.support import SLOW, new_threads, wait_until
 
 from .support import Gate, Made, actor, running
@@ -218,6 +218,20 @@ def test_ctrl_c_in_a_turn_on_the_asking_thread_reaches_the_program() -> None:
         assert response.status is RequestStatus.FAILED
 
 
+def test_what_an_actor_raises_elsewhere_does_not_reach_the_program() -> None:
+    """On any other thread than the main one nobody has pressed Ctrl-C."""
+
+    def receive(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with running(receive, supervision=_PATIENT) as runtime:
+        response = runtime.client().send_request(actor(), "m").get_response(10 * SLOW)
+        assert response.status is RequestStatus.FAILED
+        with ThreadPoolExecutor(1) as pool:
+            response = pool.submit(runtime.client().ask, actor(), "m").result()
+        assert response.status is RequestStatus.FAILED
+
+
 def test_an_actor_may_be_async() -> None:
     """Its coroutine is driven by the thread of the turn."""
 
@@ -338,6 +352,57 @@ def test_a_commit_that_the_store_cannot_take_now_is_tried_again() -> None:
     with running(receive, storage=Flaky()) as runtime:
         assert runtime.client().send_request(actor(), "m").result(10 * SLOW) == 1
         assert turns == [1]
+
+
+class _Choosy(InMemoryStateStorage):
+    """Keeps no state, and nothing at all that is called `bad`."""
+
+    def commit(self, lease: Any, turn: Any) -> Any:
+        if turn.state or turn.message_id == "bad":
+            raise OverflowError("too large for the store")
+        return super().commit(lease, turn)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_what_a_store_cannot_keep_ends_the_request_at_once(
+    caplog: pytest.LogCaptureFixture,
+    here: bool,
+) -> None:
+    """The turn is not run again, and the actor has not crashed."""
+    turns: list[str] = []
+
+    def receive(context: Any, message: Any) -> int:
+        turns.append(message.method)
+        if message.method == "write":
+            context.write_state("key", 1)
+            context.tell(actor("2"), "never")
+        return len(turns)
+
+    with running(receive, storage=_Choosy()) as runtime:
+        client = runtime.client()
+
+        def ask(method: str) -> ActorResponseMessage:
+            if here:
+                return client.ask(actor(), method)
+            return client.send_request(actor(), method).get_response(10 * SLOW)
+
+        response = ask("write")
+        assert response.status is RequestStatus.FAILED
+        assert response.data["code"] == "commit_failed"
+        assert ask("other").data == 2
+        assert turns == ["write", "other"]
+    assert "cannot keep what request" in caplog.text
+
+
+def test_a_store_that_keeps_nothing_of_a_request_is_told_to_its_caller() -> None:
+    """As it is not for what the turn has done."""
+    with running(lambda *_: 1, storage=_Choosy()) as runtime:
+        cell = runtime.engine.cell(actor())
+        request = RequestRecord(actor(), "bad", "m")
+        with pytest.raises(OverflowError):
+            runtime.engine.ask_here(request)
+        assert runtime.client().ask(actor(), "m").data == 1
+        assert not cell.flag.locked()
 
 
 def test_a_store_that_stays_away_costs_an_attempt_and_no_request() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ppio_agent.actors.messages import MAX_MESSAGES, ROLES, read_messages
 from ppio_agent.exceptions import WireError
 from ppio_agent.wire.actor_bodies import (
+    ActorCall,
     OnBusy,
     RequestBody,
     Role,
@@ -51,6 +52,14 @@ def test_what_is_wrong_is_told_by_its_place(body: Any, path: str) -> None:
         with pytest.raises(WireError) as caught:
             read(body)
         assert caught.value.path == path
+
+
+@pytest.mark.parametrize("method", ["", "a" * 201, "a\0b"])
+def test_a_method_without_a_usable_name_is_told_by_its_place(method: str) -> None:
+    """As everywhere where one is called."""
+    with pytest.raises(WireError, match="1 to 200 characters") as caught:
+        ActorCall.from_dict({"method": method})
+    assert caught.value.path == "$.method"
 
 
 def test_the_roles_are_those_of_threads() -> None:

@@ -9,6 +9,7 @@ from ppio_agent.wire.actors import (
     ActorId,
     RequestStatus,
     check_message_id,
+    check_method,
     is_storable,
 )
 
@@ -41,6 +42,20 @@ def test_text_without_a_slash_is_no_id() -> None:
     """The error says how one is written."""
     with pytest.raises(InvalidActorIdError, match="type/instance"):
         ActorId.parse("echo")
+
+
+def test_what_is_no_text_is_no_id() -> None:
+    """So."""
+    with pytest.raises(InvalidActorIdError, match="type/instance"):
+        ActorId.parse(5)  # type: ignore[arg-type] # refused
+
+
+@pytest.mark.parametrize("name", ["", "a" * 201, "a\0b", "\ud800", None, 5])
+def test_what_is_no_method(name: object) -> None:
+    """The error says what one is."""
+    assert check_method("\u00e9" * 200) == "\u00e9" * 200
+    with pytest.raises(InvalidMessageError, match="of 1 to 200 characters"):
+        check_method(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "a b", "a/b", "a" * 129, "\u00e9", "a\n", None])

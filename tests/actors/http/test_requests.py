@@ -86,6 +86,7 @@ def test_a_failed_request_says_why(shared: Http) -> None:
         ("POST", "/actors/v1/counter/a/m%201", BODY, (422, "invalid_request")),
         ("POST", "/actors/v1/counter/a/m-1", {}, (422, "invalid_request")),
         ("POST", "/actors/v1/counter/a/m-1", {"method": 1}, (422, "invalid_request")),
+        ("POST", "/actors/v1/counter/a/m-1", {"method": ""}, (422, "invalid_request")),
         ("POST", "/actors/v1/counter/a/m-1", b"{", (400, "invalid_request")),
         ("PUT", "/actors/v1/counter/a/m-1", None, (405, "method_not_allowed")),
         ("GET", "/actors/v1/counter", None, (404, "not_found")),
