@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from itertools import starmap
+from collections.abc import Iterator
+from itertools import islice, starmap
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from ppio_agent.wire.actors import RequestStatus
 from . import _progress
 from ._cells import Activation, Cell
 from ._commits import commit_of, refused, supersede
-from ._outage import OUTAGES
+from ._outage import OUTAGES, is_outage
 from ._turn import Turn, current_turn, monotonic_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ _log = logging.getLogger(__name__)
 _SLICE = 32  # turns after which other actors have their chance
 _ONCE = ((),)  # arguments of one call
 _RUNS = 3  # of a turn whose state others changed
-_RETRIES = (0.05, 0.2, 1.0)  # seconds between commits that a store could not answer
+_RETRIES = (0.05, 0.2, 1.0)  # seconds between tries of what a store could not answer
+_MOST_OUTAGES = 10  # after which a turn is begun again
+_PROBE = "-"  # a key of a state that is looked for to see whether the store answers
 
 # Members of enums are slow to look up.
 _COMMITTED, _CONFLICT = CommitOutcome.COMMITTED, CommitOutcome.CONFLICT
@@ -75,9 +78,8 @@ class Drainer:
                 more = self.run_slice(cell, _SLICE)
                 if not self._engine.halted and self._engine.crashes.settle(cell):
                     return
-            except BaseException:  # noqa: BLE001 - the outermost frame of the thread
-                _log.exception("the turns of actor %s were interrupted", cell.actor_id)
-                self._lives.abandon(cell)
+            except BaseException as error:  # noqa: BLE001 - the outermost frame of the thread
+                self._interrupted(cell, error)
             if self._engine.halted:
                 cell.signal = True  # others came first
                 cell.flag.release()  # the sweep finds what waits
@@ -88,6 +90,18 @@ class Drainer:
                     return
             elif not self._engine.cells.give_up(cell):
                 return
+
+    def _interrupted(self, cell: Cell, error: BaseException) -> None:
+        """Let go of an actor whose turn has not come to its end; the sweep finds it."""
+        if is_outage(error):
+            self._engine.outage.met(error)
+        else:
+            _log.error(
+                "the turns of actor %s were interrupted",
+                cell.actor_id,
+                exc_info=error,
+            )
+        self._lives.abandon(cell)
 
     def rescue(self, cell: Cell) -> None:
         """Run what waits for an actor whose turn was interrupted, and give it up."""
@@ -252,6 +266,8 @@ class Drainer:
             end = turn.end_early if reason == "superseded" else turn.fail
             end(failure(_CODES.get(reason, "cancelled")), status)
             return
+        if turn.outage is not None:  # it is not the actor's fault
+            return
         turn.crash = error
         _log.error(
             "actor %s failed in request %s",
@@ -272,6 +288,8 @@ class Drainer:
         activation = turn.activation
         if turn.reason is not None and self._is_given_up(turn):
             return True
+        if turn.outage is not None and turn.is_void:
+            return self._run_later(turn, turn.outage)
         end = turn.last_at
         take = not (self._engine.halted or activation.verdict) and (
             end is None or time.monotonic() < end
@@ -287,7 +305,13 @@ class Drainer:
                 return True
             committed = later
         if committed.outcome is _CONFLICT:
-            return turn.runs >= _RUNS and self._commit_conflict(turn)
+            runs = turn.runs - turn.outages
+            return runs >= _RUNS and self._commit_conflict(turn)
+        self._committed(turn, committed)
+        return True
+
+    def _committed(self, turn: Turn, committed: Committed) -> None:
+        activation = turn.activation
         turn.over = True
         if committed.taken is not None:
             activation.next = committed.taken.record
@@ -297,7 +321,6 @@ class Drainer:
             self._discarded(turn, committed.record)
         elif turn.accepted:
             self._engine.over(turn)
-        return True
 
     def _commit_conflict(self, turn: Turn) -> bool:
         turn.fail(failure("state_conflict"))
@@ -316,6 +339,38 @@ class Drainer:
             return True
         return False
 
+    def _run_later(self, turn: Turn, error: BaseException) -> bool:
+        """Wait for the store, which failed a turn; return False: it is run again.
+
+        Returns:
+            True if it is over: it was begun again so often that others are to see to it.
+        """
+        if turn.outages >= _MOST_OUTAGES:  # it answers, but not what the turn asks
+            turn.outage = None
+            self._raised(turn, error)
+            return self._commit(turn)
+        # The longer, the more often it came back only for a moment.
+        for pause in islice(self._pauses(turn), min(turn.outages, 2), None):
+            self._engine.outage.met(error)
+            self._engine.stopping.wait(pause)
+            try:
+                self._store.read(turn.cell.actor_id, (_PROBE,))
+            except OUTAGES as again:
+                error = again
+            else:
+                turn.outages += 1
+                return False
+        raise error
+
+    def _pauses(self, turn: Turn) -> Iterator[float]:
+        """Yield how long to wait before each further try of what the store failed.
+
+        They end when no turn may be run, or soon if only the caller knows of it.
+        """
+        yield from _RETRIES
+        while turn.accepted and not self._engine.halted:
+            yield _RETRIES[-1]
+
     def _commit_later(
         self, turn: Turn, commit: TurnCommit, error: Exception
     ) -> Committed | None:
@@ -324,17 +379,13 @@ class Drainer:
         Returns:
             None if the lease was lost: the next owner runs the request.
         """
-        pauses = iter(_RETRIES)
+        pauses = self._pauses(turn)
         while not isinstance(error, LeaseLostError):
             if isinstance(error, OUTAGES):
                 pause = next(pauses, None)
                 if pause is None:
                     raise error
-                _log.warning(
-                    "the turn of request %s is committed again: %s",
-                    commit.message_id,
-                    error,
-                )
+                self._engine.outage.met(error)
                 self._engine.stopping.wait(pause)
             else:
                 commit = refused(turn, commit, error)

@@ -35,6 +35,7 @@ from ._cells import Cell, Cells
 from ._crashes import Crashes
 from ._drain import Drainer
 from ._lives import Lives
+from ._outage import Outage
 from ._sweep import Heartbeat, Sweep
 from ._timers import Timer, Timers
 from ._turn import Turn, current_turn
@@ -72,6 +73,7 @@ class Engine:
         placement: Who is told of actors that are ready; None: the pool.
         lives: Activates actors, and lets them go.
         drainer: Runs turns.
+        outage: Whether the store fails.
         crashes: Sees to actors that crash.
         supervisor: Remembers crashes.
         waits: Which turns wait for whom.
@@ -124,6 +126,7 @@ class Engine:
             from ._telling import TellingDrainer, TellingStore
 
             self.store, drainer = TellingStore.of(store, telemetry), TellingDrainer
+        self.outage = Outage()
         self.crashes = Crashes(self)
         self.supervisor = self.crashes.supervisor
         self.waits = Waits(self)

@@ -19,6 +19,7 @@ from ppio_agent.wire.actors import ActorId, ActorResponseMessage, RequestStatus
 
 from ._answers import result_of
 from ._checks import MAX_CHAIN, check_actor_id, check_seconds
+from ._outage import OUTAGES
 from ._send import encode_params, send
 from ._turn import Turn, current_turn
 from ._waiting import wait
@@ -58,9 +59,13 @@ def ask(
         )
     with _asking(turn, request):
         circle = _waiting_for(engine, actor_id, turn)
-        response = _called_again(engine, circle, request) if circle else None
-        if response is None:
-            response = _answer(engine, turn, request, timeout)
+        try:
+            response = _called_again(engine, circle, request) if circle else None
+            if response is None:
+                response = _answer(engine, turn, request, timeout)
+        except OUTAGES as error:
+            turn.failed_by(error)
+            raise
         return result_of(response)
 
 
@@ -200,6 +205,8 @@ def _run_within(
         current_turn.reset(before)
         asker.child = None
         turn.leave(outer)
+    if turn.outage is not None and turn.is_void:
+        raise turn.outage
     return turn.response()
 
 

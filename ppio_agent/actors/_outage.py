@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import logging
 
-from ppio_agent.exceptions import ServiceUnavailableError
+from ppio_agent.exceptions import ActorError, ServiceUnavailableError
 
-__all__ = ["OUTAGES", "Outage"]
+__all__ = ["OUTAGES", "Outage", "is_outage"]
 
 OUTAGES = (OSError, ServiceUnavailableError)
 
 _log = logging.getLogger(__name__)
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether a store cannot be reached; what a runtime itself refuses is none."""
+    return isinstance(error, OUTAGES) and not isinstance(error, ActorError)
+
+
 class Outage:
     """Tells an outage once, however often it is met; and its end.
+
+    Attributes:
+        lasts: Whether the store failed when it was asked last, as far as that was noted.
 
     Thread safety: thread-safe; at worst it is told twice.
     """
 
     def __init__(self) -> None:
-        self._lasts = False
+        self.lasts = False
 
-    def met(self, error: Exception) -> None:
+    def met(self, error: BaseException) -> None:
         """Note that the store failed."""
-        if not self._lasts:
-            self._lasts = True
+        if not self.lasts:
+            self.lasts = True
             _log.warning("the store of actors fails, and is tried again: %s", error)
 
     def over(self) -> None:
         """Note that the store answers."""
-        if self._lasts:
-            self._lasts = False
+        if self.lasts:
+            self.lasts = False
             _log.info("the store of actors answers again")

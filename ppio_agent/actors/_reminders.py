@@ -52,7 +52,11 @@ def set_reminder(engine: Engine, turn: Turn, wanted: SetReminder) -> None:
     if wanted.count is not None:
         check_count("count", wanted.count, least=1)
     changes = [*(turn.reminders or ()), wanted]
-    kept = engine.store.inspect(turn.cell.actor_id)
+    try:
+        kept = engine.store.inspect(turn.cell.actor_id)
+    except OUTAGES as error:
+        turn.failed_by(error)
+        raise
     names = set(kept.reminders if kept else ())
     for change in changes:
         (names.add if type(change) is SetReminder else names.discard)(change.name)

@@ -35,6 +35,7 @@ from ppio_agent.wire.json import decode_json, encode_json
 from ._call import Call, wait_on
 from ._cells import Cell
 from ._checks import check_actor_id, check_seconds
+from ._outage import OUTAGES
 from ._turn import current_turn
 from ._waiting import look, most_threads
 from .telemetry import Count
@@ -319,9 +320,13 @@ def _end_at(engine: Engine, call: Call, instant: float) -> None:
 
 def _expire(engine: Engine, call: Call) -> None:
     """End a request at its deadline; the store's clock may be a little behind."""
-    engine.expire()
-    if call.over or not call.listed:
+    try:
+        engine.expire()
+        if call.over or not call.listed:
+            return
+        look(engine, call)
+    except OUTAGES as error:  # a sweep ends it, a little late
+        engine.outage.met(error)
         return
-    look(engine, call)
     if not call.over and engine.running:
         call.timer = engine.later(0.01, partial(_expire, engine, call))

@@ -11,9 +11,11 @@ from typing import Any
 
 from ppio_agent.exceptions import StateTooLargeError, ValidationError
 from ppio_agent.storage.actors import IActorStore
+from ppio_agent.storage.actors.records import StateRead
 from ppio_agent.wire.actors import ActorId, is_storable
 from ppio_agent.wire.json import decode_own, encode_json
 
+from ._outage import OUTAGES
 from ._turn import Turn
 
 __all__ = [
@@ -39,7 +41,7 @@ def read(store: IActorStore, actor_id: ActorId, turn: Turn | None, key: str) -> 
     if turn is not None and turn.writes is not None and key in turn.writes:
         written = turn.writes[key]
         return None if written is None else decode_own(written)
-    found = store.read(actor_id, (_key(key),))
+    found = _ask(store, actor_id, turn, (_key(key),))
     if turn is not None and turn.etag is None:
         turn.etag = found.etag
     value = found.values.get(key)
@@ -54,7 +56,7 @@ def read_many(
     texts: dict[str, bytes | None] = {}
     asked = [_key(key) for key in keys if key not in writes]
     for start in range(0, len(asked), _PAGE):
-        found = store.read(actor_id, asked[start : start + _PAGE], limit=_PAGE)
+        found = _ask(store, actor_id, turn, asked[start : start + _PAGE])
         if turn is not None and turn.etag is None:
             turn.etag = found.etag
         texts.update(found.values)
@@ -108,7 +110,7 @@ def _measured(store: IActorStore, actor_id: ActorId, turn: Turn) -> int:
     size = sum(len(key) + len(data or b"") for key, data in writes.items())
     after = None
     while True:
-        page = store.read(actor_id, after=after, limit=_PAGE)
+        page = _ask(store, actor_id, turn, after=after)
         for key, data in page.values.items():
             if key not in writes:
                 size += len(key) + len(data)
@@ -123,7 +125,7 @@ def remove(store: IActorStore, turn: Turn, key: str) -> bool:
     if known:
         there = turn.writes is not None and turn.writes[key] is not None
     else:
-        found = store.read(turn.cell.actor_id, (_key(key),))
+        found = _ask(store, turn.cell.actor_id, turn, (_key(key),))
         turn.etag = turn.etag or found.etag
         there = key in found.values
     if there:
@@ -140,7 +142,7 @@ def list_keys(
     keys: set[str] = set()
     after = None
     while True:
-        page = store.read(actor_id, prefix=prefix, after=after, limit=_PAGE)
+        page = _ask(store, actor_id, turn, prefix=prefix, after=after)
         if turn is not None and turn.etag is None:
             turn.etag = page.etag
         keys.update(page.values)
@@ -151,6 +153,24 @@ def list_keys(
         if key.startswith(prefix):
             (keys.discard if data is None else keys.add)(key)
     return sorted(keys)
+
+
+def _ask(
+    store: IActorStore,
+    actor_id: ActorId,
+    turn: Turn | None,
+    keys: Sequence[str] | None = None,
+    *,
+    prefix: str = "",
+    after: str | None = None,
+) -> StateRead:
+    """Read a page of the state; note on the turn if the store cannot be reached."""
+    try:
+        return store.read(actor_id, keys, prefix=prefix, after=after, limit=_PAGE)
+    except OUTAGES as error:
+        if turn is not None:
+            turn.failed_by(error)
+        raise
 
 
 def _key(key: str) -> str:

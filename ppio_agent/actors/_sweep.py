@@ -19,7 +19,7 @@ from ppio_agent.exceptions import RuntimeOverloadedError
 from ppio_agent.storage.actors.records import Moved, SetReminder
 from ppio_agent.wire.actors import ActorId
 
-from ._outage import OUTAGES, Outage
+from ._outage import OUTAGES
 from ._stuck import Stuck
 from ._timers import Timers
 from ._waiting import look
@@ -124,7 +124,7 @@ class Heartbeat:
         try:
             self._renew()
         except OUTAGES as error:
-            _log.warning("leases of actors were not renewed: %s", error)
+            self._engine.outage.met(error)
         finally:
             self._again()
 
@@ -171,7 +171,6 @@ class Sweep:
         self._next_purge = time.monotonic() + _PURGE_EVERY
         self._lively_until = 0.0
         self._told: set[ActorId] = set()  # by the last sweep
-        self._outage = Outage()
         self.stuck = Stuck()
         self.outgoing = 0
         self._reminders = Instants(engine.timers, self._guarded(self._remind))
@@ -213,9 +212,9 @@ class Sweep:
             self._look_after_calls()
             self._purge()
         except OUTAGES as error:
-            self._outage.met(error)
+            self._engine.outage.met(error)
         else:
-            self._outage.over()
+            self._engine.outage.over()
         living = (cell.turn for cell in self._engine.cells.living())
         self.stuck.look([turn for turn in living if turn is not None], time.monotonic())
         self._engine.supervisor.forget()
@@ -227,7 +226,7 @@ class Sweep:
             try:
                 step()
             except OUTAGES as error:
-                self._outage.met(error)
+                self._engine.outage.met(error)
 
         return run
 

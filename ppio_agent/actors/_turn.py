@@ -36,6 +36,7 @@ from ppio_agent.wire.actors import (
 from ppio_agent.wire.json import decode_own, encode_json
 
 from ._cells import Activation, Cell
+from ._outage import is_outage
 
 if TYPE_CHECKING:
     from ._context import InProcessActorContext
@@ -48,6 +49,7 @@ MAX_RESULT = 4 * 1024 * 1024
 # Members of enums are slow to look up.
 _REQUEST, _RESPONSE = ActorMessageType.REQUEST, ActorMessageType.RESPONSE
 _COMPLETED, _FAILED = RequestStatus.COMPLETED, RequestStatus.FAILED
+_NO_ANSWER = {None, _FAILED}
 
 current_turn: contextvars.ContextVar[Turn | None] = contextvars.ContextVar(
     "ppio_agent_actor_turn", default=None
@@ -63,6 +65,7 @@ _OF_A_RUN = (
     "etag",
     "keep",
     "nested",
+    "outage",
     "outbox",
     "reminders",
     "sequence",
@@ -107,7 +110,9 @@ class Turn:
         asking: For whom, and which request, it waits.
         within: Held by a turn within it, while it waits on a thread of its own.
         child: The turn on its thread that it asked for.
-        runs: How often it was begun here: again after each conflict.
+        runs: How often it was begun here: again after each conflict, and each outage.
+        outage: What the store failed it with; None: it did not.
+        outages: For how many it was begun again.
     """
 
     # Of the class, as most turns leave them so: a turn is made for each message.
@@ -124,6 +129,8 @@ class Turn:
     over = False
     lost = False
     runs = 1
+    outage: BaseException | None = None
+    outages = 0
     status: RequestStatus | None = None
     data = b"null"
     etag: str | None = None
@@ -158,6 +165,16 @@ class Turn:
         self.runs += 1
         for name in _OF_A_RUN:
             self.__dict__.pop(name, None)
+
+    def failed_by(self, error: Exception) -> None:
+        """Note what a call of the store raised, or of another actor that needs it."""
+        if is_outage(error):
+            self.outage = error
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the store failed it, and its actor had no answer nevertheless."""
+        return self.outage is not None and self.status in _NO_ANSWER
 
     @property
     def context(self) -> InProcessActorContext:
