@@ -16,7 +16,7 @@ _ASKED = int(os.environ.get("PPIO_FUZZ_EXAMPLES", "0"))
 _SLOW_TO_MAKE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-def fuzz(examples: int = 200, *, share: float = 1.0) -> Callable[[Any], Any]:
+def fuzz(examples: int = 100, *, share: float = 1.0) -> Callable[[Any], Any]:
     """Return the settings of one property.
 
     Args:
