@@ -146,11 +146,10 @@ def keep_origin(request: RequestRecord, message: ActorRequestMessage) -> None:
         request.chain = tuple([str(ActorId.parse(text)) for text in chain])
     except InvalidActorIdError as error:
         raise _unusable(message, "chain", "actors as texts, type/instance") from error
-    if traceparent is not None:
-        known = isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent)
-        if not known:
-            raise _unusable(message, "traceparent", "as W3C Trace Context writes it")
-        request.traceparent = traceparent
+    if not isinstance(traceparent, (str, type(None))):
+        raise _unusable(message, "traceparent", "a text of W3C Trace Context, or None")
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        request.traceparent = traceparent  # another one begins a trace, as W3C says
     if sender is not None:
         request.sender = str(sender)
 
