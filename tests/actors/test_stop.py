@@ -177,3 +177,30 @@ def test_a_flag_without_a_turn_holds_nothing_up() -> None:
         began = time.monotonic()
         runtime.stop(30.0)
         assert time.monotonic() - began < 10.0
+
+
+def test_a_runtime_that_is_started_again_and_again_crashes_nothing(
+    tmp_path: Any,
+) -> None:
+    """A request whose turn it ends is kept, however often that is."""
+    url, attempts = f"sqlite:///{tmp_path}/actors.db", []
+
+    def receive(context: Any, _message: Any) -> int:
+        attempts.append(context.attempt)
+        if len(attempts) < 5:
+            began.set()
+            context.cancelled.wait(10.0 * SLOW)
+            context.check()
+        return 1
+
+    began = threading.Event()
+    with running(receive, storage=url) as runtime:
+        handle = runtime.client().send_request(actor(), "x")
+        for _ in range(4):
+            assert began.wait(10.0 * SLOW)
+            began.clear()
+            runtime.stop(0.0)
+            runtime.start()
+        again = runtime.client().get_request(actor(), handle.message_id)
+        assert again.result(10.0 * SLOW) == 1
+    assert attempts == [1, 2, 3, 4, 5]

@@ -62,12 +62,15 @@ class Mailboxes:
         "locks",
         "pending",
         "shelves",
+        "spared",
     )
 
     def __init__(self) -> None:
         self.locks = tuple(threading.Lock() for _ in range(_LOCKS))
         self.shelves: dict[ActorId, Shelf] = {}
         self.pending: dict[RequestRecord, None] = {}
+        # How many turns of them were begun and handed back; of most none.
+        self.spared: dict[RequestRecord, int] = {}
         self.deadlines: Agenda[RequestRecord] = Agenda()
         self.archive = Archive(self._replace_ended)
         self.dead = DeadLetters()
@@ -222,7 +225,8 @@ class Mailboxes:
             if record.attempt or record.deadline is not None:
                 # The same turn once more: nobody was told of it.
                 again = record.attempt > 0 and shelf.begun == shelf.token
-                end = end_unbegun(record, now, crash_attempts + again)
+                spared = self.spared.get(record, 0)
+                end = end_unbegun(record, now, crash_attempts + spared + again)
             if end is None:
                 shelf.begun = shelf.token
                 record.attempt += not again
@@ -233,6 +237,14 @@ class Mailboxes:
             if end[1] == "crashed":
                 self.bury(evolve(ended[-1], params=params), end[1], now)
         return Taken(None, ended)
+
+    def hand_back(self, shelf: Shelf) -> None:
+        """Take a lease back; that its turn has not ended is nobody's crash."""
+        record = shelf.running()
+        if record is not None and shelf.begun == shelf.token:
+            self.spared[record] = self.spared.get(record, 0) + 1
+        shelf.worker = None
+        self.tidy(shelf)
 
     def mend(self, actor_id: ActorId) -> None:
         """Make whole what an exception from outside left of a step with an actor.
@@ -282,6 +294,8 @@ class Mailboxes:
         if not queue:
             shelf.queue = None
         self.pending.pop(record, None)
+        if self.spared:
+            self.spared.pop(record, None)
         if record.deadline is not None:
             self.deadlines.drop(record)
         self.finish(shelf, record, status, data, now)

@@ -191,9 +191,7 @@ class InMemoryStateStorage(IActorStore):
     def release(self, lease: Lease) -> None:
         """Give a lease back; see `IActorStore.release`."""
         with self._boxes.lock_of(lease.actor_id), suppress(LeaseLostError):
-            shelf = self._leased(lease)
-            shelf.worker = None
-            self._boxes.tidy(shelf)
+            self._boxes.hand_back(self._leased(lease))
 
     def take(self, lease: Lease, *, crash_attempts: int = 3) -> Taken:
         """Begin a turn of the oldest request; see `IActorStore.take`."""
@@ -313,8 +311,7 @@ class InMemoryStateStorage(IActorStore):
         for shelf in list(self._boxes.shelves.values()):
             with self._boxes.lock_of(shelf.actor_id):
                 if shelf.worker == worker:
-                    shelf.worker = None
-                    self._boxes.tidy(shelf)
+                    self._boxes.hand_back(shelf)
 
     def ready(self, worker: str, limit: int) -> list[ActorId]:
         """Return actors whose turns the worker may run; see `IActorStore.ready`."""

@@ -190,14 +190,17 @@ class IActorStore(IActorStateStorage):
 
     @abstractmethod
     def release(self, lease: Lease) -> None:
-        """Give a lease back; one that was lost is no error. Forgets empty actors."""
+        """Give a lease back; one that was lost is no error. Forgets empty actors.
+
+        A turn that was begun by it does not count against `crash_attempts`.
+        """
 
     @abstractmethod
     def take(self, lease: Lease, *, crash_attempts: int = 3) -> Taken:
         """Begin a turn of the oldest pending request.
 
         One that was begun before without a commit is the first again; after
-        `crash_attempts` turns it ends FAILED `crashed` instead, as a dead letter. One
+        `crash_attempts` turns that were not handed back (`release`) it ends FAILED `crashed` instead, as a dead letter. One
         that the same lease began is the same turn, whose beginning was not told: its
         `attempt` stays.
 
@@ -257,7 +260,7 @@ class IActorStore(IActorStateStorage):
 
     @abstractmethod
     def retire(self, worker: str) -> None:
-        """Give back all leases of a worker, and forget it."""
+        """Give back all leases of a worker, as `release` does, and forget it."""
 
     @abstractmethod
     def ready(self, worker: str, limit: int) -> list[ActorId]:

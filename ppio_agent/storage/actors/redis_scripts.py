@@ -133,7 +133,7 @@ local function begin(crash_attempts)
     local r = load(call('ZRANGE', QUEUE, 0, 0)[1])
     if not r then return {ended, {}} end
     local turns = r.attempt > 0 and r.begun == token and 0 or 1
-    local status, code = unbegun(r, crash_attempts + 1 - turns)
+    local status, code = unbegun(r, crash_attempts + (r.spared or 0) + 1 - turns)
     if not status then
       r.attempt, r.started, r.begun = r.attempt + turns, instant(now), token
       save(r)
@@ -307,6 +307,11 @@ return {hints, 'claimed', holder or '', call('HINCRBY', ACTOR, 'token', 1)}
 """,
     "release": """
 if held() then
+  local r = load(call('ZRANGE', QUEUE, 0, 0)[1])
+  if r and not args.dead and r.attempt > 0 and r.begun == call('HGET', ACTOR, 'token') then
+    r.spared = (r.spared or 0) + 1
+    save(r)
+  end
   call('HDEL', ACTOR, 'worker')
   forget()
 end

@@ -69,8 +69,13 @@ class RedisSweeps:
         until = self._link.one("ZSCORE", INDEXES["workers"], worker)
         return until is not None and float(until) > self._calls.clock.now()
 
-    def retire(self, worker: str) -> None:
-        """Give back all leases of a worker, and forget it."""
+    def retire(self, worker: str, *, dead: bool = False) -> None:
+        """Give back all leases of a worker, and forget it.
+
+        Args:
+            worker: It.
+            dead: Whether it has not ended by itself: its turns count as begun.
+        """
         suffix = f"\n{worker}".encode()
         leased: list[bytes] = []
         first = 0
@@ -81,7 +86,7 @@ class RedisSweeps:
             first += _PAGE
         for start in range(0, len(leased), _PAGE):
             self._calls.actors([
-                ActorCall("release", actor, {"worker": worker})
+                ActorCall("release", actor, {"worker": worker, "dead": dead})
                 for actor, _ in map(_parts, leased[start : start + _PAGE])
             ])  # fmt: skip
         # What an index missed is free, too: of a worker that is not known.
@@ -242,7 +247,7 @@ class RedisSweeps:
         """Forget what need not be kept; return how much was looked at for that."""
         workers = self._due("workers", now - _FORGET_WORKER, limit)
         for worker in workers:
-            self.retire(worker.decode())
+            self.retire(worker.decode(), dead=True)
         while heavy := self._heavy(limit, retention.payload_bytes):
             self._forget("evict", heavy)
             self._calls.index("evicted", *heavy)

@@ -61,6 +61,7 @@ CREATE TABLE IF NOT EXISTS actor_request (
     seq BIGINT NOT NULL,
     size BIGINT NOT NULL,
     token BIGINT,
+    spared BIGINT NOT NULL DEFAULT 0,
     {columns},
     PRIMARY KEY (actor, message_id)
 ) {rowless};

@@ -16,6 +16,7 @@ from ppio_agent.wire.actors import ActorId, RequestStatus
 from . import sql_letters as letters
 from . import sql_logs as logs
 from . import sql_requests as requests
+from . import sql_workers as workers
 from .admission import code_of, end_unbegun
 from .ends import failure
 from .records import (
@@ -69,8 +70,8 @@ _BEGIN = (
     " WHERE actor = :actor AND message_id = :message_id"
 )
 _BEGUN = (
-    "SELECT 1 FROM actor_request"
-    " WHERE actor = :actor AND message_id = :message_id AND token = :token"
+    "SELECT token, spared FROM actor_request"
+    " WHERE actor = :actor AND message_id = :message_id"
 )
 # A request that was not accepted before, as it ended: if the lease holds, the state is
 # the one that was read, and the id is new.
@@ -124,6 +125,7 @@ def release(session: Session, lease: Lease) -> None:
         "token": lease.token,
     }
     if session.run(_RELEASE, values):
+        session.run(workers.SPARE, values)
         session.run(_UNWAIT, values)
         forget(session, str(lease.actor_id))
 
@@ -171,9 +173,14 @@ def _begin(session: Session, now: float, lease: Lease, crash_attempts: int) -> T
             "token": lease.token,
             "now": now,
         }
-        # 0, if it is the same turn, of whose beginning nobody was told.
-        turns = int(not record.attempt or session.one(_BEGUN, values) is None)
-        verdict = end_unbegun(record, now, crash_attempts + 1 - turns)
+        turns = 1
+        if record.attempt:
+            token, spared = session.one(_BEGUN, values)
+            # It is the same turn, of whose beginning nobody was told.
+            turns = int(token != lease.token)
+            verdict = end_unbegun(record, now, crash_attempts + spared + 1 - turns)
+        else:
+            verdict = end_unbegun(record, now, crash_attempts)
         if verdict is None:
             break
         status, code = verdict

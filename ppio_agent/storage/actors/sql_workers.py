@@ -13,6 +13,7 @@ from .records import Cancellation
 from .sql_tables import Session, forget
 
 __all__ = [
+    "SPARE",
     "bury",
     "cancellations",
     "forget_gone",
@@ -43,6 +44,11 @@ _STILL_GONE = (
 )
 _FORGET_WORKER = "DELETE FROM actor_worker WHERE id = :worker"
 _FREE = "UPDATE actor SET worker = NULL WHERE actor = :actor AND worker = :worker"
+SPARE = (
+    "UPDATE actor_request SET spared = spared + 1 WHERE actor = :actor"
+    " AND status = 'pending' AND attempt > 0"
+    " AND token = (SELECT token FROM actor WHERE actor.actor = :actor)"
+)
 _READY = (
     "SELECT actor FROM (SELECT actor, min(seq) AS first FROM actor_request"
     " WHERE status = 'pending' GROUP BY actor) AS mailbox WHERE NOT EXISTS"
@@ -70,8 +76,14 @@ def heartbeat(session: Session, now: float, worker: str, ttl: float) -> bool:
     return row is None or bool(row[0] > now)
 
 
-def retire(session: Session, worker: str, limit: int) -> int:
+def retire(session: Session, worker: str, limit: int, *, dead: bool = False) -> int:
     """Give back that many leases of a worker; forget it if there were less.
+
+    Args:
+        session: Of a transaction.
+        worker: It.
+        limit: Most leases.
+        dead: Whether it has not ended by itself: its turns count as begun.
 
     Returns:
         How many there were.
@@ -79,6 +91,8 @@ def retire(session: Session, worker: str, limit: int) -> int:
     rows = session.all(_LEASED, {"worker": worker, "limit": limit})
     for (actor,) in rows:
         if session.run(_FREE, {"actor": actor, "worker": worker}):
+            if not dead:
+                session.run(SPARE, {"actor": actor})
             session.run(_UNWAIT, {"waiter": actor})
             forget(session, actor)
     if len(rows) < limit:
@@ -110,7 +124,7 @@ def forget_gone(session: Session, now: float, worker: str, limit: int) -> int:
     values = {"worker": worker, "before": now - _IS_GONE}
     if session.one(_STILL_GONE, values) is None:
         return 1
-    return retire(session, worker, limit) + 1
+    return retire(session, worker, limit, dead=True) + 1
 
 
 def ready(session: Session, now: float, worker: str, limit: int) -> list[ActorId]:

@@ -194,6 +194,26 @@ class TurnContract(ContractBase):
                 assert record is not None
                 assert record.attempt == kept(store).attempt == attempt
 
+    def test_a_turn_that_is_handed_back_is_no_crash(self, store: IActorStore) -> None:
+        """However often: those whose process died count alone."""
+        accepted(store, request())
+        for attempt in range(1, 5):
+            lease = begin(store)
+            record = store.take(lease, crash_attempts=2).record
+            assert record is not None
+            assert record.attempt == attempt
+            if attempt % 2:
+                store.retire("w-1")
+            else:
+                store.release(lease)
+        for attempt in (5, 6):
+            record = store.take(begin(store), crash_attempts=2).record
+            assert record is not None
+            assert record.attempt == attempt
+        taken = store.take(begin(store), crash_attempts=2)
+        assert taken.record is None
+        assert code_of(taken.ended[0]) == "crashed"
+
     def test_a_request_past_its_deadline_is_not_begun(self, store: IActorStore) -> None:
         """It ends EXPIRED when it would be taken."""
         accepted(store, request(deadline=store.now() - 1.0), request("m-2"))
