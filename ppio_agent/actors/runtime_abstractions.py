@@ -330,7 +330,7 @@ class ActorResponseHandle(ABC):
 
 
 class IActorClient(ABC):
-    """What callers use; deadlines, timeouts and `block` are seconds from now."""
+    """What callers use; times are seconds from now, at most 10 years."""
 
     @abstractmethod
     def send_request(
@@ -348,7 +348,7 @@ class IActorClient(ABC):
 
         Args:
             actor_id: To whom.
-            method: What is asked for.
+            method: What is asked for, 1 to 200 characters.
             params: A JSON object of at most 1 MiB, or None.
             message_id: Its id; one that is known for this actor runs nothing and gives
                 what became of it. None makes one.
@@ -358,7 +358,8 @@ class IActorClient(ABC):
 
         Raises:
             UnknownActorTypeError: No such type is registered.
-            InvalidMessageError: The method, the parameters or the id cannot be used.
+            InvalidMessageError: The method, the parameters, the id or a time cannot be
+                used.
             IdempotencyConflictError: The id is known with other content.
             ActorBusyError: With `on_busy="reject"`.
             MailboxFullError: The actor has as many as it takes.

@@ -289,6 +289,25 @@ def test_an_endless_answer_fails(runtime: InProcessActorRuntime) -> None:
 # Failures.
 
 
+def test_an_interrupt_is_an_answer_but_on_the_main_thread(
+    runtime: InProcessActorRuntime,
+) -> None:
+    """There it is the person at the keyboard, and goes on to who asked."""
+
+    def agent(_request: dict[str, Any]) -> str:
+        raise KeyboardInterrupt
+
+    runtime.register_agent("agent", agent)
+    client = runtime.client()
+    for _ in range(8):  # more crashes than an actor may have
+        hold = client.send_request(HERE, "run", _params("hi"))
+        response = hold.get_response(10.0 * SLOW)
+        assert response.status is RequestStatus.FAILED
+        assert response.data["code"] == "invocation_failed"
+    with pytest.raises(KeyboardInterrupt):
+        client.ask(HERE, "run", _params("hi"))
+
+
 def test_a_failure_is_an_answer(
     runtime: InProcessActorRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
