@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 
-from ppio_agent.exceptions import ActorError, ServiceUnavailableError
+from ppio_agent.exceptions import (
+    ActorError,
+    PPIOAgentError,
+    ServerBusyError,
+    ServerDrainingError,
+    ServiceUnavailableError,
+)
 
 __all__ = ["OUTAGES", "Outage", "is_outage"]
 
 OUTAGES = (OSError, ServiceUnavailableError)
 
+_REFUSALS = (ActorError, ServerBusyError, ServerDrainingError)
+
 _log = logging.getLogger(__name__)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a store cannot be reached; what a runtime itself refuses is none."""
-    return isinstance(error, OUTAGES) and not isinstance(error, ActorError)
+    """Whether a store cannot be reached: nothing was refused, and nobody was late."""
+    if isinstance(error, PPIOAgentError):
+        is_away = isinstance(error, ServiceUnavailableError)
+        return is_away and not isinstance(error, _REFUSALS)
+    return isinstance(error, OSError)
 
 
 class Outage:

@@ -388,12 +388,14 @@ class HealthBody(WireModel):
     """How the runtime is.
 
     Attributes:
-        status: `healthy`; `degraded`: actors of some type are stopped again and again;
-            `unhealthy`: it does not run.
+        status: `healthy`; `degraded`: actors of some type are stopped again and again,
+            or the store cannot be reached; `unhealthy`: it does not run.
         runtime_running: Whether it takes requests.
         degraded: Names of the types that are, if any.
+        store: What is wrong with the store, if anything is.
     """
 
     status: str
     runtime_running: bool
     degraded: tuple[str, ...] | None = None
+    store: str | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._version import __version__
+from ppio_agent.actors._outage import OUTAGES
 from ppio_agent.actors._send import encode_params
 from ppio_agent.actors._types import ActorType
 from ppio_agent.actors.runtime_abstractions import ActorId, IActorStore, Params
@@ -31,6 +32,7 @@ from ppio_agent.wire.actor_bodies import valid_instance_id
 from ppio_agent.wire.headers import AGENT_VERSION, IDEMPOTENCY_REPLAYED
 
 from .errors import invalid
+from .outages import told
 
 if TYPE_CHECKING:
     from ppio_agent.actors.runtime import InProcessActorRuntime
@@ -108,7 +110,10 @@ class Api:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         if not self._started:
-            self.start()
+            try:
+                self.start()
+            except OUTAGES as error:
+                raise told(self.runtime, error) from error.__cause__
         return self.front(environ, start_response)
 
     # Life.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from ppio_agent.web import Lane
 from ppio_agent.web.routes import Route
 
 from .letters import discard, letters, redrive
+from .outages import guarded
 from .requests import cancel, delete, inspect, send, status
 from .runs import run
 from .service import agents, docs, health, openapi, root
@@ -16,7 +19,7 @@ _ACTOR = "/actors/v1/<type>/<key>"
 _REQUEST = f"{_ACTOR}/<message_id>"
 
 # What asks the store, or waits, does not keep health checks waiting.
-ROUTES: tuple[Route, ...] = (
+_ALL = (
     Route("root", "GET", "/", root, public=True),
     Route("health", "GET", "/health", health, public=True),
     Route("agents", "GET", "/agents", agents),
@@ -32,3 +35,4 @@ ROUTES: tuple[Route, ...] = (
     Route("openapi", "GET", "/openapi.json", openapi),
     Route("docs", "GET", "/docs", docs, public=True),
 )
+ROUTES = tuple(evolve(route, view=guarded(route.view)) for route in _ALL)

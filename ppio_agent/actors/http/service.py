@@ -31,10 +31,12 @@ def health(api: Api, exchange: Exchange) -> Reply:
         body = HealthBody(status="unhealthy", runtime_running=False)
         return json_reply(503, body.to_dict())
     degraded = tuple(api.runtime.degraded)
+    away = api.runtime.engine.outage.lasts
     body = HealthBody(
-        status="degraded" if degraded else "healthy",
+        status="degraded" if degraded or away else "healthy",
         runtime_running=True,
         degraded=degraded or None,
+        store="cannot be reached" if away else None,
     )
     return json_reply(200, body.to_dict())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from attrs import frozen
 
+from ppio_agent.actors._outage import OUTAGES
 from ppio_agent.actors.client import InProcessResponseHandle
 from ppio_agent.actors.runtime_abstractions import (
     ActorResponseMessage,
@@ -26,6 +27,7 @@ from ppio_agent.wire.problem import problem_body
 
 from .api import Api
 from .errors import invalid, outcome
+from .outages import told
 from .waits import dismissal
 
 __all__ = ["Dialect", "after_of", "dialect_of", "stream"]
@@ -68,9 +70,10 @@ class _Updates:
             found = self._handle.read_updates(after, timeout)
             if not found and self._api.dismissed:
                 raise dismissal(self._handle.message_id)
-        except PPIOAgentError as error:  # the runtime was stopped, or the server is
+        except (PPIOAgentError, *OUTAGES) as error:  # the runtime was stopped, say
             # Under the number of the last step: from there it can be gone on with.
-            return self._end(after, after, error, "stopped")
+            cause = told(self._api.runtime, error)
+            return self._end(after, after, cause, "stopped")
         events: list[_Event] = []
         for update in found:
             if update.status is RequestStatus.PENDING:
