@@ -11,17 +11,24 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-__all__ = ["no_fork", "renew_in_child"]
+__all__ = ["hold_at_fork", "no_fork", "renew_in_child"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = (
     weakref.WeakKeyDictionary()
 )
+_Locks = Iterable[threading.Lock]
+_holds: weakref.WeakKeyDictionary[Any, Callable[[Any], _Locks]] = (
+    weakref.WeakKeyDictionary()
+)
+_PATIENCE = 1.0  # seconds for each lock: a thread that has one may fork, by a signal
+# What each fork under way has: one of a signal handler may be within another one.
+_taken: list[list[threading.Lock]] = []
 # Held while the process forks. Of one thread again and again, for a signal handler may
 # fork while its thread has it.
 _forking = threading.RLock()
@@ -47,6 +54,33 @@ def renew_in_child(owner: _T, renew: Callable[[_T], object]) -> None:
     _renewals[owner] = renew
 
 
+def hold_at_fork(owner: _T, locks_of: Callable[[_T], _Locks]) -> None:
+    """Let forks wait for what is done under locks, as long as `owner` lives.
+
+    For calls of a library that has locks of its own, which nobody can replace in the
+    child. It costs these calls nothing.
+
+    Args:
+        owner: Whose locks they are; it is not kept alive.
+        locks_of: Gives them; each is held for less than a second.
+    """
+    _holds[owner] = locks_of
+
+
+def _begin() -> None:
+    _forking.acquire()
+    taken: list[threading.Lock] = []
+    _taken.append(taken)
+    for owner, locks_of in list(_holds.items()):
+        taken += [lock for lock in locks_of(owner) if lock.acquire(timeout=_PATIENCE)]
+
+
+def _end() -> None:
+    for lock in _taken.pop():
+        lock.release()
+    _forking.release()
+
+
 def _renew_all() -> None:
     for owner, renew in list(_renewals.items()):
         try:
@@ -56,9 +90,5 @@ def _renew_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_forking.acquire,
-        after_in_parent=_forking.release,
-        after_in_child=_forking.release,
-    )
+    os.register_at_fork(before=_begin, after_in_parent=_end, after_in_child=_end)
     os.register_at_fork(after_in_child=_renew_all)

@@ -6,9 +6,10 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
-from ppio_agent._util.fork import renew_in_child
+from ppio_agent._util.fork import hold_at_fork, renew_in_child
 
 
 class Owner:
@@ -49,6 +50,41 @@ def test_one_that_fails_does_not_keep_the_others_from_it() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0 if other.pid == os.getpid() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Held:
+    """Somebody whose calls a fork waits for."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        hold_at_fork(self, lambda held: (held.lock,))
+
+
+def test_a_fork_waits_for_what_is_done_under_a_lock() -> None:
+    """And the lock is free afterwards, here and in the child."""
+    held = Held()
+    done: list[int] = []
+    with held.lock:
+        end = threading.Timer(0.1, lambda: (done.append(1), held.lock.release()))
+        end.start()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if done and held.lock.acquire(blocking=False) else 1)
+        assert done
+        assert held.lock.acquire(blocking=False)
+    end.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_fork_by_who_has_the_lock_waits_no_longer_than_a_moment() -> None:
+    """By a signal's handler, say."""
+    held = Held()
+    with held.lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        assert held.lock.locked()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

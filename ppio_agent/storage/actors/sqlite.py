@@ -7,6 +7,9 @@ What threads of a process write at the same time goes into one transaction. With
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import sqlite3
 import threading
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+from ppio_agent._util.fork import hold_at_fork
 from ppio_agent.exceptions import (
     ConfigurationError,
     ServiceUnavailableError,
@@ -33,6 +37,8 @@ from .sql_tables import prepare
 from .worker_locks import WorkerLocks
 
 __all__ = ["SqliteActorStore"]
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -118,6 +124,9 @@ class SqliteActorStore(SqlActorStore):
                 prepare(_Session(self._writer), _WORDS, str(path))
             with opened(self._path) as self._reader:
                 self._reader.execute("PRAGMA query_only = ON")
+        self._file = self._found()
+        self._is_told = False
+        hold_at_fork(self, SqliteActorStore._transactions)
 
     @classmethod
     def from_url(cls, url: str) -> SqliteActorStore:
@@ -149,6 +158,30 @@ class SqliteActorStore(SqlActorStore):
                 quick. One that was given before is told nothing more.
         """
         self._group.told = told
+
+    def _transactions(self) -> tuple[threading.Lock, ...]:
+        return (self._writing, self._reading)
+
+    def _found(self) -> tuple[int, int] | None:
+        """Return which file is at the path; None: there is none."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_file(self) -> None:
+        """Return if the file is the one that was opened: else others use another one.
+
+        Raises:
+            OSError: It was removed, or replaced.
+        """
+        if self._found() == self._file or self._closed:
+            return
+        if not self._is_told:
+            self._is_told = True
+            _log.error("the file %s was removed or replaced while in use", self._path)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self._path))
 
     def _write(self, work: Callable[[_Session], _T]) -> _T:
         return self._group.submit(work)
@@ -196,6 +229,7 @@ class SqliteActorStore(SqlActorStore):
         try:  # without the generator of `transaction`
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            self._check_file()
             db.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 if apart:
@@ -220,12 +254,13 @@ class SqliteActorStore(SqlActorStore):
                 try:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
+                    self._check_file()
                     db.execute("BEGIN")
                     return work(_Session(db))
                 finally:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
-            except (sqlite3.Error, UnicodeEncodeError) as error:
+            except (sqlite3.Error, UnicodeEncodeError, OSError) as error:
                 raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> Exception:
@@ -233,6 +268,11 @@ class SqliteActorStore(SqlActorStore):
         if isinstance(error, UnicodeEncodeError):
             failure: Exception = ValidationError(
                 "a text of an actor has half a character, which cannot be kept"
+            )
+        elif isinstance(error, OSError) and error.errno == errno.ESTALE:
+            failure = ServiceUnavailableError(
+                f"the file {self._path} was removed or replaced while it was in use:"
+                " put it back, or start again"
             )
         elif self._closed and isinstance(error, sqlite3.ProgrammingError):
             failure = ServiceUnavailableError(f"the store {self._path} was closed")

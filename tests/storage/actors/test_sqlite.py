@@ -196,6 +196,47 @@ def test_a_file_that_is_damaged_later_is_an_error_of_the_system(
     assert caught.value.errno == errno.EIO
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_while_in_use_is_noticed(
+    path: Path, open_store: Open, caplog: pytest.LogCaptureFixture, *, replaced: bool
+) -> None:
+    """Two runtimes would keep different states, and neither would know."""
+    store = open_store()
+    away = path.rename(path.with_name("away"))
+    if replaced:
+        path.touch()
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailableError, match="removed or replaced"):
+            store.accept(RequestRecord(ACTOR, new_id()), LIMITS)
+        with pytest.raises(ServiceUnavailableError, match="removed or replaced"):
+            store.read(ACTOR)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    away.rename(path)
+    accepted = store.accept(RequestRecord(ACTOR, new_id()), LIMITS)
+    assert accepted.outcome is Acceptance.NEW
+
+
+def test_a_fork_waits_for_a_statement(path: Path, open_store: Open) -> None:
+    """It would leave the child with a lock of SQLite's that nobody frees."""
+    store = open_store()
+    begun, go_on, forked = (threading.Event() for _ in range(3))
+
+    def work(_session: Any) -> None:
+        begun.set()
+        go_on.wait(0.1)
+        assert not forked.is_set()
+
+    writer = threading.Thread(target=store._write, args=(work,))
+    writer.start()
+    assert begun.wait(10)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if not store._writing.locked() else 1)
+    forked.set()
+    writer.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_text_that_cannot_be_kept_is_refused(open_store: Open) -> None:
     """Alone, and it is not told."""
     store = open_store()
