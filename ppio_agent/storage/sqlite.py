@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ConfigurationError, ConflictError, WireError
 from ppio_agent.wire.json import decode_json, encode_json
 
@@ -36,6 +37,7 @@ CREATE TABLE IF NOT EXISTS document (
 )
 """
 _BUSY_SECONDS = 5.0
+_LOOK_EVERY = 0.01
 
 
 class SqliteDocumentStore:
@@ -168,7 +170,7 @@ def opened(
         raise _unusable(path, error) from error
     try:
         db.execute(f"PRAGMA page_size = {page_size:d}")
-        db.execute("PRAGMA journal_mode = WAL")
+        _use_wal(db, busy)
         db.execute("PRAGMA synchronous = NORMAL")
         yield db
     except sqlite3.Error as error:
@@ -177,6 +179,24 @@ def opened(
     except BaseException:
         db.close()
         raise
+
+
+def _use_wal(db: sqlite3.Connection, busy: float) -> None:
+    """Write to a log, also if others make the same file at this moment.
+
+    Of those who change a new file's mode at once SQLite lets one wait for the other, and
+    tells the others at once that the file is locked, whatever its time limit.
+    """
+    deadline, wait = Deadline.after(busy), threading.Event().wait
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or deadline.expired:
+                raise
+            wait(_LOOK_EVERY)
+        else:
+            return
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,22 @@ def test_a_signal_as_a_transaction_begins_leaves_none_open(tmp_path: Path) -> No
         with transaction(db):
             db.execute("CREATE TABLE x (y)")
         assert db.execute("SELECT * FROM x").fetchall() == []
+
+
+def test_a_file_that_others_make_at_this_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changes its mode beside another is told at once that it is locked."""
+    refusals = iter(["database is locked", "database is locked"])
+
+    class Refusing(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if "journal_mode" in sql:
+                for refusal in refusals:
+                    raise sqlite3.OperationalError(refusal)
+            return super().execute(sql, *parameters)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Refusing))
+    with closing(SqliteDocumentStore(tmp_path / "new.db")) as store:
+        store.write(Put("k", "1", {"a": 1}))
+    assert next(refusals, None) is None
