@@ -29,6 +29,7 @@ from ._types import ActorFactory, ActorTypes
 from .client import InProcessActorClient, InProcessResponseHandle
 from .options import ActorOptions, RuntimeOptions, Supervision
 from .runtime_abstractions import ActorResponseHandle, IActorPlacement
+from .telemetry import SafeTelemetry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,9 +108,9 @@ class InProcessActorRuntime:
         _check_given("telemetry", _has(telemetry, "watch"), telemetry)
         self._storage = storage
         self._placement = placement
-        self.telemetry = telemetry
-        if telemetry is not None:
-            telemetry.watch(self)
+        self.telemetry = None if telemetry is None else SafeTelemetry(telemetry)
+        if self.telemetry is not None:
+            self.telemetry.watch(self)
         self.types = ActorTypes(self.options.max_pending)
         self._client = InProcessActorClient(self)
         self._engine: Engine | None = None
