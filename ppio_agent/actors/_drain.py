@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from itertools import islice, starmap
+from itertools import starmap
 from types import CoroutineType
 from typing import TYPE_CHECKING
 
@@ -15,20 +14,21 @@ from ppio_agent.exceptions import (
     InvocationCancelledError,
     InvocationTimeoutError,
     LeaseLostError,
+    RuntimeStoppedError,
 )
 from ppio_agent.storage.actors.ends import failure
 from ppio_agent.storage.actors.records import (
     CommitOutcome,
     Committed,
     RequestRecord,
-    TurnCommit,
 )
 from ppio_agent.wire.actors import RequestStatus
 
 from . import _progress
 from ._cells import Activation, Cell
-from ._commits import commit_of, refused, supersede
-from ._outage import OUTAGES, is_outage
+from ._commits import commit_of, supersede
+from ._outage import is_outage
+from ._retries import Retries
 from ._turn import Turn, current_turn, monotonic_of
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ _log = logging.getLogger(__name__)
 _SLICE = 32  # turns after which other actors have their chance
 _ONCE = ((),)  # arguments of one call
 _RUNS = 3  # of a turn whose state others changed
-_RETRIES = (0.05, 0.2, 1.0)  # seconds between tries of what a store could not answer
 _MOST_OUTAGES = 10  # after which a turn is begun again
-_PROBE = "-"  # a key of a state that is looked for to see whether the store answers
 
 # Members of enums are slow to look up.
 _COMMITTED, _CONFLICT = CommitOutcome.COMMITTED, CommitOutcome.CONFLICT
@@ -67,6 +65,7 @@ class Drainer:
         self._engine = engine
         self._store = engine.store
         self._lives = engine.lives
+        self._retries = Retries(engine)
 
     # Slices.
 
@@ -300,7 +299,7 @@ class Drainer:
         try:
             committed = self._store.commit(activation.lease, commit)
         except Exception as error:  # noqa: BLE001 - it is told there, or goes on
-            later = self._commit_later(turn, commit, error)
+            later = self._retries.commit(turn, commit, error)
             if later is None:
                 return True
             committed = later
@@ -319,7 +318,7 @@ class Drainer:
                 self._engine.ended(committed.taken.ended)
         if committed.outcome is not _COMMITTED:
             self._discarded(turn, committed.record)
-        elif turn.accepted:
+        elif turn.accepted or turn.awaited:
             self._engine.over(turn)
 
     def _commit_conflict(self, turn: Turn) -> bool:
@@ -349,53 +348,7 @@ class Drainer:
             turn.outage = None
             self._raised(turn, error)
             return self._commit(turn)
-        # The longer, the more often it came back only for a moment.
-        for pause in islice(self._pauses(turn), min(turn.outages, 2), None):
-            self._engine.outage.met(error)
-            self._engine.stopping.wait(pause)
-            try:
-                self._store.read(turn.cell.actor_id, (_PROBE,))
-            except OUTAGES as again:
-                error = again
-            else:
-                turn.outages += 1
-                return False
-        raise error
-
-    def _pauses(self, turn: Turn) -> Iterator[float]:
-        """Yield how long to wait before each further try of what the store failed.
-
-        They end when no turn may be run, or soon if only the caller knows of it.
-        """
-        yield from _RETRIES
-        while turn.accepted and not self._engine.halted:
-            yield _RETRIES[-1]
-
-    def _commit_later(
-        self, turn: Turn, commit: TurnCommit, error: Exception
-    ) -> Committed | None:
-        """Commit what the store could not take for a moment, or the failure of it.
-
-        Returns:
-            None if the lease was lost: the next owner runs the request.
-        """
-        pauses = self._pauses(turn)
-        while not isinstance(error, LeaseLostError):
-            if isinstance(error, OUTAGES):
-                pause = next(pauses, None)
-                if pause is None:
-                    raise error
-                self._engine.outage.met(error)
-                self._engine.stopping.wait(pause)
-            else:
-                commit = refused(turn, commit, error)
-            try:
-                return self._store.commit(turn.activation.lease, commit)
-            except Exception as again:  # noqa: BLE001 - looked at above
-                error = again
-        turn.over = turn.lost = True
-        self._lives.lost(turn.cell)
-        return None
+        return not self._retries.wait(turn, error)
 
     def _discarded(self, turn: Turn, record: RequestRecord | None) -> None:
         """Note that a request ended otherwise than its turn says."""
@@ -448,8 +401,27 @@ class Drainer:
             self.run(turn)
         self.leave(cell, held)
         if turn is None or turn.lost:
-            return None
+            return None if turn is None else self._stopped(turn)
         _interrupt_program(turn)
+        return turn
+
+    def _stopped(self, turn: Turn) -> Turn | None:
+        """Return a turn that was lost as the runtime stopped; None: by something else.
+
+        Raises:
+            RuntimeStoppedError: It did, and its store outlives it.
+        """
+        record = turn.record
+        if not self._engine.stopping.is_set() or turn.caller is not None:
+            return None
+        if self._store.durable:
+            raise RuntimeStoppedError(
+                f"the runtime stopped before request {record.message_id} to"
+                f" {record.actor_id} ended: nothing of it is kept, ask again",
+                actor_id=str(record.actor_id),
+                message_id=record.message_id,
+            )
+        turn.fail(failure("runtime_stopped"), RequestStatus.CANCELLED)
         return turn
 
     def run_first(self, cell: Cell, message_id: str, held: list[object]) -> None:

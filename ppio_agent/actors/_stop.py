@@ -53,10 +53,16 @@ def stop(engine: Engine, by: Callable[[], float]) -> int:
         _log.warning("the runtime stops without its store: %s", error)
     engine.calls.abandon(stopped)
     engine.pool.close(_GRACE / 2)
-    busy = engine.pool.busy
+    busy = max(engine.pool.busy, _running(engine))
     if busy:
         _log.warning("%d threads of actors are busy still", busy)
     return busy
+
+
+def _running(engine: Engine) -> int:
+    """Return how many threads, those of callers included, run turns."""
+    turns = [cell.turn for cell in engine.cells.living()]
+    return sum(turn is not None and turn.caller is None for turn in turns)
 
 
 def _wait_for_turns(engine: Engine, by: Callable[[], float]) -> None:

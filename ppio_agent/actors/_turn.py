@@ -108,6 +108,7 @@ class Turn:
         caller: The turn on whose thread it runs, that asked for it.
         outer: The turn of the same actor within which it runs (reentrancy).
         asking: For whom, and which request, it waits.
+        awaited: Whether others wait for it though no store knows of it before its end.
         within: Held by a turn within it, while it waits on a thread of its own.
         child: The turn on its thread that it asked for.
         runs: How often it was begun here: again after each conflict, and each outage.
@@ -122,6 +123,7 @@ class Turn:
     caller: Turn | None = None
     outer: Turn | None = None
     asking: tuple[ActorId, str] | None = None
+    awaited = False
     child: Turn | None = None
     within: threading.Lock | None = None
     steps: Sequence[ProgressItem] = ()

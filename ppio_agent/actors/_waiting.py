@@ -124,8 +124,9 @@ def _wait(
 
 def join(engine: Engine, actor_id: ActorId, message_id: str) -> Call:
     """Return the call of a request that was sent before."""
+    runs = _runs_here(engine, actor_id, message_id)
     record = engine.store.get_request(actor_id, message_id)
-    if record is None or record.status.terminal:
+    if record.status.terminal if record is not None else not runs:
         call = Call(actor_id, message_id)
         engine.calls.conclude_as(call, record)
         return call
@@ -140,10 +141,23 @@ def join(engine: Engine, actor_id: ActorId, message_id: str) -> Call:
 
 def look(engine: Engine, call: Call) -> None:
     """Look in the store whether a request has ended."""
+    runs = _runs_here(engine, call.actor_id, call.message_id)
     record = engine.store.get_request(call.actor_id, call.message_id)
-    if record is None or record.status.terminal:
+    if record.status.terminal if record is not None else not runs:
         engine.calls.forget(call)
         engine.calls.conclude_as(call, record)
+
+
+def _runs_here(engine: Engine, actor_id: ActorId, message_id: str) -> bool:
+    """Whether a request runs here that no store knows, and have its end be told.
+
+    To be asked before the store, which knows it when it has ended.
+    """
+    turn = engine.turn_of(actor_id, message_id)
+    if turn is None or turn.accepted or turn.over:
+        return False
+    turn.awaited = True
+    return True
 
 
 def stopped(call: Call) -> PPIOAgentError:

@@ -597,3 +597,33 @@ def test_a_future_is_told_of_an_end_in_another_process(tmp_path: Path) -> None:
             assert ended.result(5 * SLOW) == 7
             here.engine._hinted(Hint(HintKind.ENDED, actor(), handle.message_id))
             assert future.result(5 * SLOW) == 7
+
+
+def test_a_request_that_its_caller_runs_is_found_by_its_id() -> None:
+    """It is pending while it runs, can be cancelled, and has one end for all."""
+    gate, ids = Gate(), []
+
+    def receive(context: Any, message: Any) -> int:
+        ids.append(message.message_id)
+        gate()
+        context.check()
+        return 7
+
+    with running(receive) as runtime, ThreadPoolExecutor(1) as pool:
+        client = runtime.client()
+        for cancelled in (False, True):
+            asked = pool.submit(client.ask, actor(), "m")
+            gate.wait()
+            handle = client.get_request(actor(), ids[-1])
+            assert handle.try_get_response() is None
+            with pytest.raises(ResponseTimeoutError):
+                handle.get_response(0.01)
+            if cancelled:
+                assert handle.cancel() == "requested"
+            gate.opened.set()
+            response = handle.get_response(5 * SLOW)
+            assert response.status is asked.result().status
+            assert (response.status is RequestStatus.CANCELLED) is cancelled
+            assert client.get_request(actor(), ids[-1]).get_response(0) is not None
+            gate.reached.clear()
+            gate.opened.clear()

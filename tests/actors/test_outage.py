@@ -19,7 +19,7 @@ _QUICK = RuntimeOptions(sweep_every=0.05)
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppio_agent.actors._drain._RETRIES", (0.0, 0.01, 0.02))
+    monkeypatch.setattr("ppio_agent.actors._retries._PAUSES", (0.0, 0.01, 0.02))
 
 
 class Failing(InMemoryStateStorage):
@@ -41,7 +41,7 @@ class Failing(InMemoryStateStorage):
         return fail
 
 
-_FAILING = {"accept", "claim", "commit", "get_request", "inspect", "read", "take"}
+_FAILING = {"claim", "commit", "expire", "inspect", "read", "take"}
 
 
 def _calls(context: Any) -> dict[str, Any]:
@@ -185,9 +185,10 @@ def test_an_outage_is_told_once_whoever_meets_it(
         client = runtime.client()
         runtime.sweep()
         with caplog.at_level(logging.WARNING):
-            store.failures.update(claim=8)
+            store.failures.update(claim=8, expire=1000)
             handles = [client.send_request(actor(str(n)), "go") for n in range(8)]
             wait_until(lambda: store.failures["claim"] == 0)
+        store.failures.clear()
         runtime.sweep()
         assert [handle.result(5.0 * SLOW) for handle in handles] == [1] * 8
     assert len(caplog.records) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -204,3 +205,29 @@ def test_a_runtime_that_is_started_again_and_again_crashes_nothing(
         again = runtime.client().get_request(actor(), handle.message_id)
         assert again.result(10.0 * SLOW) == 1
     assert attempts == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_turn_on_its_callers_thread_is_busy_and_its_caller_is_told(
+    tmp_path: Any, *, durable: bool
+) -> None:
+    """In memory that it was cancelled, else that it can be asked for again."""
+    gate = Gate()
+    url = f"sqlite:///{tmp_path}/actors.db" if durable else None
+
+    def receive(context: Any, _message: Any) -> int:
+        gate()
+        return context.read_state("k") or 1
+
+    with ThreadPoolExecutor(1) as pool, running(receive, storage=url) as runtime:
+        asked = pool.submit(runtime.client().ask, actor(), "m")
+        gate.wait()
+        assert runtime.stop(0.0) == 1
+        gate.opened.set()
+        if durable:
+            with pytest.raises(RuntimeStoppedError, match="ask again"):
+                asked.result(10 * SLOW)
+        else:
+            response = asked.result(10 * SLOW)
+            assert response.status is RequestStatus.CANCELLED
+            assert response.data["code"] == "runtime_stopped"
