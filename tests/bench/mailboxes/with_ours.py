@@ -31,7 +31,8 @@ class _Talking(IActor):
     """Keeps question and answer of each turn, as a conversation does."""
 
     def receive(self, context: Any, message: Any) -> Any:
-        turn = len(context.list_keys("turn/"))
+        turn = context.read_state("turns") or 0
+        context.write_state("turns", turn + 1)
         context.write_state(f"turn/{turn:08}", message.params)
         return message.params
 
