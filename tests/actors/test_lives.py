@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -170,8 +169,12 @@ def test_one_that_hangs_as_it_is_disposed_of_holds_up_no_sweep() -> None:
     with runtime:
         try:
             runtime.client().ask(actor(), "x")
-            time.sleep(0.02)
-            swept = threading.Thread(target=runtime.sweep)
+
+            def sweep() -> None:
+                while not entered.is_set():  # it has been idle for long enough
+                    runtime.sweep()
+
+            swept = threading.Thread(target=sweep)
             swept.start()
             assert entered.wait(5.0)
             swept.join(5.0)
