@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
 
 # Tests wait more than they compute: more workers than cores are of use.
-WORKERS ?= 3
+WORKERS ?= 2
 test: check
 	@.ci/packages
 	@.ci/peers
