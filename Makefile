@@ -19,7 +19,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 demo: $(VENV)/.ready
 	@$(BIN)/python examples/demo.py
 
-# Tests wait more than they compute: more workers than cores are of use.
+# On two cores three are a little quicker, but tests with bounds of time fail at times.
 WORKERS ?= 2
 test: check
 	@.ci/packages
