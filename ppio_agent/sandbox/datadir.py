@@ -15,8 +15,9 @@ from typing import Final
 from attrs import field, frozen
 
 from ppio_agent._util.clock import Deadline
+from ppio_agent._util.files import UNFINISHED, replace_file
 from ppio_agent._util.fork import renew_in_child
-from ppio_agent._util.ids import new_id, secret_token
+from ppio_agent._util.ids import secret_token
 from ppio_agent.exceptions import (
     PlatformAlreadyRunningError,
     SandboxUnavailableError,
@@ -128,6 +129,9 @@ class DataDir:
         renew_in_child(self, DataDir.release)
         # What a platform that was killed has left.
         self.withdraw()
+        for folder in (self.path, self.tls):
+            for unfinished in folder.glob(f"*{UNFINISHED}"):
+                unfinished.unlink()
         self.uploads.mkdir(exist_ok=True, mode=0o700)
 
     def key(self) -> str:
@@ -266,8 +270,4 @@ def _already_running(
 
 def _write_private(path: Path, text: str) -> None:
     """Write a file that only this user can read; it is whole whenever it is there."""
-    temporary = path.with_name(f"{path.name}.{new_id()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    temporary.replace(path)
+    replace_file(path, text.encode(), mode=0o600)

@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from ppio_agent._util.files import UNFINISHED
 from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
 from ppio_agent.sandbox import datadir
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
@@ -47,6 +48,21 @@ def test_everything_in_it_is_private(data: DataDir) -> None:
 def test_the_generated_key_stays_the_same(data: DataDir) -> None:
     assert data.key() == data.key()
     assert len(data.key()) > 40
+
+
+def test_what_a_killed_writer_left_half_written_is_removed(tmp_path: Path) -> None:
+    """Each would stay for ever: none has the name of another."""
+    first = DataDir(tmp_path / "data")
+    first.acquire()
+    first.release()
+    first.tls.mkdir()
+    halves = [first.path / f"platform.json.1{UNFINISHED}", first.tls / f"x{UNFINISHED}"]
+    for half in halves:
+        half.touch()
+    second = DataDir(first.path)
+    second.acquire()
+    second.release()
+    assert [half for half in halves if half.exists()] == []
 
 
 def test_a_second_platform_is_told_of_the_first(data: DataDir) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
 import ssl
 import tempfile
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from ppio_agent._util.files import UNFINISHED, replace_file
 from ppio_agent.exceptions import TLSUnavailableError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def open_tls(
     certificate = authority.issue(names_of(domain, host), now)
     bundle = folder / _BUNDLE
     known = _known_authorities(without=AUTHORITY_NAME)
-    _write(bundle, "".join(known).encode() + authority.certificate, mode=0o644)
+    replace_file(bundle, "".join(known).encode() + authority.certificate, mode=0o644)
     return TLS(context=_context(folder, certificate), bundle=bundle)
 
 
@@ -105,7 +105,7 @@ def _authority(kind: type[Authority], path: Path, now: dt.datetime) -> Authority
             exc,
         )
     authority = kind.new(now)
-    _write(path, authority.dump(), mode=0o600)
+    replace_file(path, authority.dump(), mode=0o600)
     return authority
 
 
@@ -138,17 +138,8 @@ def _context(folder: Path, certificate: bytes) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     # OpenSSL reads it from a file only.
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=UNFINISHED) as file:
         file.write(certificate)
         file.flush()
         context.load_cert_chain(file.name)
     return context
-
-
-def _write(path: Path, content: bytes, *, mode: int) -> None:
-    """Replace a file; it is whole whenever it is there."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    Path(temporary).chmod(mode)
-    Path(temporary).replace(path)

@@ -15,7 +15,7 @@ import psutil
 from attrs import field, frozen
 
 from ppio_agent._util.clock import utc_now
-from ppio_agent._util.ids import new_id
+from ppio_agent._util.files import replace_file
 from ppio_agent.wire.json import Json
 from ppio_agent.wire.times import format_time
 
@@ -115,12 +115,9 @@ def write_status(
         "last_deployed": format_time(clock()),
     }
     target = manifest.resolve()
-    temporary = target.with_name(f"{target.name}.{new_id()}")
     try:
         text = with_status(target.read_bytes().decode(), status)
-        temporary.write_bytes(text.encode())
-        temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
+        mode = target.stat().st_mode & 0o777
+        replace_file(target, text.encode(), mode=mode)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         _log.warning("the status could not be written to %s: %s", manifest, error)
