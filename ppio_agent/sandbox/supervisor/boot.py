@@ -7,7 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["Boot", "Secrets", "choose_cpus"]
+__all__ = ["OWN_MEMORY", "Boot", "Secrets", "choose_cpus"]
+
+OWN_MEMORY = 64 * 1024 * 1024
+"""What a supervisor may take, above what it has at its start, on the platform's account."""
 
 
 class Boot(NamedTuple):
@@ -31,6 +34,8 @@ class Boot(NamedTuple):
         memory_bytes: Limit of all processes together.
         cpus: How many CPUs may be used.
         command_deadline: `enforce` kills a command at the time limit of its caller.
+        pinned: Whether that many CPUs are chosen for it, for nothing else keeps it to
+            them.
     """
 
     sandbox_id: str
@@ -48,6 +53,7 @@ class Boot(NamedTuple):
     memory_bytes: int
     cpus: float
     command_deadline: str = "off"
+    pinned: bool = True
 
 
 class Secrets(NamedTuple):
