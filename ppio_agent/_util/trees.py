@@ -100,6 +100,7 @@ def removal(folder: int, name: str) -> Generator[None, None, None]:
     climber = Climber(folder, name, force=True)
     try:
         while climber.inside:
+            yield  # for a folder that is empty has no step of its own
             inner = yield from _remove_files(climber.fd)
             # Somebody else may be at it, too.
             with suppress(FileNotFoundError):

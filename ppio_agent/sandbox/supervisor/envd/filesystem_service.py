@@ -8,6 +8,7 @@ Source: platform.md section 9.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import posixpath
 import stat
@@ -87,20 +88,24 @@ class FilesystemService:
                     yield from carry(old, new)
                 return {"entry": self._entry(new.stat(), new, target)}
 
-    def list_dir(self, body: Message) -> Steps[Json]:
-        """Answer `ListDir`: entries by name, each folder before what it holds."""
+    def list_dir(self, body: Message) -> Steps[bytes]:
+        """Answer `ListDir`: entries by name, each folder before what it holds.
+
+        Returns:
+            The answer in JSON: there is too much of it to be put so at once.
+        """
         depth = body.number("depth") or 1
         if depth > _MAX_DEPTH:
             raise RpcError("invalid_argument", f"$.depth: at most {_MAX_DEPTH}")
         place = self._place(body, "path")
-        found: list[Json] = []
+        found: list[str] = []
         with self._find(place, follow=True) as spot:
             if not stat.S_ISDIR(spot.stat().st_mode):
                 raise RpcError("invalid_argument", f"{place.path} is not a folder")
             fd = spot.open(OPEN_FOLDER)
         for _ in self._list(fd, place, depth, found):
             yield
-        return {"entries": found}
+        return f'{{"entries":[{",".join(found)}]}}'.encode()
 
     def remove(self, body: Message) -> Steps[Json]:
         """Answer `Remove`: a file, a link or a whole tree."""
@@ -116,8 +121,13 @@ class FilesystemService:
     def _find(self, place: Place, *, follow: bool, make: bool = False) -> Spot:
         if self._roots.confined and not follow:
             # A link that leads out is refused as such, even where it is not followed.
-            with suppress(OSError), find(self._roots, place, follow=True):
+            try:
+                find(self._roots, place, follow=True).close()
+            except OSError:
                 pass
+            except RpcError as exc:
+                if exc.code == "permission_denied":  # else it leads nowhere
+                    raise
         return find(self._roots, place, follow=follow, make=make)
 
     def _refuse_root(self, place: Place) -> None:
@@ -133,7 +143,7 @@ class FilesystemService:
             raise RpcError("already_exists", f"{target.path} already exists")
 
     def _list(
-        self, fd: int, place: Place, depth: int, found: list[Json]
+        self, fd: int, place: Place, depth: int, found: list[str]
     ) -> Iterator[None]:
         """Add what is in a folder, whose handle is closed in the end."""
         try:
@@ -152,7 +162,7 @@ class FilesystemService:
                     continue
                 if len(found) == _MAX_ENTRIES:
                     raise _too_many(place)
-                found.append(entry)
+                found.append(json.dumps(entry, separators=(",", ":")))
                 is_folder = entry["permissions"].startswith("d")
                 inner = _open_folder(fd, name) if is_folder and depth > 1 else None
                 if inner is not None:

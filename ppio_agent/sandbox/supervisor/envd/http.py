@@ -90,6 +90,7 @@ class Connection:
         self._body = bytearray()
         self._out = bytearray()
         self._open = True
+        self._bare = False
         self._last = False
         self._held = False
         self._closing = False
@@ -204,6 +205,8 @@ class Connection:
             if isinstance(event, h11.Response):
                 # Nobody knows whether a body that was not asked for will still come.
                 self._last = self._http.they_are_waiting_for_100_continue
+            elif self._bare and type(event) is h11.Data:
+                continue  # the answer to a HEAD is a head
             self._out += self._http.send(event) or b""
         self._flush()
 
@@ -262,6 +265,7 @@ class Connection:
             return False
         if isinstance(event, h11.Request):
             request = _request(event)
+            self._bare = request.method == "HEAD"
             self._call(lambda: self._on_request(request, self))
         elif isinstance(event, h11.Data):
             self._take_data(bytes(event.data))

@@ -166,6 +166,8 @@ class Envd:
         def answer(value: object) -> None:
             if isinstance(value, Exception):
                 failed(value)
+            elif isinstance(value, bytes):  # JSON already
+                connection.reply(200, value, {"content-type": _JSON})
             else:
                 connection.reply_json(200, value)
 

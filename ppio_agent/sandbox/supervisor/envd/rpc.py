@@ -13,7 +13,7 @@ import errno
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from ppio_agent.exceptions import WireError
@@ -30,6 +30,13 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+# Items of a list or pairs of a mapping: more than any program can be started with, and
+# few enough to be looked at while all else waits.
+_MAX_ITEMS = 65_536
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+# Of the flags of a frame.
+_COMPRESSED = 0b01
+
 _CODES = {
     errno.ENOENT: "not_found",
     errno.EEXIST: "already_exists",
@@ -44,8 +51,10 @@ _CODES = {
     errno.ELOOP: "invalid_argument",
     errno.ENAMETOOLONG: "invalid_argument",
     errno.ENOEXEC: "invalid_argument",
+    errno.ENXIO: "invalid_argument",
     errno.E2BIG: "invalid_argument",
     errno.ECANCELED: "unavailable",
+    errno.ETXTBSY: "unavailable",
     errno.EAGAIN: "resource_exhausted",
     errno.ENOMEM: "resource_exhausted",
     errno.EMFILE: "resource_exhausted",
@@ -128,20 +137,24 @@ class Message:
 
     def data(self, name: str) -> bytes:
         """Return bytes: base64, in either alphabet, padded or not."""
-        text = self.text(name).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+        text = self.text(name).rstrip("=").encode()
+        if b"-" in text or b"_" in text:
+            text = text.translate(_FROM_URL)
         try:
-            # The strict mode of `binascii` is of a later Python.
-            if not re.fullmatch(r"[A-Za-z0-9+/]*", text):
+            data = binascii.a2b_base64(text + b"=" * (-len(text) % 4))
+            # Else it has skipped some; its strict mode is of a later Python.
+            if len(data) != len(text) * 3 // 4:
                 raise ValueError("another character")
-            return binascii.a2b_base64(text + "=" * (-len(text) % 4))
         except ValueError as exc:
             raise _expected(self._at(name), "base64") from exc
+        return data
 
     def texts(self, name: str) -> list[str]:
         """Return a list of texts."""
         value = self._get(name, [])
         if not isinstance(value, list):
             raise _expected(self._at(name), "a list")
+        self._refuse_many(name, value)
         return [_text(item, self._at(name)) for item in value]
 
     def mapping(self, name: str) -> dict[str, str]:
@@ -149,6 +162,7 @@ class Message:
         value = self._get(name, {})
         if not isinstance(value, dict):
             raise _expected(self._at(name), "an object")
+        self._refuse_many(name, value)
         at = self._at(name)
         return {_text(key, at): _text(item, at) for key, item in value.items()}
 
@@ -165,6 +179,10 @@ class Message:
     def child(self, name: str) -> Message:
         """Return the object in a field."""
         return Message(self._get(name, {}), self._at(name))
+
+    def _refuse_many(self, name: str, items: Sized) -> None:
+        if len(items) > _MAX_ITEMS:
+            raise _expected(self._at(name), f"at most {_MAX_ITEMS} items")
 
     def _get(self, name: str, default: object) -> Any:
         value = self._value.get(name)
@@ -193,8 +211,11 @@ def only_frame(body: bytes) -> bytes:
     Raises:
         RpcError: It is not one frame, or a compressed one.
     """
-    if body[:1] == b"\x01":
+    flags = body[0] if body else 0
+    if flags & _COMPRESSED:
         raise RpcError("unimplemented", "compressed messages are not supported")
+    if flags:
+        raise RpcError("invalid_argument", f"no message has the flags {flags}")
     reader = FrameReader()
     try:
         frames = reader.feed(body)

@@ -34,10 +34,9 @@ def carry(old: Spot, new: Spot) -> Steps[None]:
     try:
         yield from _copy(old.fd, old.name, new.fd, temporary)
         os.rename(temporary, new.name, src_dir_fd=new.fd, dst_dir_fd=new.fd)
-    except BaseException:
+    except Exception:
         with suppress(FileNotFoundError):
-            for _ in removal(new.fd, temporary):
-                pass
+            yield from removal(new.fd, temporary)
         raise
     yield from removal(old.fd, old.name)
 
@@ -59,7 +58,7 @@ def _copy(source: int, name: str, target: int, new_name: str) -> Steps[None]:
 def _copy_tree(old: Climber, new: Climber) -> Steps[None]:
     """Copy what is in the folder where `old` is to where `new` is; both leave it."""
     # What is still to be copied of each folder on the way.
-    left = [os.listdir(old.fd)]
+    left = [(yield from _names(old.fd))]
     while left:
         yield
         if not left[-1]:
@@ -74,9 +73,18 @@ def _copy_tree(old: Climber, new: Climber) -> Steps[None]:
             os.mkdir(name, 0o700, dir_fd=new.fd)
             old.down(name)
             new.down(name)
-            left.append(os.listdir(old.fd))
+            left.append((yield from _names(old.fd)))
         else:
             yield from _copy_leaf(status, old.fd, name, new.fd, name)
+
+
+def _names(folder: int) -> Steps[list[str]]:
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield
+            names.append(entry.name)
+    return names
 
 
 def _copy_leaf(

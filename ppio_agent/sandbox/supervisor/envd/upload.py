@@ -203,8 +203,9 @@ class _File:
             mode = self._spot.stat().st_mode
         except FileNotFoundError:
             return None
-        if stat.S_ISDIR(mode):
-            raise _bad(f"{self._place.path} is a folder")
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "no file, but something else"
+            raise _bad(f"{self._place.path} is {kind}")
         return stat.S_IMODE(mode)
 
 

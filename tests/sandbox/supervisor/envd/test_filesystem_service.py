@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Generator
@@ -38,7 +39,8 @@ def call(home: Path) -> Call:
     def make(method: str, **message: object) -> dict[str, Any]:
         try:
             found = getattr(service, method)(Message(message))
-            return _result(found) if isinstance(found, Generator) else found
+            answer = _result(found) if isinstance(found, Generator) else found
+            return json.loads(answer) if isinstance(answer, bytes) else answer
         except Exception as exc:
             return {"refused": as_rpc_error(exc).code}
 
@@ -270,6 +272,16 @@ def test_a_tree_is_removed_and_no_link_followed(call: Call, home: Path) -> None:
     assert os.listdir(home) == ["kept"]
     assert os.listdir(kept) == ["f"]
     assert call("remove", path="tree") == {"refused": "not_found"}
+
+
+def test_a_link_to_itself_can_be_looked_at_and_removed(call: Call, home: Path) -> None:
+    """It leads nowhere, but it does not lead out."""
+    (home / "loop").symlink_to("loop")
+
+    assert call("stat", path="loop")["entry"]["type"] == "FILE_TYPE_SYMLINK"
+    assert "refused" not in call("move", source="loop", destination="moved")
+    assert call("remove", path="moved") == {}
+    assert os.listdir(home) == []
 
 
 def test_the_folders_of_the_sandbox_stay(call: Call, home: Path) -> None:

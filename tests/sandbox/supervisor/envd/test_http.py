@@ -193,6 +193,19 @@ def test_a_body_over_the_limit_is_refused_before_it_is_whole(peer: MakePeer) -> 
     assert client.answer()[0] == 413
 
 
+def test_a_head_is_answered_by_a_head(peer: MakePeer) -> None:
+    """As long as the answer to a GET would be; the connection serves on."""
+    one = peer(lambda request, there: there.reply(501, request.path.encode()))
+    one.sock.sendall(b"HEAD /four HTTP/1.1\r\nHost: x\r\n\r\n")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += one.sock.recv(1)
+
+    assert head.startswith(b"HTTP/1.1 501")
+    assert b"content-length: 5\r\n" in head
+    assert one.ask(b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n") == (501, b"/next")
+
+
 def test_a_body_that_is_not_wanted_is_dropped(peer: MakePeer) -> None:
     """The client reads why, and goes on; it is told before it has sent it all."""
 

@@ -39,6 +39,13 @@ def test_bytes_are_base64_of_either_alphabet(
     assert message.data("x") == data
 
 
+@pytest.mark.parametrize("text", ["a", "QQ=Q", "Q=QQ", "QQ==QQ", "QQ!Q", "QQ Q", "ß"])
+def test_what_is_not_base64_is_refused(text: str) -> None:
+    """Nothing of it is skipped."""
+    with pytest.raises(RpcError, match="base64"):
+        Message({"x": text}).data("x")
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_numbers_come_as_numbers_or_text(number: int) -> None:
     """Also as a float that is whole."""
@@ -93,6 +100,18 @@ def test_text_that_names_nothing_is_refused(text: str) -> None:
     """No system call would take it."""
     with pytest.raises(RpcError):
         Message({"x": text}).text("x")
+
+
+def test_what_no_program_could_take_is_refused() -> None:
+    """It is not looked at, for all else would wait for that."""
+    many = [str(number) for number in range(65_537)]
+    for read in (
+        Message({"x": many}).texts,
+        Message({"x": dict.fromkeys(many)}).mapping,
+    ):
+        with pytest.raises(RpcError, match="at most 65536"):
+            read("x")
+    assert len(Message({"x": many[:-1]}).texts("x")) == 65_536
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -29,6 +30,23 @@ def test_both_go_step_by_step_and_leave_no_handle(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["b"]
     os.close(fd)
     assert len(os.listdir("/proc/self/fd")) == handles
+
+
+def test_a_step_is_short_however_deep_a_tree_is(tmp_path: Path) -> None:
+    """A folder without files is one, too; also when a copy is taken back."""
+    deep = tmp_path.joinpath("a", *["d"] * 50)
+    deep.mkdir(parents=True)
+    os.mkfifo(deep / "pipe")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    steps = itertools.count()
+    with pytest.raises(RpcError, match="cannot leave"):
+        list(zip(carry(Spot(fd, "a", "a"), Spot(fd, "c", "c")), steps, strict=False))
+
+    assert next(steps) > 250  # there 3 a folder, and back again 2
+    assert os.listdir(tmp_path) == ["a"]
+    (deep / "pipe").unlink()
+    assert sum(1 for _ in removal(fd, "a")) > 100
+    os.close(fd)
 
 
 def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path) -> None:

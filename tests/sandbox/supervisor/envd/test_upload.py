@@ -121,6 +121,16 @@ def test_a_path_of_the_request_wins_over_that_of_the_part(home: Path) -> None:
         send(home, body, path="f", kind=FORM)
 
 
+def test_what_is_no_file_is_not_replaced_by_one(home: Path) -> None:
+    """A pipe, or a device such as `/dev/null`, is there for programs to use."""
+    os.mkfifo(home / "pipe")
+
+    with pytest.raises(RpcError, match="no file"):
+        send(home, b"x", path="pipe")
+    assert (home / "pipe").is_fifo()
+    assert os.listdir(home) == ["pipe"]
+
+
 def test_a_packed_body_is_unpacked_as_it_comes(home: Path) -> None:
     """In pieces of a bounded size, whatever it grows to."""
     data = bytes(5_000_000) + os.urandom(100_000)
