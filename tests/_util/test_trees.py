@@ -39,8 +39,9 @@ def test_a_tree_of_any_depth_is_removed_with_few_descriptors(top: int) -> None:
     _nest(top, _DEEP)
     highest = 0
     for _ in removal(top, "d" * 20):
-        highest = max(highest, os.dup(top))
-        os.close(highest)
+        lowest_free = os.dup(top)
+        os.close(lowest_free)
+        highest = max(highest, lowest_free)
 
     assert os.listdir(top) == []
     assert highest < top + 10
