@@ -1,0 +1,319 @@
+"""Whether a program may divide its control group, on systems of all kinds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppio_agent.sandbox.backends.delegation import (
+    Group,
+    Place,
+    decide,
+    folder_of,
+    group_path,
+    kin,
+    locate,
+    look,
+    mounts,
+)
+
+ALL = frozenset({"memory", "cpu", "pids", "io"})
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\n\0"), min_size=1)
+PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), max_size=4)
+ME = os.getpid()
+
+
+def _mount(root: str, folder: str, kind: str = "cgroup2") -> str:
+    """Return how the kernel lists a mount."""
+    for odd in "\\ \t":  # the backslash first, for it is in what replaces others
+        root, folder = (x.replace(odd, f"\\{ord(odd):03o}") for x in (root, folder))
+    return f"31 24 0:27 {root} {folder} rw,nosuid shared:9 - {kind} cgroup2 rw"
+
+
+# Where groups are
+
+
+@given(PATHS, PATHS, PATHS)
+def test_a_group_is_found_below_where_those_above_it_are_seen(
+    root: list[str], tail: list[str], folder: list[str]
+) -> None:
+    """Whatever they are called, and whatever else is mounted."""
+    seen, place = "/" + "/".join(root), Path("/" + "/".join(folder))
+    text = "\n".join([_mount("/", "/home", "ext4"), _mount(seen, str(place))])
+    path = seen.rstrip("/") + "".join(f"/{name}" for name in tail)
+
+    assert mounts(text) == [(seen, place)]
+    assert locate(path or "/", mounts(text)) == place.joinpath(*tail)
+
+
+def test_a_group_outside_of_what_is_seen_is_not_found() -> None:
+    """A name that begins as another does is not below it."""
+    assert locate("/docker/ab", [("/docker/a", Path("/x"))]) is None
+    assert locate("/../b", [("/a", Path("/x"))]) is None
+
+
+def test_the_mount_that_shows_least_is_taken() -> None:
+    seen = [("/", Path("/all")), ("/a/b", Path("/some"))]
+
+    assert locate("/a/b/c", seen) == Path("/some/c")
+    assert locate("/a/c", seen) == Path("/all/a/c")
+
+
+def test_the_group_of_a_process_is_that_of_version_2() -> None:
+    """Where both versions are used it is one of many lines."""
+    assert group_path("4:memory:/old\n1:name=systemd:/x\n0::/new\n") == "/new"
+    assert group_path("4:memory:/old\n") is None
+
+
+def test_a_process_that_has_ended_is_in_no_group(tmp_path: Path) -> None:
+    assert folder_of(1, tmp_path) is None
+
+
+# Which processes may be moved
+
+
+def _line(pid: int, parents: dict[int, int]) -> list[int]:
+    """Return a process and those that it comes from."""
+    found: list[int] = []
+    while pid and pid not in found:
+        found.append(pid)
+        pid = parents.get(pid, 0)
+    return found
+
+
+@given(st.dictionaries(st.integers(1, 20), st.integers(0, 20)), st.integers(1, 20))
+def test_of_a_family_are_ancestors_and_descendants(
+    parents: dict[int, int], pid: int
+) -> None:
+    """A table that is read while pids are given again may hold circles."""
+    everyone = {pid, *parents, *parents.values()} - {0}
+
+    assert kin(pid, parents) == {
+        other
+        for other in everyone
+        if other in _line(pid, parents) or pid in _line(other, parents)
+    }
+
+
+def test_siblings_are_strangers() -> None:
+    parents = {1: 0, 5: 1, 6: 1, 50: 5, 51: 50}
+
+    assert kin(50, parents) == {1, 5, 50, 51}
+
+
+# What is decided
+
+
+def _own(name: str = "a.scope", **facts: object) -> Group:
+    given = {"delegated": True, "controllers": ALL, "pids": (ME,), **facts}
+    return Group(path=Path("/cg/above", name), **given)  # type: ignore[arg-type]
+
+
+def _above(**facts: object) -> Group:
+    given = {"delegated": True, "controllers": ALL, **facts}
+    return Group(path=Path("/cg/above"), **given)  # type: ignore[arg-type]
+
+
+def test_an_own_group_is_divided_when_who_is_in_it_has_moved() -> None:
+    place = decide(_own(pids=(ME, 7)), None, {ME, 7})
+
+    assert place == Place(
+        path=Path("/cg/above/a.scope"),
+        controllers=frozenset({"memory", "cpu", "pids"}),
+        pids=(ME, 7),
+    )
+
+
+def test_the_group_above_is_divided_where_the_own_one_is_for_the_program_alone() -> (
+    None
+):
+    """As `DelegateSubgroup=` does it, and a platform before this one."""
+    place = decide(_own("ppio-platform", delegated=False), _above(), {ME})
+
+    assert isinstance(place, Place)
+    assert (place.path, place.pids) == (Path("/cg/above"), ())
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "reason"),
+    [
+        (_own(system=True), None, "group of the whole system"),
+        (_own(controllers=frozenset({"cpu"})), None, "has no memory controller"),
+        (_own(pids=(ME, 7)), None, "other programs are in /cg/above/a.scope"),
+        (_own(pids=(ME, 0)), None, "other programs"),  # of another namespace
+        (_own(delegated=False), _above(), "a.scope is not delegated"),
+        (_own("x", delegated=False), None, "x is not delegated"),
+        (_own("x", delegated=False), _above(delegated=False), "x is not delegated"),
+        (_own("x", delegated=False), _above(pids=(7,)), "other programs are in /cg/ab"),
+    ],
+)
+def test_what_is_not_this_programs_alone_is_not_divided(
+    own: Group, above: Group | None, reason: str
+) -> None:
+    """It is said why."""
+    said = decide(own, above, {ME})
+
+    assert isinstance(said, str)
+    assert reason in said
+
+
+# What is seen
+
+
+class System:
+    """Made-up folders of a system: what it tells about processes, and its groups."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.top = folder / "proc", folder / "cgroup"
+        (self.proc / "self").mkdir(parents=True)
+        self.group("")
+        for name in ("cgroup.events", "cgroup.subtree_control"):
+            (self.top / name).unlink()  # as of the whole system's
+        text = f"{_mount('/', str(self.top))}\n"
+        (self.proc / "self" / "mountinfo").write_text(text)
+
+    def group(self, path: str, *pids: int) -> Path:
+        """Make a group in which there are processes."""
+        folder = self.top / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+        (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
+        (folder / "cgroup.events").write_text("populated 1\n")
+        (folder / "cgroup.subtree_control").write_text("")
+        return folder
+
+    def enter(self, path: str, *others: int) -> Path:
+        """Put this process into a new group."""
+        (self.proc / "self" / "cgroup").write_text(f"0::/{path}\n")
+        return self.group(path, ME, *others)
+
+    def look(self, *delegated: Path) -> Place | str:
+        """Look, where systemd says of some groups that they are delegated."""
+        return look(self.proc, says=lambda folder: folder in delegated)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    return System(tmp_path)
+
+
+@pytest.fixture
+def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the administrator, whose every file can be written."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+def test_a_delegated_group_is_seen(system: System) -> None:
+    own = system.enter("user.slice/a.scope")
+    system.group("user.slice")
+
+    assert system.look(own) == Place(
+        path=own, controllers=frozenset({"memory", "cpu", "pids"}), pids=(ME,)
+    )
+
+
+def test_a_group_that_can_be_written_alone_is_not_enough(system: System) -> None:
+    """It is so for the administrator, and of a user's own service manager."""
+    system.enter("user.slice/a.scope")
+    system.group("user.slice")
+
+    assert "not delegated" in str(system.look())
+
+
+def test_a_group_above_that_is_delegated_is_seen(system: System) -> None:
+    system.enter("system.slice/a.service/ppio-platform")
+    service = system.group("system.slice/a.service")
+    place = system.look(service)
+
+    assert isinstance(place, Place)
+    assert (place.path, place.pids) == (service, ())
+
+
+@pytest.mark.usefixtures("no_root")
+def test_a_group_of_this_user_below_one_of_others_is_its_own(system: System) -> None:
+    """An administrator has handed it over."""
+    own = system.enter("theirs/mine")
+    (system.group("theirs") / "cgroup.subtree_control").unlink()  # not to be written
+    place = system.look()
+
+    assert isinstance(place, Place)
+    assert place.path == own
+
+
+def test_the_uppermost_group_of_a_container_is_its_own(system: System) -> None:
+    (system.proc / "self" / "cgroup").write_text("0::/\n")
+    system.group("", ME)
+    place = system.look()
+
+    assert isinstance(place, Place)
+    assert place.path == system.top
+
+
+def test_the_group_of_the_whole_system_is_nobodys(system: System) -> None:
+    (system.proc / "self" / "cgroup").write_text("0::/\n")
+
+    assert system.look(system.top) == "this program is in the group of the whole system"
+
+
+def test_strangers_in_the_group_stay_where_they_are(system: System) -> None:
+    own = system.enter("a.scope", 2**22 + 1)  # above the highest pid
+
+    assert system.look(own) == f"other programs are in {own}"
+
+
+def test_a_system_without_groups_is_told_so(system: System, tmp_path: Path) -> None:
+    """Also one whose group has gone, or is hidden."""
+    assert "no control groups" in str(look(tmp_path / "none"))
+    (system.proc / "self" / "cgroup").write_text("0::/gone\n")
+    assert "cannot be looked at: No such file" in str(system.look())
+
+
+# What systemd says
+
+
+def test_a_mark_of_systemd_is_read(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = system.enter("a.scope")
+    marks = {(own, "user.delegate"): b"1"}
+
+    def getxattr(path: Path, name: str) -> bytes:
+        if (path, name) not in marks:
+            raise OSError(61, "No data available")
+        return marks[path, name]
+
+    monkeypatch.setattr(os, "getxattr", getxattr, raising=False)
+    assert isinstance(look(system.proc), Place)
+    marks[own, "user.delegate"] = b"0"
+    assert "not delegated" in str(look(system.proc))
+
+
+@pytest.mark.usefixtures("no_root")
+@pytest.mark.parametrize("answer", ["echo yes", "echo no", "exit 1"])
+def test_the_service_manager_of_a_user_is_asked(
+    answer: str, system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It marks no groups."""
+    system.enter("user.slice/a.scope")
+    system.group("user.slice")
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\n[ "$5" = a.scope ] && {answer}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert isinstance(look(system.proc), Place) is (answer == "echo yes")
+
+
+@pytest.mark.usefixtures("no_root")
+def test_without_a_service_manager_nothing_is_delegated(
+    system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    system.enter("user.slice/a.scope")
+    system.group("user.slice")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert "not delegated" in str(look(system.proc))
