@@ -1,49 +1,100 @@
-"""A pipe by which bytes go from socket to socket without being copied through here."""
+"""What moves bytes from socket to socket: a pipe inside the kernel, or a buffer here."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
+import enum
 import fcntl
 import os
 import socket
 import ssl
 from collections.abc import Iterator
 
-__all__ = ["Duct", "open_duct"]
+from .waits import tried
+
+__all__ = ["Duct", "Halt", "open_duct"]
 
 # All that a direction may hold; in a body that is poured nothing else is held.
 _SIZE = 256 * 1024
+_COPY_SIZE = 128 * 1024
+# What one turn may move, in fills; others want to be served, too.
+_FILLS = 16
 _F_SETPIPE_SZ = 1031  # fcntl has it from Python 3.10 on, on some systems
 
 
-class Duct:
-    """Carries bytes from a socket to another one inside the kernel.
+class Halt(enum.Enum):
+    """Why a duct has stopped moving."""
 
-    Neither socket is waited for: both calls raise `BlockingIOError` instead.
+    SOURCE = "nothing more has come"
+    SINK = "the sink has no room"
+    END = "the source has ended"
+    TURN = "it has moved enough for once"
+
+
+class Duct(abc.ABC):
+    """Moves a number of bytes from a socket to another one, never waiting.
 
     Args:
         source: Where the bytes come from.
         sink: Where they go.
+        count: How many.
+
+    Attributes:
+        left: How many have not reached the sink yet.
+        held: How many of these have been taken from the source.
     """
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(self, source: socket.socket, sink: socket.socket, count: int) -> None:
+        self.left = count
+        self.held = 0
         self._source = source
         self._sink = sink
+
+    def move(self) -> Halt:
+        """Move what can be moved now; why no more.
+
+        Raises:
+            OSError: Of the sink if bytes are held, else of the source.
+        """
+        for _ in range(_FILLS):
+            if not self.held and self.left:
+                filled = tried(self._fill)
+                if not filled:
+                    return Halt.SOURCE if filled is None else Halt.END
+                self.held = filled
+            while self.held:
+                drained = tried(self._drain)
+                if drained is None:
+                    return Halt.SINK
+                self.held -= drained
+                self.left -= drained
+        return Halt.TURN
+
+    @abc.abstractmethod
+    def _fill(self) -> int:
+        """Take some of what is left from the source while none is held; 0: its end."""
+
+    @abc.abstractmethod
+    def _drain(self) -> int:
+        """Give the sink some of what is held; how many bytes."""
+
+
+class _PipeDuct(Duct):
+    """Moves bytes inside the kernel, without copying them."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, count: int) -> None:
+        super().__init__(source, sink, count)
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # above what this user may have in all
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _SIZE)
 
-    def fill(self, most: int) -> int:
-        """Take up to `most` bytes from the source; 0 is its end.
+    def _fill(self) -> int:
+        # The pipe may have room for more than a direction is to hold.
+        return os.splice(self._source.fileno(), self._in, min(self.left, _SIZE))
 
-        To be called when all is drained: the pipe itself may have room for more than
-        a direction is to hold.
-        """
-        return os.splice(self._source.fileno(), self._in, min(most, _SIZE))
-
-    def drain(self, count: int) -> int:
-        """Give the sink up to `count` bytes of those taken; how many it took."""
-        return os.splice(self._out, self._sink.fileno(), count)
+    def _drain(self) -> int:
+        return os.splice(self._out, self._sink.fileno(), self.held)
 
     def close(self) -> None:
         """Close the pipe."""
@@ -51,22 +102,53 @@ class Duct:
         os.close(self._in)
 
 
-@contextlib.contextmanager
-def open_duct(source: socket.socket, sink: socket.socket) -> Iterator[Duct | None]:
-    """Give a duct between two sockets, None where there can be none.
+class _CopyDuct(Duct):
+    """Moves bytes through a buffer of this process."""
 
-    There is none where the system cannot do it, under TLS, and when descriptors are
+    def __init__(self, source: socket.socket, sink: socket.socket, count: int) -> None:
+        super().__init__(source, sink, count)
+        self._buffer = memoryview(bytearray(_COPY_SIZE))
+        self._rest = self._buffer[:0]
+
+    def _fill(self) -> int:
+        size = self._source.recv_into(self._buffer[: self.left])
+        self._rest = self._buffer[:size]
+        return size
+
+    def _drain(self) -> int:
+        sent = self._sink.send(self._rest)
+        self._rest = self._rest[sent:]
+        return sent
+
+
+@contextlib.contextmanager
+def open_duct(source: socket.socket, sink: socket.socket, count: int) -> Iterator[Duct]:
+    """Give a duct between two sockets.
+
+    It copies where the system cannot do without, under TLS, and when descriptors are
     out.
     """
-    plain = not isinstance(source, ssl.SSLSocket) and not isinstance(
-        sink, ssl.SSLSocket
-    )
-    duct = None
-    if plain and hasattr(os, "splice"):
+    # Between programs of one machine large buffers of the kernel gain nothing, and what
+    # is in them leaves the processor's cache before it is read.
+    if _is_near(source):
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SIZE)
+    if _is_near(sink):
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SIZE)
+    pipe = None
+    secure = isinstance(source, ssl.SSLSocket) or isinstance(sink, ssl.SSLSocket)
+    if hasattr(os, "splice") and not secure:
         with contextlib.suppress(OSError):
-            duct = Duct(source, sink)
+            pipe = _PipeDuct(source, sink, count)
     try:
-        yield duct
+        yield pipe or _CopyDuct(source, sink, count)
     finally:
-        if duct is not None:
-            duct.close()
+        if pipe is not None:
+            pipe.close()
+
+
+def _is_near(sock: socket.socket) -> bool:
+    """Whether the other end is on this machine, as far as its address tells."""
+    try:
+        return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    except (OSError, IndexError):  # it has gone; its address is no pair
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -12,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import h11
 import pytest
 
-from ppio_agent.sandbox.edge import pump
+from ppio_agent.sandbox.edge import line
+from ppio_agent.sandbox.edge.line import Line
 from ppio_agent.sandbox.edge.pump import Peer, PeerError
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"
@@ -161,7 +163,7 @@ def test_the_end_is_noticed_while_nothing_is_read(
     peer: Peer, far: socket.socket, run: Run, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """One that leaves while what it sent is not taken holds nothing any longer."""
-    monkeypatch.setattr(pump, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(line, "_LOOK_EVERY", 0.02)
     left = asyncio.Event()
 
     async def story() -> None:
@@ -182,7 +184,7 @@ def test_the_end_is_noticed_while_nothing_is_read(
 def test_one_that_takes_nothing_is_given_up(
     peer: Peer, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "_STALLED", 0.05)
+    monkeypatch.setattr(Line, "stalled", 0.05)
 
     async def story() -> None:
         with pytest.raises(PeerError) as info:
@@ -208,17 +210,11 @@ def test_sending_to_one_that_is_gone_fails(
     run(story())
 
 
-@contextlib.contextmanager
-def no_duct(*_sockets: socket.socket) -> Iterator[None]:
-    """As where the system has no splice."""
-    yield None
-
-
 @pytest.fixture(params=["spliced", "copied"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How bodies are poured."""
     if request.param == "copied":
-        monkeypatch.setattr(pump, "open_duct", no_duct)
+        monkeypatch.delattr(os, "splice", raising=False)
     return str(request.param)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from ppio_agent.sandbox.edge import pump
+from ppio_agent.sandbox.edge.line import Line
 from ppio_agent.sandbox.edge.server import Edge
 from tests.sandbox.edge.edgekit import (
     AGENT,
@@ -41,7 +41,7 @@ def test_an_upload_that_is_not_taken_ends(
     data: bytes,
 ) -> None:
     """Who neither reads nor answers is not waited for without end."""
-    monkeypatch.setattr(pump, "_STALLED", 0.1)
+    monkeypatch.setattr(Line, "stalled", 0.1)
     done = threading.Event()
 
     def script(sock: socket.socket) -> None:
@@ -64,7 +64,7 @@ def test_an_answer_goes_on_though_the_upload_is_not_taken(
     edge: Edge, upstreams: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And though it is silent meanwhile."""
-    monkeypatch.setattr(pump, "_STALLED", 0.02)
+    monkeypatch.setattr(Line, "stalled", 0.02)
     done = threading.Event()
 
     def script(sock: socket.socket) -> None:
