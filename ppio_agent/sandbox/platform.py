@@ -23,6 +23,7 @@ from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
 from ppio_agent.sandbox.backends.bubblewrap import Grounds
 from ppio_agent.sandbox.backends.choice import choose_backend
+from ppio_agent.sandbox.backends.control_group import ControlGroups, open_groups
 from ppio_agent.sandbox.control.kit import asked_host
 from ppio_agent.sandbox.control.places import Places
 from ppio_agent.sandbox.control.views import Viewer
@@ -62,6 +63,7 @@ class _Parts:
     sandboxes: Sandboxes
     viewer: Viewer
     backend: Backend
+    groups: ControlGroups | None
     places: Places
     url: str
     bundle: Path | None
@@ -148,11 +150,13 @@ class SandboxPlatform(Closing):
         keys = dict(config.keys) or {data.key(): DEFAULT_TENANT}
         ring = KeyRing(keys, any_key=config.any_key)
         sockets, left = _open_sockets(stack, data)
+        groups = None if self._given_backend else open_groups(data.path)
         backend = self._given_backend or choose_backend(
             config.backend,
             Grounds(blank=data.blank, sockets=sockets),
             hidden=data.path,
             warm=config.warm,
+            groups=groups,
         )
         stack.callback(backend.close)
         templates, sandboxes = self._make_sandboxes(data, store, backend, sockets)
@@ -173,6 +177,8 @@ class SandboxPlatform(Closing):
             # Not before it has its address: it could only end them. Who calls meanwhile
             # is answered when they are there.
             sandboxes.recover()
+            if groups is not None:
+                groups.sweep({each.id for each in sandboxes.list_sandboxes()})
             left.callback(data.remove_socket_folder)
             templates.collect()
         edge.start()
@@ -186,6 +192,7 @@ class SandboxPlatform(Closing):
             sandboxes=sandboxes,
             viewer=_viewer(places, ring),
             backend=backend,
+            groups=groups,
             places=places,
             url=edge.url,
             bundle=tls.bundle if tls else None,
@@ -335,6 +342,11 @@ class SandboxPlatform(Closing):
         return self._up.backend.name
 
     @property
+    def has_control_groups(self) -> bool:
+        """Whether the kernel keeps sandboxes to their limits; else they are sampled."""
+        return self._up.groups is not None
+
+    @property
     def api_key(self) -> str:
         """A key that it accepts: the first of the configured, or the generated one."""
         return self._up.api_key
@@ -403,6 +415,7 @@ class SandboxPlatform(Closing):
         return {
             "version": __version__,
             "backend": up.backend.name,
+            "controlGroups": self.has_control_groups,
             "sandboxes": up.sandboxes.counts(),
             "limits": {
                 "maxSandboxesPerTenant": config.max_sandboxes_per_tenant,

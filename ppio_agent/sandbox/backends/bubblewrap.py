@@ -19,6 +19,7 @@ from ppio_agent.exceptions import SandboxPlatformError
 from .base import AGENT_PORT, LineAddress, OnAgent, OnLost, SandboxSpec
 from .bwrap_args import APP, BIN, HOME, LOGS, TMP
 from .contained import Bwrap, ContainedProcess, supervisor_log
+from .control_group import ControlGroups
 from .diagnosis import Check, diagnose
 from .holds import Blank, Holds
 from .layout import environment, search_path
@@ -88,16 +89,24 @@ class BubblewrapBackend:
         place: Where it may put what it makes.
         warm: How many blank sandboxes it keeps ready: with a way to the network, as
             most are wanted, if there is a helper for that.
+        groups: Makes sandboxes their control groups; None: they do without.
 
     Thread safety: thread-safe.
     """
 
     name = "bubblewrap"
 
-    def __init__(self, bwrap: Bwrap, place: Grounds, *, warm: int = 0) -> None:
+    def __init__(
+        self,
+        bwrap: Bwrap,
+        place: Grounds,
+        *,
+        warm: int = 0,
+        groups: ControlGroups | None = None,
+    ) -> None:
         self._bwrap = bwrap
         self._place = place
-        self._holds = Holds()
+        self._holds = Holds(groups)
         self._closed = False
         self._making: ContainedProcess | None = None
         self._spares = WarmPool(

@@ -15,6 +15,7 @@ from ppio_agent.exceptions import BackendUnavailableError, SandboxPlatformError
 from .base import ENVD_PORT, Backend, LineAddress, SandboxSpec
 from .bubblewrap import BubblewrapBackend, Grounds
 from .contained import Bwrap
+from .control_group import ControlGroups
 from .diagnosis import explain, find_bwrap, keeps_namespaces
 from .process import ProcessBackend
 from .uplink import find_helpers
@@ -32,6 +33,7 @@ def choose_backend(
     *,
     hidden: Path,
     warm: int,
+    groups: ControlGroups | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Backend:
     """Return the backend that runs sandboxes.
@@ -43,6 +45,7 @@ def choose_backend(
         hidden: The platform's data directory, which no sandbox may see.
         warm: How many blank sandboxes bubblewrap keeps ready; 0 also lets the zygote of
             processes wait for the first sandbox.
+        groups: Makes sandboxes their control groups; None: they do without.
         environ: Whose `PATH` is searched for programs.
 
     Raises:
@@ -51,7 +54,7 @@ def choose_backend(
     Blocking: where bubblewrap is tried, the life of one sandbox, some 0.2 s.
     """
     if name == "process":
-        return _processes(warm)
+        return _processes(warm, groups)
     reason = ""
     helpers = find_helpers(environ.get("PATH", os.defpath))
     if name == "auto" and not helpers:
@@ -65,7 +68,7 @@ def choose_backend(
             no_namespaces=keeps_namespaces(path),
             hidden=(str(hidden),),
         )
-        backend = BubblewrapBackend(bwrap, place, warm=warm)
+        backend = BubblewrapBackend(bwrap, place, warm=warm, groups=groups)
         try:
             _probe(backend, place, internet=name == "auto")
         except (OSError, SandboxPlatformError) as exc:
@@ -81,11 +84,11 @@ def choose_backend(
         " ppio-agent doctor tells what is missing",
         reason,
     )
-    return _processes(warm)
+    return _processes(warm, groups)
 
 
-def _processes(warm: int) -> ProcessBackend:
-    backend = ProcessBackend()
+def _processes(warm: int, groups: ControlGroups | None) -> ProcessBackend:
+    backend = ProcessBackend(groups=groups)
     if warm:
         backend.zygote.begin()
     return backend

@@ -6,6 +6,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ppio_agent._util.threads import NoThreadError
 from ppio_agent.exceptions import SandboxStartError
 
 from .base import OnAgent, OnLost, SandboxSpec
+from .control_group import ControlGroup, ControlGroups
 from .handles import ProcessHandle
 from .line import CALL_LIMIT, call
 from .startup import read_tail
@@ -41,10 +43,14 @@ class Blank(NamedTuple):
 class Holds:
     """The sandboxes of one backend: begun, taken over, and ended with it.
 
+    Args:
+        groups: Makes each its control group; None: they do without.
+
     Thread safety: thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: ControlGroups | None = None) -> None:
+        self._groups = groups
         # Guards _held and _closed.
         self._lock = threading.Lock()
         self._held: set[SupervisedSandbox] = set()
@@ -72,12 +78,17 @@ class Holds:
             complaints: Where it says why it does not come up.
 
         Raises:
-            SandboxStartError: It does not come up, the system has no thread for it, or
-                the backend is closed. Nothing is left.
+            SandboxStartError: It does not come up, the system has no thread or no
+                control group for it, or the backend is closed. Nothing is left.
         """
+        group = self._make_group(spec)
         try:
             sock, process, uplink = make()
-        except OSError as exc:
+        except BaseException as exc:
+            if group is not None:
+                group.end()
+            if not isinstance(exc, OSError):
+                raise
             raise SandboxStartError(
                 f"sandbox {spec.sandbox_id} could not be started: {exc}"
             ) from exc
@@ -89,7 +100,11 @@ class Holds:
             on_lost=on_lost,
             on_gone=self._forget,
             uplink=uplink,
+            group=group,
         )
+        if group is not None:
+            self._enter(sandbox, spec, group)
+            boot = {**boot, "pinned": not group.limits_cpus}
         if not self._begin(sandbox, spec, boot, _START_LIMIT):
             raise SandboxStartError(
                 f"the supervisor of sandbox {spec.sandbox_id} did not come up:"
@@ -119,7 +134,31 @@ class Holds:
             raise SandboxStartError(
                 f"sandbox {spec.sandbox_id} does not let itself be taken over"
             )
+        if self._groups is not None:
+            sandbox.group = self._groups.find(spec.sandbox_id, sandbox.pid)
         return sandbox
+
+    def _make_group(self, spec: SandboxSpec) -> ControlGroup | None:
+        try:
+            return None if self._groups is None else self._groups.make(spec)
+        except OSError as exc:
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} has no control group: {exc}"
+            ) from exc
+
+    def _enter(
+        self, sandbox: SupervisedSandbox, spec: SandboxSpec, group: ControlGroup
+    ) -> None:
+        """Put what is a supervisor alone by now, and all it will start, into a group."""
+        try:
+            # Of one that has ended its complaints tell more.
+            with suppress(ProcessLookupError):
+                group.add(sandbox.pid)
+        except OSError as exc:
+            self._begin(sandbox, spec, None, 0.0)  # which ends what is told nothing
+            raise SandboxStartError(
+                f"sandbox {spec.sandbox_id} is not let into its control group: {exc}"
+            ) from exc
 
     def _begin(
         self,

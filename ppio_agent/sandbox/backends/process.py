@@ -22,6 +22,7 @@ from ppio_agent.exceptions import SandboxPlatformError
 from ppio_agent.sandbox.supervisor.tree import MARKER
 
 from .base import OnAgent, OnLost, SandboxSpec
+from .control_group import ControlGroups
 from .handles import ChildProcess, ProcessHandle
 from .holds import Blank, Holds
 from .layout import Layout
@@ -43,16 +44,22 @@ class ProcessBackend:
     Args:
         zygote: What it has supervisors forked by; not closed with it. None: by one of
             its own.
+        groups: Makes sandboxes their control groups; None: they do without.
 
     Thread safety: thread-safe.
     """
 
     name = "process"
 
-    def __init__(self, zygote: ZygoteClient | None = None) -> None:
+    def __init__(
+        self,
+        zygote: ZygoteClient | None = None,
+        *,
+        groups: ControlGroups | None = None,
+    ) -> None:
         self.zygote = zygote or ZygoteClient()
         self._owns_zygote = zygote is None
-        self._holds = Holds()
+        self._holds = Holds(groups)
         # Guards _ports, which were given to agents that may not listen yet.
         self._lock = threading.Lock()
         self._ports: deque[int] = deque(maxlen=_REMEMBERED_PORTS)

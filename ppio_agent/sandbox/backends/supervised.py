@@ -31,6 +31,7 @@ from ppio_agent.sandbox.supervisor.channel import (
 )
 
 from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
+from .control_group import ControlGroup
 from .handles import ForeignProcess, PidProcess, ProcessHandle
 from .line import hang_up
 from .reports import parse_agent, parse_error, parse_ready, parse_usage
@@ -74,6 +75,10 @@ class SupervisedSandbox:
         on_lost: Told once if it ends unasked.
         on_gone: Told once when no process of it is left, however it ended.
         uplink: Its way to the network, if it has one that can be lost.
+        group: Its control group, if it has one; removed with it.
+
+    Attributes:
+        group: That group.
 
     Thread safety: thread-safe.
     """
@@ -88,7 +93,9 @@ class SupervisedSandbox:
         on_lost: OnLost,
         on_gone: Callable[[SupervisedSandbox], None],
         uplink: Uplink | None = None,
+        group: ControlGroup | None = None,
     ) -> None:
+        self.group = group
         # Guards _calls, _ended and _asked_to_end.
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
@@ -380,12 +387,13 @@ class SupervisedSandbox:
     def _bury(self) -> None:
         """Wait for the supervisor's end; kill what it may have left."""
         process = self._process
+        if process is not None and not process.wait(_EXIT_LIMIT):
+            self._empty = False
+            self._destroy()
+            process.wait(_KILL_SLACK)
+        grouped = self._end_group()
         if process is not None:
-            if not process.wait(_EXIT_LIMIT):
-                self._empty = False
-                self._destroy()
-                process.wait(_KILL_SLACK)
-            if not self._empty:
+            if not (self._empty or grouped):
                 # A session keeps its number for as long as anybody is in it.
                 tree.kill_session(process.pid, looks=_LOOKS)
             process.close()
@@ -400,8 +408,25 @@ class SupervisedSandbox:
                 extra={"ppio_sandbox_id": self._id, "pids": [p.pid for p in left]},
             )
 
+    def _end_group(self) -> bool:
+        """End its control group, if it has one; return whether all in it are gone."""
+        group = self.group
+        if group is None:
+            return False
+        if group.was_full():
+            self._reason = "memory"
+        gone = group.end()
+        if not gone:
+            _log.error(
+                "a control group cannot be removed",
+                extra={"ppio_sandbox_id": self._id, "path": str(group.path)},
+            )
+        return gone
+
     def _destroy(self) -> None:
         """Kill all of it from here, for the supervisor does not."""
+        if self.group is not None:
+            self.group.kill()
         process = self._process
         if process is None:
             tree.sweep(partial(tree.marked, self._id), timeout=_KILL_SLACK)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.sandbox.backends.delegation import (
@@ -22,8 +22,10 @@ from ppio_agent.sandbox.backends.delegation import (
 )
 
 ALL = frozenset({"memory", "cpu", "pids", "io"})
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\n\0"), min_size=1)
-PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), max_size=4)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\n\0"), min_size=1, max_size=4
+)
+PATHS = st.lists(NAMES.filter(lambda name: name not in (".", "..")), max_size=2)
 ME = os.getpid()
 
 
@@ -37,6 +39,7 @@ def _mount(root: str, folder: str, kind: str = "cgroup2") -> str:
 # Where groups are
 
 
+@settings(max_examples=40)
 @given(PATHS, PATHS, PATHS)
 def test_a_group_is_found_below_where_those_above_it_are_seen(
     root: list[str], tail: list[str], folder: list[str]
