@@ -28,7 +28,7 @@ from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.supervisor import tree
 
 from .agent import Agent
-from .boot import Boot, Secrets, choose_cpus
+from .boot import OWN_MEMORY, Boot, Secrets, choose_cpus
 from .channel import ChannelError
 from .dial import Dial
 from .line import Line, PlatformLine, accept_first, read_boot
@@ -61,8 +61,6 @@ _HANG = 15.0
 _REAPED_AT_ONCE = 64
 # Descriptors of a supervisor; half of them are not for what callers ask for.
 _FILES = 4096
-# What a supervisor may take, above what it has at its start, on the platform's account.
-_OWN_MEMORY = 64 * 1024 * 1024
 
 
 class Supervisor:
@@ -92,14 +90,14 @@ class Supervisor:
         # Only taken from the loop: no fork of `start` may know them.
         self._secrets: Secrets | None = None
         self._pid = os.getpid()
-        self._limits = Limits(cpus=choose_cpus(boot.cpus))
+        self._limits = Limits(cpus=choose_cpus(boot.cpus) if boot.pinned else ())
         self._programs: dict[int, Program] = {}
         own = Ports(partial(tree.walk, self._pid))
         self._hosts = own.hosts if boot.confined else open_hosts
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
         self._gauge = tree.Gauge(self._pid)
-        self._own_memory = self._measure_itself() + _OWN_MEMORY
+        self._own_memory = self._measure_itself() + OWN_MEMORY
         self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._sample_timer: Timer | None = None
         self._sample_delay = _SAMPLE
