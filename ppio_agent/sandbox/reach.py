@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from ppio_agent.exceptions import AuthenticationError, NotFoundError, SandboxSta
 from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
 from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
 from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
+from ppio_agent.sandbox.supervisor.envd.signatures import is_signed
 from ppio_agent.wire.json import Json
 
 from .keys import KeyRing, same_secret
@@ -50,7 +52,7 @@ class Reach:
         self._control_socket = str(control_socket)
 
     @contextmanager
-    def admit(self, target: Target, header: _Header) -> Iterator[Admission]:
+    def admit(self, target: Target, header: _Header, asked: str) -> Iterator[Admission]:
         """Let a request go to `target`; see `Upstreams.admit`."""
         if not isinstance(target, SandboxPort):
             self._check_key(header)
@@ -59,7 +61,7 @@ class Reach:
         sandbox = self._find(target)
         _check_traffic(sandbox, target, header)
         state = sandbox.life.state
-        wakes = _may_wake(sandbox, target, header)
+        wakes = _may_wake(sandbox, target, header, asked)
         if state is State.PAUSED and not wakes and not sandbox.changing:
             raise _gone(target)
         reuse = state is State.RUNNING and not sandbox.changing
@@ -215,16 +217,23 @@ def _check_traffic(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -
         raise _refusal(403, target, message)
 
 
-def _may_wake(sandbox: LiveSandbox, target: SandboxPort, header: _Header) -> bool:
+def _may_wake(
+    sandbox: LiveSandbox, target: SandboxPort, header: _Header, asked: str
+) -> bool:
     """Whether a request that may pass may wake the sandbox, too.
 
     Envd checks its callers itself, so what it will refuse is let pass: not that.
     """
+    if not sandbox.identity.options.auto_resume:
+        return False
     token = sandbox.identity.access_token
-    if target.port == ENVD_PORT and token is not None:
-        shown = header("x-access-token") or ""
-        return sandbox.identity.options.auto_resume and same_secret(shown, token)
-    return sandbox.identity.options.auto_resume
+    if target.port != ENVD_PORT or token is None:
+        return True
+    if same_secret(header("x-access-token") or "", token):
+        return True
+    method, _, location = asked.partition(" ")
+    path, _, query = location.partition("?")
+    return is_signed(method, path, query, token=token, now=time.time())
 
 
 def _gone(target: SandboxPort) -> EdgeRefusal:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -26,6 +27,7 @@ from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.life.machine import State
 from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.reach import Reach
+from ppio_agent.sandbox.supervisor.envd.signatures import sign
 from tests.sandbox.rig import PlatformRig
 from tests.support import wait_until
 
@@ -58,10 +60,12 @@ def _refusal(ask: Callable[[], object]) -> tuple[int, dict[str, Any]]:
     return info.value.status, dict(info.value.body)
 
 
-def _admitted(reach: Reach, target: Target, **headers: str) -> Admission:
+def _admitted(
+    reach: Reach, target: Target, asked: str = "GET /", **headers: str
+) -> Admission:
     """Let a request with these headers begin and end."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    with reach.admit(target, fields.get) as admission:
+    with reach.admit(target, fields.get, asked) as admission:
         return admission
 
 
@@ -158,6 +162,28 @@ def test_only_callers_that_envd_knows_wake_a_sandbox(
         with pytest.raises(EdgeRefusal, match="502"):
             _admitted(reach, envd, **headers)
     assert _refusal(lambda: _connects(reach, envd, wait=True))[0] == 502
+
+
+def test_who_has_a_signed_url_wakes_a_sandbox(rig: PlatformRig, reach: Reach) -> None:
+    """Such a request is authorised as one with the token is; no other is."""
+    sandbox = _make(rig, auto_resume=True)
+    token = str(sandbox.identity.access_token)
+    sandbox.pause()
+    envd = SandboxPort(sandbox.id, ENVD_PORT)
+    right = sign("a b", "read", "user", token, None)
+    query = f"path=a+b&username=user&signature={quote(right, safe='')}"
+
+    assert _admitted(reach, envd, f"GET /files?{query}").wakes
+    for asked in (
+        f"POST /files?{query}",
+        f"HEAD /files?{query}",
+        f"GET /metrics?{query}",
+        f"GET /files?{query}x",
+        f"GET /files?{query}&path=%ff",
+        "GET /files?path=a+b",
+    ):
+        with pytest.raises(EdgeRefusal, match="502"):
+            _admitted(reach, envd, asked)
     assert sandbox.life.state is State.PAUSED
 
 
@@ -251,9 +277,10 @@ def test_a_sandbox_is_told_of_its_traffic(
     headers = {"ppio-traffic-access-token": token}
     target = _agent(sandbox)
 
-    with reach.admit(target, headers.get):
+    with reach.admit(target, headers.get, "GET /"):
         assert told == ["began"]
-    with pytest.raises(ValueError, match="x"), reach.admit(target, headers.get):
+    admitted = reach.admit(target, headers.get, "GET /")
+    with pytest.raises(ValueError, match="x"), admitted:
         raise ValueError("x")
     with pytest.raises(EdgeRefusal):
         _admitted(reach, target)

@@ -132,7 +132,9 @@ class ClientConnection:
     async def _forward(self, request: h11.Request) -> None:
         target = self._route(request)
         header = functools.partial(header_of, request)
-        with self._setting.upstreams.admit(target, header) as admission:
+        asked = b"%s %s" % (request.method, request.target)
+        admit = self._setting.upstreams.admit
+        with admit(target, header, asked.decode("latin-1")) as admission:
             body = self._peer.take_body()
             if isinstance(target, ControlPlane):
                 body = await self._await_small(request, body)

@@ -76,7 +76,7 @@ class Upstreams(Protocol):
     """The control plane and the sandboxes, as the edge reaches them."""
 
     def admit(
-        self, target: Target, header: Callable[[str], str | None]
+        self, target: Target, header: Callable[[str], str | None], asked: str
     ) -> AbstractContextManager[Admission]:
         """Let a request go to `target`, as things are now.
 
@@ -87,6 +87,7 @@ class Upstreams(Protocol):
         Args:
             target: Where to.
             header: Gives the request's header of a name in lower case, or None.
+            asked: Its method and its target, as in `GET /files?path=x`.
 
         Raises:
             EdgeRefusal: On entering: the target does not exist, takes no requests, or

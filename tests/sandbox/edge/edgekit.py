@@ -86,6 +86,7 @@ class Scripted:
         self.wakes = False
         self.woken = 0
         self.headers: list[Callable[[str], str | None]] = []
+        self.asked: list[str] = []
         self.under_way: Counter[Target] = Counter()
         self.dials: list[Target] = []
         self.ready = threading.Event()
@@ -100,12 +101,13 @@ class Scripted:
 
     @contextmanager
     def admit(
-        self, target: Target, header: Callable[[str], str | None]
+        self, target: Target, header: Callable[[str], str | None], asked: str
     ) -> Iterator[Admission]:
         """Refuse what the test refuses; count the others while they are under way."""
         if target in self.refusals:
             raise self.refusals[target]
         self.headers.append(header)
+        self.asked.append(asked)
         self.under_way[target] += 1
         try:
             yield Admission(reuse=self.reuse, wakes=self.wakes)

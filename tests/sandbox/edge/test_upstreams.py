@@ -120,7 +120,7 @@ def test_a_stopping_edge_ends_what_is_under_way(upstreams: Scripted) -> None:
     assert upstreams.under_way == {AGENT: 0}
 
 
-def test_an_admission_sees_the_headers_and_says_who_may_wake(
+def test_an_admission_sees_the_head_and_says_who_may_wake(
     edge: Edge, upstreams: Scripted
 ) -> None:
     upstreams.serve(AGENT, replying(answer()))
@@ -130,4 +130,5 @@ def test_an_admission_sees_the_headers_and_says_who_may_wake(
     (header,) = upstreams.headers
     assert (header("x-token"), header("x-other")) == ("t", None)
     assert header("host") == f"8080-{ID}.sandbox.test"
+    assert upstreams.asked == ["GET /"]
     assert upstreams.woken == 1

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 from ppio_agent.sandbox.supervisor.boot import Boot
 from ppio_agent.sandbox.supervisor.loop import Loop
@@ -26,7 +25,7 @@ from .http import Connection, Request
 from .process_service import ProcessService
 from .roots import Roots
 from .rpc import Message, RpcError, as_rpc_error, parse_message
-from .signatures import Operation, check_signature
+from .signatures import Operation, check_signature, parse_query
 from .slices import run_in_slices
 
 __all__ = ["Envd"]
@@ -93,16 +92,11 @@ class Envd:
             connection.reply(204)
             return
         try:
-            pairs = parse_qsl(
-                request.query,
-                keep_blank_values=True,
-                errors="strict",
-                max_num_fields=64,
-            )
+            query = parse_query(request.query)
         except ValueError:
-            _fail(connection, RpcError("invalid_argument", "the query is not UTF-8"))
+            what = "the query is not UTF-8, or too long"
+            _fail(connection, RpcError("invalid_argument", what))
             return
-        query = dict(pairs)
         refusal = self._refusal(request, query)
         if refusal is not None:
             # The one error whose code is a number: clients in the field read it so.

@@ -11,10 +11,49 @@ import hmac
 import re
 from collections.abc import Mapping
 from typing import Literal
+from urllib.parse import parse_qsl
 
-__all__ = ["Operation", "check_signature", "sign"]
+__all__ = ["Operation", "check_signature", "is_signed", "parse_query", "sign"]
 
 Operation = Literal["read", "write"]
+
+_OPERATIONS: dict[str, Operation] = {"GET": "read", "POST": "write"}
+_MAX_PARAMETERS = 64
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """Return the parameters of a URL, of a repeated one the last.
+
+    Raises:
+        ValueError: They are not UTF-8, or too many.
+    """
+    found = parse_qsl(
+        query,
+        keep_blank_values=True,
+        errors="strict",
+        max_num_fields=_MAX_PARAMETERS,
+    )
+    return dict(found)
+
+
+def is_signed(method: str, path: str, query: str, *, token: str, now: float) -> bool:
+    """Whether a request needs no token, for its URL has a signature that holds.
+
+    Args:
+        method: As sent.
+        path: Of the URL.
+        query: Of the URL.
+        token: The access token of the sandbox.
+        now: Unix time.
+    """
+    operation = _OPERATIONS.get(method)
+    if path != "/files" or operation is None:
+        return False
+    try:
+        refusal = check_signature(parse_query(query), operation, token, now=now)
+    except ValueError:
+        return False
+    return refusal is None
 
 
 def sign(
