@@ -17,8 +17,9 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
@@ -34,6 +35,7 @@ __all__ = ["Helper", "Uplink", "connect", "find_helpers", "resolver"]
 _NAMESERVER = "10.0.2.3"
 _NS_GET_USERNS = 0xB701
 _LIMIT = 5.0
+_END_TOGETHER = 1.0
 _LOOK_EVERY = 0.002
 _ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -116,11 +118,17 @@ class Uplink:
         return bool(poll.poll(0))
 
     def lost_before(self, sock: socket.socket) -> bool:
-        """Wait until a socket can be read; return whether `lost` comes first."""
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        poll.register(self._pidfd, select.POLLIN)
-        return sock.fileno() not in dict(poll.poll())
+        """Wait until a socket can be read; return whether `lost` comes first.
+
+        By a second: the helper ends with its sandbox, too, and then the socket's end
+        is just behind.
+        """
+        message, either = select.poll(), select.poll()
+        message.register(sock, select.POLLIN)
+        either.register(sock, select.POLLIN)
+        either.register(self._pidfd, select.POLLIN)
+        either.poll()
+        return not message.poll(_END_TOGETHER * 1000)
 
     def close(self) -> None:
         """End the helper and its shells, whatever holds their pipe open. Idempotent."""
@@ -187,8 +195,11 @@ def connect(
         OSError: The process has ended.
         SandboxStartError: None of them can; with what they said.
 
-    Blocking: 5 s at most for each helper.
+    Blocking: 5 s at most for its loopback, and for each helper.
     """
+    # A helper sets the loopback up, too, and bwrap ends if that is done before it.
+    if not _wait_until(partial(_has_loopback, pid)):
+        raise SandboxStartError(f"sandbox {sandbox_id} has got no loopback")
     for helper in helpers:
         uplink = _start(helper, pid, sandbox_id, alive, log)
         if uplink is not None:
@@ -220,7 +231,7 @@ def _start(
             )
     uplink = Uplink(watcher)
     try:
-        if _wait_for_route(watcher, pid):
+        if _wait_until(lambda: uplink.lost or _has_route(pid)) and not uplink.lost:
             watcher.send_signal(signal.SIGUSR1)
             return uplink
     except BaseException:
@@ -230,13 +241,23 @@ def _start(
     return None
 
 
-def _wait_for_route(watcher: subprocess.Popen[bytes], pid: int) -> bool:
+def _wait_until(done: Callable[[], bool]) -> bool:
+    """Look until something is so; False if it is not in time."""
     deadline, never = Deadline.after(_LIMIT), threading.Event()
-    while watcher.poll() is None and not deadline.expired:
-        if _has_route(pid):
-            return True
+    while not done():
+        if deadline.expired:
+            return False
         never.wait(_LOOK_EVERY)
-    return False
+    return True
+
+
+def _has_loopback(pid: int) -> bool:
+    """Whether the loopback of a process has been set up.
+
+    Raises:
+        OSError: The process has ended.
+    """
+    return "127.0.0.1" in Path(f"/proc/{pid}/net/fib_trie").read_text(encoding="ascii")
 
 
 def _has_route(pid: int) -> bool:

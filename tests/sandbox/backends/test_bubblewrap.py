@@ -154,6 +154,50 @@ def test_a_helper_that_fails_is_said_with_what_it_says(fort: Fort) -> None:
     assert list(fort.sockets.iterdir()) == []
 
 
+# What is given to bwrap before its arguments: it is to wait until somebody has said who
+# its users are, which here comes late.
+_HELD = """\
+#!{python}
+import json, os, sys, threading
+info = int(sys.argv[sys.argv.index("--info-fd") + 1])
+held, go_on = os.pipe()
+os.set_inheritable(held, True)
+if os.fork() == 0:
+    os.close(held)
+    text = b""
+    while not text.endswith(b"}}\\n"):
+        text = os.pread(info, 4096, 0)
+    threading.Event().wait(0.3)
+    for name, own in (("uid", os.getuid()), ("gid", os.getgid())):
+        folder = "/proc/" + str(json.loads(text)["child-pid"])
+        if name == "gid":
+            open(folder + "/setgroups", "w").write("deny")
+        open(folder + "/" + name + "_map", "w").write(f"1000 {{own}} 1")
+    os.write(go_on, b".")
+    os._exit(0)
+os.close(go_on)
+os.execv({bwrap!r}, [{bwrap!r}, "--userns-block-fd", str(held), *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("helper", ["pasta", "slirp4netns"])
+def test_a_helper_that_is_quicker_than_bwrap_waits_for_it(
+    tmp_path: Path, helper: str
+) -> None:
+    """Both set the loopback up, and bwrap ends if it is not the first."""
+    needs_program(helper)
+    fort = Fort(tmp_path, helper=helper)
+    late = tmp_path / "bwrap"
+    late.write_text(_HELD.format(python=sys.executable, bwrap=fort.bwrap.path))
+    late.chmod(0o755)
+    bwrap = attrs.evolve(fort.bwrap, path=str(late), no_namespaces=False)
+    fort.backend = BubblewrapBackend(bwrap, fort.place)
+    try:
+        assert fort.start(allow_internet=True).running.usage().processes == 0
+    finally:
+        fort.close()
+
+
 # Blank sandboxes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conne
     hurried = uplink._WATCHED.replace("0 1 2 4 0", "0 0 0")
     assert hurried != uplink._WATCHED
     monkeypatch.setattr(uplink, "_WATCHED", hurried)
+    monkeypatch.setattr(uplink, "_END_TOGETHER", 0.1)
     monkeypatch.setattr(uplink, "_has_route", lambda _: (tmp_path / "pids").exists())
     made = Connected(tmp_path)
     yield made
@@ -163,6 +165,20 @@ def test_a_helper_ends_with_its_sandbox(connected: Connected) -> None:
 
     wait_until(lambda: _is_gone(helper) and connected.uplink.lost)
     assert connected.wait_helper(1) == helper
+
+
+def test_a_sandbox_that_has_ended_has_not_lost_its_helper(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both end then, and the helper may be the first."""
+    monkeypatch.setattr(uplink, "_END_TOGETHER", 30.0)
+    ours, theirs = socket.socketpair()
+    with ours:
+        connected.end()
+        wait_until(lambda: connected.uplink.lost)
+        threading.Timer(0.1, theirs.close).start()
+
+        assert not connected.uplink.lost_before(ours)
 
 
 def test_closing_ends_a_helper_whoever_holds_its_pipe(connected: Connected) -> None:
