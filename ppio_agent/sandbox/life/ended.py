@@ -156,6 +156,17 @@ class EndedLogs:
         self._dead.append(sandbox_id)
         self.prune()
 
+    def remove_strays(self) -> None:
+        """Remove logs that no row is of, as after a store was made anew.
+
+        Only before anything is buried by others.
+        """
+        rows = {document.id for document in self._store.scan(SANDBOX_ROW)}
+        known = rows.union(self._kept())
+        for found in self._folder.iterdir():
+            if found.is_dir() and found.name not in known:
+                remove_tree(found)
+
     def dead(self) -> frozenset[str]:
         """Return the sandboxes that are known to have ended: the latest thousands."""
         return frozenset((*self._dead, *self._kept()))

@@ -7,7 +7,7 @@ goes on as if nothing had happened; the rest is ended, and only its logs stay.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,7 @@ class Recovery:
         ended: What is known of those that ended.
         roster: Gets those that go on.
         around: What they need of this platform.
+        tidy: Called after each later look, on its thread.
 
     Thread safety: thread-safe.
     """
@@ -54,12 +55,14 @@ class Recovery:
         ended: EndedLogs,
         roster: Roster,
         around: Surroundings,
+        tidy: Callable[[], object],
     ) -> None:
         self._store = store
         self._folder = folder
         self._ended = ended
         self._roster = roster
         self._around = around
+        self._tidy = tidy
 
     def run(self) -> None:
         """Take up and end what there is, then look again from time to time.
@@ -77,13 +80,28 @@ class Recovery:
             row.supervisor for id_, row in rows.items() if row and id_ in ids
         )
         kill_marked(self._ended.dead() | ids, [s for s in supervisors if s is not None])
-        for document in lost:
-            self._bury(document)
-        for leftover in self._folder.iterdir():
-            if leftover.name not in taken:
-                remove_tree(leftover)
-        self._ended.prune()
+        self._bury_rest()
+        self._ended.remove_strays()
         self._sweep_later()
+
+    def _bury_rest(self) -> None:
+        """Bury whom nobody did, and remove folders that nobody has.
+
+        After a crash these are all that were not taken up; later those whose burial
+        failed, as on a full disk.
+        """
+        # Looked at before the roster is: it has whom it is for from before the first
+        # of these is made until after the last has gone.
+        documents = self._store.scan(SANDBOX_ROW)
+        folders = list(self._folder.iterdir())
+        live = {sandbox.id for sandbox in self._roster.everyone()}
+        for document in documents:
+            if document.id not in live:
+                self._bury(document)
+        for folder in folders:
+            if folder.name not in live:
+                remove_tree(folder)
+        self._ended.prune()
 
     def _restored(self, sandbox_id: str, row: SandboxRow) -> LiveSandbox | None:
         """Return the sandbox that a row is of; None: nobody can be waiting for it."""
@@ -144,6 +162,10 @@ class Recovery:
     def _sweep(self) -> None:
         try:
             kill_marked(self._ended.dead())
+            self._bury_rest()
+            self._tidy()
+        except OSError as error:
+            _log.warning("what is left is looked at again later: %s", error)
         finally:
             self._sweep_later()
 

@@ -124,6 +124,7 @@ class Sandboxes:
             ended=self.ended,
             roster=self._roster,
             around=self._around,
+            tidy=self._templates.tidy,
         ).run()
 
     def create(self, options: CreateOptions, *, tenant: str) -> LiveSandbox:

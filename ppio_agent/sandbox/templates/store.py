@@ -137,12 +137,12 @@ class Templates:
             digests.update(build.compiled.values())
         return digests
 
-    def _collect_now_and_then(self) -> None:
-        """Remove blobs of builds that were dropped, if that was long ago.
+    def tidy(self) -> None:
+        """Remove what no build needs any more; to be called from time to time.
 
-        A deploy under way refers to nothing yet; what it has added is too new. A
-        sandbox may just be made from a build that was dropped: what the last look has
-        found referred to is left to the next.
+        It looks once an hour. A deploy under way refers to nothing yet; what it has
+        added is too new. A sandbox may just be made from a build that was dropped: what
+        the last look has found referred to is left to the next.
         """
         with self._writing:
             now = self._clock()
@@ -151,6 +151,8 @@ class Templates:
             self._collected_at = now
             before, self._referred = self._referred, self._digests()
             kept = before | self._referred
+            self._retire_environments()
+        self._environments.clear_away()
         self._blobs.keep_only(kept, unused_for=_COLLECT_EVERY.total_seconds())
 
     def _retire_environments(self) -> None:
@@ -255,7 +257,6 @@ class Templates:
         with self._builder.keep(source, tenant=tenant, install=install) as content:
             done = self._add(tenant, content)
         self._environments.clear_away()
-        self._collect_now_and_then()
         return done
 
     def _add(self, tenant: str, content: Content) -> tuple[TemplateRecord, bool]:

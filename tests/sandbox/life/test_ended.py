@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ppio_agent._util.clock import utc_now
-from ppio_agent.sandbox.life.ended import EndedLogs, remove_tree
+from ppio_agent.sandbox.life.ended import SANDBOX_ROW, EndedLogs, remove_tree
 from ppio_agent.storage import Put, open_store
 
 _NOBODY = 65534
@@ -221,3 +221,16 @@ def test_only_log_files_are_kept(ended: EndedLogs, tmp_path: Path) -> None:
     folder = ended.find("r", "red")
     assert folder is not None
     assert [entry.name for entry in folder.iterdir()] == ["agent.log"]
+
+
+def test_logs_that_no_row_is_of_are_removed(ended: EndedLogs, tmp_path: Path) -> None:
+    """As those of a store that was damaged and made anew; nobody else may see them."""
+    _end(ended, tmp_path, "one")
+    for name in ("stray", "unburied"):
+        (tmp_path / "logs" / name).mkdir()
+    (tmp_path / "logs" / "platform.log").touch()
+    ended._store.write(Put(SANDBOX_ROW, "unburied", {}))
+    ended.remove_strays()
+
+    found = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert found == {"one", "unburied", "platform.log"}

@@ -391,3 +391,35 @@ def test_every_half_minute_the_ended_are_swept(tmp_path: Path) -> None:
                 process.communicate()
     finally:
         rig.close()
+
+
+def test_what_could_not_be_buried_is_in_the_next_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a full disk: its row, its folder, and its log."""
+    clock = FakeClock()
+    rig = PlatformRig(tmp_path, monotonic=clock)
+    other = rig.sandboxes.create(ECHO, tenant="red")
+    sandbox = rig.sandboxes.create(ECHO, tenant="red")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "no space left")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(EndedLogs, "bury", full)
+            with pytest.raises(OSError, match="no space left"):
+                rig.sandboxes.kill(sandbox.id)
+        assert {row.id for row in rig.store.scan(SANDBOX_ROW)} == {
+            sandbox.id,
+            other.id,
+        }
+        (tmp_path / "sandboxes" / "half-deleted").mkdir()
+        clock.now += 31
+        rig.settle()
+
+        assert [row.id for row in rig.store.scan(SANDBOX_ROW)] == [other.id]
+        assert [path.name for path in (tmp_path / "sandboxes").iterdir()] == [other.id]
+        assert rig.sandboxes.ended.find(sandbox.id, "red") is not None
+    finally:
+        rig.close()

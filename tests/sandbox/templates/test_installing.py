@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import SandboxPlatformError, TemplateManifestError
 from ppio_agent.sandbox.templates.blobs import BlobStore
 from ppio_agent.sandbox.templates.environments import Environments
@@ -27,6 +29,7 @@ class Rig:
         self.folder = folder
         self.used: dict[str, Build] = {}
         self.made: list[bytes] = []
+        self.later = timedelta()
 
         def run(_: Environments, folder: Path, command: list[str]) -> None:
             if "install" in command:
@@ -49,6 +52,7 @@ class Rig:
             host=Host(memory_mb=4096, cpus=2.0),
             id_factory=lambda: f"{next(numbers):020d}",
             in_use=lambda: self.used,
+            clock=lambda: utc_now() + self.later,
         )
 
     def build(self, name: str = "bot") -> Build:
@@ -140,7 +144,8 @@ def test_the_environment_goes_with_the_last_that_needs_it(
     assert rig.left() == [build.environment]
 
     rig.used = {}
-    rig.templates.collect()
+    rig.later = timedelta(hours=1, seconds=1)
+    rig.templates.tidy()
     assert rig.left() == []
 
 

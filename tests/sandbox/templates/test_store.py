@@ -210,6 +210,7 @@ def test_files_of_dropped_builds_go_while_the_platform_runs(
     assert rig.blobs() > before
     rig.later = timedelta(hours=1, seconds=1)
     record, _ = rig.templates.deploy(agent("x = 8\n"))
+    rig.templates.tidy()
 
     # Five builds of one file each, what they share, and their compiled forms.
     assert rig.blobs() < before
@@ -218,8 +219,27 @@ def test_files_of_dropped_builds_go_while_the_platform_runs(
         rig.templates.fill(choice, rig.folder / build.id)
     (rig.folder / "blobs" / "new-x").write_bytes(b"being written")
     rig.later = timedelta(hours=3)
-    rig.templates.deploy(agent("x = 9\n"))
+    rig.templates.tidy()
     assert (rig.folder / "blobs" / "new-x").exists()
+
+
+def test_files_of_deploys_that_failed_go_without_another(
+    rig: Rig, agent: Callable[..., FolderSource]
+) -> None:
+    """They were kept before it failed, and no build ever refers to them."""
+    rig.templates.deploy(agent())
+    kept = rig.blobs()
+    source = agent("x = 2\n")
+    manifest = source.folder / ".ppio-agent.yaml"
+    named = f"  sandbox:\n    template_id: {'a' * 20}\n"
+    manifest.write_text(manifest.read_text() + named)
+    with pytest.raises(ConflictError):
+        rig.templates.deploy(FolderSource.of(source.folder))
+    assert rig.blobs() > kept
+    _age(rig)
+    rig.later = timedelta(hours=1, seconds=1)
+    rig.templates.tidy()
+    assert rig.blobs() == kept
 
 
 def _age(rig: Rig) -> None:
@@ -239,13 +259,13 @@ def test_a_sandbox_is_made_from_a_build_that_is_just_dropped(
     _age(rig)
     rig.later = timedelta(hours=2)
     rig.templates.delete("bot")
-    rig.templates.deploy(agent("x = 2\n"))
+    rig.templates.tidy()
 
     rig.templates.fill(build, rig.folder / "made")
     assert (rig.folder / "made" / "app.py").read_text() == "x = 1\n"
     _age(rig)
     rig.later = timedelta(hours=4)
-    rig.templates.deploy(agent("x = 3\n"))
+    rig.templates.tidy()
     with pytest.raises(FileNotFoundError):
         rig.templates.fill(build, rig.folder / "again")
 
