@@ -205,10 +205,13 @@ class Sandbox:
         sock = self.running.dial(ENVD_PORT, 5.0)
         return StartStream(sock, message, headers or {})
 
-    def follow(self, pid: int) -> StartStream:
+    def follow(
+        self, pid: int, *, headers: Mapping[str, str] | None = None
+    ) -> StartStream:
         """Connect to a program through envd."""
         sock = self.running.dial(ENVD_PORT, 5.0)
-        return StartStream(sock, {"process": {"pid": pid}}, {}, call="Connect")
+        message = {"process": {"pid": pid}}
+        return StartStream(sock, message, headers or {}, call="Connect")
 
     def rpc(self, call: str, **message: Any) -> tuple[int, dict[str, Any]]:
         """Make one unary call to envd, as in `process.Process/List`."""

@@ -318,6 +318,7 @@ class Supervisor:
                 adopt=self._adopt,
                 budget=budget,
                 enforce_deadline=boot.command_deadline == "enforce",
+                note=self._log.note,
             )
             envd = Envd(
                 self._loop,

@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ppio_agent.sandbox.supervisor.loop import Loop, Timer
@@ -34,18 +35,26 @@ class EventStream:
         connection: The caller, who is to be answered.
         program: What is told of.
         headers: Of the request.
+        limit: Seconds after which the stream ends with an error; None is never.
 
     Thread safety: one thread at a time.
     """
 
     def __init__(
-        self, loop: Loop, connection: Connection, program: Program, headers: Headers
+        self,
+        loop: Loop,
+        connection: Connection,
+        program: Program,
+        headers: Headers,
+        *,
+        limit: float | None = None,
     ) -> None:
         self._loop = loop
         self._connection = connection
         self._program = program
         self._keepalive = _interval(headers.get("keepalive-ping-interval", ""))
-        self._timer: Timer | None = None
+        self._limit = limit
+        self._timers: dict[str, Timer] = {}
         self._last_sent = 0.0
         self._over = False
 
@@ -57,6 +66,7 @@ class EventStream:
         if not self._over:  # else the caller has left meanwhile
             self._program.attach(self)
             self._keep_alive()
+            self._end_in_time()
 
     def output(self, stream: str, data: bytes) -> None:
         """Pass output on, in frames of bounded size."""
@@ -90,7 +100,14 @@ class EventStream:
             self._send({"keepalive": {}})
             left = self._keepalive
         if not self._over:
-            self._timer = self._loop.call_later(left, self._keep_alive)
+            later = self._loop.call_later(left, self._keep_alive)
+            self._timers["keepalive"] = later
+
+    def _end_in_time(self) -> None:
+        if self._limit is not None:
+            message = f"the time limit of {self._limit:g} s is over"
+            fail = partial(self.fail, "deadline_exceeded", message)
+            self._timers["limit"] = self._loop.call_later(self._limit, fail)
 
     def _finish(self, last: bytes) -> None:
         self._stop()
@@ -100,8 +117,8 @@ class EventStream:
     def _stop(self) -> None:
         self._over = True
         self._program.detach(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
 
 
 def fail_stream(connection: Connection, error: RpcError) -> None:

@@ -55,7 +55,9 @@ class ProcessService:
         spawn: Starts a command; told whether its input stays open.
         adopt: Makes the program of a started child.
         budget: What programs are still to read counts there.
-        enforce_deadline: Whether a program is killed at the time limit of its caller.
+        note: Takes lines for the log of the sandbox.
+        enforce_deadline: Whether a program is killed at the time limit of its caller;
+            else it is a note.
 
     Thread safety: one thread at a time.
     """
@@ -70,6 +72,7 @@ class ProcessService:
         spawn: Callable[[Command, bool], Child],
         adopt: Callable[[Child], Program],
         budget: Budget,
+        note: Callable[[str], object],
         enforce_deadline: bool = False,
     ) -> None:
         self._loop = loop
@@ -80,6 +83,7 @@ class ProcessService:
         self._adopt = adopt
         self._budget = budget
         self._enforce_deadline = enforce_deadline
+        self._note = note
         self._started: dict[int, _Process] = {}
 
     # Streams
@@ -93,19 +97,32 @@ class ProcessService:
         except RpcError as exc:
             fail_stream(connection, exc)
             return
-        stream = EventStream(self._loop, connection, program, request.headers)
-        stream.begin()
-        if limit is not None and self._enforce_deadline:
-            self._limit(limit, program, stream)
+        if limit is not None:
+            self._limit(limit, program)
+        self._follow(program, request, limit, connection)
 
     def connect(self, request: Request, body: bytes, connection: Connection) -> None:
         """Answer `Connect`: a stream of what the program does from now on."""
         try:
             program = self._find(parse_message(only_frame(body))).program
+            limit = _time_limit(request.headers.get("connect-timeout-ms"))
         except RpcError as exc:
             fail_stream(connection, exc)
             return
-        EventStream(self._loop, connection, program, request.headers).begin()
+        self._follow(program, request, limit, connection)
+
+    def _follow(
+        self,
+        program: Program,
+        request: Request,
+        limit: float | None,
+        connection: Connection,
+    ) -> None:
+        limit = limit if self._enforce_deadline else None
+        stream = EventStream(
+            self._loop, connection, program, request.headers, limit=limit
+        )
+        stream.begin()
 
     # Calls
 
@@ -182,12 +199,18 @@ class ProcessService:
         program.attach(_AtEnd(lambda: self._started.pop(program.pid, None)))
         return program
 
-    def _limit(self, seconds: float, program: Program, stream: EventStream) -> None:
-        """Kill a program in time, whether or not its caller is still there."""
+    def _limit(self, seconds: float, program: Program) -> None:
+        """End a program in time, or say that it should have; its caller may be gone."""
 
         def expire() -> None:
-            _signal_group(program, signal.SIGKILL)
-            stream.fail("deadline_exceeded", f"the command ran for {seconds:g} s")
+            if self._enforce_deadline:
+                _signal_group(program, signal.SIGKILL)
+                return
+            # Not what it is: its arguments may hold secrets.
+            self._note(
+                f"process {program.pid} is past the {seconds:g} s its caller gave it:"
+                " the cloud would kill it now, as command_deadline=enforce does"
+            )
 
         program.attach(_AtEnd(self._loop.call_later(seconds, expire).cancel))
 
@@ -199,7 +222,7 @@ class ProcessService:
         try:
             folder = self._roots.locate(cwd or "").host
         except RpcError:
-            folder = cwd or ""
+            folder = os.path.join(self._roots.locate("").host, cwd or "")
         if not os.path.isdir(folder):
             raise RpcError("invalid_argument", f"cwd {cwd!r} does not exist")
         return folder

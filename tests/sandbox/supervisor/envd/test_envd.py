@@ -206,6 +206,9 @@ def test_a_program_starts_in_its_folder(lab: Lab) -> None:
     assert str(root / "home" / "below") == where(cwd="below")
     assert str(root / "home" / "below") == where(cwd="/home/user/below")
     assert str(root / "app") == where(cwd="/app")
+    # A program may go wherever the user may.
+    assert str(root.parent) == where(cwd="../..")
+    assert where(cwd="/") == "/"
     stream = sandbox.start("pwd", cwd="missing")
     assert list(stream) == []
     assert stream.error is not None
@@ -503,8 +506,11 @@ def test_a_request_of_another_content_type_is_refused(lab: Lab) -> None:
         (encode_frame(b"{}") * 2, "invalid_argument"),
         (encode_frame(b"{"), "invalid_argument"),
         (b"\x01\x00\x00\x00\x01x", "unimplemented"),
+        (b"\x03\x00\x00\x00\x01x", "unimplemented"),
+        (encode_frame(b'{"process":{"cmd":"true"}}', end=True), "invalid_argument"),
+        (b"\x04" + encode_frame(b"{}")[1:], "invalid_argument"),
     ],
-    ids=["empty", "cut", "two", "no JSON", "compressed"],
+    ids=["empty", "cut", "two", "no JSON", "compressed", "and last", "last", "unknown"],
 )
 def test_a_body_that_is_no_message_is_an_error_of_the_stream(
     lab: Lab, body: bytes, code: str

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import threading
 
 import pytest
 
 from tests.sandbox.sandboxkit import Lab, Sandbox, StartStream
-from tests.support import SLOW, wait_until
+from tests.support import wait_until
 
 PROCESS = "process.Process"
 
@@ -217,13 +216,34 @@ def test_a_time_limit_kills_where_it_is_enforced(lab: Lab) -> None:
     assert sandbox.sh("echo in time", headers=limit).output() == "in time\n"
 
 
+def test_a_time_limit_of_who_connects_ends_but_the_stream(lab: Lab) -> None:
+    """Where it is enforced; the program is not that caller's."""
+    sandbox = lab.start(command_deadline="enforce")
+    first = sandbox.start("sleep", "60")
+    pid = pid_of(first)
+    second = sandbox.follow(pid, headers={"Connect-Timeout-Ms": "50"})
+
+    assert second.rest()["end"] is None
+    assert second.error is not None
+    assert second.error["code"] == "deadline_exceeded"
+    assert [each["pid"] for each in listed(sandbox)] == [pid]
+    first.close()
+
+
 def test_a_time_limit_is_but_a_note_otherwise(lab: Lab) -> None:
     """SDKs send one for servers, too; what is no number is refused all the same."""
     sandbox = lab.start()
-    stream = sandbox.start("sleep", "60", headers={"Connect-Timeout-Ms": "50"})
+    limit = {"Connect-Timeout-Ms": "50"}
+    stream = sandbox.start("sleep", "60", headers=limit)
     pid = pid_of(stream)
-    threading.Event().wait(0.2 * SLOW)
-    assert os.path.exists(f"/proc/{pid}")
+    follower = sandbox.follow(pid, headers=limit)
+    log = sandbox.spec.root / "logs" / "agent.log"
+    wait_until(log.exists)
+    wait_until(lambda: f"process {pid} is past the 0.05 s" in log.read_text())
+
+    assert [each["pid"] for each in listed(sandbox)] == [pid]
+    assert follower.event() == {"start": {"pid": pid}}
+    follower.close()
     stream.close()
     refused = sandbox.start("true", headers={"Connect-Timeout-Ms": "soon"})
 
