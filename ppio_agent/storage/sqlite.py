@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS document (
 )
 """
 _BUSY_SECONDS = 5.0
+_LARGEST_LOG = 4 << 20
 _LOOK_EVERY = 0.01
 
 
@@ -116,7 +117,9 @@ class SqliteDocumentStore:
         with self._lock:
             try:
                 yield
-            except sqlite3.OperationalError as error:
+            except sqlite3.ProgrammingError:
+                raise  # closed: no fault of the disk
+            except sqlite3.DatabaseError as error:
                 raise failure_of(self._path, error) from error
 
     def close(self) -> None:
@@ -172,6 +175,8 @@ def opened(
         db.execute(f"PRAGMA page_size = {page_size:d}")
         _use_wal(db, busy)
         db.execute("PRAGMA synchronous = NORMAL")
+        # The log stays as large as one great transaction has made it otherwise.
+        db.execute(f"PRAGMA journal_size_limit = {_LARGEST_LOG:d}")
         yield db
     except sqlite3.Error as error:
         db.close()
@@ -220,7 +225,10 @@ def failure_of(path: Path, error: Exception) -> OSError:
     is_full = "disk I/O" in str(error) and not os.statvfs(path.parent).f_bavail
     if is_full or "is full" in str(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    return OSError(errno.EIO, str(error), str(path))
+    said = str(error)
+    if not isinstance(error, sqlite3.OperationalError):
+        said = f"it is damaged ({error}): stop what uses it, and move it away"
+    return OSError(errno.EIO, said, str(path))
 
 
 def _unusable(path: Path, error: Exception) -> ConfigurationError | OSError:

@@ -97,6 +97,31 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
     assert path.read_bytes() == damaged
 
 
+def test_a_file_that_is_damaged_later_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """With what to do about it: others go on with what they do not need it for."""
+    path = tmp_path / "x.db"
+    with closing(SqliteDocumentStore(path)) as store:
+        store.write(*(Put("a", str(n), {"v": "x" * 1000}) for n in range(100)))
+        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        store._db.execute("PRAGMA shrink_memory")
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"x" * (path.stat().st_size - 4096))
+        with pytest.raises(OSError, match="stop what uses it, and move it") as caught:
+            store.scan("a")
+    assert caught.value.filename == str(path)
+
+
+def test_the_log_does_not_stay_as_large_as_one_write(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with closing(SqliteDocumentStore(path)) as store:
+        store.write(Put("a", "1", {"v": "x" * (12 << 20)}))
+        assert (tmp_path / "x.db-wal").stat().st_size > 12 << 20
+        for _ in range(2):  # the one after which it is begun anew, and that one
+            store.write(Put("a", "1", {"v": "y"}))
+        assert (tmp_path / "x.db-wal").stat().st_size <= 4 << 20
+
+
 def test_a_second_process_sees_a_write_that_was_not_closed(tmp_path: Path) -> None:
     """A write lasts when it returns; a crash that follows loses nothing."""
     writer = SqliteDocumentStore(tmp_path / "x.db")
