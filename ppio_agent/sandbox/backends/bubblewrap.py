@@ -208,14 +208,18 @@ class BubblewrapBackend:
         spare_id = new_id()[:20]
         root = self._place.blank / spare_id
         line = LineAddress(path=str(self._place.sockets / spare_id), secret="")
-        sock, process = self._bwrap.make(
-            spare_id,
-            root,
-            line,
-            internet=self._connected,
-            warm=True,
-            on_begun=self._note_making,
-        )
+        try:
+            sock, process = self._bwrap.make(
+                spare_id,
+                root,
+                line,
+                internet=self._connected,
+                warm=True,
+                on_begun=self._note_making,
+            )
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
         self._making = None
         return _Spare(id=spare_id, root=root, line=line, sock=sock, process=process)
 

@@ -138,6 +138,23 @@ def test_a_bwrap_that_fails_is_said_with_what_it_says(fort: Fort) -> None:
     assert list(fort.sockets.iterdir()) == []
 
 
+def test_nothing_is_left_of_a_blank_sandbox_that_cannot_be_made(fort: Fort) -> None:
+    """It is tried again, and again, for as long as the platform runs."""
+    begun = fort.folder / "begun"
+    script = fort.folder / "bwrap"
+    script.write_text(f"#!/bin/sh\ntouch {begun}\nexit 1\n")
+    script.chmod(0o755)
+    bwrap = attrs.evolve(fort.bwrap, path=str(script))
+    backend = BubblewrapBackend(bwrap, fort.place, warm=1)
+    try:
+        backend.begin()
+        wait_until(begun.exists)
+        wait_until(lambda: not any(fort.place.blank.iterdir()))
+        assert list(fort.sockets.iterdir()) == []
+    finally:
+        backend.close()
+
+
 def test_a_helper_that_fails_is_said_with_what_it_says(fort: Fort) -> None:
     """And what can be done instead; nothing is left."""
     script = fort.folder / "pasta"
