@@ -84,12 +84,6 @@ class ClientConnection:
                 self._peer.http.start_next_cycle()
             await self._peer.linger()
 
-    async def refuse(self, refusal: EdgeRefusal) -> None:
-        """Answer without reading a request, and close."""
-        with contextlib.suppress(PeerError):
-            await self._answer(refusal, None)
-            await self._peer.linger()
-
     async def _serve_request(self) -> bool:
         """Serve the next request; whether another may follow."""
         request = None
@@ -155,7 +149,8 @@ class ClientConnection:
     ) -> None:
         again = repeatable(request, body)
         dialer = self._setting.dialer
-        with self._setting.crowd.busy() as leave, self._peer.at_end(leave):
+        busy = self._setting.crowd.busy(sandboxed=isinstance(target, SandboxPort))
+        with busy as leave, self._peer.at_end(leave):
             kept = dialer.kept(target, repeatable=again) if admission.reuse else None
             if kept is not None:
                 try:
@@ -222,7 +217,6 @@ async def serve_secure(
     setting: Setting,
     *,
     tls: ssl.SSLContext,
-    refusal: EdgeRefusal | None = None,
 ) -> None:
     """Agree with a client on TLS, then serve it.
 
@@ -231,7 +225,6 @@ async def serve_secure(
         address: Where the client is.
         setting: Shared with all others.
         tls: Makes `SecureSocket`s.
-        refusal: What it is told, whatever it asks; None serves it.
     """
     try:
         secure = await handshake(sock, tls, timeout=setting.handshake_timeout)
@@ -240,11 +233,7 @@ async def serve_secure(
         return
     peer = Peer(secure, h11.SERVER, asyncio.get_running_loop())
     try:
-        connection = ClientConnection(peer, address, setting, secure=True)
-        if refusal is None:
-            await connection.serve()
-        else:
-            await connection.refuse(refusal)
+        await ClientConnection(peer, address, setting, secure=True).serve()
     finally:
         peer.close()
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+
+from .upstreams import EdgeRefusal
 
 __all__ = ["Crowd"]
 
@@ -21,46 +25,53 @@ class Crowd:
     bodies that never end. So they are no reason to refuse another: the one that has
     been idle longest is closed for it.
 
+    Sandboxes have `most` requests under way, and no more. The rest is a reserve: it is
+    for requests to the control plane, and for finding out that a request is one.
+
     Args:
-        most: Clients that are served at once.
+        most: Requests to sandboxes that are under way at once.
         loop: Runs them, and all that is called here.
+        reserve: How many more clients are served at once.
     """
 
-    def __init__(self, most: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, most: int, loop: asyncio.AbstractEventLoop, *, reserve: int
+    ) -> None:
         self._most = most
+        self._reserve = reserve
         self._loop = loop
+        # Requests to sandboxes that are under way.
+        self._sandboxed = 0
         self._tasks: set[_Task] = set()
         self._leaving: set[_Task] = set()
         # Since when; in this order.
-        self._idle: dict[_Task, float] = {}
+        self._idle: OrderedDict[_Task, float] = OrderedDict()
 
     def __len__(self) -> int:
         """How many there are, without those that were just told to go."""
         return len(self._tasks) - len(self._leaving)
 
-    def make_room(self) -> bool:
+    @property
+    def has_room(self) -> bool:
         """Whether one more can be served, now or once the longest idle is gone."""
-        if len(self) < self._most:
+        if len(self) < self._most + self._reserve:
             return True
-        task, since = next(iter(self._idle.items()), (None, 0.0))
-        if task is None or self._loop.time() - since < _SPARED:
-            return False
-        del self._idle[task]
-        self._leaving.add(task)
-        task.cancel()
-        return True
+        since = next(iter(self._idle.values()), math.inf)
+        return self._loop.time() - since >= _SPARED
 
-    def add(self, task: _Task, leave: Callable[[], object], *, refused: bool) -> None:
-        """Count a task until it ends.
+    def add(self, task: _Task, leave: Callable[[], object]) -> None:
+        """Count a task until it ends, and end another one if there are too many.
 
         Args:
             task: Serves a client, idle as yet.
             leave: Called when it has ended, in whatever way.
-            refused: Whether it only says that there is no room.
         """
+        if len(self) >= self._most + self._reserve and self._idle:
+            longest, _ = self._idle.popitem(last=False)
+            self._leaving.add(longest)
+            longest.cancel()
         self._tasks.add(task)
-        if not refused:
-            self._idle[task] = self._loop.time()
+        self._idle[task] = self._loop.time()
 
         def done(task: _Task) -> None:
             self._tasks.discard(task)
@@ -72,15 +83,29 @@ class Crowd:
         task.add_done_callback(done)
 
     @contextlib.contextmanager
-    def busy(self) -> Iterator[Callable[[], object]]:
-        """Keep the current task while a request is under way; give what cancels it."""
+    def busy(self, *, sandboxed: bool) -> Iterator[Callable[[], object]]:
+        """Keep the current task while a request is under way; give what cancels it.
+
+        Args:
+            sandboxed: Whether the request is to a sandbox.
+
+        Raises:
+            EdgeRefusal: There are too many of these. The task is the next to go.
+        """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a connection is served by a task")
+        if sandboxed and self._sandboxed >= self._most:
+            self._idle[task] = -math.inf
+            self._idle.move_to_end(task, last=False)
+            message = "too many requests to sandboxes are under way"
+            raise EdgeRefusal.of(503, message, retry_after=1)
         self._idle.pop(task, None)
+        self._sandboxed += sandboxed
         try:
             yield task.cancel
         finally:
+            self._sandboxed -= sandboxed
             self._idle[task] = self._loop.time()
 
     async def dismiss(self) -> None:

@@ -14,7 +14,7 @@ import h11
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
 
-from .addressing import Target
+from .addressing import SandboxPort, Target
 from .pump import Peer
 from .upstreams import EdgeRefusal, Upstreams
 
@@ -22,7 +22,9 @@ __all__ = ["Dialer"]
 
 _log = logging.getLogger(__name__)
 
-_DIALS = 4
+_DIALS = 3
+# So that one sandbox that is slow to answer does not take them all.
+_DIALS_PER_TARGET = 2
 _HELD = 100
 
 # Shorter than the shortest time that servers in the field keep an idle connection, so
@@ -40,7 +42,8 @@ class Dialer:
     """Opens connections on threads that may block, and keeps idle ones.
 
     A few threads dial; a request whose target is not there yet moves to threads of
-    its own, so that waiting for one sandbox never delays another.
+    its own, so that waiting for one sandbox never delays another. Nor does dialling
+    one, unless several are slow, and never the control plane, which has its own thread.
 
     Args:
         upstreams: What is behind the edge.
@@ -61,7 +64,13 @@ class Dialer:
         self._dials = WorkerPool(
             "ppio-edge-dial", max_threads=_DIALS, max_waiting=max_waiting
         )
+        self._control = WorkerPool(
+            "ppio-edge-control", max_threads=1, max_waiting=max_waiting
+        )
         self._holds = WorkerPool("ppio-edge-hold", max_threads=_HELD)
+        self._turns: weakref.WeakValueDictionary[Target, asyncio.Semaphore] = (
+            weakref.WeakValueDictionary()
+        )
         self._kept: dict[Target, dict[Peer, asyncio.TimerHandle]] = {}
         # Connections that were once left open for as long as _SETTLED.
         self._proven: weakref.WeakSet[Peer] = weakref.WeakSet()
@@ -77,7 +86,10 @@ class Dialer:
             EdgeRefusal: There is none, or too many requests wait.
         """
         connect = functools.partial(self._upstreams.connect, target, wakes=wakes)
-        sock = await self._connect(self._dials, connect, may_wait=False)
+        pool = self._dials if isinstance(target, SandboxPort) else self._control
+        new = asyncio.Semaphore(_DIALS_PER_TARGET)
+        async with self._turns.setdefault(target, new):
+            sock = await self._connect(pool, connect, may_wait=False)
         if sock is None:
             sock = await self._connect(self._holds, connect, may_wait=True)
         if sock is None:
@@ -127,6 +139,7 @@ class Dialer:
         self._closing = True
         deadline = Deadline.after(timeout)
         self._dials.close(deadline.left())
+        self._control.close(deadline.left())
         self._holds.close(deadline.left())
 
     def _worth_keeping(self, target: Target, peer: Peer) -> bool:
@@ -157,7 +170,8 @@ class Dialer:
 
         def job() -> None:
             wanted = still_wanted if may_wait else None
-            attempt.report(*_try(lambda: connect(still_wanted=wanted)))
+            if attempt.awaited:
+                attempt.report(*_try(lambda: connect(still_wanted=wanted)))
 
         try:
             pool.submit(job)

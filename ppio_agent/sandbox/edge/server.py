@@ -15,7 +15,6 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine
 from concurrent import futures
 
 import attrs
@@ -38,10 +37,12 @@ __all__ = ["ControlPlane", "Edge", "EdgeRefusal", "SandboxPort", "Target", "Upst
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 512
-_ACCEPTS_AT_ONCE = 64
-# Connections above the limit that are told so; further ones are closed unheard.
-_REFUSALS_AT_ONCE = 64
-# Seconds without accepting after it failed, as for want of descriptors.
+# So few that those who have just come do not take the whole reserve.
+_ACCEPTS_AT_ONCE = 16
+# Clients beyond those whom sandboxes serve; the control plane alone allows 64 streams.
+_RESERVE = 128
+# Seconds without accepting while there is no room, or after it failed, as for want of
+# descriptors.
 _PAUSE = 0.1
 
 # What the loop needs to stop is a few turns; this is for a machine that is busy.
@@ -56,8 +57,9 @@ class Edge(Closing):
         host: Address to listen at.
         port: TCP port; 0 takes a free one.
         domain: Sandboxes have the host names `{port}-{id}[-{client}].{domain}`.
-        max_connections: Most clients connected at once. For more those without a
-            request are closed, the longest idle first; else they are answered 503.
+        max_connections: Most requests to sandboxes under way at once; one more is
+            answered 503. Some more clients may be connected, for the control plane:
+            for others those without a request are closed, the longest idle first.
         head_timeout: Seconds the head of a request may take, with a small body for the
             control plane.
         idle_timeout: Seconds a client may keep a connection without a request.
@@ -85,9 +87,8 @@ class Edge(Closing):
         self._host = host
         self._port = port
         self._tls_port = tls_port
-        self._max_connections = max_connections
         self._loop = asyncio.SelectorEventLoop()
-        self._crowd = Crowd(max_connections, self._loop)
+        self._crowd = Crowd(max_connections, self._loop, reserve=_RESERVE)
         self._dialer = Dialer(upstreams, self._loop, max_waiting=max_connections)
         self._setting = Setting(
             upstreams=upstreams,
@@ -203,47 +204,37 @@ class Edge(Closing):
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
+            if not self._crowd.has_room:
+                self._pause(listener)
+                return
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
                 _log.warning("the edge cannot accept connections", exc_info=True)
-                self._loop.remove_reader(listener)
-                self._loop.call_later(_PAUSE, self._resume, listener)
+                self._pause(listener)
                 return
             self._take(sock, address[0], plain=listener is self._listeners[0])
+
+    def _pause(self, listener: socket.socket) -> None:
+        """Let those who connect wait in the system's queue for a moment."""
+        self._loop.remove_reader(listener)
+        self._loop.call_later(_PAUSE, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
         if not self._closing:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _take(self, sock: socket.socket, address: str, *, plain: bool) -> None:
-        refusal = None
-        if not self._crowd.make_room():
-            if len(self._crowd) >= self._max_connections + _REFUSALS_AT_ONCE:
-                sock.close()
-                return
-            message = "too many connections are open"
-            refusal = EdgeRefusal.of(503, message, retry_after=1)
         tls = self._setting.tls
         if tls is not None and not plain:
-            work = serve_secure(sock, address, self._setting, tls=tls, refusal=refusal)
-            self._run(work, sock, refused=refusal is not None)
+            work = serve_secure(sock, address, self._setting, tls=tls)
+            self._crowd.add(self._loop.create_task(work), sock.close)
             return
         peer = Peer(sock, h11.SERVER, self._loop)
-        connection = ClientConnection(peer, address, self._setting)
-        work = connection.refuse(refusal) if refusal else connection.serve()
-        self._run(work, peer, refused=refusal is not None)
-
-    def _run(
-        self,
-        work: Coroutine[object, object, None],
-        owned: Peer | socket.socket,
-        *,
-        refused: bool,
-    ) -> None:
-        self._crowd.add(self._loop.create_task(work), owned.close, refused=refused)
+        work = ClientConnection(peer, address, self._setting).serve()
+        self._crowd.add(self._loop.create_task(work), peer.close)
 
     async def _shut(self) -> None:
         for listener in self._listeners:

@@ -80,6 +80,7 @@ class Scripted:
         self.servers: dict[Target, Upstream] = {}
         self.refusals: dict[Target, EdgeRefusal] = {}
         self.not_yet: set[Target] = set()
+        self.slow: set[Target] = set()
         self.secrets: set[str] = set()
         self.tokens: dict[str, str] = {}
         self.reuse = True
@@ -125,6 +126,8 @@ class Scripted:
         with self._lock:
             self.dials.append(target)
             self.woken += wakes
+        if target in self.slow:
+            self.ready.wait(60 * SLOW)
         if target in self.not_yet:
             if still_wanted is None:
                 return None

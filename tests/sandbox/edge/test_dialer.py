@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from ppio_agent.sandbox.edge import dialer
-from ppio_agent.sandbox.edge.addressing import SandboxPort
+from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort
 from ppio_agent.sandbox.edge.server import Edge
 from tests.sandbox.edge.edgekit import (
     AGENT,
@@ -60,6 +60,29 @@ def test_held_requests_delay_no_others(edge: Edge, upstreams: Scripted) -> None:
     upstreams.ready.set()
     for client in held:
         assert client.message()[2] == b"ready"
+        client.close()
+
+
+def test_a_sandbox_that_is_slow_to_accept_delays_no_others(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """However many ask for it: neither another one nor the control plane."""
+    upstreams.serve(OTHER, replying(answer(b"other")))
+    upstreams.serve(ControlPlane(), replying(answer(b"control")))
+    upstreams.serve(AGENT, replying(answer(b"slow")))
+    upstreams.slow.add(AGENT)
+    clients = [Client(edge).send(get()) for _ in range(20)]
+    wait_until(lambda: upstreams.dials.count(AGENT) == 2)
+    for to, said in (
+        (host(sandbox_id=OTHER_ID), b"other"),
+        (b"Host: x\r\n", b"control"),
+    ):
+        with Client(edge) as client:
+            assert client.send(get(to=to)).message()[2] == said
+    assert upstreams.dials.count(AGENT) == 2
+    upstreams.ready.set()
+    for client in clients:
+        assert client.message()[2] == b"slow"
         client.close()
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from ppio_agent.sandbox.edge import crowd
+from ppio_agent.sandbox.edge import crowd, server
 from ppio_agent.sandbox.edge.addressing import ControlPlane
 from ppio_agent.sandbox.edge.server import Edge
 from tests.sandbox.edge.edgekit import (
@@ -121,7 +121,7 @@ def test_streams_cost_no_threads(many_descriptors: int) -> None:
             client.close()
 
 
-def test_a_client_too_many_is_503() -> None:
+def test_a_stream_too_many_is_503() -> None:
     """It is told at once, those before it are served, and then there is room."""
     upstreams = Scripted()
     go_on = threading.Event()
@@ -131,20 +131,49 @@ def test_a_client_too_many_is_503() -> None:
         for client in clients:
             assert client.send(get()).head()[0] == 200
         with Client(edge) as late:
-            status, headers, body = late.message()
+            status, headers, body = late.send(get()).message()
             assert (status, headers["retry-after"]) == (503, "1")
             assert b'"code":503' in body
-            assert late.read() == b""
-        clients.pop().close()
-        wait_until(lambda: len(edge._crowd) == 2)
-        with Client(edge) as next_one:
-            assert next_one.send(get()).head()[0] == 200
+            clients.pop().close()
+            wait_until(lambda: upstreams.under_way[AGENT] == 2)
+            assert late.send(get()).head()[0] == 200
         go_on.set()
         for client in clients:
             assert [client.chunk(), client.chunk()] == [b"first", b"last"]
             client.close()
 
 
+@pytest.mark.usefixtures("many_descriptors")
+def test_streams_leave_a_reserve_for_the_control_plane() -> None:
+    """Asked again and again by as many as like, no sandbox takes it."""
+    upstreams = Scripted()
+    go_on = threading.Event()
+    upstreams.serve(AGENT, partial(streaming, go_on))
+    upstreams.serve(ControlPlane(), replying(answer(b"control")))
+    health = get(to=b"Host: x\r\n")
+    with serving(upstreams, max_connections=40) as edge:
+        streams = [Client(edge).send(get()) for _ in range(40)]
+        for client in streams:
+            assert client.head()[0] == 200
+        refused = [Client(edge).send(get()) for _ in range(150)]
+        for _ in range(3):
+            with Client(edge) as operator:
+                assert operator.send(health).message()[2] == b"control"
+        assert refused[-1].message()[0] == 503
+        go_on.set()
+        for client in streams:
+            assert [client.chunk(), client.chunk()] == [b"first", b"last"]
+        for client in [*streams, *refused]:
+            client.close()
+
+
+@pytest.fixture
+def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reserve of one."""
+    monkeypatch.setattr(server, "_RESERVE", 1)
+
+
+@pytest.mark.usefixtures("one_more")
 def test_clients_who_ask_nothing_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """With half a head, half a small body, half a handshake or between requests."""
     monkeypatch.setattr(crowd, "_SPARED", 0.0)
@@ -153,7 +182,7 @@ def test_clients_who_ask_nothing_make_room(monkeypatch: pytest.MonkeyPatch) -> N
     upstreams.serve(AGENT, partial(streaming, go_on))
     upstreams.serve(ControlPlane(), replying(answer()))
     post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
-    with serving(upstreams, max_connections=4) as edge:
+    with serving(upstreams, max_connections=3) as edge:
         stream = Client(edge).send(get())
         assert stream.head()[0] == 200
         idle = [Client(edge) for _ in range(3)]
@@ -172,16 +201,15 @@ def test_clients_who_ask_nothing_make_room(monkeypatch: pytest.MonkeyPatch) -> N
             client.close()
 
 
-def test_far_too_many_clients_are_just_closed() -> None:
-    """Saying no has its limit, too."""
-    with serving(max_connections=0) as edge:
-        clients = [Client(edge) for _ in range(100)]
-        refused = 0
+@pytest.mark.usefixtures("one_more")
+def test_a_client_without_room_waits_for_it() -> None:
+    """Many who come at once are served one after another."""
+    upstreams = Scripted()
+    upstreams.serve(ControlPlane(), replying(answer()))
+    with serving(upstreams, max_connections=0) as edge:
+        clients = [Client(edge).send(get(to=b"Host: x\r\n")) for _ in range(4)]
         for client in clients:
-            with suppress(ConnectionError, IndexError):
-                refused += client.head()[0] == 503
-        assert 0 < refused < 100
-        for client in clients:
+            assert client.message()[0] == 200
             client.close()
 
 
