@@ -26,6 +26,15 @@ __all__ = ["Check", "doctor", "examine"]
 
 _PORT = 3900
 _LEAST_FREE = 1 << 30
+_LEAST_INODES = 10_000
+# What a sandbox may have open, and about what twenty of them run.
+_LEAST_OPEN = 4096
+_LEAST_PROCESSES = 1024
+# Where locks and memory shared between processes cannot be relied on, as SQLite needs.
+_REMOTE = frozenset({
+    "9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "glusterfs",
+    "lustre", "nfs", "nfs4", "smb3", "smbfs",
+})  # fmt: skip
 _OLDEST = (3, 10)
 
 
@@ -91,8 +100,9 @@ def examine(config: PlatformConfig) -> Iterator[Check]:
     yield _system()
     for what, ok, how in bubblewrap.diagnose():
         yield Check(what=what, ok=ok, how=how)
+    yield from _limits()
     yield from _data_dir(config.data_dir)
-    yield _port(config)
+    yield from _ports(config)
     yield _tls()
 
 
@@ -112,8 +122,34 @@ def _system() -> Check:
     )
 
 
+def _limits() -> Iterator[Check]:
+    if sys.platform == "win32":
+        return
+    import resource  # not on Windows
+
+    # `up` takes as many as it may have.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    unlimited = most == resource.RLIM_INFINITY
+    yield Check(
+        what=f"{'any number of' if unlimited else most} open files for a process",
+        ok=unlimited or most >= _LEAST_OPEN,
+        how=f"allow {_LEAST_OPEN}: each stream takes two; ulimit -Hn, hard nofile in"
+        " /etc/security/limits.conf, or LimitNOFILE= of the service",
+    )
+    if os.geteuid() == 0:
+        return  # whom it does not bind
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    unlimited = most == resource.RLIM_INFINITY
+    yield Check(
+        what=f"{'any number of' if unlimited else most} processes for this user",
+        ok=unlimited or most >= _LEAST_PROCESSES,
+        how=f"allow {_LEAST_PROCESSES}: a sandbox may have 256; ulimit -u, nproc in"
+        " /etc/security/limits.conf, or LimitNPROC= of the service",
+    )
+
+
 def _data_dir(path: Path) -> Iterator[Check]:
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    there = next(folder for folder in (path, *path.parents) if _is_seen(folder))
     known = f"data directory {path}" + ("" if there == path else " (not made yet)")
     fault = _write_fault(there)
     if fault:
@@ -132,12 +168,50 @@ def _data_dir(path: Path) -> Iterator[Check]:
             ok=not open_to,
             how=f"chmod 700 {path}: it holds keys",
         )
-    free = shutil.disk_usage(there).free
+    yield from _disk(there)
+
+
+def _is_seen(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # nor may it be looked for
+        return False
+    return True
+
+
+def _disk(folder: Path) -> Iterator[Check]:
+    free = shutil.disk_usage(folder).free
     yield Check(
         what=f"{free // (1 << 20)} MiB free on its disk",
         ok=free >= _LEAST_FREE,
         how="free 1 GiB, or set PPIO_DATA_DIR to a place on another disk",
     )
+    about = os.statvfs(folder)
+    if about.f_files:  # some file systems make them as they are wanted
+        yield Check(
+            what=f"{about.f_favail} more files on its disk",
+            ok=about.f_favail >= _LEAST_INODES,
+            how="remove files there: it has no more inodes, however much is free",
+        )
+    kind = _file_system(folder)
+    if kind in _REMOTE:
+        yield Check(
+            what=f"its disk is of another machine ({kind})",
+            ok=False,
+            how="set PPIO_DATA_DIR to a place on a disk of this machine: SQLite and"
+            " locks fail there",
+        )
+
+
+def _file_system(folder: Path) -> str:
+    """Return the type of the file system that a folder is on; empty: not known."""
+    import psutil
+
+    real = folder.resolve()
+    mounts = {
+        Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)
+    }
+    return next((mounts[p] for p in (real, *real.parents) if p in mounts), "")
 
 
 def _write_fault(folder: Path) -> str:
@@ -149,27 +223,33 @@ def _write_fault(folder: Path) -> str:
         return (error.strerror or "it fails").lower()
 
 
-def _port(config: PlatformConfig) -> Check:
+def _ports(config: PlatformConfig) -> Iterator[Check]:
     from ppio_agent.sandbox.datadir import read_running
 
-    port = config.port or _PORT
     running = read_running(config.data_dir)
     if running is not None and _answers(running.url):
-        return Check(
+        yield Check(
             what=f"a platform runs at {running.url} (process {running.pid})", ok=True
         )
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return
+    yield _port(config.host, config.port or _PORT, "--port 0")
+    if config.tls_port:
+        yield _port(config.host, config.tls_port, "--tls 0")
+
+
+def _port(host: str, port: int, other: str) -> Check:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.host, port))
+            probe.bind((host, port))
         except OSError as error:
             return Check(
-                what=f"port {port} of {config.host} cannot be used: {error.strerror}",
+                what=f"port {port} of {host} cannot be used: {error.strerror}",
                 ok=False,
-                how="end the program that listens there, or: ppio-agent up --port 0",
+                how=f"end the program that listens there, or: ppio-agent up {other}",
             )
-    return Check(what=f"port {port} of {config.host} is free", ok=True)
+    return Check(what=f"port {port} of {host} is free", ok=True)
 
 
 def _answers(url: str) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from ppio_agent.cli.doctor import Check, examine
@@ -135,3 +138,45 @@ def test_a_data_directory_that_others_can_read_is_not_private(tmp_path: Path) ->
     assert not any("private" in c.what for c in examine(
         PlatformConfig(data_dir=tmp_path / "none", port=config.port)
     ))  # fmt: skip
+
+
+def test_limits_that_are_too_low_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before streams or sandboxes fail for want of them; processes not to root."""
+    found = {resource.RLIMIT_NOFILE: (64, 1024), resource.RLIMIT_NPROC: (200, 9000)}
+    monkeypatch.setattr(resource, "getrlimit", found.__getitem__)
+    config = PlatformConfig(data_dir=tmp_path, port=_free_port())
+    for user, expected in ((1000, [1024, 200]), (0, [1024])):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        lacking = [c for c in examine(config) if not c.ok and "for " in c.what]
+        assert [int(check.what.split()[0]) for check in lacking] == expected
+        assert all("ulimit" in check.how for check in lacking)
+
+
+def test_the_disk_of_another_machine_is_no_place_for_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor one without room for files."""
+    mounts = [
+        SimpleNamespace(mountpoint="/", fstype="ext4"),
+        SimpleNamespace(mountpoint=str(tmp_path.resolve()), fstype="nfs4"),
+    ]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+    full = SimpleNamespace(
+        f_files=100, f_favail=7, f_frsize=1, f_bavail=7, f_blocks=9, f_bfree=7
+    )
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    config = PlatformConfig(data_dir=tmp_path / "data", port=_free_port())
+
+    for word in ("of another machine (nfs4)", "7 more files", "0 MiB free"):
+        assert not _find(config, word).ok
+
+
+def test_a_port_for_tls_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = PlatformConfig(
+            data_dir=tmp_path, port=_free_port(), tls_port=port, domain="sandbox.test"
+        )
+        assert "--tls 0" in _find(config, f"port {port}").how

@@ -16,6 +16,11 @@ from .uplink import find_helpers
 __all__ = ["Check", "diagnose", "explain", "find_bwrap", "keeps_namespaces"]
 
 _LIMIT = 5.0
+_TUN = "/dev/net/tun"
+_LET_IN = (
+    "sandboxes reach the network through it: modprobe tun; into a container it is let"
+    " by --device /dev/net/tun"
+)
 _INSTALL = "install the package {} (apt install {}, dnf install {})"
 _SETTINGS = (
     "kernel/apparmor_restrict_unprivileged_userns",
@@ -40,18 +45,21 @@ class Check(NamedTuple):
     how: str
 
 
-def diagnose(environ: Mapping[str, str] = os.environ) -> list[Check]:
+def diagnose(
+    environ: Mapping[str, str] = os.environ, *, tun: str = _TUN
+) -> list[Check]:
     """Look for all that the bubblewrap backend needs.
 
     Args:
         environ: Whose `PATH` is searched.
+        tun: The device by which a helper connects sandboxes to the network.
 
     Blocking: some milliseconds; 5 s at most.
     """
     bwrap = find_bwrap(environ)
     helpers = find_helpers(environ.get("PATH", os.defpath))
     refused = "" if bwrap is None else _try_namespaces(bwrap)
-    return [
+    checks = [
         Check("bwrap", bwrap is not None, _how("bubblewrap", missing=bwrap is None)),
         Check(
             "user namespaces",
@@ -64,6 +72,10 @@ def diagnose(environ: Mapping[str, str] = os.environ) -> list[Check]:
             _how("passt", missing=not helpers),
         ),
     ]
+    if helpers:
+        reached = os.access(tun, os.R_OK | os.W_OK)
+        checks.append(Check(tun, reached, "" if reached else _LET_IN))
+    return checks
 
 
 def _how(package: str, *, missing: bool) -> str:

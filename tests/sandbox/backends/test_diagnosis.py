@@ -52,7 +52,17 @@ def test_a_machine_with_everything_is_well() -> None:
     for name in ("bwrap", "pasta"):
         needs_program(name)
 
-    assert [(check.ok, check.how) for check in diagnose()] == [(True, "")] * 3
+    assert [(check.ok, check.how) for check in diagnose()] == [(True, "")] * 4
+
+
+def test_a_helper_without_its_device_is_told(tmp_path: Path) -> None:
+    """As in most containers, where it would fail with each sandbox."""
+    _program(tmp_path, "pasta", "exit 0")
+    found = diagnose({"PATH": str(tmp_path)}, tun=str(tmp_path / "tun"))[-1]
+
+    assert found.what == str(tmp_path / "tun")
+    assert not found.ok
+    assert "modprobe tun" in found.how
 
 
 @pytest.mark.parametrize(
