@@ -24,6 +24,7 @@ from ppio_agent.sandbox.keys import KeyRing
 from ppio_agent.sandbox.life.options import parse_body
 from ppio_agent.sandbox.life.sandboxes import Sandboxes
 from ppio_agent.sandbox.metrics import Metrics
+from ppio_agent.sandbox.seats import Seats
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import Reply, read_body
 from ppio_agent.wire.headers import RETRY_AFTER
@@ -31,7 +32,6 @@ from ppio_agent.wire.json import Json, decode_body, encode_json
 from ppio_agent.wire.model import CamelModel
 
 from .once import Once
-from .seats import Seats
 from .streams import Streams
 from .views import Viewer
 
@@ -84,7 +84,7 @@ class Control:
     uploads: Path
     streams: Streams = field(factory=Streams)
     log_reads: Seats = field(
-        factory=lambda: Seats("reads of logs", most=8, most_of_one=4, hint=1.0)
+        factory=lambda: Seats("reads of logs", most=8, most_of_one=4)
     )
     creates: Once[dict[str, Json]] = field(factory=Once)
 

@@ -11,11 +11,10 @@ from flask import Response, request
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent.exceptions import ServiceUnavailableError, ValidationError
+from ppio_agent.sandbox.seats import Seats
 from ppio_agent.web import SSE_HEADERS, sse_body
 from ppio_agent.wire.headers import LAST_EVENT_ID
 from ppio_agent.wire.json import Json, encode_json
-
-from .seats import Seats
 
 __all__ = ["Feed", "Note", "Streams", "last_event_id"]
 
@@ -71,7 +70,13 @@ class Streams:
     """
 
     def __init__(self, *, most: int = _MOST, most_of_one: int = _MOST_OF_ONE) -> None:
-        self._seats = Seats("streams", most=most, most_of_one=most_of_one, hint=_HINT)
+        self._seats = Seats(
+            "streams",
+            most=most,
+            most_of_one=most_of_one,
+            hint=_HINT,
+            cure="close one first",
+        )
         self._stopping = threading.Event()
 
     def respond(self, tenant: str, feed: Callable[[], Feed], *, after: int) -> Response:

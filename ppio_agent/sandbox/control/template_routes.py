@@ -8,7 +8,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import RequestTooLargeError, ValidationError
-from ppio_agent.sandbox.templates.admission import Admission
+from ppio_agent.sandbox.seats import Seats
 from ppio_agent.sandbox.templates.records import BuildInfo
 from ppio_agent.sandbox.templates.snapshot import MAX_BYTES
 from ppio_agent.sandbox.templates.sources import ArchiveSource
@@ -45,7 +45,9 @@ class _TemplateRoutes:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._uploads = Admission("uploads", most=_MOST_UPLOADS, each=_UPLOADS_OF_EACH)
+        self._uploads = Seats(
+            "uploads", most=_MOST_UPLOADS, most_of_one=_UPLOADS_OF_EACH
+        )
 
     def _objects(self) -> list[dict[str, Any]]:
         records = self._control.templates.list_templates(tenant=tenant())
@@ -99,7 +101,7 @@ class _TemplateRoutes:
                 f"the archive is larger than {MAX_BYTES} bytes", limit=MAX_BYTES
             )
         with (
-            self._uploads.enter(owner),
+            self._uploads.taken(owner),
             ArchiveSource.open(
                 request.environ["wsgi.input"],
                 max_bytes=MAX_BYTES,

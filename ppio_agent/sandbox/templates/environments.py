@@ -29,8 +29,8 @@ import ppio_agent
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import ServerDrainingError, ServiceUnavailableError
 from ppio_agent.sandbox.keys import DEFAULT_TENANT
+from ppio_agent.sandbox.seats import Seats
 
-from .admission import Admission
 from .installer import ENDED_EARLY
 from .manifest import manifest_error
 from .requirements import REQUIREMENTS, pip_environment, unsafe_lines
@@ -76,9 +76,7 @@ class Environments:
         self._wheels_only = wheels_only
         self._timeout = timeout
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._admission = Admission(
-            "installations", most=_MOST, each=1, retry_after=_AGAIN
-        )
+        self._seats = Seats("installations", most=_MOST, most_of_one=1, hint=_AGAIN)
         # Guards all below, and every change of which environments there are.
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
@@ -113,7 +111,7 @@ class Environments:
             self._held[key] += 1
         try:
             if not self.python(key).exists():
-                with self._admission.enter(tenant), self._in_turn():
+                with self._seats.taken(tenant), self._in_turn():
                     if not self.python(key).exists():  # nobody has made it meanwhile
                         self._make(key, requirements)
             yield key

@@ -235,7 +235,7 @@ def test_each_tenant_has_one_made_at_a_time_and_few_wait(
         try:
             for number in range(5):
                 pool.submit(_hold, environments, b"%d" % number, str(number))
-            wait_until(lambda: environments._admission._inside.total() == 5)
+            wait_until(lambda: environments._seats.count == 5)
             with pytest.raises(RateLimitError) as info:
                 _hold(environments, b"x", "0")
             assert info.value.retry_after == 60.0

@@ -20,15 +20,25 @@ class Seats:
         most: How many at once.
         most_of_one: Those of one tenant.
         hint: Seconds after which one that was refused may try again.
+        cure: What one that was refused is to do, for messages.
 
     Thread safety: thread-safe.
     """
 
-    def __init__(self, what: str, *, most: int, most_of_one: int, hint: float) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        most: int,
+        most_of_one: int,
+        hint: float = 1.0,
+        cure: str = "try again later",
+    ) -> None:
         self._what = what
         self._most = most
         self._most_of_one = most_of_one
         self._hint = hint
+        self._cure = cure
         # Guards _taken; notified when one is left.
         self._changed = threading.Condition()
         self._taken: Counter[str] = Counter()
@@ -49,13 +59,14 @@ class Seats:
         with self._changed:
             if self._taken[tenant] >= self._most_of_one:
                 raise RateLimitError(
-                    f"{self._most_of_one} {self._what} of this key are open:"
-                    " close one first",
+                    f"{self._most_of_one} {self._what} of this key are under way:"
+                    f" {self._cure}",
                     retry_after=self._hint,
                 )
             if self._taken.total() >= self._most:
                 raise ServerBusyError(
-                    f"all {self._most} {self._what} of the platform are taken",
+                    f"all {self._most} {self._what} of the platform are taken:"
+                    f" {self._cure}",
                     retry_after=self._hint,
                 )
             self._taken[tenant] += 1

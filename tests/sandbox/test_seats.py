@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 
 from ppio_agent.exceptions import RateLimitError, ServerBusyError
-from ppio_agent.sandbox.control.seats import Seats
+from ppio_agent.sandbox.seats import Seats
 
 
 def test_the_next_is_refused_until_one_is_left() -> None:
     """Who has all of its own by 429, who finds none by 503, both with a hint."""
-    seats = Seats("readings", most=3, most_of_one=2, hint=7.0)
+    seats = Seats("readings", most=3, most_of_one=2, hint=7.0, cure="close one")
     seats.take("red")
     with seats.taken("red"), seats.taken("blue"):
-        with pytest.raises(RateLimitError, match="2 readings of this key") as own:
+        with pytest.raises(
+            RateLimitError, match="2 readings of this key.*: close one"
+        ) as own:
             seats.take("red")
         with pytest.raises(ServerBusyError, match="all 3 readings") as all_:
             seats.take("blue")
