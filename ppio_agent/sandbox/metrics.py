@@ -243,7 +243,7 @@ class Metrics:
         if now < watched.avoided_until:
             return
         try:
-            usage = watched.sandbox.processes().usage()
+            usage = watched.sandbox.processes().usage(fresh=False)
         except (NotFoundError, SandboxStateError):
             watched.avoided_until = self._monotonic() + _AVOIDED_FOR
             return

@@ -75,7 +75,8 @@ class FakeSandbox:
         self.log.append("adopt")
         self._on_agent, self._on_lost = on_agent, on_lost
 
-    def usage(self) -> Usage:
+    def usage(self, *, fresh: bool = True) -> Usage:
+        del fresh
         self.during.get("usage", lambda: None)()
         return self.load
 

@@ -179,8 +179,12 @@ class RunningSandbox(Protocol):
             SandboxStateError: The sandbox is gone or does not answer.
         """
 
-    def usage(self) -> Usage:
+    def usage(self, *, fresh: bool = True) -> Usage:
         """Measure the sandbox.
+
+        Args:
+            fresh: Whether to do so now; otherwise an idle one is not asked again, and
+                what it has begun to do shows up to two seconds later.
 
         Raises:
             SandboxStateError: The sandbox is gone or does not answer.

@@ -116,6 +116,7 @@ class SupervisedSandbox:
         self._owner = os.getpid()
         self._numbers = itertools.count(1)
         self._agent = AgentStatus(phase="starting" if spec.entrypoint else "none")
+        self._idle: Usage | None = None  # what it uses, as long as that stays the same
         self._paused = False
         self._reason: LostReason = "crashed"
         self._empty = False
@@ -202,8 +203,11 @@ class SupervisedSandbox:
         self._ask("resume")
         self._paused = False
 
-    def usage(self) -> Usage:
+    def usage(self, *, fresh: bool = True) -> Usage:
         """Measure the sandbox; see `RunningSandbox.usage`."""
+        idle = self._idle
+        if idle is not None and not fresh:
+            return idle
         try:
             return parse_usage(self._ask("usage"))
         except ChannelError as exc:
@@ -327,6 +331,10 @@ class SupervisedSandbox:
         if event == "agent":
             self._agent = parse_agent(message)
             self._tell(partial(self._on_agent, self._agent))
+        elif event == "idle":
+            self._idle = parse_usage(message)
+        elif event == "busy":
+            self._idle = None
         elif event == "over":
             self._reason = "memory"
         elif event == "empty":
@@ -373,6 +381,7 @@ class SupervisedSandbox:
         self._bury()
         with self._lock:
             self._ended = True
+            self._idle = None
             calls = list(self._calls.values())
             self._calls.clear()
             asked = self._asked_to_end

@@ -36,6 +36,11 @@ class Timer:
     def __init__(self, call: Callable[[], object]) -> None:
         self._call: Callable[[], object] | None = call
 
+    @property
+    def over(self) -> bool:
+        """Whether the call has been made or cancelled."""
+        return self._call is None
+
     def cancel(self) -> None:
         """Make no call. Idempotent."""
         self._call = None
@@ -103,17 +108,21 @@ class Loop:
         self, signums: Iterable[int], on_signal: Callable[[int], None]
     ) -> None:
         """Call `on_signal(number)` from the loop after each of these signals."""
-        wanted = set(signums)
+        # Noted by the handlers, for a flood of one signal may fill the pipe, which only
+        # wakes the loop, and so hide another.
+        came: set[int] = set()
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for signum in wanted:
-            signal.signal(signum, lambda *_: None)
+        for signum in set(signums):
+            signal.signal(signum, lambda signum, _: came.add(signum))
 
         def on_ready(_: int) -> None:
-            for signum in set(os.read(reader, 4096)) & wanted:
-                on_signal(signum)
+            os.read(reader, 4096)
+            for _ in range(len(came)):
+                # On its own, for what one of them leads to must not lose the others.
+                self.call_later(0, partial(on_signal, came.pop()))
 
         self.watch(reader, READ, on_ready)
 
@@ -139,7 +148,7 @@ class Loop:
         What waits where nothing may wait would keep all for ever. Time in which the
         whole process stands still, as that of a paused machine, does not count.
         """
-        seen, since = 0, 0.0
+        seen, since = -1, 0.0
 
         def look(*_: object) -> None:
             nonlocal seen, since
@@ -167,6 +176,8 @@ class Loop:
     def _wait(self) -> float | None:
         if self._stopped:
             return 0.0
+        while self._timers and self._timers[0][2].over:
+            heapq.heappop(self._timers)  # nobody wakes up for it
         if not self._timers:
             return None
         return max(0.0, self._timers[0][0] - self._clock())

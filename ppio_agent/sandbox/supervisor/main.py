@@ -7,8 +7,9 @@ is kept for a grace in which another one may take it over; then it kills everyth
 ends.
 
 Messages to it: ``hello``, ``boot``, ``secrets``, ``dial``, ``pause``, ``resume``,
-``usage``, ``kill``. From it: ``ready``, ``agent``, ``over`` (it ends the sandbox itself, and why),
-``empty`` (no process is left but itself), and replies by number.
+``usage``, ``kill``. From it: ``ready``, ``agent``, ``idle`` (what the sandbox uses until it
+says ``busy``), ``over`` (it ends the sandbox itself, and why), ``empty`` (no process is
+left but itself), and replies by number.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .agent import Agent
 from .boot import OWN_MEMORY, Boot, Secrets, choose_cpus
 from .channel import ChannelError
 from .dial import Dial
+from .gauge import Gauge
 from .line import Line, PlatformLine, accept_first, read_boot
 from .loop import Loop, Timer, show
 from .ports import AGENT_PORT, ENVD_PORT, Ports, open_hosts
@@ -96,11 +98,13 @@ class Supervisor:
         self._hosts = own.hosts if boot.confined else open_hosts
         self._log = AgentLog(boot.log)
         self._serve_envd: Callable[[socket.socket], object] | None = None
-        self._gauge = tree.Gauge(self._pid)
-        self._own_memory = self._measure_itself() + OWN_MEMORY
+        self._gauge = Gauge(self._pid)
+        self._sampled: tree.Load | None = None
+        self._own_memory = self._gauge.own_bytes + OWN_MEMORY
         self._most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._sample_timer: Timer | None = None
         self._sample_delay = _SAMPLE
+        self._called_idle = False
         self._paused = False
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
@@ -187,6 +191,8 @@ class Supervisor:
 
     def _adopt(self, child: Child) -> Program:
         program = self._programs[child.pid] = Program(self._loop, child)
+        self._gauge.forget()
+        self._sample_soon()
         return program
 
     def _on_signal(self, signum: int) -> None:
@@ -206,7 +212,10 @@ class Supervisor:
                 return True
             program = self._programs.pop(pid, None)
             if program is not None:  # else an orphan that came to the sub-reaper
-                program.reaped(wait_status)
+                try:
+                    program.reaped(wait_status)
+                except Exception as exc:  # noqa: BLE001 - others have ended with it
+                    show(exc)
         # Some end as fast as they are taken note of: all else has its turn first.
         self._loop.call_later(0, partial(self._on_signal, signal.SIGCHLD))
         return True
@@ -242,6 +251,7 @@ class Supervisor:
     def _on_taken_over(self) -> None:
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
+        self._called_idle = False
         if self._agent is not None:
             self._agent.tell_again()
         self._say_ready()
@@ -266,8 +276,7 @@ class Supervisor:
 
     def _dial(self, message: dict[str, Any]) -> None:
         port = int(message["port"])
-        if self._sample_delay > _SAMPLE:  # what was idle has something to do
-            self._sample_in(_SAMPLE)
+        self._sample_soon()
         if port == ENVD_PORT:
             self._refuse_crowd()
             ours, theirs = socket.socketpair()
@@ -354,21 +363,20 @@ class Supervisor:
 
     def _load(self) -> tree.Load:
         """Measure the sandbox; of processes that have ended the CPU time counts."""
-        load = tree.measure(tree.walk(self._pid))
+        load = self._gauge.read()
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = load.cpu_seconds + ended.ru_utime + ended.ru_stime
         return load._replace(cpu_seconds=seconds)
-
-    def _measure_itself(self) -> int:
-        return tree.measure([self._pid]).rss_bytes
 
     def _sample(self) -> None:
         if self._ending:
             return
         delay = min(2 * self._sample_delay, _IDLE_SAMPLE)
         self._sample_in(_SAMPLE)  # first, for a look that fails is not the last one
-        before, load = self._gauge.last, self._gauge.read()
-        own = max(0, self._measure_itself() - self._own_memory)
+        before, load = self._sampled, self._load()
+        self._sampled = load
+        self._call_idle(load if load == before else None)
+        own = max(0, self._gauge.own_bytes - self._own_memory)
         memory, most = load.rss_bytes + own, self._boot.memory_bytes
         if memory > most:
             self._over(f"{memory} bytes of memory, the limit is {most}")
@@ -376,6 +384,19 @@ class Supervisor:
             self._over(f"{load.processes} processes, the limit is {_MAX_PROCESSES}")
         elif load == before:
             self._sample_in(delay)
+
+    def _call_idle(self, load: tree.Load | None) -> None:
+        """Say what the sandbox uses while that stays the same; None if it does not."""
+        idle = load is not None
+        if idle is not self._called_idle:
+            self._called_idle = idle
+            facts = {} if load is None else load._asdict()
+            self._line.send({"event": "idle" if idle else "busy", **facts})
+
+    def _sample_soon(self) -> None:
+        """Look often again, for what was idle has something to do."""
+        if self._sample_delay > _SAMPLE:
+            self._sample_in(_SAMPLE)
 
     def _sample_in(self, delay: float) -> None:
         if self._sample_timer is not None:

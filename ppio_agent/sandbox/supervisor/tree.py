@@ -22,7 +22,6 @@ from typing import NamedTuple
 __all__ = [
     "MARKER",
     "Entry",
-    "Gauge",
     "Load",
     "Process",
     "descendants",
@@ -46,7 +45,7 @@ MARKER = "PPIO_SANDBOX_ID"
 _HAS_PROC = os.path.isdir("/proc/self/task")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_STAT = 4096
+_PIECE = 4096
 _SWEEP_PAUSE = 0.01
 _FREEZE_LIMIT = 5.0
 _FREEZE_PAUSE = 0.003
@@ -55,8 +54,6 @@ _FREEZE_PAUSE = 0.003
 _STILL = (b"T", b"t", b"D", b"Z", b"X")
 # More than any sandbox may have: a walk ends even if they are made faster.
 _MOST = 4096
-# Looks at an idle tree from one walk to the next.
-_TRUST = 3
 
 
 # Named tuples, not attrs: the supervisor does without attrs until envd is used.
@@ -94,13 +91,22 @@ class Load(NamedTuple):
     faults: int = 0
 
 
-def _read(path: str, size: int) -> bytes:
-    """Return a small file of `/proc`, in three calls of the system."""
+def _read(path: str, *, whole: bool = True) -> bytes:
+    """Return a file of `/proc`, in few calls of the system.
+
+    Args:
+        path: Of the file.
+        whole: Whether it may be more than is given at once.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, size)
+        data = piece = os.read(fd, _PIECE)
+        while piece and whole:
+            piece = os.read(fd, _PIECE)
+            data += piece
     finally:
         os.close(fd)
+    return data
 
 
 def _stat(pid: int | str) -> list[bytes] | None:
@@ -110,7 +116,7 @@ def _stat(pid: int | str) -> list[bytes] | None:
         pid: Of a process, or `<pid>/task/<tid>` of a thread.
     """
     try:
-        data = _read(f"/proc/{pid}/stat", _STAT)
+        data = _read(f"/proc/{pid}/stat", whole=False)
     except OSError:
         return None
     # The program's name, in brackets, may hold blanks and brackets itself.
@@ -237,19 +243,32 @@ def members(root: int, sandbox_id: str) -> set[Process]:
     return _alive(entries, below.union(others) - {root})
 
 
-def walk(root: int) -> list[int]:
+def _nothing(_: int) -> None:
+    """Do nothing before a process is asked."""
+
+
+def walk(root: int, *, before: Callable[[int], object] = _nothing) -> list[int]:
     """Return the pids below `root` by asking each process for its children.
 
     Costs as much as the tree is large, not as the machine is busy, but may miss a
     process while others end: good for measuring and searching, not for killing.
+
+    Args:
+        root: Left out itself.
+        before: Called with each pid, `root` too, before it is asked.
     """
     found: list[int] = []
     pending = [root]
     while pending and len(found) < _MOST:
-        children = _children(pending.pop())
+        pid = pending.pop()
+        before(pid)
+        children = _children(pid)
         if children is None:
             parents = {pid: entry.parent for pid, entry in table().items()}
-            return sorted(descendants(root, parents))
+            found = sorted(descendants(root, parents))
+            for pid in found:
+                before(pid)
+            return found
         found += children
         pending += children
     return found
@@ -263,8 +282,7 @@ def _children(pid: int) -> list[int] | None:
     found: list[int] = []
     try:
         for thread in os.listdir(folder):
-            with open(f"{folder}/{thread}/children", "rb", buffering=0) as file:
-                found += map(int, file.read().split())
+            found += map(int, _read(f"{folder}/{thread}/children").split())
     except ProcessLookupError:
         return found
     except FileNotFoundError:
@@ -302,37 +320,6 @@ def _psutil_measure(pids: Iterable[int]) -> Load:
             continue
         load = Load(load.cpu_seconds + cpu, load.rss_bytes + rss, load.processes + 1)
     return load
-
-
-class Gauge:
-    """Measures the tree below a process again and again, cheaply while it is idle.
-
-    A process that starts another is given memory for that. So while nothing has
-    changed of those that are known, the tree is not walked, up to a bound for what may
-    go unnoticed.
-
-    Args:
-        root: The process whose descendants are measured.
-
-    Attributes:
-        last: What `read` returned last.
-    """
-
-    def __init__(self, root: int) -> None:
-        self.last: Load | None = None
-        self._root = root
-        self._pids: list[int] = []
-        self._trusted = 0
-
-    def read(self) -> Load:
-        """Return what all processes below use together now."""
-        if self._trusted < _TRUST and self.last is not None:
-            self._trusted += 1
-            if measure(self._pids) == self.last:
-                return self.last
-        self._pids, self._trusted = walk(self._root), 0
-        self.last = measure(self._pids)
-        return self.last
 
 
 def send(process: Process, signum: int) -> bool:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,57 @@ def test_signals_are_told_from_the_loop() -> None:
     assert told == [signal.SIGUSR1]
 
 
+def test_a_signal_is_told_behind_a_flood_of_another_and_its_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The pipe that wakes the loop up holds only so many."""
+    loop, told = Loop(), []
+    signums = [signal.SIGUSR1, signal.SIGUSR2]
+    before = [signal.getsignal(signum) for signum in signums]
+
+    def on_signal(signum: int) -> None:
+        told.append(signum)
+        raise ValueError("it fails")
+
+    try:
+        loop.watch_signals(signums, on_signal)
+        pipe = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
+        os.write(pipe, bytes([signal.SIGUSR1]) * 2**16)
+        for signum in signums:
+            os.kill(os.getpid(), signum)
+        loop.call_later(0.01, loop.stop)
+        loop.run()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for signum, handler in zip(signums, before, strict=True):
+            signal.signal(signum, handler)
+
+    assert sorted(told) == sorted(signums)
+    assert capsys.readouterr().err.count("ValueError: it fails") == 2
+
+
+def test_nobody_wakes_up_for_a_timer_that_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop waits for the next one that is to fire."""
+    now, waits = [0.0], []
+
+    def select(timeout: float) -> list[object]:
+        waits.append(timeout)
+        now[0] += timeout
+        return []
+
+    loop = Loop(lambda: now[0])
+    monkeypatch.setattr(loop, "_selector", SimpleNamespace(select=select))
+    for delay in (1.0, 2.0):
+        loop.call_later(delay, loop.stop).cancel()
+    loop.call_later(9.0, loop.stop)
+    loop.run()
+
+    assert waits == [9.0, 0.0]
+
+
 def test_an_exception_of_a_callback_is_shown_and_all_else_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -140,7 +192,7 @@ import os, sys, time
 from ppio_agent.sandbox.supervisor.loop import Loop
 
 loop = Loop()
-loop.watch_itself(0.05)
+loop.watch_itself(0.1)
 if sys.argv[1] == "idle":
     loop.call_later(0.4, loop.stop)
 else:

@@ -18,6 +18,7 @@ from ppio_agent.sandbox.supervisor import main
 from ppio_agent.sandbox.supervisor.main import Supervisor
 from ppio_agent.wire.connect import STREAM_CONTENT_TYPE, encode_frame
 from tests.sandbox.sandboxkit import Lab
+from tests.support import wait_until
 
 
 def test_without_a_descriptor_left_requests_fail_and_the_sandbox_lives(
@@ -31,8 +32,8 @@ def test_without_a_descriptor_left_requests_fail_and_the_sandbox_lives(
     for port in (ENVD_PORT, AGENT_PORT):
         with pytest.raises(ConnectionRefusedError):
             sandbox.running.dial(port, 5.0)
-    with pytest.raises(SandboxStateError, match="usage failed"):
-        sandbox.running.usage()
+    with pytest.raises(SandboxStateError, match="pause failed"):
+        sandbox.running.pause()
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
     assert sandbox.get()["count"] == 1
@@ -69,6 +70,24 @@ def test_children_that_end_without_end_are_taken_note_of_by_turns(
     assert Supervisor._reap(supervisor)
     assert len(waited) < 1000
     assert [call() for call in later] == [signal.SIGCHLD]
+
+
+def test_what_the_end_of_one_program_leads_to_hides_no_other_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is one signal for all that have ended meanwhile."""
+    told: list[int] = []
+
+    def fail(_: int) -> None:
+        raise ValueError("it fails")
+
+    ended = iter([(1, 0), (2, 7), (0, 0)])
+    monkeypatch.setattr(main.os, "waitpid", lambda *_: next(ended))
+    programs = {1: SimpleNamespace(reaped=fail), 2: SimpleNamespace(reaped=told.append)}
+
+    assert Supervisor._reap(_as_supervisor(_programs=programs))
+    assert told == [7]
+    assert "ValueError: it fails" in capsys.readouterr().err
 
 
 def test_no_program_starts_in_a_paused_sandbox(lab: Lab) -> None:
@@ -121,10 +140,10 @@ def test_what_a_supervisor_holds_counts_as_memory_of_the_sandbox(
         _ending=False,
         _sample_delay=0.5,
         _sample_in=lambda _: None,
-        _gauge=SimpleNamespace(
-            last=None, read=lambda: main.tree.Load(0.0, 60 * mib, 1)
-        ),
-        _measure_itself=lambda: 150 * mib,
+        _sampled=None,
+        _load=lambda: main.tree.Load(0.0, 60 * mib, 1),
+        _call_idle=lambda _: None,
+        _gauge=SimpleNamespace(own_bytes=150 * mib),
         _own_memory=100 * mib,
         _boot=SimpleNamespace(memory_bytes=100 * mib),
         _over=told.append,
@@ -132,6 +151,28 @@ def test_what_a_supervisor_holds_counts_as_memory_of_the_sandbox(
     Supervisor._sample(supervisor)
 
     assert told == [f"{110 * mib} bytes of memory, the limit is {100 * mib}"]
+
+
+def test_an_idle_sandbox_is_not_asked_again_what_it_uses(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says by itself when that changes."""
+    sandbox = lab.serve()
+
+    def known() -> float | None:
+        try:
+            return sandbox.running.usage(fresh=False).cpu_seconds
+        except SandboxStateError:
+            return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "_ANSWER_LIMIT", 0.0)  # nobody answers so soon
+        wait_until(lambda: known() is not None, what="it says that it is idle")
+        idle = known()
+        sandbox.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").output()
+        wait_until(lambda: known() != idle, what="it says that it is not")
+    assert idle is not None
+    assert sandbox.running.usage(fresh=False).cpu_seconds > idle
 
 
 def _as_supervisor(**attributes: object) -> Any:

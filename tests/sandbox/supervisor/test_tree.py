@@ -148,52 +148,6 @@ def test_freeze_stops_all_and_a_stopped_tree_can_be_killed(started: Started) -> 
     assert started.pids() == set()
 
 
-BUSY = f"""
-import subprocess, sys
-sys.stdin.readline()
-children = [subprocess.Popen([sys.executable, "-I", "-c", {SLEEP!r}])]
-kept = bytearray(32 * 2**20)
-print("grown", flush=True)
-sys.stdin.readline()
-"""
-
-
-def test_a_gauge_walks_an_idle_tree_rarely_and_sees_what_begins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What a process starts or takes shows at the next look, its end as well."""
-    walks: list[int] = []
-    walk = tree.walk
-    monkeypatch.setattr(tree, "walk", lambda root: walks.append(root) or walk(root))
-    gauge = tree.Gauge(os.getpid())
-    others = gauge.read().processes
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", BUSY],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        wait_until(lambda: state(process.pid) == "S", what="it waits")
-        for _ in range(4):
-            idle = gauge.read()
-        assert idle.processes == others + 1
-        walks.clear()
-        for _ in range(8):
-            assert gauge.read() == idle
-        assert len(walks) == 2
-
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"grown\n"
-        grown = gauge.read()
-        assert grown.processes == others + 2
-        assert grown.rss_bytes > idle.rss_bytes + 30 * 2**20
-        child = walk(process.pid)[0]
-        os.kill(child, signal.SIGKILL)
-    assert gauge.read().processes <= others + 1
-
-
 def test_freeze_looks_twice_before_it_believes_that_all_are_still(
     started: Started,
 ) -> None:
