@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support import write_agent
 
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from ppio_agent.sandbox import SandboxPlatform
     from tests.support_postgres import PostgresServer
 
-# How long an example takes says nothing on a machine that does other things as well.
-# `make fuzz` tries what reads foreign bytes for longer than the suite can.
-settings.register_profile("ours", deadline=None, max_examples=60)
+# How long an example takes, or is made for, says nothing on a machine that does other
+# things as well. `make fuzz` tries what reads foreign bytes for longer than the suite can.
+settings.register_profile(
+    "ours",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ours")
 
 Deploy = Callable[..., str]

@@ -29,7 +29,7 @@ from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.reach import Reach
 from ppio_agent.sandbox.supervisor.envd.signatures import sign
 from tests.sandbox.rig import PlatformRig
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_a_request_is_held_until_the_agent_is_ready(
         assert waiting.wait(5)
         assert not held.done()
         rig.backend.last.report(AgentStatus(phase="ready"))
-        assert held.result(1)
+        assert held.result(5 * SLOW)
 
 
 def test_a_held_request_hears_of_an_agent_that_exits(
@@ -319,7 +319,7 @@ def test_a_held_request_hears_of_an_agent_that_exits(
         rig.backend.last.report(
             AgentStatus(phase="exited", exit_code=1, log_tail="secret output")
         )
-        status, body = held.result(1)
+        status, body = held.result(5 * SLOW)
 
     assert (status, body) == (
         502,
@@ -356,7 +356,7 @@ def test_a_held_request_ends_when_the_sandbox_is_paused(
         held = pool.submit(_refusal, lambda: _connects(reach, target, wait=True))
         assert waiting.wait(5)
         sandbox.pause()
-        status, body = held.result(1)
+        status, body = held.result(5 * SLOW)
 
     assert (status, body["message"]) == (502, "The sandbox was not found")
 

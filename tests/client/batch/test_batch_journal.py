@@ -118,7 +118,7 @@ class TestRerun:
         asked.set()
 
         assert isinstance(error, RequestTimeoutError)
-        assert took < 3
+        assert took < 3 * SLOW
 
     def test_runs_again_what_was_under_way_in_a_sandbox_that_is_gone(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppio_agent.exceptions import TLSUnavailableError
@@ -118,7 +118,7 @@ def test_key_and_certificate_must_belong_together(tmp_path: Path) -> None:
         Authority.load(key + other.certificate, NOW)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(st.integers(0, 840), st.binary(min_size=1, max_size=4))
 def test_no_damage_passes_or_is_fatal(place: int, junk: bytes) -> None:
     """It is whole, or a ValueError."""

@@ -23,7 +23,7 @@ from ppio_agent.sandbox.life.timers import Timers
 from ppio_agent.sandbox.life.values import Identity, Life, Surroundings
 from ppio_agent.sandbox.templates.records import Build
 from tests.sandbox.fakes import FakeBackend
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 
 class Rig:
@@ -269,7 +269,7 @@ def test_waiters_hear_of_the_agent(rig: Rig) -> None:
         assert not sandbox.wait_for(lambda: False, 0.02)
         rig.backend.last.report(AgentStatus(phase="exited", exit_code=3))
 
-        assert exited.result(2)
+        assert exited.result(5 * SLOW)
 
 
 def test_a_life_extended_at_its_very_end_goes_on(rig: Rig) -> None:

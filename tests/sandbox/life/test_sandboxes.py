@@ -23,7 +23,7 @@ from ppio_agent.sandbox.life.machine import EndReason
 from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.storage import Put, open_store
 from tests.sandbox.rig import PlatformRig
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 ECHO = CreateOptions(template="echo")
 
@@ -215,7 +215,7 @@ def test_close_is_bounded_by_a_sandbox_that_does_not_end(rig: PlatformRig) -> No
 
     thread = threading.Thread(target=close)
     thread.start()
-    assert closed.wait(3)
+    assert closed.wait(5 * SLOW)
     go_on.set()
     thread.join()
 

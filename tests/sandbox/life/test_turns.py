@@ -10,7 +10,7 @@ import pytest
 from ppio_agent.exceptions import NotFoundError, SandboxStateError
 from ppio_agent.sandbox.life import turns as turns_module
 from ppio_agent.sandbox.life.turns import Turns
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 
 def test_one_at_a_time_has_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +38,11 @@ def test_who_waits_looks_again_when_told_or_when_it_is_doomed() -> None:
     turns, seen = Turns("s"), threading.Event()
     assert not turns.wait_for(seen.is_set, 0.01)
     with ThreadPoolExecutor(2) as pool:
-        told = pool.submit(turns.wait_for, seen.is_set, 5.0)
-        doomed = pool.submit(turns.wait_for, lambda: turns.doomed, 5.0)
+        told = pool.submit(turns.wait_for, seen.is_set, 5.0 * SLOW)
+        doomed = pool.submit(turns.wait_for, lambda: turns.doomed, 5.0 * SLOW)
         seen.set()
         turns.notify()
-        assert told.result(2)
+        assert told.result(5 * SLOW)
         turns.doom()
-        assert doomed.result(2)
+        assert doomed.result(5 * SLOW)
     wait_until(lambda: not turns.changing)
