@@ -56,6 +56,7 @@ from ppio_agent.testing import (
     retry_after_kinds,
     silence,
 )
+from ppio_agent.transport import Transport
 from ppio_agent.transport.errors import PastFailure
 from tests.support import SLOW, needs_program
 from tests.support_net import certificate
@@ -68,6 +69,13 @@ from tests.support_platform import (
 
 Make = Callable[..., AgentRuntimeClient]
 Tls = tuple[ssl.SSLContext, Path]
+
+
+@pytest.fixture
+def steady_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pause for 0.45, 0.9, 1.8 … seconds: by chance one ends just before a deadline."""
+    defaults = Transport.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "random", lambda: 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,7 @@ def _edge_at(platform: FakePlatform, url: str) -> AbstractContextManager[None]:
     return platform.overriding("POST", "/sandboxes$", create)
 
 
+@pytest.mark.usefixtures("steady_pauses")
 class TestTime:
     def test_an_agent_that_is_never_free(
         self, make_client: Make, platform: FakePlatform

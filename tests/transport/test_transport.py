@@ -224,11 +224,12 @@ def test_a_deadline_holds(serve: Serve, what: str, mode: str) -> None:
         "drips body bytes": lambda p, r: (p.send(head), drip(b"x" * 99, every=0.1)(p, r)),
         "never answers": silence,
         "is busy for ever": reply(503),
-        "is busy and says when": reply(503, b"", {"Retry-After": "0.3"}),
+        "is busy and says when": reply(503, b"", {"Retry-After": "0.6"}),
     }  # fmt: skip
     server = serve(scripts[what])
     request = _get(server, deadline=Deadline.after(1.0))
-    with Transport() as transport:
+    # Pauses after which enough time is left for the attempt that follows.
+    with Transport(random=lambda: 0.9) as transport:
 
         def call() -> None:
             if mode == "send":
