@@ -463,7 +463,7 @@ def test_a_stopped_supervisor_is_ended_all_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that hangs cannot keep a sandbox alive."""
-    monkeypatch.setattr(supervised, "_KILL_SLACK", 1.0 * SLOW)
+    monkeypatch.setattr(supervised, "_KILL_SLACK", 2.0)
     sandbox = lab.serve()
     os.kill(sandbox.running.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
