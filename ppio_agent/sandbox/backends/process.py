@@ -7,13 +7,13 @@ long as there is none, started by exec.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -36,6 +36,10 @@ __all__ = ["ProcessBackend"]
 _Started = TypeVar("_Started", bound=ProcessHandle | None)
 
 _REMEMBERED_PORTS = 256
+# Below those that kernels give to whoever asks for any, and to each connection: one of
+# them would be gone when an agent listens late, or is started again.
+_AGENT_PORTS = range(20_000, 32_768)
+_TRIES = 1000
 
 
 class ProcessBackend:
@@ -120,14 +124,23 @@ class ProcessBackend:
 
     def _free_port(self) -> int:
         """Return a loopback port that nobody has, not even a sandbox yet to listen."""
-        with self._lock, ExitStack() as held:
-            while True:
-                sock = held.enter_context(socket.socket())
-                sock.bind(("127.0.0.1", 0))
-                port: int = sock.getsockname()[1]
-                if port not in self._ports:
-                    self._ports.append(port)
-                    return port
+        with self._lock:
+            for _ in range(_TRIES):
+                wanted = _AGENT_PORTS.start + secrets.randbelow(len(_AGENT_PORTS))
+                if wanted in self._ports or not _is_free(wanted):
+                    continue
+                self._ports.append(wanted)
+                return wanted
+        raise SandboxPlatformError("no loopback port is free for an agent")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _launch_by(

@@ -86,6 +86,15 @@ def test_an_agent_that_binds_8080_itself_is_found(lab: Lab) -> None:
     assert sandbox.get()["count"] == 1
 
 
+def test_no_connection_takes_the_port_of_an_agent(lab: Lab) -> None:
+    """Not while it starts, nor between its end and its next start."""
+    ports = {int(lab.start().sh("echo $PORT").output()) for _ in range(2)}
+
+    assert len(ports) == 2
+    # Kernels give others, to listeners without a wish as to connections.
+    assert all(20_000 <= port < 32_768 for port in ports)
+
+
 def test_an_agent_that_raises_at_import_is_reported_with_its_traceback(
     lab: Lab,
 ) -> None:
