@@ -133,6 +133,12 @@ class Channel(HTTPChannel):  # type: ignore[misc] # waitress has no type hints
         """Tell the loop whether it has to send or close."""
         return self._stuck or self.will_close or self.close_when_flushed
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is under way; if not, it only waits for a request."""
+        times = (self._lingers_until, self._incomplete_since)
+        return bool(self.requests) or self.writable() or times != (None, None)
+
     def readable(self) -> bool:
         """Tell the loop whether it has to read, if only to throw away."""
         return self._lingers_until is not None or bool(super().readable())

@@ -28,6 +28,8 @@ from .inline import Inline
 __all__ = ["EpollLoop", "Loop", "new_loop"]
 
 _LONGEST_WAIT = 1.0
+# While connections are open and nothing at all is under way.
+_IDLE_WAIT = 30.0
 _SHORT_WAIT = 0.005
 # Seconds between looks at all connections: those to be closed are closed then.
 _SWEEP_EVERY = 5.0
@@ -59,6 +61,7 @@ class Loop:
         self._asleep = False
         self._turn = 0  # which of the threads that have called `run` serves
         self._stopping = False
+        self._quiet = False  # whether the last wait was in vain
         self._sweep_at = 0.0
         # Guards the trigger: its descriptor must not be written to once closed.
         self._wake_lock = threading.Lock()
@@ -110,13 +113,27 @@ class Loop:
             while self._calls:
                 self._calls.popleft()()
             if not self._stopping:
-                self._wait(_SHORT_WAIT if self._between() else self._longest_wait())
+                timeout = _SHORT_WAIT if self._between() else self._longest_wait()
+                began = time.monotonic()
+                self._wait(timeout)
+                self._quiet = timeout is not None and (
+                    time.monotonic() - began >= timeout
+                )
         return self._turn == turn
 
     def _longest_wait(self) -> float | None:
         """Return after how many seconds to look again; None if there is nobody."""
-        connected = any(listener.active_channels for listener in self._listeners)
-        return _LONGEST_WAIT if connected else None
+        channels = [one.active_channels for one in self._listeners]
+        if not any(channels):
+            return None
+        # Only after a wait in vain, for looking at all takes long where there are many.
+        if not self._quiet or any(
+            channel.pending for some in channels for channel in some.values()
+        ):
+            return _LONGEST_WAIT
+        # Then waitress looks which of them have been idle for too long.
+        due = min(one.next_channel_cleanup for one in self._listeners) - time.time()
+        return min(max(due, _LONGEST_WAIT), _IDLE_WAIT)
 
     def _wait(self, timeout: float | None) -> None:
         if time.monotonic() >= self._sweep_at:

@@ -848,6 +848,31 @@ def test_idle_connections_are_closed(
 
 
 @pytest.mark.usefixtures("loop")
+def test_nobody_wakes_up_for_a_connection_that_is_idle(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one with a request that is not complete; all is answered at once."""
+    monkeypatch.setattr("ppio_agent.web.loop._LONGEST_WAIT", 0.01)
+    server = serve(hello)
+    waits: list[float | None] = []
+    wait = server._loop._wait
+
+    def noted(timeout: float | None) -> None:
+        waits.append(timeout)
+        wait(timeout)
+
+    monkeypatch.setattr(server._loop, "_wait", noted)
+    with RawClient(server.port) as client:
+        client.send(b"GET / HTTP/1.1\r\n")
+        wait_until(lambda: waits[3:] and set(waits[-3:]) == {0.01})
+        client.send(b"Host: test\r\n\r\n")
+        assert client.answer().status == 200
+        wait_until(lambda: (waits[-1] or 0) > 1, what="the loop sleeps")
+        assert client.ask().status == 200
+    wait_until(lambda: waits[-1] is None, what="it sleeps for as long as it takes")
+
+
+@pytest.mark.usefixtures("loop")
 def test_too_many_connections_wait_for_their_turn(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
