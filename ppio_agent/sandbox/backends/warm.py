@@ -24,8 +24,8 @@ _T = TypeVar("_T")
 class WarmPool(Generic[_T]):
     """Keeps a number of things ready; one thread makes those that are missing.
 
-    It begins when nobody has taken one for a while, so as not to slow down those who
-    are just using what they took.
+    It begins when nobody has taken one for a moment: those who all come at once are not
+    slowed down, and those who come one after another find them made anew.
 
     Args:
         name: Of the thread.
@@ -46,7 +46,7 @@ class WarmPool(Generic[_T]):
         make: Callable[[], _T],
         discard: Callable[[_T], object],
         usable: Callable[[_T], bool],
-        quiet: float = 0.5,
+        quiet: float = 0.05,
     ) -> None:
         self._name = name
         self._size = size

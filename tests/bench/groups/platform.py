@@ -28,7 +28,8 @@ def measure(plan: Plan) -> Found:
     found: dict[tuple[str, str], Side] = {}
     with _platform("process") as local, _platform("bubblewrap") as isolated:
         who = {"ours": ("create", local), "plain start": ("plain", local)}
-        who["isolated"] = ("create", isolated)
+        who["isolated"] = ("create_calmly", isolated)
+        who["one by one"] = ("create", isolated)
         turns = in_turns(
             who,
             lambda name: _measured(*who[name], times=plan.rounds * 4),
