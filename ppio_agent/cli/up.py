@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppio_agent.exceptions import SandboxUnavailableError
+
 if TYPE_CHECKING:
     from ppio_agent.sandbox import SandboxPlatform
 
@@ -131,11 +133,19 @@ class _Stopping:
         self._asked.set()
 
     def wait(self) -> None:
-        """Wait for the first one."""
+        """Wait for the first one.
+
+        Raises:
+            SandboxUnavailableError: The data directory has gone.
+        """
         # In steps: a signal that meets the main thread in a long wait may be handled
         # on another thread, and then does not wake it.
         while not self._asked.wait(_LOOK_EVERY):
-            pass
+            if not self._platform.has_data:
+                raise SandboxUnavailableError(
+                    "the data directory was removed or replaced, so the platform keeps"
+                    " nothing any more and ends: start it again"
+                )
 
 
 @contextmanager

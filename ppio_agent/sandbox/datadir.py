@@ -9,6 +9,8 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +33,9 @@ _KEY: Final = "key"
 _KEY_PREFIX: Final = "sk_local_"
 _SOCKETS: Final = "sockets"
 _SOCKETS_PREFIX: Final = "ppio-"
+_OWNER: Final = "data"
 _LONGEST_BASE: Final = 60
+_ORPHANED_FOR: Final = 3600.0
 # Longer than most commands need it, and a platform to start.
 _WAIT: Final = 10.0
 
@@ -134,6 +138,19 @@ class DataDir:
                 unfinished.unlink()
         self.uploads.mkdir(exist_ok=True, mode=0o700)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the directory is the one that was locked, not removed or replaced."""
+        if self._lock_fd is None:
+            return False
+        try:
+            found = os.stat(self.path / _LOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # it may well be there
+        return os.path.samestat(found, os.fstat(self._lock_fd))
+
     def key(self) -> str:
         """Return the generated key, the same at each start."""
         path = self.path / _KEY
@@ -156,8 +173,10 @@ class DataDir:
             return self._sockets
         for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
             if base and len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
+                _remove_orphans(Path(base))
                 folder = tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base)
                 self._sockets = Path(folder)
+                (self._sockets / _OWNER).symlink_to(self.path)
                 _write_private(self.path / _SOCKETS, folder)
                 return self._sockets
         raise SandboxUnavailableError(
@@ -175,12 +194,19 @@ class DataDir:
         named = folder.name.startswith(_SOCKETS_PREFIX)
         return folder if private and named and about.st_uid == os.getuid() else None
 
+    @property
+    def has_sockets(self) -> bool:
+        """Whether there are sockets, as those that a platform that was killed left."""
+        folder = self._sockets
+        return folder is not None and any(p.name != _OWNER for p in folder.iterdir())
+
     def remove_socket_folder(self) -> None:
         """Remove the folder for sockets. Idempotent."""
         folder, self._sockets = self._sockets, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        (self.path / _SOCKETS).unlink(missing_ok=True)
+        if self.is_held:  # or it may be another platform's
+            (self.path / _SOCKETS).unlink(missing_ok=True)
 
     def announce(self, running: Running) -> None:
         """Let other processes of this user find the platform."""
@@ -189,13 +215,28 @@ class DataDir:
 
     def withdraw(self) -> None:
         """Take the announcement back. Idempotent."""
-        (self.path / _RECORD).unlink(missing_ok=True)
+        if self.is_held:
+            (self.path / _RECORD).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let others use the directory. Idempotent."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+def _remove_orphans(base: Path) -> None:
+    """Remove folders for sockets of platforms whose data directories have gone.
+
+    They were killed, and none comes after them, as where a test was.
+    """
+    oldest = time.time() - _ORPHANED_FOR
+    for folder in base.glob(f"{_SOCKETS_PREFIX}*"):
+        with suppress(OSError):  # not of this kind
+            about = folder.lstat()
+            gone = not (folder / _OWNER).readlink().exists()
+            if gone and about.st_uid == os.getuid() and about.st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_private(folder: Path) -> None:

@@ -58,6 +58,7 @@ __all__ = ["SandboxPlatform"]
 class _Parts:
     """What there is while the platform runs."""
 
+    data: DataDir
     keys: KeyRing
     templates: Templates
     sandboxes: Sandboxes
@@ -187,6 +188,7 @@ class SandboxPlatform(Closing):
         )
         api_key, tenant = next(iter(keys.items()))
         parts = _Parts(
+            data=data,
             keys=ring,
             templates=templates,
             sandboxes=sandboxes,
@@ -306,6 +308,14 @@ class SandboxPlatform(Closing):
     def running(self) -> bool:
         """Whether it was started in this process and not closed."""
         return self._parts is not None and self._pid == os.getpid()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether its data directory is still there, and has not been replaced.
+
+        If not, it keeps nothing any more, and makes no sandboxes: close it.
+        """
+        return self._up.data.is_held
 
     @property
     def _up(self) -> _Parts:
@@ -441,7 +451,7 @@ def _open_sockets(stack: ExitStack, data: DataDir) -> tuple[Path, ExitStack]:
     """
     folder = data.make_socket_folder()
     left = stack.enter_context(ExitStack())
-    if not any(folder.iterdir()):
+    if not data.has_sockets:
         left.callback(data.remove_socket_folder)
     return folder, left
 

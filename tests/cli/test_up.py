@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import urllib.request
@@ -117,6 +118,17 @@ def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert (soft, hard) == (min(16_384, limits[1]), limits[1])
+
+
+def test_it_ends_when_its_data_directory_is_removed(tmp_path: Path) -> None:
+    """What it keeps would be lost; whoever starts it again has one that works."""
+    with _up(tmp_path / "d") as platform:
+        line(platform, "PPIO_API_URL")
+        shutil.rmtree(tmp_path / "d")
+        error = platform.communicate(timeout=30 * SLOW)[1]
+    assert platform.returncode == 5
+    assert "the data directory was removed" in error
+    assert not (tmp_path / "d").exists()
 
 
 def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -235,7 +238,7 @@ def test_a_socket_folder_that_is_not_ours_any_more_is_not_used(
     if spoil == "open":
         folder.chmod(0o777)
     else:
-        folder.rmdir()
+        shutil.rmtree(folder)
     if spoil == "link":
         folder.symlink_to(tmp_path)
 
@@ -244,7 +247,7 @@ def test_a_socket_folder_that_is_not_ours_any_more_is_not_used(
     assert other != folder
     data.remove_socket_folder()
     if spoil != "gone":
-        folder.unlink() if spoil == "link" else folder.rmdir()
+        folder.unlink() if spoil == "link" else shutil.rmtree(folder)
 
 
 def test_without_a_short_path_there_are_no_sockets(
@@ -265,3 +268,57 @@ def test_an_unreadable_announcement_is_none(tmp_path: Path) -> None:
 
 def test_the_key_is_in_no_repr() -> None:
     assert "sk_x" not in repr(RUNNING)
+
+
+def test_one_that_was_replaced_is_not_touched(data: DataDir) -> None:
+    """What is there now is another platform's."""
+    data.make_socket_folder()
+    data.path.rename(data.path.with_name("away"))
+    assert not data.is_held
+    other = DataDir(data.path)
+    other.acquire()
+    other.announce(RUNNING)
+    folder = other.make_socket_folder()
+    data.withdraw()
+    data.remove_socket_folder()
+    assert read_running(data.path) == RUNNING
+    assert DataDir(data.path).make_socket_folder() == folder
+    assert (data.is_held, other.is_held) == (False, True)
+    other.remove_socket_folder()
+    other.release()
+
+
+def test_sockets_of_what_was_killed_and_removed_go_with_a_later_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes them up; those of a data directory that is there are left alone."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ppt-") as base:
+        monkeypatch.setattr(tempfile, "tempdir", base)
+        folders = []
+        for name in ("gone", "there"):
+            with closing(_Acquired(tmp_path / name)) as killed:
+                folders.append(killed.make_socket_folder())
+                (folders[-1] / "control.sock").touch()
+        shutil.rmtree(tmp_path / "gone")
+        with closing(_Acquired(tmp_path / "next")) as soon:
+            soon.make_socket_folder()
+            assert all(folder.exists() for folder in folders)
+            assert not soon.has_sockets
+        old = time.time() - 3601
+        for folder in folders:
+            os.utime(folder, (old, old))
+        with closing(_Acquired(tmp_path / "last")) as late:
+            late.make_socket_folder()
+        assert [folder.exists() for folder in folders] == [False, True]
+
+
+class _Acquired(DataDir):
+    """A data directory that is let go of as by one that was killed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.acquire()
+
+    def close(self) -> None:
+        self.release()
