@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench fuzz clean
+.PHONY: demo test collected check lint types layers bench fuzz clean
 
 # Made again when the dependencies change, not when the code does (editable install).
 $(VENV)/.ready: setup.cfg pyproject.toml
@@ -21,15 +21,28 @@ demo: $(VENV)/.ready
 
 # On two cores three are a little quicker, but tests with bounds of time fail at times.
 WORKERS ?= 2
-test: check
+# Each worker collects all tests, and what pytest makes of them is kept for the next.
+test: export PYTHONDONTWRITEBYTECODE =
+test: $(VENV)/.ready
+	@$(MAKE) --jobs=2 --output-sync=target check collected
 	@.ci/packages
 	@.ci/peers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-check: $(VENV)/.ready
+collected: $(VENV)/.ready
+	@$(BIN)/python -m pytest --collect-only -q >$(VENV)/collected || \
+	  { cat $(VENV)/collected >&2; exit 1; }
+
+check: lint types layers
+
+lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
 	$(BIN)/mypy
+
+layers: $(VENV)/.ready
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 bench: $(VENV)/.ready
