@@ -31,10 +31,12 @@ _INTERVAL: Final = 5.0
 _KEPT: Final = 720
 # How long a sandbox is left alone that did not answer: it would delay the others.
 _AVOIDED_FOR: Final = 60.0
-# Folders are walked at most so often, and so long in one round, in seconds: together
-# at most 1 % of one processor.
+# A folder is walked at most so often, in seconds.
 _DISK_EVERY: Final = 60.0
-_DISK_BUDGET: Final = 0.05
+# How much of the time all such walks together take at most, and how much of it that is
+# not used is kept for later ones, in seconds.
+_DISK_SHARE: Final = 0.01
+_DISK_KEPT: Final = 0.05
 _MOST_FILES: Final = 50_000
 _FIRST_MILLISECOND: Final = 10**11
 _BLOCK: Final = 512
@@ -188,6 +190,9 @@ class Metrics:
         self._wall_clock = wall_clock
         # Replaced as a whole by the one thread that samples; others only look into it.
         self._watched: dict[str, _Watched] = {}
+        # Seconds that folders may be walked as of an instant; less than 0 is a debt.
+        self._disk_left = _DISK_KEPT
+        self._disk_left_at = monotonic()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -255,8 +260,15 @@ class Metrics:
         )
 
     def _measure_disks(self) -> None:
-        """Look at the folders not seen for longest, as many as the time allows."""
-        begun = now = self._monotonic()
+        """Look at the folders not seen for longest, as many as the time allows.
+
+        One of very many files is looked at in one go; what that takes too long is made
+        up for before the next one.
+        """
+        now = self._monotonic()
+        earned = (now - self._disk_left_at) * _DISK_SHARE
+        self._disk_left = min(_DISK_KEPT, self._disk_left + earned)
+        self._disk_left_at = now
         due = [
             watched
             for watched in self._watched.values()
@@ -264,7 +276,9 @@ class Metrics:
         ]
         due.sort(key=lambda watched: watched.disk_at or 0.0)
         for watched in due:
-            watched.disk = folder_size(watched.sandbox.identity.root)
-            watched.disk_at = now = self._monotonic()
-            if now - begun > _DISK_BUDGET or self._closed.is_set():
+            if self._disk_left <= 0 or self._closed.is_set():
                 return
+            watched.disk = folder_size(watched.sandbox.identity.root)
+            watched.disk_at = self._monotonic()
+            self._disk_left -= watched.disk_at - now
+            now = watched.disk_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,30 @@ def test_folders_are_looked_at_rarely(rig: PlatformRig) -> None:
     assert series is not None
     first, second, third = (sample.disk for sample in series.between(None, None))
     assert first == second < 1_000_000 < third
+
+
+def test_a_folder_that_takes_long_is_made_up_for(
+    rig: PlatformRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All together take a hundredth of the time, however many files there are."""
+    clock = FakeClock()
+    looked: list[float] = []
+
+    def size(_: Path) -> int:
+        looked.append(clock.now)
+        clock.now += 0.25
+        return 7
+
+    monkeypatch.setattr("ppio_agent.sandbox.metrics.folder_size", size)
+    metrics = Metrics(rig.sandboxes.list_sandboxes, monotonic=clock)
+    for _ in range(3):
+        _make(rig)
+    for _ in range(60):
+        metrics.sample()
+        clock.now += 5
+
+    assert 0.008 < 0.25 * len(looked) / (clock.now - looked[0]) < 0.012
+    assert all(later - sooner > 15 for sooner, later in pairwise(looked))
 
 
 def test_its_thread_ends_with_it(rig: PlatformRig) -> None:

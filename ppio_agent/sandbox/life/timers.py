@@ -66,7 +66,8 @@ class Timers:
             heapq.heappush(self._heap, (instant, next(self._count), timer))
             if self._thread is None:
                 self._thread = start_thread(self._name, self._run)
-            self._changed.notify()
+            if self._heap[0][2] is timer:  # else it wakes up in time by itself
+                self._changed.notify()
         return timer
 
     def _compact_locked(self) -> None:
@@ -94,8 +95,9 @@ class Timers:
                 if not self._heap:
                     self._changed.wait()
                     continue
-                wait = self._heap[0][0] - self._clock()
-                if wait > 0:
+                instant, _, timer = self._heap[0]
+                wait = instant - self._clock()
+                if wait > 0 and timer.action is not None:
                     self._changed.wait(wait)
                     continue
                 action = heapq.heappop(self._heap)[2].action

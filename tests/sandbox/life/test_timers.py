@@ -50,6 +50,28 @@ def test_a_cancelled_timer_does_nothing(timers: Timers) -> None:
     assert done == ["kept"]
 
 
+def test_nobody_wakes_up_for_a_timer_that_is_not_the_next_one() -> None:
+    """The thread looks at the clock when it wakes up, and when a sooner one comes."""
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(time.monotonic())
+        return looks[-1]
+
+    quiet = Timers("ppio-test-timer", clock=clock)
+    try:
+        ran = threading.Event()
+        quiet.at(time.monotonic() + 60, ran.set)
+        wait_until(lambda: looks, what="it waits")
+        for _ in range(9):
+            quiet.at(time.monotonic() + 70, ran.set).cancel()
+        assert len(looks) == 1
+        quiet.at(time.monotonic(), ran.set)
+        assert ran.wait(5)
+    finally:
+        quiet.close()
+
+
 def test_an_action_that_fails_is_logged_and_stops_nothing(
     timers: Timers, caplog: pytest.LogCaptureFixture
 ) -> None:
