@@ -245,6 +245,7 @@ class SandboxPlatform(Closing):
             status=self._status,
             uploads=uploads,
         )
+        control.remember_creates()
         server = Server(
             create_app(control),
             unix_socket=str(socket_path),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -35,13 +37,19 @@ class Caller:
         raise LookupError("of no platform")
 
     def ask(
-        self, method: str, path: str, json: Any = None, *, key: str = RED
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        key: str = RED,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> requests.Response:
         return self.http.request(
             method,
             self.url + path,
             json=json,
-            headers={"X-API-KEY": key},
+            headers={"X-API-KEY": key, **headers},
             timeout=30 * SLOW,
         )
 
@@ -57,8 +65,12 @@ class Caller:
             **more,
         )
 
-    def create(self, template: str = "base", **body: Any) -> str:
-        response = self.ask("POST", "/sandboxes", {"templateID": template, **body})
+    def create(
+        self, template: str = "base", *, once: str | None = None, **body: Any
+    ) -> str:
+        headers = {"Idempotency-Key": once} if once else {}
+        asked = {"templateID": template, **body}
+        response = self.ask("POST", "/sandboxes", asked, headers=headers)
         assert response.status_code == 201, response.text
         return str(response.json()["sandboxID"])
 
@@ -93,7 +105,9 @@ class Cloud(Caller):
 
 _PROGRAM = """
 import json, sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 
 settings = json.loads(sys.argv[2])

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from flask import Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from ppio_agent._util.clock import utc_now
 from ppio_agent.exceptions import (
     InternalServerError,
     PPIOAgentError,
@@ -23,6 +24,7 @@ from ppio_agent.sandbox.config import PlatformConfig
 from ppio_agent.sandbox.keys import KeyRing
 from ppio_agent.sandbox.life.options import parse_body
 from ppio_agent.sandbox.life.sandboxes import Sandboxes
+from ppio_agent.sandbox.life.values import Identity
 from ppio_agent.sandbox.metrics import Metrics
 from ppio_agent.sandbox.seats import Seats
 from ppio_agent.sandbox.templates.store import Templates
@@ -71,7 +73,7 @@ class Control:
         uploads: Folder for archives while they are read.
         streams: Those that are open.
         log_reads: Who reads a page of a log: they share the processor with all others.
-        creates: Remembers the answers to creates with an idempotency key.
+        creates: Remembers what was made by creates with an idempotency key.
     """
 
     config: PlatformConfig
@@ -86,7 +88,22 @@ class Control:
     log_reads: Seats = field(
         factory=lambda: Seats("reads of logs", most=8, most_of_one=4)
     )
-    creates: Once[dict[str, Json]] = field(factory=Once)
+    creates: Once[Identity] = field(factory=Once)
+
+    def remember_creates(self) -> None:
+        """Remember by which keys those were made that an earlier platform has left."""
+        found = sorted(
+            self.sandboxes.list_sandboxes(), key=lambda one: one.life.started_at
+        )
+        for sandbox in found:
+            identity, age = sandbox.identity, utc_now() - sandbox.life.started_at
+            if identity.asked is not None:
+                self.creates.seed(
+                    (identity.tenant, identity.asked.key),
+                    identity.asked.digest,
+                    identity,
+                    age=age.total_seconds(),
+                )
 
 
 def asked_host() -> str:

@@ -18,14 +18,14 @@ __all__ = ["Once"]
 
 _T = TypeVar("_T")
 _MOST_OF_ONE: Final = 1000
-
+_MOST: Final = 10_000
 
 _Key = tuple[Hashable, Hashable]
 
 
 @frozen
 class _Entry(Generic[_T]):
-    fingerprint: bytes
+    fingerprint: str
     result: Future[_T] = field(factory=Future)
 
 
@@ -41,8 +41,8 @@ class Once(Generic[_T]):
     A call that fails is forgotten: those who wait for it see its error, and the next
     one tries again.
 
-    Of each owner of keys the newest 1000 results are remembered; a call that is under
-    way is never forgotten.
+    Of each owner of keys the newest 1000 results are remembered, and the newest 10,000
+    of all; a call that is under way is never forgotten.
 
     Args:
         keep: Seconds a result is remembered.
@@ -64,11 +64,13 @@ class Once(Generic[_T]):
         self._clock = clock
         self._lock = threading.Lock()  # Guards everything below.
         self._running: dict[_Key, _Entry[_T]] = {}
-        # By owner and key, those that were done first at the front.
-        self._done: dict[Hashable, OrderedDict[Hashable, _Done[_T]]] = {}
+        # Those that were done first, and so expire first, at the front: all of them,
+        # and the names of each owner's.
+        self._done: OrderedDict[_Key, _Done[_T]] = OrderedDict()
+        self._names: dict[Hashable, OrderedDict[Hashable, None]] = {}
 
     def run(
-        self, key: _Key, fingerprint: bytes, call: Callable[[], _T]
+        self, key: _Key, fingerprint: str, call: Callable[[], _T]
     ) -> tuple[_T, bool]:
         """Return the result of `call`, or of the first one with this key.
 
@@ -118,18 +120,48 @@ class Once(Generic[_T]):
         entry.result.set_result(result)
         return result
 
+    def seed(self, key: _Key, fingerprint: str, result: _T, *, age: float) -> None:
+        """Remember a result of before; those of one clock in the order of their ages.
+
+        Args:
+            key: As of `run`.
+            fingerprint: As of `run`.
+            result: What the call has given.
+            age: Seconds since then.
+        """
+        entry = _Entry[_T](fingerprint)
+        entry.result.set_result(result)
+        with self._lock:
+            self._remember_locked(key, entry, age=age)
+
     def _find_locked(self, key: _Key) -> _Entry[_T] | None:
-        owner, name = key
-        done = self._done.get(owner, OrderedDict()).get(name)
+        done = self._done.get(key)
         if done is not None and done.expires > self._clock():
             return done.entry
         return self._running.get(key)
 
-    def _remember_locked(self, key: _Key, entry: _Entry[_T]) -> None:
+    def _remember_locked(
+        self, key: _Key, entry: _Entry[_T], *, age: float = 0.0
+    ) -> None:
         owner, name = key
         now = self._clock()
-        mine = self._done.setdefault(owner, OrderedDict())
-        mine.pop(name, None)  # one whose time is over
-        mine[name] = _Done(now + self._keep, entry)
-        while len(mine) > _MOST_OF_ONE or next(iter(mine.values())).expires <= now:
-            mine.popitem(last=False)
+        if key in self._done:  # its time is over
+            self._forget_locked(key)
+        self._done[key] = _Done(now - age + self._keep, entry)
+        mine = self._names.setdefault(owner, OrderedDict())
+        mine[name] = None
+        if len(mine) > _MOST_OF_ONE:
+            self._forget_locked((owner, next(iter(mine))))
+        while self._done:
+            oldest, done = next(iter(self._done.items()))
+            if len(self._done) <= _MOST and done.expires > now:
+                return
+            self._forget_locked(oldest)
+
+    def _forget_locked(self, key: _Key) -> None:
+        owner, name = key
+        del self._done[key]
+        mine = self._names[owner]
+        del mine[name]
+        if not mine:
+            del self._names[owner]

@@ -5,19 +5,20 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
+import attrs
 from attrs import frozen
 from flask import Blueprint, Response, request
 
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.sandbox.life.live import LiveSandbox
 from ppio_agent.sandbox.life.options import not_supported, parse_create
+from ppio_agent.sandbox.life.values import Asked, Identity
 from ppio_agent.wire.headers import (
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED,
     sandbox_key,
     valid_idempotency_key,
 )
-from ppio_agent.wire.json import Json
 from ppio_agent.wire.model import CamelModel
 
 from .kit import Control, answer, body_as, decoded, positive, raw_body, tenant
@@ -92,22 +93,25 @@ class _SandboxRoutes:
             max_timeout=control.config.max_timeout,
         )
 
-        def make() -> dict[str, Json]:
-            return control.viewer.created(
-                control.sandboxes.create(options, tenant=owner)
-            )
+        def make(asked: Asked | None = None) -> Identity:
+            create = control.sandboxes.create
+            made = create(options, tenant=owner, asked=asked).identity
+            # Its environment is large, and a secret.
+            return attrs.evolve(made, options=attrs.evolve(options, env={}))
 
         key = request.headers.get(IDEMPOTENCY_KEY)
         if key is None:
-            return answer(make(), 201)
+            return answer(control.viewer.created(make()), 201)
         if not valid_idempotency_key(key):
             raise ValidationError(
                 f"{IDEMPOTENCY_KEY}: expected 1 to 255 visible ASCII characters"
             )
-        digest = sha256(body).digest()
-        made, replayed = control.creates.run((owner, key), digest, make)
+        asked = Asked(key=key, digest=sha256(body).hexdigest())
+        made, replayed = control.creates.run(
+            (owner, key), asked.digest, lambda: make(asked)
+        )
         headers = {IDEMPOTENCY_REPLAYED: "true"} if replayed else None
-        return answer(made, 201, headers)
+        return answer(control.viewer.created(made), 201, headers)
 
     def list_running(self) -> Response:
         wanted = parse_filter(request.args.get("metadata"))
@@ -169,13 +173,13 @@ class _SandboxRoutes:
         sandbox = self._sandbox(sandbox_id)
         was_paused = sandbox.connect(self._seconds(asked), pauses=asked.auto_pause)
         status = 201 if was_paused else 200
-        return answer(self._control.viewer.created(sandbox), status)
+        return answer(self._control.viewer.created(sandbox.identity), status)
 
     def resume(self, sandbox_id: str) -> Response:
         asked = body_as(_Resume)
         sandbox = self._sandbox(sandbox_id)
         sandbox.resume(self._seconds(asked), pauses=asked.auto_pause)
-        return answer(self._control.viewer.created(sandbox), 201)
+        return answer(self._control.viewer.created(sandbox.identity), 201)
 
     def _seconds(self, asked: _Resume) -> int:
         config = self._control.config

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from ppio_agent.sandbox.backends.base import AgentStatus
 from ppio_agent.sandbox.life.live import LiveSandbox
+from ppio_agent.sandbox.life.values import Identity
 from ppio_agent.sandbox.logview import LogEntry
 from ppio_agent.sandbox.metrics import Sample
 from ppio_agent.sandbox.templates.records import BuildInfo, TemplateRecord
@@ -47,11 +48,10 @@ class Viewer:
     domain: Callable[[str], str]
     url: Callable[[], str]
 
-    def created(self, sandbox: LiveSandbox) -> dict[str, Json]:
+    def created(self, identity: Identity) -> dict[str, Json]:
         """Return a sandbox as create, connect and resume answer it."""
-        identity = sandbox.identity
         return Sandbox(
-            sandbox_id=sandbox.id,
+            sandbox_id=identity.id,
             template_id=identity.build.template_id,
             client_id=_CLIENT,
             envd_version=_ENVD_VERSION,
@@ -133,6 +133,10 @@ class Viewer:
                 "version": build.version,
                 "digest": build.digest,
                 "createdAt": format_time(build.created_at),
+                # Builds do not change; clients want these members to be there.
+                "updatedAt": format_time(build.created_at),
+                "cpuCount": math.ceil(record.cpus),
+                "memoryMB": record.memory_mb,
             }
             for build in builds
         ]

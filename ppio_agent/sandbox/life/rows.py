@@ -18,7 +18,7 @@ from ppio_agent.wire.model import structure
 
 from .machine import EndReason, State
 from .options import CreateOptions
-from .values import Identity, Life
+from .values import Asked, Identity, Life
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,6 +47,7 @@ class SandboxRow:
         pid: Of its supervisor, as the host sees it; None until it is known.
         pid_started: When that was started, as the system counts: no later process
             with this pid is taken for it.
+        asked: As of `Identity`.
     """
 
     tenant: str
@@ -63,6 +64,7 @@ class SandboxRow:
     reason: EndReason | None
     pid: int | None
     pid_started: float | None
+    asked: Asked | None = None
 
     @classmethod
     def of(
@@ -84,6 +86,7 @@ class SandboxRow:
             reason=life.reason,
             pid=supervisor.pid if supervisor else None,
             pid_started=supervisor.started if supervisor else None,
+            asked=identity.asked,
         )
 
     @classmethod
@@ -118,6 +121,7 @@ class SandboxRow:
             line=self.line,
             access_token=self.access_token,
             traffic_token=self.traffic_token,
+            asked=self.asked,
         )
 
     def life(self, *, now: datetime, monotonic: float) -> Life:

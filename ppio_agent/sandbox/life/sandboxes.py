@@ -30,7 +30,7 @@ from .recovery import Recovery
 from .roster import Roster
 from .rows import SandboxRow
 from .timers import Timers
-from .values import Identity, Surroundings, not_found
+from .values import Asked, Identity, Surroundings, not_found
 
 __all__ = ["Folders", "Sandboxes"]
 
@@ -127,8 +127,15 @@ class Sandboxes:
             tidy=self._templates.tidy,
         ).run()
 
-    def create(self, options: CreateOptions, *, tenant: str) -> LiveSandbox:
+    def create(
+        self, options: CreateOptions, *, tenant: str, asked: Asked | None = None
+    ) -> LiveSandbox:
         """Make a sandbox and start it; return when its supervisor is ready.
+
+        Args:
+            options: How it is to be.
+            tenant: Whose it is.
+            asked: The request, if that may come again.
 
         Raises:
             TemplateNotFoundError: The tenant sees no such template.
@@ -156,6 +163,7 @@ class Sandboxes:
             access_token=secret_token() if options.secure else None,
             traffic_token=None if options.public_traffic else secret_token(),
             python=self._templates.python_of(build),
+            asked=asked,
         )
         sandbox = LiveSandbox(identity, self._around)
         self._roster.admit(sandbox)

@@ -22,7 +22,20 @@ from .timers import Timers
 if TYPE_CHECKING:
     from .live import LiveSandbox
 
-__all__ = ["Identity", "Life", "Surroundings", "not_found"]
+__all__ = ["Asked", "Identity", "Life", "Surroundings", "not_found"]
+
+
+@frozen(kw_only=True)
+class Asked:
+    """By which request a sandbox was made, if that may come again.
+
+    Attributes:
+        key: Its idempotency key.
+        digest: Of its body, in hex.
+    """
+
+    key: str
+    digest: str
 
 
 @frozen(kw_only=True)
@@ -42,6 +55,7 @@ class Identity:
         access_token: What callers of envd must show; None is no check.
         traffic_token: What callers of its other ports must show; None is no check.
         python: Interpreter of its agent; None: that of the platform.
+        asked: The request that made it; None if that had no idempotency key.
     """
 
     id: str
@@ -56,6 +70,7 @@ class Identity:
     access_token: str | None = field(default=None, repr=False)
     traffic_token: str | None = field(default=None, repr=False)
     python: str | None = None
+    asked: Asked | None = None
 
     def spec(self) -> SandboxSpec:
         """Return what a backend needs to start it, or to take it over."""

@@ -47,17 +47,17 @@ def test_concurrent_calls_with_one_key_make_one(waits: Callable[[int], bool]) ->
         return len(calls)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: once.run(KEY, b"body", call), range(8)))
+        found = list(pool.map(lambda _: once.run(KEY, "body", call), range(8)))
     assert sorted(found) == [(1, False), *[(1, True)] * 7]
     assert calls == [1]
 
 
 def test_another_body_under_the_same_key_is_refused() -> None:
     once: Once[int] = Once()
-    once.run(KEY, b"1", lambda: 1)
+    once.run(KEY, "1", lambda: 1)
 
     with pytest.raises(IdempotencyConflictError, match="use a new key"):
-        once.run(KEY, b"2", lambda: 2)
+        once.run(KEY, "2", lambda: 2)
 
 
 def test_a_failure_is_shared_and_then_forgotten(waits: Callable[[int], bool]) -> None:
@@ -70,24 +70,24 @@ def test_a_failure_is_shared_and_then_forgotten(waits: Callable[[int], bool]) ->
         raise RateLimitError("full")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(once.run, KEY, b"", fail)
+        first = pool.submit(once.run, KEY, "", fail)
         assert running.wait(5)
-        second = pool.submit(once.run, KEY, b"", lambda: 2)
+        second = pool.submit(once.run, KEY, "", lambda: 2)
         for asked in (first, second):
             with pytest.raises(RateLimitError, match="full"):
                 asked.result(5)
 
-    assert once.run(KEY, b"", lambda: 3) == (3, False)
+    assert once.run(KEY, "", lambda: 3) == (3, False)
 
 
 def test_a_result_is_forgotten_after_its_time() -> None:
     clock = FakeClock()
     once: Once[int] = Once(keep=600, clock=clock)
-    once.run(KEY, b"", lambda: 1)
+    once.run(KEY, "", lambda: 1)
     clock.now += 599
-    assert once.run(KEY, b"", lambda: 2) == (1, True)
+    assert once.run(KEY, "", lambda: 2) == (1, True)
     clock.now += 2
-    assert once.run(KEY, b"", lambda: 3) == (3, False)
+    assert once.run(KEY, "", lambda: 3) == (3, False)
 
 
 def test_nobody_waits_longer_than_the_limit() -> None:
@@ -99,10 +99,10 @@ def test_nobody_waits_longer_than_the_limit() -> None:
         return int(go_on.wait(5))
 
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(once.run, KEY, b"", call)
+        slow = pool.submit(once.run, KEY, "", call)
         assert running.wait(5)
         with pytest.raises(ServiceUnavailableError, match="is not done yet"):
-            once.run(KEY, b"", lambda: 2)
+            once.run(KEY, "", lambda: 2)
         go_on.set()
         assert slow.result(5) == (1, False)
 
@@ -113,20 +113,20 @@ def test_keys_are_bounded_in_number_for_each_owner(
     """The oldest are forgotten first; those of another owner, and what runs, never."""
     monkeypatch.setattr(once_module, "_MOST_OF_ONE", 3)
     once: Once[int] = Once()
-    once.run(("blue", 0), b"", lambda: 1)
+    once.run(("blue", 0), "", lambda: 1)
 
     def many() -> int:
         for number in range(1, 10):
-            once.run(("red", number), b"", lambda: 1)
+            once.run(("red", number), "", lambda: 1)
         # Of itself it would have to be asked in vain: it is not done.
         with pytest.raises(IdempotencyConflictError):
-            once.run(("red", 0), b"other", lambda: 2)
+            once.run(("red", 0), "other", lambda: 2)
         return 3
 
-    assert once.run(("red", 0), b"", many) == (3, False)
+    assert once.run(("red", 0), "", many) == (3, False)
 
     def ask(owner: str, number: int) -> bool:
-        return once.run((owner, number), b"", lambda: 1)[1]
+        return once.run((owner, number), "", lambda: 1)[1]
 
     assert [ask("red", number) for number in (0, 9, 8)] == [True] * 3
     assert ask("blue", 0)
@@ -137,8 +137,38 @@ def test_what_is_over_leaves_nothing() -> None:
     clock = FakeClock()
     once: Once[int] = Once(keep=600, clock=clock)
     for number in range(5):
-        once.run(("red", number), b"", lambda: 1)
+        once.run(("red", number), "", lambda: 1)
         clock.now += 300
 
-    assert list(once._done["red"]) == [3, 4]
+    assert list(once._done) == [("red", 3), ("red", 4)]
+    clock.now += 3000
+    once.run(("blue", 0), "", lambda: 1)
+
+    assert list(once._done) == [("blue", 0)]
+    assert list(once._names) == ["blue"]
     assert once._running == {}
+
+
+def test_results_are_bounded_in_number_for_all_owners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(once_module, "_MOST", 3)
+    once: Once[int] = Once()
+    for owner in range(5):
+        once.run((owner, "key"), "", lambda: 1)
+
+    assert [owner for owner, _ in once._done] == list(once._names) == [2, 3, 4]
+
+
+def test_a_result_of_before_counts_until_its_time_is_over() -> None:
+    clock = FakeClock()
+    once: Once[int] = Once(keep=600, clock=clock)
+    once.seed(KEY, "body", 1, age=500.0)
+    once.seed(("red", "old"), "", 1, age=601.0)
+
+    assert once.run(("red", "old"), "", lambda: 2) == (2, False)
+    assert once.run(KEY, "body", lambda: 2) == (1, True)
+    with pytest.raises(IdempotencyConflictError):
+        once.run(KEY, "other", lambda: 2)
+    clock.now += 101
+    assert once.run(KEY, "body", lambda: 3) == (3, False)

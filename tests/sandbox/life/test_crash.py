@@ -39,7 +39,7 @@ def _five(folder: Path, **settings: Any) -> Iterator[tuple[PlatformProcess, list
     ids: list[str] = []
     try:
         ids += [platform.create("echo", timeout=600) for _ in range(4)]
-        ids.append(platform.create("fled", timeout=600))
+        ids.append(platform.create("fled", timeout=600, once="fled"))
         for sandbox_id in ids:
             assert platform.agent(sandbox_id).json()["count"] == 1
         assert platform.ask("POST", f"/sandboxes/{ids[0]}/pause").status_code == 204
@@ -77,6 +77,8 @@ def test_a_platform_that_is_started_again_goes_on_with_all(
 
         listed = platform.ask("GET", "/v2/sandboxes").json()
         assert {s["sandboxID"] for s in listed} == set(ids)
+        # Whoever did not hear the answer asks again.
+        assert platform.create("fled", timeout=600, once="fled") == ids[-1]
         for sandbox_id in ids[1:]:
             after = platform.ask("GET", f"/sandboxes/{sandbox_id}").json()
             assert after == {**before[sandbox_id], "edgeURL": platform.url}

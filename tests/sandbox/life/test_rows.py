@@ -16,7 +16,7 @@ from ppio_agent.sandbox.backends.base import LineAddress
 from ppio_agent.sandbox.life.machine import EndReason, State
 from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.life.rows import SandboxRow
-from ppio_agent.sandbox.life.values import Identity, Life
+from ppio_agent.sandbox.life.values import Asked, Identity, Life
 from ppio_agent.sandbox.supervisor.tree import Process
 from ppio_agent.sandbox.templates.records import Build, TemplateFile
 from ppio_agent.wire.json import decode_json, encode_json
@@ -53,6 +53,7 @@ _identities = st.builds(
     line=st.builds(LineAddress, path=_TEXT, secret=_TEXT),
     access_token=_TOKEN,
     traffic_token=_TOKEN,
+    asked=st.none() | st.builds(Asked, key=_TEXT, digest=_TEXT),
 )
 _lives = st.builds(
     Life,
