@@ -16,7 +16,7 @@ from .base import ENVD_PORT, Backend, LineAddress, SandboxSpec
 from .bubblewrap import BubblewrapBackend, Grounds
 from .contained import Bwrap
 from .control_group import ControlGroups
-from .diagnosis import explain, find_bwrap, keeps_namespaces
+from .diagnosis import explain, find_bwrap, keeps_namespaces, refuse_setuid
 from .process import ProcessBackend
 from .uplink import find_helpers
 
@@ -61,7 +61,7 @@ def choose_backend(
         reason = "neither pasta nor slirp4netns is installed"
     elif (path := find_bwrap(environ)) is None:
         reason = "bwrap is not installed, or this is not Linux"
-    else:
+    elif not (reason := refuse_setuid(path)):
         bwrap = Bwrap(
             path=path,
             helpers=helpers,

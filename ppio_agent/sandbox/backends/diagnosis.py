@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,14 @@ from typing import NamedTuple
 
 from .uplink import find_helpers
 
-__all__ = ["Check", "diagnose", "explain", "find_bwrap", "keeps_namespaces"]
+__all__ = [
+    "Check",
+    "diagnose",
+    "explain",
+    "find_bwrap",
+    "keeps_namespaces",
+    "refuse_setuid",
+]
 
 _LIMIT = 5.0
 _TUN = "/dev/net/tun"
@@ -28,7 +36,13 @@ _SETTINGS = (
     "user/max_user_namespaces",
 )
 
-_REFUSALS = ("namespace", "uid map", "not permitted", "Permission denied")
+_REFUSALS = (
+    "namespace",
+    "uid map",
+    "RTM_NEWADDR",
+    "not permitted",
+    "Permission denied",
+)
 
 
 class Check(NamedTuple):
@@ -58,7 +72,9 @@ def diagnose(
     """
     bwrap = find_bwrap(environ)
     helpers = find_helpers(environ.get("PATH", os.defpath))
-    refused = "" if bwrap is None else _try_namespaces(bwrap)
+    refused = ""
+    if bwrap is not None:
+        refused = refuse_setuid(bwrap) or _try_namespaces(bwrap)
     checks = [
         Check("bwrap", bwrap is not None, _how("bubblewrap", missing=bwrap is None)),
         Check(
@@ -100,12 +116,25 @@ def keeps_namespaces(bwrap: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= (0, 8)
 
 
+def refuse_setuid(bwrap: str) -> str:
+    """Return why a `bwrap` is not to be run, if it would run as root; else `""`.
+
+    It could not make what is asked of it, and would leave processes of root behind.
+    """
+    if os.geteuid() == 0 or not os.stat(bwrap).st_mode & stat.S_ISUID:
+        return ""
+    return (
+        f"{bwrap} is installed setuid: take that away (sudo chmod u-s {bwrap}) and let"
+        " users make namespaces"
+    )
+
+
 def _try_namespaces(bwrap: str) -> str:
     """Return why no namespaces can be made, and what to do; `""` if they can."""
     options = ["--unshare-user", "--unshare-pid", "--unshare-net", "--uid", "1000"]
     binds = ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
     code, said = _run([bwrap, *options, *binds, "true"])
-    return "" if code == 0 else explain(said)
+    return "" if code == 0 else explain(said) or f"{bwrap} ends with status {code}"
 
 
 def _run(command: list[str]) -> tuple[int, str]:
@@ -138,20 +167,23 @@ def explain(said: str, read: Callable[[str], str] = _read_setting) -> str:
             there is none.
     """
     restricted, allowed, most = map(read, _SETTINGS)
-    if restricted == "1":
+    if _TUN in said:
+        cause = _LET_IN
+    elif not any(word in said for word in _REFUSALS):
+        return said.strip()
+    elif restricted == "1":
         cause = (
             "AppArmor keeps programs from making user namespaces: load the profile"
-            " bwrap-userns-restrict of the package apparmor-profiles"
+            " bwrap-userns-restrict, which up to Ubuntu 24.10 is in the package"
+            " apparmor-profiles"
         )
     elif allowed == "0":
         cause = "user namespaces are off: sysctl kernel.unprivileged_userns_clone=1"
     elif most == "0":
         cause = "user namespaces are off: sysctl user.max_user_namespaces=15000"
-    elif any(word in said for word in _REFUSALS):
+    else:
         cause = (
             "usually user namespaces are disabled, as in most containers: allow them"
             " there, or run outside"
         )
-    else:
-        return said.strip()
     return f"{said.strip()} ({cause})"

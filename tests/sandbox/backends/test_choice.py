@@ -144,6 +144,19 @@ def test_bubblewrap_that_was_asked_for_and_does_not_work_is_an_error(
         machine.choose("bubblewrap")
 
 
+def test_a_bwrap_that_is_setuid_is_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what to do; it is not run."""
+    machine.add("bwrap", "touch $0.tried")
+    (machine.programs / "bwrap").chmod(0o4755)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+    with pytest.raises(BackendUnavailableError, match="chmod u-s"):
+        machine.choose("bubblewrap")
+    assert not (machine.programs / "bwrap.tried").exists()
+
+
 def test_bubblewrap_without_a_helper_makes_sandboxes_without_internet(
     machine: Machine,
 ) -> None:

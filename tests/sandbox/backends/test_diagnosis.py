@@ -65,29 +65,76 @@ def test_a_helper_without_its_device_is_told(tmp_path: Path) -> None:
     assert "modprobe tun" in found.how
 
 
+REFUSALS = (
+    "bwrap: setting up uid map: Permission denied",
+    "bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted",
+    "bwrap: No permissions to creating new namespace, likely because the kernel does not"
+    " allow non-privileged user namespaces.",
+    "bwrap: Creating new namespace failed, likely because the kernel does not support"
+    " user namespaces.",
+    "bwrap: Creating new namespace failed: nesting depth or"
+    " /proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
+)
+RESTRICTED = {"kernel/apparmor_restrict_unprivileged_userns": "1"}
+
+
+@pytest.mark.parametrize("said", REFUSALS)
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"kernel/apparmor_restrict_unprivileged_userns": "1"}, "apparmor-profiles"),
+        (RESTRICTED, "apparmor-profiles"),
         ({"kernel/unprivileged_userns_clone": "0"}, "unprivileged_userns_clone=1"),
         ({"user/max_user_namespaces": "0"}, "max_user_namespaces=15000"),
         ({}, "as in most containers"),
     ],
 )
 def test_the_cause_is_read_from_the_settings_of_the_kernel(
-    settings: dict[str, str], advice: str
+    settings: dict[str, str], advice: str, said: str
 ) -> None:
     """What bwrap said comes first."""
-    text = explain("bwrap: Permission denied\n", lambda name: settings.get(name, ""))
+    text = explain(f"{said}\n", lambda name: settings.get(name, ""))
 
-    assert text.startswith("bwrap: Permission denied (")
+    assert text.startswith(f"{said} (")
     assert advice in text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to open() /dev/net/tun: No such file or directory",
+        'open("/dev/net/tun"): Permission denied',
+    ],
+)
+def test_a_device_that_a_helper_lacks_is_not_put_down_to_namespaces(said: str) -> None:
+    """Whatever the kernel allows."""
+    text = explain(said, lambda name: RESTRICTED.get(name, ""))
+
+    assert "--device /dev/net/tun" in text
+    assert "namespaces" not in text
+
+
+def test_a_bwrap_that_is_setuid_is_not_even_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves behind nobody but root could end; as root it is as any other."""
+    bwrap = Path(_program(tmp_path, "bwrap", "touch $0.tried; exit 1"))
+    bwrap.chmod(0o4755)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    found = {check.what: check for check in diagnose({"PATH": str(tmp_path)})}
+
+    assert f"chmod u-s {bwrap}" in found["user namespaces"].how
+    assert not (tmp_path / "bwrap.tried").exists()
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    found = {check.what: check for check in diagnose({"PATH": str(tmp_path)})}
+    assert not found["user namespaces"].ok
+    assert (tmp_path / "bwrap.tried").exists()
 
 
 def test_another_failure_is_not_put_down_to_the_kernel() -> None:
     """It says itself what it is."""
     said = "bwrap: execvp python: No such file or directory"
-    assert explain(said, lambda _: "") == said
+    assert explain(said, lambda name: RESTRICTED.get(name, "")) == said
 
 
 @pytest.mark.parametrize(
