@@ -90,6 +90,8 @@ class PlatformRig:
     def settle(self) -> None:
         """Return when all that is due by its clock has been done."""
         done = threading.Event()
+        # The first wakes the thread: it may sleep since before the clock was moved.
+        self.sandboxes._timers.at(0.0, lambda: None)
         self.sandboxes._timers.at(self.monotonic(), done.set)
         assert done.wait(5)
         pool = self.sandboxes._background

@@ -81,6 +81,13 @@ class _Spare:
         os.rename(self.line.path, line.path)
 
 
+def _clear(place: Grounds) -> None:
+    """Remove blank sandboxes that a platform that was killed has left."""
+    for root in place.blank.glob("*"):
+        (place.sockets / root.name).unlink(missing_ok=True)
+    shutil.rmtree(place.blank, ignore_errors=True)
+
+
 class BubblewrapBackend:
     """Starts sandboxes in namespaces of their own; a `Backend`.
 
@@ -116,7 +123,7 @@ class BubblewrapBackend:
             discard=_Spare.discard,
             usable=_Spare.is_good,
         )
-        shutil.rmtree(place.blank, ignore_errors=True)
+        _clear(place)
         place.blank.mkdir(mode=0o700, parents=True)
 
     @property

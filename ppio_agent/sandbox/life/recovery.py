@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -142,6 +143,7 @@ class Recovery:
     def _bury(self, document: Document) -> None:
         body = document.body
         reason = body.get("reason") or EndReason.CRASHED.value
+        _remove_socket(document)
         try:
             self._ended.bury(
                 document.id,
@@ -168,6 +170,15 @@ class Recovery:
             _log.warning("what is left is looked at again later: %s", error)
         finally:
             self._sweep_later()
+
+
+def _remove_socket(document: Document) -> None:
+    """Remove the socket at which the supervisor was reached, which cannot any more."""
+    line = document.body.get("line")
+    path = Path(str(line.get("path", ""))) if isinstance(line, dict) else Path()
+    if path.name == document.id:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _parsed(document: Document) -> SandboxRow | None:

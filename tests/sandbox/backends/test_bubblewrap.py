@@ -155,6 +155,16 @@ def test_nothing_is_left_of_a_blank_sandbox_that_cannot_be_made(fort: Fort) -> N
         backend.close()
 
 
+def test_blank_sandboxes_of_a_platform_that_was_killed_are_cleared(fort: Fort) -> None:
+    """With the sockets at which they would have been reached, and no others."""
+    (fort.place.blank / "spare").mkdir()
+    for name in ("spare", "other"):
+        (fort.place.sockets / name).touch()
+    BubblewrapBackend(fort.bwrap, fort.place).close()
+    assert [path.name for path in fort.place.sockets.iterdir()] == ["other"]
+    (fort.place.sockets / "other").unlink()
+
+
 def test_a_helper_that_fails_is_said_with_what_it_says(fort: Fort) -> None:
     """And what can be done instead; nothing is left."""
     script = fort.folder / "pasta"

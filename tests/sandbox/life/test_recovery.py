@@ -423,3 +423,16 @@ def test_what_could_not_be_buried_is_in_the_next_sweep(
         assert rig.sandboxes.ended.find(sandbox.id, "red") is not None
     finally:
         rig.close()
+
+
+def test_the_socket_of_what_does_not_answer_is_removed(crash: Crash) -> None:
+    """Nobody else does, until a platform is stopped in good order."""
+    sandbox = crash.first.sandboxes.create(ECHO, tenant="red")
+    _fake(crash.first, sandbox).alive = False
+    socket = Path(sandbox.identity.line.path)
+    socket.parent.mkdir(exist_ok=True)
+    other = socket.with_name("other")
+    for path in (socket, other):
+        path.touch()
+    crash.restart()
+    assert [path.exists() for path in (socket, other)] == [False, True]
