@@ -325,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pid", type=int, required=True)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--size", type=int, default=2**30)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    # The system counts in hundredths of a second; fewer would be too coarse.
+    parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args(arguments)
     local = Local(options.url, options.key, options.pid)
     found = next(one for one in _WHAT if one.__name__ == options.what)(local, options)
