@@ -116,22 +116,31 @@ class DataDir:
         Blocking: 10 s at most, unless a platform runs that announced itself.
         """
         make_private(self.path)
-        lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_fd = os.open(
+            self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        # A forked child would keep it locked for as long as it lives.
+        renew_in_child(self, DataDir.release)
+        try:
+            self._lock(self._lock_fd)
+            self._tidy()
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock(self, lock: int) -> None:
         deadline = Deadline.after(_WAIT)
         tick = threading.Event()
-        while not _locked(lock):
-            running = _announced(self.path)
+        while not _locked(lock, fcntl.LOCK_EX):
             # Nothing is announced by a command, nor yet by one that is just starting.
             # One that has gone was killed, and a child that it was starting holds the
             # lock for a moment.
-            if deadline.expired or (running is not None and _lives(running.pid)):
-                os.close(lock)
-                raise _already_running(self.path, running)
+            if deadline.expired or read_running(self.path) is not None:
+                raise _already_running(self.path, _announced(self.path))
             tick.wait(0.02)
-        self._lock_fd = lock
-        # A forked child would keep it locked for as long as it lives.
-        renew_in_child(self, DataDir.release)
-        # What a platform that was killed has left.
+
+    def _tidy(self) -> None:
+        """Remove what a platform that was killed has left."""
         self.withdraw()
         for folder in (self.path, self.tls):
             for unfinished in folder.glob(f"*{UNFINISHED}"):
@@ -154,10 +163,10 @@ class DataDir:
     def key(self) -> str:
         """Return the generated key, the same at each start."""
         path = self.path / _KEY
-        if path.exists():
-            return path.read_text().strip()
-        key = f"{_KEY_PREFIX}{secret_token()}"
-        _write_private(path, key)
+        key = path.read_text().strip() if path.exists() else ""
+        if not key:
+            key = f"{_KEY_PREFIX}{secret_token()}"
+            _write_private(path, key)
         return key
 
     def make_socket_folder(self) -> Path:
@@ -252,10 +261,14 @@ def make_private(folder: Path) -> None:
 def read_running(path: Path) -> Running | None:
     """Return what the platform on the data directory `path` announces, or None.
 
-    One that was killed has announced itself, too, but its process is gone.
+    One that was killed has announced itself, too. But its lock is free, or its process
+    gone; either alone may mislead: a child that it was starting may hold the lock, and
+    another program have its pid.
     """
     running = _announced(path)
-    return running if running is not None and _lives(running.pid) else None
+    if running is None or not _lives(running.pid) or not _in_use(path):
+        return None
+    return running
 
 
 def _announced(path: Path) -> Running | None:
@@ -268,10 +281,24 @@ def _announced(path: Path) -> Running | None:
         return None
 
 
-def _locked(lock: int) -> bool:
+def _in_use(path: Path) -> bool:
+    try:
+        lock = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        used = not _locked(lock, fcntl.LOCK_SH)
+        # Closing would not do where a child was forked meanwhile.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    finally:
+        os.close(lock)
+    return used
+
+
+def _locked(lock: int, kind: int) -> bool:
     """Lock a file unless another process has; freed however this process ends."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

@@ -53,6 +53,15 @@ def test_the_generated_key_stays_the_same(data: DataDir) -> None:
     assert len(data.key()) > 40
 
 
+def test_an_empty_key_is_none(data: DataDir) -> None:
+    """Nobody could show it."""
+    (data.path / "key").write_text("\n")
+    key = data.key()
+
+    assert len(key) > 40
+    assert data.key() == key
+
+
 def test_what_a_killed_writer_left_half_written_is_removed(tmp_path: Path) -> None:
     """Each would stay for ever: none has the name of another."""
     first = DataDir(tmp_path / "data")
@@ -103,6 +112,29 @@ def test_one_that_was_killed_is_waited_for(data: DataDir) -> None:
     assert read_running(data.path) is None
     other.release()
     timer.join()
+
+
+def test_one_that_was_killed_is_not_taken_for_who_has_its_pid(data: DataDir) -> None:
+    """Its key would be sent to whoever listens at its address now."""
+    data.announce(RUNNING)
+    data.release()
+
+    assert read_running(data.path) is None
+
+
+def test_a_directory_that_could_not_be_used_can_be_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the process that has tried."""
+    monkeypatch.setattr(datadir, "_WAIT", 0.05)
+    failed = DataDir(tmp_path)
+    failed.uploads.touch()
+    with pytest.raises(FileExistsError):
+        failed.acquire()
+    failed.uploads.unlink()
+    again = DataDir(tmp_path)
+    again.acquire()
+    again.release()
 
 
 def test_a_command_is_waited_for(data: DataDir) -> None:
