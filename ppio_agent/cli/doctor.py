@@ -100,6 +100,7 @@ def examine(config: PlatformConfig) -> Iterator[Check]:
     yield _system()
     for what, ok, how in bubblewrap.diagnose():
         yield Check(what=what, ok=ok, how=how)
+    yield _control_groups()
     yield from _limits()
     yield from _data_dir(config.data_dir)
     yield from _ports(config)
@@ -145,6 +146,20 @@ def _limits() -> Iterator[Check]:
         ok=unlimited or most >= _LEAST_PROCESSES,
         how=f"allow {_LEAST_PROCESSES}: a sandbox may have 256; ulimit -u, nproc in"
         " /etc/security/limits.conf, or LimitNPROC= of the service",
+    )
+
+
+def _control_groups() -> Check:
+    from ppio_agent.sandbox.backends import delegation
+
+    place = delegation.look()
+    if isinstance(place, delegation.Place):
+        return Check(what=f"control groups for limits, in {place.path}", ok=True)
+    return Check(
+        what=f"control groups, without which limits are sampled: {place}",
+        ok=False,
+        how="systemd-run --user --scope -p Delegate=yes ppio-agent up",
+        optional=True,
     )
 
 

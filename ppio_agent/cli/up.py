@@ -102,6 +102,8 @@ def _announce(platform: SandboxPlatform) -> None:
     secure = f" and {platform.tls_url}" if platform.tls_url else ""
     click.echo(f"the local sandbox platform is at {platform.url}{secure}")
     click.echo(f"backend: {platform.backend_name}")
+    groups = platform.has_control_groups
+    click.echo(f"limits: {'kept by control groups' if groups else 'sampled'}")
     if platform.backend_name == "process":
         click.echo(_UNPROTECTED)
     for name, value in platform.env().items():

@@ -14,7 +14,8 @@ import pytest
 
 from ppio_agent.cli.doctor import Check, examine
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
-from ppio_agent.sandbox.backends import bubblewrap
+from ppio_agent.sandbox.backends import bubblewrap, delegation
+from ppio_agent.sandbox.backends.delegation import Place
 from tests.cli.clikit import Command
 
 
@@ -74,6 +75,22 @@ def test_what_is_missing_comes_with_how_to_get_it(
     assert {
         "what": "bwrap", "ok": False, "how": "install bubblewrap", "optional": False,
     } in wrong  # fmt: skip
+
+
+def test_control_groups_are_an_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """How to get them is said where there are none."""
+    config = PlatformConfig(data_dir=tmp_path)
+    place = Place(path=Path("/cg/a.scope"), controllers=frozenset({"memory"}))
+    monkeypatch.setattr(delegation, "look", lambda: place)
+    assert _find(config, "control groups").ok
+
+    monkeypatch.setattr(delegation, "look", lambda: "there is no bread")
+    found = _find(config, "control groups")
+    assert (found.ok, found.optional) == (False, True)
+    assert found.what.endswith("limits are sampled: there is no bread")
+    assert "systemd-run --user --scope -p Delegate=yes" in found.how
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

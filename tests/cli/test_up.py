@@ -135,6 +135,7 @@ def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:
     """In the data directory, without a secret; the screen says what is not safe."""
     with _up(tmp_path / "d", "--key", "sk_the_key_of_this_test") as platform:
         assert line(platform, "backend") == "backend: process\n"
+        assert line(platform, "limits").startswith(("limits: kept", "limits: sampled"))
         assert "run only code that you would run yourself" in line(platform, "plain")
         key = _variables(platform)["PPIO_API_KEY"]
         assert key == "sk_the_key_of_this_test"

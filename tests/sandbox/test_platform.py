@@ -486,6 +486,7 @@ def test_status_tells_what_runs(cloud: Cloud) -> None:
     status = cloud.ask("GET", "/platform/v1/status").json()
 
     assert status["backend"] == "process"
+    assert status["controlGroups"] is cloud.platform.has_control_groups
     assert status["sandboxes"] == {"running": 1, "paused": 0}
     assert status["limits"]["maxSandboxesPerTenant"] == 20
 
