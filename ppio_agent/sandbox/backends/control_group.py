@@ -62,7 +62,7 @@ class ControlGroup:
         path: Its folder.
         rmdir: Removes an empty one.
 
-    Thread safety: one thread at a time, but for `kill`.
+    Thread safety: one thread at a time, but for `kill` and `lift`.
     """
 
     def __init__(self, path: Path, rmdir: Callable[[Path], object] = os.rmdir) -> None:
@@ -91,6 +91,12 @@ class ControlGroup:
             return False
         counts = dict(line.split() for line in text.splitlines())
         return counts.get("oom_kill", "0") != "0"
+
+    def lift(self) -> None:
+        """Let what is in it use any processor, as to end it asks its supervisor first."""
+        with suppress(OSError):  # it is gone
+            if self.limits_cpus:
+                (self.path / "cpu.max").write_text("max")
 
     def kill(self) -> None:
         """Kill all processes in it, those that are just being made included."""

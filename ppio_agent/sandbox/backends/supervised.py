@@ -229,6 +229,8 @@ class SupervisedSandbox:
         """Ask for the end without waiting for it."""
         with self._lock:
             self._asked_to_end = True
+        if self.group is not None:
+            self.group.lift()
         with suppress(SandboxStateError):  # it is going already
             self._send({"op": "kill", "grace": grace})
 

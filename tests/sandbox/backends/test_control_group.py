@@ -328,6 +328,22 @@ def test_a_sandbox_whose_memory_the_kernel_has_found_used_up_ends_for_that(
     assert not group.exists()
 
 
+def test_a_sandbox_that_uses_all_it_may_ends_at_once(
+    grouped: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor, which sees to that, has to share with what it ends."""
+    asked = []
+
+    def kill(group: ControlGroup) -> None:
+        asked.append((group.path / "cpu.max").read_text())
+
+    sandbox = grouped.start(cpus=0.1)
+    monkeypatch.setattr(ControlGroup, "kill", kill)
+    sandbox.running.kill(0.0)
+
+    assert asked == ["max"]
+
+
 def test_a_sandbox_without_a_group_is_not_started(
     grouped: Lab, base: Path, tmp_path: Path
 ) -> None:
