@@ -88,7 +88,10 @@ class Templates:
             self._add_base()
 
     def _add_base(self) -> None:
-        build = BuildInfo(id="base", version="1.0.0", digest="", created_at=_BASE_TIME)
+        # As the ids of all builds: clients take it for a UUID.
+        build = BuildInfo(
+            id="0" * 32, version="1.0.0", digest="", created_at=_BASE_TIME
+        )
         record = TemplateRecord(
             id=BASE_ID,
             tenant="",

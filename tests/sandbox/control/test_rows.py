@@ -125,7 +125,10 @@ def test_builds_come_in_pages(wire: Wire, tmp_path: Path) -> None:
 
     assert "x-next-token" not in second.headers
     assert sorted(b["version"] for b in builds) == ["1.0.0", "2.0.0", "3.0.0"]
-    assert set(builds[0]) == {"buildID", "status", "version", "digest", "createdAt"}
+    assert set(builds[0]) == {
+        "buildID", "status", "version", "digest", "createdAt", "updatedAt",
+        "cpuCount", "memoryMB",
+    }  # fmt: skip
     assert_refused(wire.ask("GET", "/templates/echo?nextToken=x"), 400)
     assert_refused(wire.ask("GET", "/templates/echo?limit=0"), 400)
     assert_refused(wire.ask("DELETE", "/templates/echo:1.0.0"), 400, "delete echo")

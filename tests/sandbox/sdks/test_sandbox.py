@@ -22,19 +22,20 @@ COVERED = frozenset({
     "Sandbox.create", "Sandbox.connect", "Sandbox.get_host", "Sandbox.get_info",
     "Sandbox.get_metrics", "Sandbox.is_running", "Sandbox.kill", "Sandbox.list",
     "Sandbox.pause", "Sandbox.set_timeout", "Sandbox.download_url",
-    "Sandbox.upload_url", "Sandbox.beta_create",
+    "Sandbox.upload_url", "Sandbox.beta_create", "Sandbox.beta_pause",
     "Commands.run", "Commands.connect", "Commands.kill", "Commands.list",
-    "Commands.send_stdin",
+    "Commands.send_stdin", "Commands.close_stdin",
     "CommandHandle.wait", "CommandHandle.disconnect", "CommandHandle.kill",
     "CommandHandle.send_stdin", "CommandHandle.close_stdin",
     "Filesystem.exists", "Filesystem.get_info", "Filesystem.list",
     "Filesystem.make_dir", "Filesystem.read", "Filesystem.remove",
     "Filesystem.rename", "Filesystem.write", "Filesystem.write_files",
+    "Template.exists", "Template.alias_exists", "Template.list", "Template.get",
+    "Template.delete",
 })  # fmt: skip
 """The calls that these tests make and that do what they do in the cloud."""
 
 _NOT_LOCAL = "the local platform answers 501 or `unimplemented`"
-_CARRIED = "made of calls that are covered; has no test of its own"
 LEFT_OUT = {
     "Sandbox.create_snapshot": _NOT_LOCAL,
     "Sandbox.list_snapshots": _NOT_LOCAL,
@@ -61,8 +62,11 @@ LEFT_OUT = {
     "Pty.send_stdin": _NOT_LOCAL,
     "Pty.stream_input": _NOT_LOCAL,
     "Commands.stream_input": _NOT_LOCAL,
-    "Commands.close_stdin": _CARRIED,
-    "Sandbox.beta_pause": _CARRIED,
+    "Template.build": _NOT_LOCAL,
+    "Template.build_in_background": _NOT_LOCAL,
+    "Template.assign_tags": _NOT_LOCAL,
+    "Template.get_tags": _NOT_LOCAL,
+    "Template.remove_tags": _NOT_LOCAL,
 }
 """The calls that are not covered, and why."""
 
@@ -129,6 +133,12 @@ def test_an_agent_is_reached_by_its_host_name(peer: Peer, tmp_path: Path) -> Non
     """The name that `get_host` gives; over plain HTTP it is a header."""
     template = peer.platform.deploy(write_agent(tmp_path, "hosted"))
     peer.do("reached_by_its_host_name", template=template.template_id)
+
+
+def test_templates_are_found_and_deleted(peer: Peer, tmp_path: Path) -> None:
+    """Those that were deployed, for a package cannot build them here."""
+    peer.platform.deploy(write_agent(tmp_path, "found"))
+    peer.do("finds_templates", alias="found")
 
 
 def test_every_call_is_covered_or_said_not_to_be(peer: Peer) -> None:

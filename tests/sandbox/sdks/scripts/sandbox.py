@@ -13,7 +13,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta, timezone
 from typing import Any
@@ -225,6 +225,9 @@ def paused_twice_and_connected() -> None:
         assert it.commands.run("kill -0 $(cat pid)").exit_code == 0
         Sandbox.pause(it.sandbox_id)
         other = Sandbox.connect(it.sandbox_id)
+        it.beta_pause()
+        assert it.get_info().state.value == "paused"
+        other = Sandbox.connect(it.sandbox_id)
         assert other.sandbox_id == it.sandbox_id
         assert other.commands.run("kill -0 $(cat pid)").exit_code == 0
         assert other.files.exists("pid") is True
@@ -394,6 +397,9 @@ def runs_commands_in_the_background() -> None:
             cat.send_stdin("text")
             cat.close_stdin()
             assert cat.wait().stdout == "text"
+            cat = it.commands.run("cat", background=True, stdin=True)
+            it.commands.close_stdin(cat.pid)
+            assert cat.wait().stdout == ""
 
 
 def keeps_files() -> None:
@@ -494,12 +500,64 @@ def says_what_there_is_not() -> None:
         text = "is not supported by the local platform"
         refused("SandboxException", lambda: it.files.watch_dir("."), text)
         refused("SandboxException", lambda: it.pty.create(sdk.PtySize(24, 80)), text)
-        if not LEGACY:
-            refused("SandboxException", it.create_snapshot, text)
-            refused("SandboxException", Sandbox.list_snapshots().next_items, text)
-        if not E2B:
+        refused("SandboxException", lambda: it.pty.send_stdin(1, b"x"), text)
+        refused("NotFoundException", lambda: it.pty.connect(1), "pid 1 not found")
+        assert it.pty.kill(1) is False
+        if E2B:
+            refused("SandboxException", it.fork, text)
+            refused("SandboxException", lambda: it.update_network(RULES), text)
+        else:
             refused("SandboxException", it.get_events, text)
             refused("SandboxException", it.reset, text)
+        if LEGACY:
+            return
+        refused("SandboxException", it.create_snapshot, text)
+        refused("SandboxException", Sandbox.list_snapshots().next_items, text)
+        refused("SandboxException", lambda: Sandbox.create(network=RULES), text)
+        refused("VolumeException", sdk.Volume.list, text)
+        refused("SecretException" if E2B else "SandboxException", secrets, text)
+        template = sdk.Template
+        made = template().from_image("x")
+        refused("BuildException", lambda: template.build(made, "made"), text)
+        refused("TemplateException", lambda: template.get_tags("base"), text)
+        if not E2B:
+            refused("SandboxException", it.get_quota, text)
+            refused("SandboxException", lambda: it.resize(memory_mib=512), text)
+            refused("SandboxException", lambda: it.set_network(RULES), text)
+            refused("SandboxException", lambda: it.mount_volume("v", "/v"), text)
+            refused("SandboxException", lambda: it.unmount_volume("/v"), text)
+
+
+RULES = {"allow_out": ["192.0.2.1"]}
+
+
+def secrets() -> Any:
+    """List secrets, at once or by pages."""
+    found = sdk.Secret.list()
+    return found.next_items() if E2B else found
+
+
+def finds_templates(alias: str) -> None:
+    template = sdk.Template
+    if not LEGACY:
+        assert template.exists(alias) is True
+        assert template.alias_exists(f"not-{alias}") is False
+    if E2B:
+        return
+    (listed,) = [one for one in template.list().items if one.aliases == [alias]]
+    if not LEGACY:
+        for reference in (alias, "base"):
+            (build,) = template.get(reference).builds
+            assert build.memory_mb >= 64
+    template.delete(listed.template_id)
+    assert [one.aliases for one in template.list().items] == [["base"]]
+
+
+async def refused_later(call: Awaitable[object]) -> None:
+    """Check that the platform says that it does not support a call."""
+    (found,) = await asyncio.gather(call, return_exceptions=True)
+    assert isinstance(found, sdk.SandboxException), found
+    assert "is not supported by the local platform" in str(found)
 
 
 def serves_the_asynchronous_twin() -> None:
@@ -513,6 +571,18 @@ def serves_the_asynchronous_twin() -> None:
             await it.files.write("x.txt", "text")
             assert await it.files.read("x.txt") == "text"
             assert [e.name for e in await it.files.list(".") if e.name == "x.txt"]
+            shown = await it.commands.run(
+                "read x; echo $x", background=True, stdin=True
+            )
+            joined = await it.commands.connect(shown.pid)
+            await it.commands.send_stdin(shown.pid, "hello\n")
+            assert (await joined.wait()).stdout == "hello\n"
+            await it.set_timeout(90)
+            assert isinstance(await it.get_metrics(), list)
+            pages = sdk.AsyncSandbox.list(limit=1)
+            assert len(await pages.next_items()) == 1
+            await refused_later(it.files.watch_dir(".", lambda _: None))
+            await refused_later(it.pty.create(sdk.PtySize(24, 80), lambda _: None))
             await it.pause()
             await it.connect(timeout=60)
             assert (await it.get_info()).state.value == "running"
