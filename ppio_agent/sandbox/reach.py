@@ -15,6 +15,7 @@ from ppio_agent.sandbox.backends.base import AGENT_PORT, ENVD_PORT
 from ppio_agent.sandbox.edge.addressing import SandboxPort, Target
 from ppio_agent.sandbox.edge.upstreams import Admission, EdgeRefusal
 from ppio_agent.sandbox.supervisor.envd.signatures import is_signed
+from ppio_agent.wire.headers import RETRY_AFTER
 from ppio_agent.wire.json import Json
 
 from .keys import KeyRing, same_secret
@@ -27,6 +28,9 @@ __all__ = ["Reach"]
 
 _LOOK_EVERY: Final = 0.25
 _DIAL_TIMEOUT: Final = 1.0
+# A connection that finds the queue of an agent full is tried again by the kernel after
+# 1 s, then after 2 s more.
+_PATIENT_DIAL_TIMEOUT: Final = 5.0
 _TRAFFIC_TOKENS: Final = ("e2b-traffic-access-token", "ppio-traffic-access-token")
 
 # Gives a request's header by its name in lower case.
@@ -82,15 +86,19 @@ class Reach:
         if not isinstance(target, SandboxPort):
             return self._connect_control()
         sandbox = self._find(target)
-        if self._is_coming(sandbox, target):
-            if still_wanted is None:
-                return None
+        coming = self._is_coming(sandbox, target)
+        if still_wanted is None:
+            return None if coming else self._dial(sandbox, target, _DIAL_TIMEOUT)
+        if coming:
             if not self._settled(sandbox, target, still_wanted):
                 return None
             self._wake(sandbox, target, wakes=wakes)
             if not self._there(sandbox, target, still_wanted):
                 return None
-        return self._dial(sandbox, target)
+        sock = self._dial(sandbox, target, _PATIENT_DIAL_TIMEOUT)
+        if sock is None:
+            raise _busy(target)
+        return sock
 
     def strip(self, name: str, value: str) -> bool:
         """Say whether a header is a platform credential; see `Upstreams.strip`."""
@@ -190,14 +198,19 @@ class Reach:
         sock.settimeout(None)
         return sock
 
-    def _dial(self, sandbox: LiveSandbox, target: SandboxPort) -> socket.socket:
+    def _dial(
+        self, sandbox: LiveSandbox, target: SandboxPort, timeout: float
+    ) -> socket.socket | None:
+        """Connect to the target; None: it listens, and takes nobody in time."""
         try:
-            return sandbox.processes().dial(target.port, _DIAL_TIMEOUT)
+            return sandbox.processes().dial(target.port, timeout)
         except NotFoundError:
             raise _gone(target) from None
-        except OSError:  # refused, or no answer in time
+        except OSError as error:
             if sandbox.doomed:
                 raise _gone(target) from None
+            if isinstance(error, TimeoutError):
+                return None
             raise _closed_port(sandbox, target) from None
 
 
@@ -242,6 +255,13 @@ def _gone(target: SandboxPort) -> EdgeRefusal:
 
 def _changing(target: SandboxPort) -> EdgeRefusal:
     return _refusal(409, target, "the sandbox is changing state")
+
+
+def _busy(target: SandboxPort) -> EdgeRefusal:
+    message = "The sandbox is running but the port takes no connection: try again"
+    refusal = _refusal(503, target, message, port=target.port)
+    refusal.headers[RETRY_AFTER] = "1"
+    return refusal
 
 
 def _closed_port(sandbox: LiveSandbox, target: SandboxPort) -> EdgeRefusal:

@@ -345,6 +345,28 @@ def test_a_closed_port_says_nothing_of_the_agent(
     assert set(body) == {"sandboxId", "message", "port", "code"}
 
 
+def test_an_agent_that_takes_no_connection_is_waited_for(
+    rig: PlatformRig, reach: Reach
+) -> None:
+    """First it is asked for at once, with threads that others need; then for longer."""
+    sandbox = _make(rig)
+    limits: list[float] = []
+
+    def dial(_port: int, timeout: float) -> socket.socket:
+        limits.append(timeout)
+        raise TimeoutError
+
+    rig.backend.last.dial = dial  # type: ignore[method-assign] # its queue is full
+    target = _agent(sandbox)
+
+    assert reach.connect(target, wakes=False, still_wanted=None) is None
+    with pytest.raises(EdgeRefusal) as refused:
+        reach.connect(target, wakes=False, still_wanted=lambda: True)
+    assert refused.value.status == 503
+    assert refused.value.headers == {"Retry-After": "1"}
+    assert limits == [1.0, 5.0]
+
+
 def test_a_held_request_ends_when_the_sandbox_is_paused(
     rig: PlatformRig, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:

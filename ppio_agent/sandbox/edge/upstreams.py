@@ -106,8 +106,8 @@ class Upstreams(Protocol):
         Called on a thread of the edge's own. The first call for a request has
         `still_wanted=None` and shares few threads with all others: it must not wait
         for anything but the dial itself (1 s at most). If the target is not there yet
-        but will be (its agent starts, its state changes), it returns None and the
-        edge calls again on a thread that may wait.
+        but will be (its agent starts, its state changes), or takes no connection for
+        now, it returns None and the edge calls again on a thread that may wait.
 
         Args:
             target: Where to.
