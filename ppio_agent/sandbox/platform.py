@@ -175,14 +175,7 @@ class SandboxPlatform(Closing):
         edge.listen()
         stack.callback(lambda: sandboxes.close(self._left()))
         if self._stays:
-            # Not before it has its address: it could only end them. Who calls meanwhile
-            # is answered when they are there.
-            sandboxes.recover()
-            if groups is not None:
-                groups.sweep({each.id for each in sandboxes.list_sandboxes()})
-            left.callback(data.remove_socket_folder)
             templates.collect()
-        edge.start()
         places = Places(
             domain=config.domain, url=edge.url, tls_authority=edge.tls_authority
         )
@@ -202,10 +195,18 @@ class SandboxPlatform(Closing):
             tenant=tenant,
             started=self._clock(),
         )
-        self._serve(stack, parts, socket_path, uploads=data.uploads)
+        control = self._serve(stack, parts, socket_path, uploads=data.uploads)
         if self._stays:
             data.announce(Running(url=edge.url, pid=os.getpid(), api_key=api_key))
             stack.callback(data.withdraw)
+            # After all that may fail, for a platform that fails could only end them.
+            # Who calls meanwhile is answered when they are there.
+            sandboxes.recover()
+            if groups is not None:
+                groups.sweep({each.id for each in sandboxes.list_sandboxes()})
+            left.callback(data.remove_socket_folder)
+            control.remember_creates()
+        edge.start()
         return parts
 
     def _make_sandboxes(
@@ -232,7 +233,8 @@ class SandboxPlatform(Closing):
 
     def _serve(
         self, stack: ExitStack, parts: _Parts, socket_path: Path, *, uploads: Path
-    ) -> None:
+    ) -> Control:
+        """Have the control plane answer what the edge will give it."""
         sandboxes = parts.sandboxes
         metrics = Metrics(sandboxes.list_sandboxes, monotonic=self._clock)
         control = Control(
@@ -245,7 +247,6 @@ class SandboxPlatform(Closing):
             status=self._status,
             uploads=uploads,
         )
-        control.remember_creates()
         server = Server(
             create_app(control),
             unix_socket=str(socket_path),
@@ -262,6 +263,7 @@ class SandboxPlatform(Closing):
         stack.callback(lambda: parts.templates.close(self._left()))
         # First of all: who listens is told that the platform ends, not its sandbox.
         stack.callback(control.streams.close)
+        return control
 
     @cached_property
     def _hooks(self) -> Hooks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -9,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import attrs
 import pytest
 
 from ppio_agent.sandbox.config import PlatformConfig
+from ppio_agent.sandbox.datadir import DataDir
 from ppio_agent.sandbox.life.recovery import kill_marked
 from ppio_agent.sandbox.platform import SandboxPlatform
 from tests.sandbox.agents import HTTP_AGENT, write_agent
@@ -116,8 +120,10 @@ def test_not_started_again_nothing_is_left_after_the_grace(
         assert all(later.sandboxes.logs_of(sandbox_id).is_dir() for sandbox_id in ids)
 
 
-def test_a_platform_that_cannot_start_leaves_them_to_the_next(tmp_path: Path) -> None:
-    """Without its address it could only end them."""
+def test_a_platform_that_cannot_start_leaves_them_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its address, or on a full disk, it could only end them."""
     with (
         _five(tmp_path, backend="process", orphan_grace=20) as (platform, ids),
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -128,6 +134,11 @@ def test_a_platform_that_cannot_start_leaves_them_to_the_next(tmp_path: Path) ->
         )
         with pytest.raises(OSError, match="taken"):
             SandboxPlatform(config).start()
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with monkeypatch.context() as patch:
+            patch.setattr(DataDir, "announce", Mock(side_effect=full))
+            with pytest.raises(OSError, match="space"):
+                SandboxPlatform(attrs.evolve(config, port=0)).start()
         platform.start()
 
         assert [platform.agent(i).json()["count"] for i in ids[1:]] == [2, 2, 2, 2]
