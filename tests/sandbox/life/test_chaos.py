@@ -33,7 +33,7 @@ from tests.support import new_threads, wait_until
 
 _THREADS = 16
 _OPERATIONS = 10_000
-_CHAOS_SECONDS = 8.0
+_CHAOS_SECONDS = 5.0
 
 _NEXT = {
     State.RUNNING: {State.PAUSED, State.KILLED},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,25 +53,31 @@ print(fork if held else 0, flush=True)
 os._exit(0)
 """
 
-PLATFORM = """
-import sys, threading
+# One platform for each folder, after each other, with what is imported once.
+PLATFORMS = """
+import os, sys, threading
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from urllib.request import Request, urlopen
 
-config = PlatformConfig(data_dir=sys.argv[1], keys={"k" * 20: "t"}, orphan_grace=0.05)
-platform = SandboxPlatform(config)
-platform.start()
-
-def create():
+def create(url):
     headers = {"X-API-KEY": "k" * 20, "Content-Type": "application/json"}
-    body = b'{"templateID": "base"}'
-    urlopen(Request(platform.url + "/sandboxes", body, headers)).read()
+    urlopen(Request(url + "/sandboxes", b'{"templateID": "base"}', headers)).read()
 
-threads = [threading.Thread(target=create) for _ in range(8)]
-for thread in threads:
-    thread.start()
-print("creating", flush=True)
-threading.Event().wait()
+def run(folder):
+    keys = {"k" * 20: "t"}
+    config = PlatformConfig(data_dir=folder, keys=keys, orphan_grace=0.05)
+    platform = SandboxPlatform(config)
+    platform.start()
+    for _ in range(8):
+        threading.Thread(target=create, args=(platform.url,)).start()
+    print(os.getpid(), flush=True)
+    threading.Event().wait()
+
+for folder in sys.argv[1:]:
+    platform = os.fork()
+    if platform == 0:
+        run(folder)
+    os.waitpid(platform, 0)
 """
 
 
@@ -115,11 +123,12 @@ def test_no_supervisor_stays_when_a_platform_is_killed_amid_creates(
     tmp_path: Path,
 ) -> None:
     """At whatever instant of their start the platform goes."""
-    for number in range(6):
-        arguments = [sys.executable, "-c", PLATFORM, str(tmp_path / str(number))]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platform:
-            assert platform.stdout is not None
-            assert platform.stdout.readline() == b"creating\n"
+    folders = [str(tmp_path / str(number)) for number in range(6)]
+    arguments = [sys.executable, "-c", PLATFORMS, *folders]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platforms:
+        assert platforms.stdout is not None
+        for number, pid in enumerate(platforms.stdout):
             threading.Event().wait(0.02 + 0.02 * number)
-            platform.kill()
+            os.kill(int(pid), signal.SIGKILL)
+    assert (number, platforms.returncode) == (5, 0)
     wait_until(lambda: not supervisors_below(tmp_path), timeout=8, what="all end")
