@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import socket
 import ssl
@@ -10,7 +11,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["certificate", "deaf_address"]
+__all__ = ["certificate", "deaf_address", "free_port"]
+
+# Below those that kernels give away: a port of theirs that is free now may be that of
+# any connection a moment later, of a neighbour's test, too.
+_PORTS = range(10_000, 20_000)
 
 
 @contextlib.contextmanager
@@ -27,6 +32,15 @@ def deaf_address() -> Iterator[tuple[str, int]]:
             client.setblocking(False)
             client.connect_ex(address)
         yield address
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has, and hardly anybody will take."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)  # properties seed the other one
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def certificate(folder: Path, *names: str) -> tuple[ssl.SSLContext, Path] | None:

@@ -28,6 +28,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.hooks import Hooks, hookimpl
 from tests.support import SLOW
+from tests.support_net import free_port
 
 from .support_model import ModelServer, Reply, model_server
 from .support_traced import Traced
@@ -206,8 +207,7 @@ def test_half_an_answer_is_none(
 
 def test_nobody_there_is_an_error_that_may_pass() -> None:
     """Nothing listens on the port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_MODEL": "s", "OPENAI_BASE_URL": url}
     agent = agents_from_env(environ)["openai"]
     with pytest.raises(InvocationError) as caught:
@@ -240,7 +240,7 @@ def test_the_deadline_ends_the_wait(model: ModelServer, agent: OpenAIAgent) -> N
     """For the first word, too; and nothing is tried again past it."""
     model.answer = Reply.wait_for_the_end
     with pytest.raises(InvocationTimeoutError):
-        list(agent.run(ASKED, _context(0.2)))
+        list(agent.run(ASKED, _context(0.2 * SLOW)))
     assert len(model.asked) == 1
     assert model.hung_up.wait(20)
 

@@ -18,6 +18,7 @@ import pytest
 from ppio_agent.cli.agent import load_app
 from tests.serving.hosts import gunicorn
 from tests.support import processes_marked, wait_until
+from tests.support_net import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AGENTS = EXAMPLES / "agent_runtime"
@@ -32,8 +33,7 @@ def _clean_environment(data_dir: Path) -> dict[str, str]:
 @contextmanager
 def _served(script: str) -> Iterator[str]:
     """Run an agent's script as the platform would; give the URL of it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PPIO_SANDBOX_ID": "example", "PORT": str(port)}
     process = subprocess.Popen([sys.executable, AGENTS / script], env=environment)
     try:
@@ -124,8 +124,7 @@ def test_a_site_with_an_agent_answers(
     name: str, entrypoints: list[str], tmp_path: Path
 ) -> None:
     """By its own server, and under gunicorn."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "PPIO_AGENT_PORT": str(port)}
     process = subprocess.Popen(
         [sys.executable, MOUNTED / f"{name}.py"], env=environment

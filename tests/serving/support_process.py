@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tests.serving.support import HttpAt
 from tests.support import wait_until
+from tests.support_net import free_port
 
-__all__ = ["Process", "free_port", "listens", "run_script", "running"]
+__all__ = ["Process", "listens", "run_script", "running"]
 
 
 class Process(HttpAt):
@@ -63,11 +64,3 @@ def listens(port: int) -> bool:
     """Whether a port of loopback takes connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found

@@ -17,8 +17,8 @@ from ppio_agent.serving import PPIOAgentRuntimeServer
 from tests.serving.hosts import Caller, documented, hosting
 from tests.serving.shapes import build
 from tests.serving.support import JSON, SSE, hang_up
-from tests.serving.support_process import free_port
 from tests.support import SLOW, needs_program, wait_until
+from tests.support_net import free_port
 
 FRAME = """
 user {user};

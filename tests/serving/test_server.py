@@ -18,11 +18,9 @@ from ppio_agent._util.threads import start_thread
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.serving import ApiKeyAuth, PPIOAgentRuntimeServer
 from tests.serving.support import make_app
-from tests.serving.support_process import (
-    free_port,
-    listens,
-)
+from tests.serving.support_process import listens
 from tests.support import wait_until
+from tests.support_net import free_port
 
 AGENT = """
 from ppio_agent import PPIOAgentRuntimeApp, RequestContext
