@@ -390,6 +390,36 @@ attempt("interfaces", lambda: [name for _, name in socket.if_nameindex()])
     assert found["interfaces"] == ["lo"]
 
 
+def test_no_socket_is_of_a_family_that_no_namespace_covers(fort: Fort) -> None:
+    """As that to the host of a virtual machine; nor by a way around that."""
+    found = fort.attempt(
+        """
+def open_sockets(families):
+    for family in families:
+        try:
+            socket.socket(family, socket.SOCK_STREAM).close()
+        except OSError as exc:
+            yield exc.errno
+
+refused = errno.EAFNOSUPPORT
+attempt("others", lambda: set(open_sockets(set(range(50)) - {1, 2, 10, 16})) == {refused})
+attempt("usual", lambda: list(open_sockets((1, 2, 10))))
+attempt("netlink", lambda: socket.socket(16, socket.SOCK_RAW) and 0)
+attempt("host", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 22)))
+buffer = ctypes.create_string_buffer(128)
+attempt("io_uring", lambda: check(libc.syscall(425, 4, buffer)))
+"""
+    )
+
+    assert found == {
+        "others": True,
+        "usual": [],
+        "netlink": 0,
+        "host": "OSError",
+        "io_uring": "OSError",
+    }
+
+
 @pytest.mark.parametrize("helper", ["pasta", "slirp4netns"])
 def test_with_internet_the_loopback_of_the_host_is_not_reached(
     tmp_path: Path, helper: str

@@ -113,6 +113,7 @@ class Plan:
         environment: Of the first process, which is the supervisor.
         command: The supervisor.
         info_fd: Where bwrap writes what it has made.
+        rules_fd: Where it reads which calls of the kernel are refused; None for none.
         no_namespaces: Whether nothing inside can make user namespaces; an old bwrap
             cannot see to that.
     """
@@ -124,6 +125,7 @@ class Plan:
     environment: Mapping[str, str]
     command: Sequence[str]
     info_fd: int
+    rules_fd: int | None = None
     no_namespaces: bool = True
 
 
@@ -136,7 +138,7 @@ def arguments(plan: Plan) -> list[str]:
     # No `--die-with-parent`: a sandbox outlives a platform that crashed.
     found += ["--as-pid-1", "--new-session", "--cap-drop", "ALL"]
     found += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
-    found += ["--info-fd", str(plan.info_fd)]
+    found += _name_descriptors(plan)
     for path in _SYSTEM:
         found += ["--ro-bind-try", path, path]
     found += ["--proc", "/proc", "--dev", "/dev"]
@@ -166,6 +168,13 @@ def arguments(plan: Plan) -> list[str]:
     for name, value in plan.environment.items():
         found += ["--setenv", name, value]
     return [*found, "--", *plan.command]
+
+
+def _name_descriptors(plan: Plan) -> list[str]:
+    found = ["--info-fd", str(plan.info_fd)]
+    if plan.rules_fd is not None:
+        found += ["--seccomp", str(plan.rules_fd)]
+    return found
 
 
 def _mount_etc(root: Path) -> list[str]:

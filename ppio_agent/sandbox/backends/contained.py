@@ -19,7 +19,7 @@ from json import loads
 from pathlib import Path
 from typing import IO
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import no_fork
@@ -39,6 +39,7 @@ from .bwrap_args import (
 from .handles import ForeignProcess
 from .layout import write_base
 from .line import call, listen
+from .seccomp import program
 from .startup import package_origins, read_tail, supervisor_command
 from .uplink import Helper, Uplink, connect, resolver
 
@@ -211,7 +212,7 @@ class Bwrap:
         self,
         sandbox_id: str,
         root: Path,
-        ends: tuple[int, int, int],
+        ends: tuple[int, ...],
         *,
         warm: bool,
         shown: Sequence[str],
@@ -229,7 +230,13 @@ class Bwrap:
             info_fd=info,
             no_namespaces=self.no_namespaces,
         )
-        with open(supervisor_log(root), "ab") as stderr:
+        rules, told = _pipe()
+        with rules, open(supervisor_log(root), "ab") as stderr:
+            with told:  # which is less than a pipe holds
+                known = told.write(program(os.uname().machine))
+            if known:
+                plan = evolve(plan, rules_fd=rules.fileno())
+                ends = (*ends, rules.fileno())
             return subprocess.Popen(
                 [self.path, *arguments(plan)],
                 env={},
