@@ -39,7 +39,7 @@ class Shelf(Protocol):
         """Delete one."""
 
     def deploy(self, package: Package, *, install: bool) -> Json:
-        """Make a folder that was packed a template."""
+        """Make a folder that was checked a template."""
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class _Remote:
         return self._target.call(
             "POST", "platform", "v1", "templates",
             query={"install": "true" if install else None},
-            body=package.archive, kind="template",
+            body=package.archive(), kind="template",
             timeout=_INSTALL_TIMEOUT if install else _DEPLOY_TIMEOUT,
         )  # fmt: skip
 
@@ -106,10 +106,9 @@ class _Stored:
         self._templates.delete(template_id, tenant=self._tenant)
 
     def deploy(self, package: Package, *, install: bool) -> Json:
-        from ppio_agent.sandbox.templates.sources import FolderSource
-
-        source = FolderSource.of(package.manifest_path)
-        record, _ = self._templates.deploy(source, tenant=self._tenant, install=install)
+        record, _ = self._templates.deploy(
+            package.source, tenant=self._tenant, install=install
+        )
         return self._viewer.template_object(record)
 
 

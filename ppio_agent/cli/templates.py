@@ -30,17 +30,18 @@ def deploy(
     """Deploy the agent in DIR, as its .ppio-agent.yaml says."""
     from ppio_agent.sandbox.templates import packing
 
-    package = packing.pack(config or folder)
+    package = packing.check(config or folder)
     if dry_run and as_json:
         about = {"name": package.name, "version": package.version}
-        print_json({**about, "files": package.files, "valid": True})
+        print_json({**about, "files": len(package.chosen), "valid": True})
         return
     if dry_run:
-        click.echo(f"{package.name} {package.version}: {package.files} files, valid")
+        files = len(package.chosen)
+        click.echo(f"{package.name} {package.version}: {files} files, valid")
         return
     with find_shelf(install=install) as shelf:
         record = shelf.deploy(package, install=install)
-    packing.write_status(package.manifest_path, record)
+    packing.write_status(package.source.manifest, record)
     if as_json:
         print_json(record)
         return

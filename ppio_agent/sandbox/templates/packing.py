@@ -21,9 +21,10 @@ from ppio_agent.wire.times import format_time
 
 from .builds import check_source
 from .manifest import MANIFEST_NAME, Host, with_status
+from .snapshot import Candidate
 from .sources import FolderSource
 
-__all__ = ["Package", "agent_id", "host_limits", "pack", "write_status"]
+__all__ = ["Package", "agent_id", "check", "host_limits", "write_status"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,21 +33,54 @@ _MIB: Final = 1024 * 1024
 
 @frozen(kw_only=True)
 class Package:
-    """A folder that can be deployed, as an upload takes it.
+    """A folder that can be deployed.
 
     Attributes:
         name: Name of the agent.
         version: Its version.
-        files: How many files it has, the manifest left out.
-        manifest_path: Where the manifest is.
-        archive: The gzipped tar archive.
+        source: The folder, with its manifest.
+        chosen: What of it is deployed, the manifest left out.
     """
 
     name: str
     version: str
-    files: int
-    manifest_path: Path
-    archive: bytes = field(repr=False)
+    source: FolderSource
+    chosen: tuple[Candidate, ...] = field(repr=False)
+
+    def archive(self) -> bytes:
+        """Return it as an upload takes it: a gzipped tar archive.
+
+        Nothing but names, modes and contents is in it: neither who has the files, nor
+        which of them are one on the disk.
+
+        Raises:
+            TemplateManifestError: The manifest cannot be read any more.
+            OSError: Nor can a file.
+        """
+        out = BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz") as tar:
+            text = self.source.manifest_text().encode()
+            manifest = Candidate(
+                path=MANIFEST_NAME,
+                kind="file",
+                size=len(text),
+                open=lambda: BytesIO(text),
+            )
+            for candidate in (manifest, *self.chosen):
+                _add(tar, candidate)
+        return out.getvalue()
+
+
+def _add(tar: tarfile.TarFile, candidate: Candidate) -> None:
+    member = tarfile.TarInfo(candidate.path)
+    if candidate.open is None:
+        member.type, member.linkname = tarfile.SYMTYPE, candidate.link
+        tar.addfile(member)
+        return
+    member.size = candidate.size
+    member.mode = 0o755 if candidate.executable else 0o644
+    with candidate.open() as content:
+        tar.addfile(member, content)
 
 
 def host_limits() -> Host:
@@ -55,28 +89,19 @@ def host_limits() -> Host:
     return Host(memory_mb=memory, cpus=float(os.cpu_count() or 1))
 
 
-def pack(path: Path) -> Package:
-    """Check a folder (or the folder of a manifest) and pack it.
+def check(path: Path) -> Package:
+    """Check a folder (or the folder of a manifest).
 
     Raises:
         TemplateManifestError: With everything that is wrong.
     """
     source = FolderSource.of(path)
     manifest, chosen = check_source(source, host=host_limits())
-    out = BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as tar:
-        text = source.manifest_text().encode()
-        member = tarfile.TarInfo(MANIFEST_NAME)
-        member.size = len(text)
-        tar.addfile(member, BytesIO(text))
-        for found in chosen:
-            tar.add(source.folder / found.path, found.path, recursive=False)
     return Package(
         name=manifest.name,
         version=manifest.version,
-        files=len(chosen),
-        manifest_path=source.manifest,
-        archive=out.getvalue(),
+        source=source,
+        chosen=tuple(chosen),
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 from ppio_agent.exceptions import TemplateNotFoundError
 from ppio_agent.sandbox.backends.base import AgentStatus
 from ppio_agent.sandbox.control import lane_of
-from ppio_agent.sandbox.templates.packing import pack
+from ppio_agent.sandbox.templates.packing import check
 from ppio_agent.sandbox.templates.store import Templates
 from ppio_agent.web import Lane
 from ppio_agent.wire.models import (
@@ -388,10 +388,9 @@ def test_templates_are_found_listed_and_deleted(wire: Wire) -> None:
 
 
 def test_an_upload_is_201_when_new_and_200_when_not(wire: Wire, tmp_path: Path) -> None:
-    package = pack(write_agent(tmp_path, "sent"))
+    archive = check(write_agent(tmp_path, "sent")).archive()
     answers = [
-        wire.ask("POST", "/platform/v1/templates", data=package.archive)
-        for _ in range(2)
+        wire.ask("POST", "/platform/v1/templates", data=archive) for _ in range(2)
     ]
 
     assert [a.status_code for a in answers] == [201, 200]
@@ -404,7 +403,7 @@ def test_uploads_of_one_key_leave_threads_to_the_others(
     wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than it may have at once are refused at once, with a hint."""
-    data = pack(write_agent(tmp_path, "sent")).archive
+    data = check(write_agent(tmp_path, "sent")).archive()
     inside, go_on = Semaphore(0), Event()
 
     def deploy(*_: object, **__: object) -> None:
