@@ -14,10 +14,15 @@ __all__ = ["deploy", "templates"]
 
 @click.command()
 @click.argument(
-    "folder", type=click.Path(exists=True, path_type=Path), default=".", metavar="[DIR]"
+    "folder",
+    type=click.Path(exists=True, path_type=Path),
+    required=False,
+    metavar="[DIR]",
 )
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="The manifest, if not in DIR."
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The manifest of the agent, in place of DIR.",
 )
 @click.option(
     "--install", is_flag=True, help="Install its requirements.txt for it alone."
@@ -25,12 +30,21 @@ __all__ = ["deploy", "templates"]
 @click.option("--dry-run", is_flag=True, help="Check only; change nothing.")
 @json_option
 def deploy(
-    folder: Path, config: Path | None, *, install: bool, dry_run: bool, as_json: bool
+    folder: Path | None,
+    config: Path | None,
+    *,
+    install: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Deploy the agent in DIR, as its .ppio-agent.yaml says."""
+    """Deploy the agent in DIR, or in this folder, as its .ppio-agent.yaml says."""
     from ppio_agent.sandbox.templates import packing
 
-    package = packing.check(config or folder)
+    if folder and config:
+        raise click.UsageError(
+            "give DIR or --config: what is deployed is the folder of the manifest"
+        )
+    package = packing.check(config or folder or Path())
     if dry_run and as_json:
         about = {"name": package.name, "version": package.version}
         print_json({**about, "files": len(package.chosen), "valid": True})

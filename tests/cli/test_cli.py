@@ -105,6 +105,8 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
         (["logs", "c" * 20, "--since", "soon"], 2, "such as 30s"),
         (["deploy", "missing"], 2, "missing"),
         (["deploy", "."], 2, ".ppio-agent.yaml"),
+        (["deploy"], 2, ".ppio-agent.yaml"),
+        (["deploy", "asked", "--config", "x.yaml"], 2, "give DIR or --config"),
         (["run", "missing.py"], 2, "there is no file missing.py"),
         (["run", "broken.py"], 2, "(line 2)"),
         (["run", "empty.py"], 2, "app = PPIOAgentRuntimeApp()"),
