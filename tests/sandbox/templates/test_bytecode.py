@@ -10,7 +10,8 @@ from ppio_agent.sandbox.templates.bytecode import cached_path, compiled
 
 
 def _run(folder: Path) -> str:
-    command = [sys.executable, "-v", "-c", "import mod; print(mod.X, mod.__file__)"]
+    # What it compiles it does not write, or that would be told, too.
+    command = [sys.executable, "-Bv", "-c", "import mod; print(mod.X, mod.__file__)"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=True
     )
