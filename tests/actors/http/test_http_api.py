@@ -183,7 +183,7 @@ def test_a_turn_that_does_not_listen_keeps_no_answer(
 ) -> None:
     """On whose thread it runs is told by another one that the server ended."""
     monkeypatch.setattr(server_module, "_SETTLING", 0.01)
-    monkeypatch.setattr(server_module, "_LAST_ANSWERS", 0.2 * SLOW)
+    monkeypatch.setattr(server_module, "_LAST_ANSWERS", 0.5)
     runtime = InProcessActorRuntime()
     if own:
         runtime.start()
