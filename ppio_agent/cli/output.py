@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ppio_agent.wire.json import Json
 
-__all__ = ["json_option", "print_json", "print_table"]
+__all__ = ["drop_output", "json_option", "print_json", "print_table", "unheard"]
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +35,26 @@ def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> No
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Go on where what the block prints cannot be printed, as on a closed terminal."""
+    try:
+        yield
+    except OSError:
+        drop_output()
+
+
+def drop_output() -> None:
+    """Forget what could not be printed: at exit it would fail again, as the status."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _cell(value: object) -> str:

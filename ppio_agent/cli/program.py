@@ -6,9 +6,9 @@ running, 4 not found, 5 the platform failed or cannot be reached, 130 interrupte
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -32,6 +32,7 @@ from .agent import dev, init, run
 from .doctor import doctor
 from .invoke import invoke
 from .logs import logs
+from .output import drop_output
 from .sandboxes import sandboxes
 from .templates import deploy, templates
 from .up import up
@@ -58,8 +59,22 @@ def exit_status(error: PPIOAgentError) -> int:
     return next((status for cls, status in _STATUS if isinstance(error, cls)), 5)
 
 
+class _Program(click.Group):
+    """Commands of which one is run."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; click would end with 1, an agent's failure, if its reader leaves."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            drop_output()
+            return 0
+
+
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True
+    cls=_Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
 )
 @click.version_option(__version__, prog_name="ppio-agent")
 def ppio_agent() -> None:
@@ -73,7 +88,9 @@ for _command in (
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True
+    cls=_Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
 )
 @click.version_option(__version__, prog_name="ppio-sandbox-cli")
 def ppio_sandbox_cli() -> None:
@@ -108,10 +125,6 @@ def _run(group: click.Group, argv: Sequence[str] | None) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # The reader of our output has left; nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (PPIOAgentError, OSError) as error:
         return _explain(error)
     return int(status or 0)

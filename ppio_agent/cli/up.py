@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppio_agent.exceptions import SandboxUnavailableError
+
+from .output import unheard
 
 if TYPE_CHECKING:
     from ppio_agent.sandbox import SandboxPlatform
@@ -49,14 +52,20 @@ _UNPROTECTED = (
 )
 @click.option("--key", help="API key to accept.  [default: one is generated and kept]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where all is kept.")
-def up(**options: Any) -> int:
+@click.option(
+    "--export",
+    is_flag=True,
+    help="Print the variables for clients, the key among them, also into a file or log.",
+)
+def up(*, export: bool, **options: Any) -> int:
     """Run the local sandbox platform until Ctrl-C.
 
-    Prints the variables that point clients at it. Ctrl-C ends all sandboxes; a second
-    one ends them at once. What it does is logged in logs/platform.log of the data
-    directory.
+    Prints the variables that point clients at it, if that is on a terminal. Ctrl-C ends
+    all sandboxes; a second one ends them at once. What it does is logged in
+    logs/platform.log of the data directory.
     """
     from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+    from ppio_agent.sandbox.datadir import DataDir
 
     given = {name: value for name, value in options.items() if value is not None}
     key = given.pop("key", None)
@@ -66,6 +75,7 @@ def up(**options: Any) -> int:
         given.setdefault("port", 3900)
     config = PlatformConfig.from_env(os.environ, **given)
     log = config.data_dir / "logs" / "platform.log"
+    key_file = None if config.keys else DataDir(config.data_dir).key_file
     platform = SandboxPlatform(config)
     stopping = _Stopping(platform)
     _allow_descriptors()
@@ -75,9 +85,10 @@ def up(**options: Any) -> int:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: stopping.ask())
     with _naming(config.data_dir), _logging_to(log), platform:
-        _announce(platform)
+        with unheard():
+            _announce(platform, key_file, export=export)
         stopping.wait()
-        with suppress(OSError):  # the terminal has gone
+        with unheard():
             click.echo("ending all sandboxes ...", err=True)
     return _INTERRUPTED if stopping.at_once else 0
 
@@ -94,7 +105,9 @@ def _allow_descriptors() -> None:
         )
 
 
-def _announce(platform: SandboxPlatform) -> None:
+def _announce(
+    platform: SandboxPlatform, key_file: Path | None, *, export: bool
+) -> None:
     logging.getLogger(__name__).info(
         "the platform is at %s, process %d, backend %s",
         platform.url, os.getpid(), platform.backend_name,
@@ -106,8 +119,12 @@ def _announce(platform: SandboxPlatform) -> None:
     click.echo(f"limits: {'kept by control groups' if groups else 'sampled'}")
     if platform.backend_name == "process":
         click.echo(_UNPROTECTED)
-    for name, value in platform.env().items():
-        click.echo(f"export {name}={shlex.quote(value)}")
+    # What goes elsewhere is kept, as by a service's journal, and others may read it.
+    if export or (sys.stdout is not None and sys.stdout.isatty()):
+        for name, value in platform.env().items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+    elif key_file is not None:
+        click.echo(f"the key for clients is in {key_file}")
     click.echo("Ctrl-C ends it and all its sandboxes", err=True)
 
 

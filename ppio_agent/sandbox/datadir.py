@@ -107,6 +107,11 @@ class DataDir:
         """Where archives are while they are read."""
         return self.path / "uploads"
 
+    @property
+    def key_file(self) -> Path:
+        """Where the generated key is kept."""
+        return self.path / _KEY
+
     def acquire(self) -> None:
         """Make the directory and lock it.
 
@@ -162,11 +167,11 @@ class DataDir:
 
     def key(self) -> str:
         """Return the generated key, the same at each start."""
-        path = self.path / _KEY
-        key = path.read_text().strip() if path.exists() else ""
+        file = self.key_file
+        key = file.read_text().strip() if file.exists() else ""
         if not key:
             key = f"{_KEY_PREFIX}{secret_token()}"
-            _write_private(path, key)
+            _write_private(file, key)
         return key
 
     def make_socket_folder(self) -> Path:

@@ -255,6 +255,15 @@ def test_a_taken_port_is_explained(tmp_path: Path) -> None:
             assert len(error.strip().splitlines()) == 1
 
 
+def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
+    """As head does in a pipeline: status 0, and no word of it."""
+    with start("init", str(tmp_path / "a"), data_dir=tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        error = process.communicate(timeout=30)[1]
+    assert (process.returncode, error) == (0, "")
+
+
 def test_run_says_where_it_serves(tmp_path: Path) -> None:
     """The address stands on standard error; SIGTERM ends it with status 0."""
     (tmp_path / "app.py").write_text("def agent(request): return 1")

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import pytest
 
 from ppio_agent.cli import up
 from ppio_agent.cli.doctor import examine
-from ppio_agent.sandbox import PlatformConfig
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from ppio_agent.sandbox.datadir import read_running
 from tests.cli.clikit import AGENT, line, start
 from tests.support import SLOW, processes_marked, wait_until, write_agent
 
@@ -30,7 +32,7 @@ STUBBORN = """
 
 
 def _up(data_dir: Path, *options: str) -> subprocess.Popen[str]:
-    argv = ["up", "--port", "0", "--backend", "process", *options]
+    argv = ["up", "--port", "0", "--backend", "process", "--export", *options]
     return start(*argv, data_dir=data_dir)
 
 
@@ -144,6 +146,42 @@ def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:
 
     assert "the platform is at http://127.0.0.1:" in log
     assert key not in log
+
+
+def test_nobody_has_to_hear_what_it_says(tmp_path: Path) -> None:
+    """It serves on, and ends in order, as in `ppio-agent up | head -1`."""
+    with _up(tmp_path) as platform:
+        assert platform.stdout is not None
+        platform.stdout.close()
+        wait_until(
+            lambda: read_running(tmp_path / "platform") is not None, timeout=30.0
+        )
+        error = _end(platform)[1]
+    assert (platform.returncode, "Traceback" in error) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "export", "told"),
+    [(True, False, True), (False, False, False), (False, True, True)],
+)
+def test_its_key_is_shown_on_a_terminal_or_if_asked_for(
+    platform: SandboxPlatform,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    terminal: bool,
+    export: bool,
+    told: bool,
+) -> None:
+    """The journal of a service names the file that it is in."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    up._announce(platform, Path("there/key"), export=export)
+    out = capsys.readouterr().out
+
+    assert f"the local sandbox platform is at {platform.url}" in out
+    assert (f"export PPIO_API_KEY={platform.api_key}\n" in out) == told
+    assert (platform.api_key in out) == told
+    assert ("the key for clients is in there/key\n" in out) == (not told)
 
 
 def test_tls_is_told_with_what_clients_need_for_it(tmp_path: Path) -> None:
