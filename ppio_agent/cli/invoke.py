@@ -13,7 +13,7 @@ import click
 from ppio_agent.exceptions import ValidationError
 from ppio_agent.wire.json import Json, encode_json
 
-from .target import find_or_embed
+from .target import find_or_embed, find_target
 
 if TYPE_CHECKING:
     from ppio_agent.client import SandboxSession
@@ -81,12 +81,9 @@ def invoke(
     ref, text, manifest_env = _what(words, ref, text)
     request = parse_input(_read_stdin() if text == "-" else text)
     encode_json(request)  # refused here, before it costs a sandbox
-    with find_or_embed() as target, target.client() as client:
-        if keep and target.embedded:
-            raise click.UsageError(
-                "--keep needs a platform that stays; run ppio-agent up in another"
-                " terminal first"
-            )
+    # A platform of this command's own would end with it, and its sandbox, too.
+    found = find_target() if keep else find_or_embed()
+    with found as target, target.client() as client:
         begun = time.monotonic()
         session = client.create_session(ref, env_vars={**manifest_env, **env} or None)
         try:
@@ -144,8 +141,9 @@ def _deployed_here() -> tuple[str, dict[str, str]]:
     found: tuple[Any, dict[str, str]] = (None, {})
     if manifest.is_file():
         from ppio_agent.sandbox.templates.manifest import parse_manifest
+        from ppio_agent.sandbox.templates.sources import FolderSource
 
-        read = parse_manifest(manifest.read_text())
+        read = parse_manifest(FolderSource.of(manifest).manifest_text())
         found = (read.status.get("template_id"), dict(read.env_vars))
     if not found[0]:
         raise click.UsageError(

@@ -55,13 +55,11 @@ class Target:
         url: Its address.
         api_key: The key.
         transport: What carries the calls.
-        embedded: Whether it lives in this process, and so ends with it.
     """
 
     url: str
     api_key: str = field(repr=False)
     transport: Transport
-    embedded: bool = False
 
     def call(
         self,
@@ -191,9 +189,8 @@ def find_or_embed() -> Iterator[Target]:
     """
     with ExitStack() as stack:
         found = find_or_open(stack, _embedded)
-        embedded = not isinstance(found, tuple)
         address = found if isinstance(found, tuple) else (found.url, found.api_key)
-        yield stack.enter_context(open_target(address, embedded=embedded))
+        yield stack.enter_context(open_target(address))
 
 
 def _embedded() -> SandboxPlatform:
@@ -227,13 +224,11 @@ def find_or_open(
 
 
 @contextmanager
-def open_target(
-    address: tuple[str, str], *, embedded: bool = False
-) -> Iterator[Target]:
+def open_target(address: tuple[str, str]) -> Iterator[Target]:
     """Return the platform at an address, with a transport to it, for the block."""
     url, key = address
     with closing(Transport(TransportConfig())) as transport:
-        yield Target(url=url, api_key=key, transport=transport, embedded=embedded)
+        yield Target(url=url, api_key=key, transport=transport)
 
 
 def _find() -> tuple[str, str] | None:

@@ -155,6 +155,14 @@ def test_every_mistake_in_a_manifest_is_listed(command: Command) -> None:
         assert "spec.entrypoint" in done.err
 
 
+def test_a_manifest_that_is_no_text_is_explained(command: Command) -> None:
+    """Also to who asks the agent that was deployed from here."""
+    Path(".ppio-agent.yaml").write_bytes(b"name: x\n# \xff\n")
+    done = command("invoke", "hi")
+    assert done.status == 2
+    assert ".ppio-agent.yaml (line 2): is not UTF-8" in done.err
+
+
 def test_requirements_are_installed_when_asked_to(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

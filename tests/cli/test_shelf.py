@@ -80,11 +80,15 @@ def test_requirements_are_installed_as_a_platform_here_would(
     assert seen == [contained, False]
 
 
-@pytest.mark.parametrize("argv", [("sandboxes", "list"), ("logs", "a" * 20)])
-def test_what_only_a_platform_knows_needs_one(
-    command: Command, argv: tuple[str, ...]
+@pytest.mark.parametrize(
+    "argv",
+    [("sandboxes", "list"), ("logs", "a" * 20), ("invoke", "--keep", "any", "hi")],
+)
+def test_what_a_platform_alone_knows_or_keeps_needs_one(
+    command: Command, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
 ) -> None:
-    """None is started to be asked: it could know of nothing."""
+    """None is started to be asked: it would know of nothing, and keep nothing."""
+    monkeypatch.setattr(SandboxPlatform, "start", _no_start)
     done = command(*argv)
     assert done.status == 5
     assert done.err == "error: no platform runs: start one with ppio-agent up\n"
