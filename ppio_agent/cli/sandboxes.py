@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import click
 
-from ppio_agent.exceptions import NotFoundError
+from ppio_agent.exceptions import (
+    AuthenticationError,
+    NetworkError,
+    NotFoundError,
+    PPIOAgentError,
+)
 from ppio_agent.wire.json import Json
 
 from .output import json_option, print_json, print_table
@@ -77,16 +82,20 @@ def _each(
     body: Json = None,
     may_be_gone: bool = False,
 ) -> None:
-    """Do the same with each; one that is not there does not keep it from the others."""
-    missing: NotFoundError | None = None
+    """Do the same with each; one with which that fails does not keep the others."""
+    failed: PPIOAgentError | None = None
     for sandbox_id in ids:
         try:
             target.call(method, "sandboxes", sandbox_id, *action, body=body)
-        except NotFoundError as error:
-            if missing is not None:
-                click.echo(f"error: {missing}", err=True)
-            missing = None if may_be_gone else error
+        except (AuthenticationError, NetworkError):
+            raise  # so would the next
+        except PPIOAgentError as error:
+            if may_be_gone and isinstance(error, NotFoundError):
+                continue
+            if failed is not None:
+                click.echo(f"error: {failed}", err=True)
+            failed = error
         else:
             click.echo(sandbox_id)
-    if missing is not None:
-        raise missing
+    if failed is not None:
+        raise failed

@@ -83,3 +83,30 @@ def test_one_that_is_missing_does_not_keep_the_others(
     assert (status, out.split()) == (4, ["sb1", "sb2", "sb3"])
     assert "nobody1" in err
     assert "nobody2" in err
+
+
+def test_one_that_cannot_be_done_does_not_keep_the_others(
+    many: FakePlatform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that is paused already; the status is that of the last error."""
+    refusal = {"code": 409, "message": "sb2 is paused"}
+    many.on("POST", "/sandboxes/sb./pause", lambda exchange: exchange.reply(204))
+    many.on(
+        "POST", "/sandboxes/sb2/pause", lambda exchange: exchange.reply(409, refusal)
+    )
+    argv = ("sandboxes", "pause", "nobody", "sb1", "sb2", "sb3")
+    status, out, err = _run(capsys, *argv)
+
+    assert (status, out.split()) == (5, ["sb1", "sb3"])
+    assert "nobody" in err
+    assert "sb2 is paused" in err
+
+
+def test_what_would_fail_with_each_is_told_once(
+    many: FakePlatform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key that is not known is none for the next one either."""
+    many.on("DELETE", "/sandboxes/.*", lambda exchange: exchange.reply(401))
+    status, out, err = _run(capsys, "sandboxes", "kill", "sb1", "sb2")
+
+    assert (status, out, err.count("error: ")) == (5, "", 1)
