@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 __all__ = ["READ", "WRITE", "Loop", "Timer", "show"]
@@ -24,6 +25,7 @@ WRITE = selectors.EVENT_WRITE
 
 # Rounds that follow one another.
 _MAX_FAILING = 100
+_LONGEST_LOG = 1024 * 1024
 
 OnReady = Callable[[int], None]
 
@@ -189,5 +191,12 @@ class Loop:
 
 
 def show(exc: BaseException) -> None:
-    """Write an exception that ends nothing to the standard error."""
+    """Write an exception that ends nothing to the standard error.
+
+    Where that is a log, which is appended to, it begins anew when it is longer than
+    1 MiB: nobody looks after it while the sandbox lives.
+    """
+    with suppress(OSError):
+        if os.fstat(sys.stderr.fileno()).st_size > _LONGEST_LOG:
+            os.ftruncate(sys.stderr.fileno(), 0)
     sys.excepthook(type(exc), exc, exc.__traceback__)

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ppio_agent.sandbox.supervisor.loop import READ, WRITE, Loop
+from ppio_agent.sandbox.supervisor.loop import READ, WRITE, Loop, show
 
 
 @pytest.fixture
@@ -172,6 +173,22 @@ def test_an_exception_of_a_callback_is_shown_and_all_else_goes_on(
     loop.run()
 
     assert capsys.readouterr().err.count("ZeroDivisionError") == 200
+
+
+def test_a_log_of_what_fails_is_bounded_and_ends_with_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may live for weeks, and nobody looks after it."""
+    log = tmp_path / "supervisor.log"
+    longest = 0
+    with open(log, "a") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for number in range(20):
+            show(RuntimeError(f"{number}: {'x' * 200_000}"))
+            stream.flush()
+            longest = max(longest, log.stat().st_size)
+    assert longest < 1_500_000
+    assert "RuntimeError: 19: x" in log.read_text()
 
 
 def test_what_fails_without_end_ends_the_loop(
