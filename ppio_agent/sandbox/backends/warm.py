@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ __all__ = ["WarmPool"]
 _log = logging.getLogger(__name__)
 
 _PAUSE_AFTER_FAILURE = 10.0
+_WARN_EVERY = 3600.0
 _END_LIMIT = 5.0
 
 _T = TypeVar("_T")
@@ -60,6 +62,8 @@ class WarmPool(Generic[_T]):
         self._closed = False
         self._begin_at = 0.0
         self._thread: threading.Thread | None = None
+        # When each kind of failure was last warned of; of the thread alone.
+        self._warned_at: dict[type[Exception], float] = {}
 
     @property
     def ready(self) -> int:
@@ -109,12 +113,12 @@ class WarmPool(Generic[_T]):
         while self._wait_until_wanted():
             try:
                 thing = self._make()
-            except Exception:  # noqa: BLE001 - the outermost frame of a thread
+            except Exception as exc:  # noqa: BLE001 - the outermost frame of a thread
                 with self._changed:
                     if self._closed:
                         return
                     self._begin_at = time.monotonic() + _PAUSE_AFTER_FAILURE
-                _log.warning("nothing could be kept ready", exc_info=True)
+                self._tell(exc)
                 continue
             with self._changed:
                 closed = self._closed
@@ -122,6 +126,16 @@ class WarmPool(Generic[_T]):
                     self._ready.append(thing)
             if closed:
                 self._discard(thing)
+
+    def _tell(self, exc: Exception) -> None:
+        """Log why there is none; what fails for days does so in few lines."""
+        now, kind = time.monotonic(), type(exc)
+        rare = now >= self._warned_at.get(kind, -math.inf) + _WARN_EVERY
+        if rare:
+            self._warned_at[kind] = now
+        reason = " ".join(str(exc).split())
+        level = logging.WARNING if rare else logging.DEBUG
+        _log.log(level, "nothing could be kept ready: %s: %s", kind.__name__, reason)
 
     def _wait_until_wanted(self) -> bool:
         """Return True when one is to be made, False at the end."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ppio_agent.sandbox.backends import warm
 from ppio_agent.sandbox.backends.warm import WarmPool
 from tests.support import new_threads, wait_until
 
@@ -18,7 +19,7 @@ class Maker:
         self.made: list[int] = []
         self.discarded: list[int] = []
         self.spoilt: set[int] = set()
-        self.fails = False
+        self.failures: list[Exception] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.pool: WarmPool[int] = WarmPool(
@@ -33,8 +34,8 @@ class Maker:
     def make(self) -> int:
         self.made.append(len(self.made))
         assert self.may_go_on.wait(10)
-        if self.fails:
-            raise OSError("no room")
+        if self.failures:
+            raise self.failures[0] if len(self.failures) == 1 else self.failures.pop(0)
         return self.made[-1]
 
     def wait_ready(self, count: int) -> None:
@@ -113,9 +114,27 @@ def test_a_failure_is_logged_and_does_not_end_it(
     maker: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It pauses, so as not to fail again and again at once."""
-    maker.fails = True
+    maker.failures = [OSError("no room")]
     maker.pool.begin()
     wait_until(lambda: "nothing could be kept ready" in caplog.text)
 
     assert maker.pool.take() is None
     assert maker.made == [0]
+
+
+def test_what_fails_again_and_again_is_told_once_for_each_kind_in_one_line(
+    maker: Maker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that fails for days fills no log."""
+    monkeypatch.setattr(warm, "_PAUSE_AFTER_FAILURE", 0.0)
+    maker.failures = [*(OSError("no\nroom") for _ in range(5)), ValueError("bad")]
+    maker.pool.begin()
+    wait_until(lambda: len(maker.made) > 10)
+    maker.pool.close()
+
+    told = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in told] == [
+        "nothing could be kept ready: OSError: no room",
+        "nothing could be kept ready: ValueError: bad",
+    ]
+    assert all(record.exc_info is None for record in told)
