@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import PlatformAlreadyRunningError, TemplateManifestError
 from ppio_agent.hooks import hookimpl
 
@@ -16,9 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = ["TemplateFolder", "ppio_default_platform"]
 
-# Guards _embedded; held while it starts, so that one process starts one platform.
-_lock = threading.Lock()
-_embedded: SandboxPlatform | None = None
+
+class _Embedded:
+    """The platform that is started here, if one is: one a process is the point."""
+
+    def __init__(self) -> None:
+        self.platform: SandboxPlatform | None = None
+        self._renew()
+        renew_in_child(self, _Embedded._renew)
+
+    def _renew(self) -> None:
+        # Guards platform; held while it starts.
+        self.lock = threading.Lock()
+
+
+_embedded = _Embedded()
 
 
 @hookimpl(trylast=True)
@@ -32,10 +45,10 @@ def ppio_default_platform(config: Any) -> tuple[str, str] | None:
     from .datadir import read_running
     from .platform import SandboxPlatform
 
-    global _embedded  # noqa: PLW0603 - one embedded platform a process is the point
-    with _lock:
-        if _embedded is not None and _embedded.running:
-            return _embedded.url, _embedded.api_key
+    with _embedded.lock:
+        own = _embedded.platform
+        if own is not None and own.running:
+            return own.url, own.api_key
         settings = PlatformConfig.from_env(os.environ)
         if config is None:
             return _address(read_running(settings.data_dir))
@@ -47,7 +60,7 @@ def ppio_default_platform(config: Any) -> tuple[str, str] | None:
             if running is None:
                 raise
             return _address(running)
-        _embedded = platform
+        _embedded.platform = platform
         return platform.url, platform.api_key
 
 

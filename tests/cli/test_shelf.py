@@ -28,7 +28,7 @@ def data(
     monkeypatch.delenv("PPIO_API_URL")
     monkeypatch.delenv("PPIO_API_KEY")
     monkeypatch.setenv("PPIO_DATA_DIR", str(tmp_path / "home"))
-    monkeypatch.setattr(plugin, "_embedded", None)
+    monkeypatch.setattr(plugin._embedded, "platform", None)
     data = DataDir(tmp_path / "home" / "platform")
     yield data
     data.release()

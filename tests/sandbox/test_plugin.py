@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ppio_agent.hooks import Hooks
-from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform, plugin
 from ppio_agent.sandbox.plugin import TemplateFolder
 from tests.sandbox.agents import write_agent
 from tests.support import processes_marked
@@ -69,6 +73,19 @@ def test_one_that_runs_already_is_used(tmp_path: Path) -> None:
         assert found["before"] == [platform.url, platform.api_key]
         assert found["found"] == [found["before"]] * 2
         assert [s.id for s in platform.sandboxes.list_sandboxes()] == [found["sandbox"]]
+
+
+def test_a_child_forked_while_one_is_started_asks_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that another thread of the parent holds is not waited for."""
+    monkeypatch.setenv("PPIO_DATA_DIR", str(tmp_path))
+    with plugin._embedded.lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(plugin.ppio_default_platform(None) is not None)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_template_is_found_by_the_name_in_its_manifest(tmp_path: Path) -> None:
