@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -43,6 +47,41 @@ def test_a_copy_is_a_file_of_its_own(blobs: BlobStore, tmp_path: Path) -> None:
     assert blobs.read(digest) == b"x"
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"]
     assert modes == [0o644, 0o755]
+
+
+def test_a_copy_shares_blocks_where_the_file_system_can(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system makes the copy then, by a call that is Linux's."""
+    digest = blobs.add_bytes(b"x")
+
+    def clone(to: IO[bytes], what: int, source: int) -> None:
+        to.write(b"%x of " % what + os.pread(source, 9, 0))
+
+    monkeypatch.setattr(fcntl, "ioctl", clone)
+    blobs.copy(digest, tmp_path / "a", executable=True)
+
+    assert (tmp_path / "a").read_bytes() == b"40049409 of x"
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
+
+
+def test_where_blocks_cannot_be_shared_that_is_tried_once(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file of each sandbox would be opened once more."""
+    tried: list[int] = []
+
+    def refuse(_: object, what: int, __: int) -> None:
+        tried.append(what)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    digest = blobs.add_bytes(b"x")
+    for name in "abc":
+        blobs.copy(digest, tmp_path / name)
+
+    assert [(tmp_path / name).read_bytes() for name in "abc"] == [b"x"] * 3
+    assert len(tried) == 1
 
 
 def test_a_write_that_fails_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
