@@ -73,6 +73,7 @@ HELD_BY = {
         "sandbox/test_security.py::test_processes_of_the_host_are_not_seen_traced_or_signalled",
         "sandbox/test_security.py::test_without_internet_nothing_outside_is_reached",
         "sandbox/backends/test_bubblewrap.py::test_two_agents_bind_the_same_port",
+        "sandbox/backends/test_choice.py::test_bubblewrap_without_a_helper_makes_sandboxes_without_internet",
     ],
     17: [
         "sandbox/templates/test_store.py::test_two_deploys_of_one_folder_make_one_build",
