@@ -18,6 +18,8 @@ __all__ = ["Agent"]
 _FIRST_PROBE = 0.005
 _PROBE_GROWTH = 1.2
 _LAST_PROBE = 0.1
+# After the time in which it was expected: it may still come.
+_LATE_PROBE = 1.0
 
 
 class Agent:
@@ -157,8 +159,10 @@ class Agent:
         def probe() -> None:
             if self._listens():
                 self.confirm_ready()
-            elif self._loop.now() < self._probe_until:
-                self._probe_in(min(delay * _PROBE_GROWTH, _LAST_PROBE))
+            else:
+                late = self._loop.now() >= self._probe_until
+                longest = _LATE_PROBE if late else _LAST_PROBE
+                self._probe_in(min(delay * _PROBE_GROWTH, longest))
 
         self._probe = self._loop.call_later(delay, probe)
 

@@ -44,6 +44,14 @@ def ticks(pid: int) -> int:
 # The agent
 
 
+def test_an_agent_that_listens_too_late_becomes_ready_all_the_same(lab: Lab) -> None:
+    """Nobody has to call it first."""
+    late = "import threading\nthreading.Event().wait(0.5)\nserve()"
+    sandbox = lab.serve(late, start_timeout=0.1)
+
+    assert [status.phase for status in sandbox.statuses] == ["starting", "ready"]
+
+
 def test_an_agent_becomes_ready_and_is_reached_at_its_logical_port(lab: Lab) -> None:
     """Its reports come in order, each with its time and pid."""
     sandbox = lab.serve()
