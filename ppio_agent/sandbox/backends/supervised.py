@@ -200,7 +200,12 @@ class SupervisedSandbox:
 
     def resume(self) -> None:
         """Let every process go on; see `RunningSandbox.resume`."""
-        self._ask("resume")
+        try:
+            self._ask("resume")
+        except SandboxStateError:
+            with suppress(SandboxStateError):  # else it may still come about
+                self._send({"op": "pause", "id": 0})
+            raise
         self._paused = False
 
     def usage(self, *, fresh: bool = True) -> Usage:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from ppio_agent._util.threads import NoThreadError
-from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.exceptions import SandboxStartError, SandboxStateError
 from ppio_agent.sandbox.backends import supervised
 from ppio_agent.sandbox.backends.handles import ProcessHandle
 from ppio_agent.sandbox.backends.supervised import SupervisedSandbox
 from ppio_agent.sandbox.backends.uplink import Uplink
+from ppio_agent.sandbox.supervisor.channel import MessageReader
 from tests.sandbox.sandboxkit import Lab
 from tests.support import processes_marked, wait_until
 
@@ -112,6 +113,24 @@ def test_a_lost_way_to_the_network_is_logged_once(
     sandbox.kill(0.0)
 
     assert uplink.asked == 1
+
+
+def test_a_resume_that_fails_does_not_come_about_later(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts as paused would run on."""
+    monkeypatch.setattr(supervised, "_ANSWER_LIMIT", 0.05)
+    sandbox, theirs = _hold(lab)
+    with pytest.raises(SandboxStateError):
+        sandbox.resume()
+    reader = MessageReader()
+    asked: list[object] = []
+    while len(asked) < 2:
+        asked += [message["op"] for message in reader.feed(theirs.recv(4096))]
+    theirs.close()
+    sandbox.kill(0.0)
+
+    assert asked == ["resume", "pause"]
 
 
 def _children(pid: int) -> list[int]:
