@@ -132,7 +132,8 @@ class Loop:
         ):
             return _LONGEST_WAIT
         # Then waitress looks which of them have been idle for too long.
-        due = min(one.next_channel_cleanup for one in self._listeners) - time.time()
+        cleanup: float = min(one.next_channel_cleanup for one in self._listeners)
+        due = cleanup - time.time()
         return min(max(due, _LONGEST_WAIT), _IDLE_WAIT)
 
     def _wait(self, timeout: float | None) -> None:
