@@ -423,13 +423,13 @@ class SandboxPlatform(Closing):
         write_status(source.manifest, template.to_dict())
         return template
 
-    def _status(self) -> Mapping[str, Json]:
+    def _status(self, tenant: str) -> Mapping[str, Json]:
         config, up = self._config, self._up
         return {
             "version": __version__,
             "backend": up.backend.name,
             "controlGroups": self.has_control_groups,
-            "sandboxes": up.sandboxes.counts(),
+            "sandboxes": up.sandboxes.counts(tenant=tenant),
             "limits": {
                 "maxSandboxesPerTenant": config.max_sandboxes_per_tenant,
                 "maxSandboxes": config.max_sandboxes,

@@ -15,7 +15,14 @@ from ppio_agent.sandbox.keys import basic_user
 from ppio_agent.sandbox.life.options import not_supported
 from ppio_agent.web import Lane
 
-from .kit import Control, answer, error_answer, files_answer, unexpected_answer
+from .kit import (
+    Control,
+    answer,
+    error_answer,
+    files_answer,
+    tenant,
+    unexpected_answer,
+)
 from .sandbox_routes import sandbox_routes
 from .template_routes import template_routes
 from .watch_routes import watch_routes
@@ -99,7 +106,7 @@ def create_app(control: Control) -> Flask:
     app.register_blueprint(template_routes(control))
     app.add_url_rule(_HEALTHZ, "healthz", lambda: answer(status=204))
     app.add_url_rule(
-        "/platform/v1/status", "status", lambda: answer(dict(control.status()))
+        "/platform/v1/status", "status", lambda: answer(dict(control.status(tenant())))
     )
     for number, (rule, what) in enumerate(_NOT_HERE.items()):
         app.add_url_rule(

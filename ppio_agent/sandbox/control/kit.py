@@ -69,7 +69,7 @@ class Control:
         sandboxes: The live sandboxes.
         viewer: Makes answers of them.
         metrics: What sandboxes use.
-        status: Gives what `GET /platform/v1/status` answers.
+        status: Gives what `GET /platform/v1/status` answers to a tenant.
         uploads: Folder for archives while they are read.
         streams: Those that are open.
         log_reads: Who reads a page of a log: they share the processor with all others.
@@ -82,7 +82,7 @@ class Control:
     sandboxes: Sandboxes
     metrics: Metrics
     viewer: Viewer
-    status: Callable[[], Mapping[str, Json]]
+    status: Callable[[str], Mapping[str, Json]]
     uploads: Path
     streams: Streams = field(factory=Streams)
     log_reads: Seats = field(

@@ -61,7 +61,7 @@ class Due:
             self._cancelled = True
             if self._timer is not None:
                 self._timer.cancel()
-        self.idle.stop()
+        self.idle.close()
 
     def event(self, state: State, ends: float) -> Event | None:
         """Return what is due now; for what is not due yet a timer is set.

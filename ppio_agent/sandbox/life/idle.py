@@ -57,11 +57,10 @@ class IdleWatch:
 
     def start(self) -> None:
         """Count from now."""
-        if not self._limit:
-            return
         with self._lock:
             self._last = self._monotonic()
-            self._arm_locked()
+            if self._limit:
+                self._arm_locked()
 
     def stop(self) -> None:
         """Count no more. Idempotent."""
@@ -69,6 +68,12 @@ class IdleWatch:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+    def close(self) -> None:
+        """Never count again. Idempotent."""
+        with self._lock:
+            self._limit = 0.0
+        self.stop()
 
     def over(self) -> bool:
         """Return whether the limit has passed; if not, `on_idle` tells when it has."""

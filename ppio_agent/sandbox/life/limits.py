@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
-from ppio_agent.exceptions import SandboxLimitError, ServerBusyError
+from ppio_agent.exceptions import (
+    SandboxLimitError,
+    ServerBusyError,
+    ServiceUnavailableError,
+)
 
-__all__ = ["admit", "extended_end", "retry_after"]
+__all__ = ["admit", "extended_end", "retry_after", "stopping"]
 
 _LONGEST_HINT = 60.0
 
@@ -44,6 +48,13 @@ def admit(
         )
         busy.retry_after = retry_after(next_end)
         raise busy
+
+
+def stopping() -> ServiceUnavailableError:
+    """Return the refusal of a platform that is being closed."""
+    return ServiceUnavailableError(
+        "the platform is stopping: it makes no more sandboxes", retry_after=1.0
+    )
 
 
 def retry_after(seconds: float | None) -> float:

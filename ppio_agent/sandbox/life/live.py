@@ -11,15 +11,19 @@ from typing import Final
 
 import attrs
 
-from ppio_agent.exceptions import NotFoundError, SandboxStateError
+from ppio_agent.exceptions import (
+    NotFoundError,
+    SandboxStateError,
+    ServiceUnavailableError,
+)
 from ppio_agent.sandbox.backends.base import AgentStatus, LostReason, RunningSandbox
 from ppio_agent.sandbox.supervisor import tree
 from ppio_agent.sandbox.supervisor.tree import Process
 
 from .changes import Change, Changes, Kind, Listener
 from .due import Due
-from .limits import extended_end
-from .machine import Effect, Event, State, Step, at_end, step
+from .limits import extended_end, stopping
+from .machine import Effect, EndReason, Event, State, Step, at_end, step
 from .turns import TURN_TIMEOUT, Turns
 from .values import Identity, Life, Surroundings, not_found
 
@@ -154,6 +158,7 @@ class LiveSandbox:
         Raises:
             SandboxStartError: The supervisor did not come up.
             SandboxStateError: It was killed meanwhile.
+            ServiceUnavailableError: The platform stops.
 
         Whatever is raised, nothing of it is left.
         """
@@ -167,17 +172,24 @@ class LiveSandbox:
                         on_lost=self._on_lost,
                     )
                 if not self.doomed:
-                    self.life = attrs.evolve(self.life, started_at=self._around.utc())
                     self._apply(Event.READY)
                     self._around.on_life(self)
-        except BaseException:
+        except BaseException as error:
             starting = self.life.state is State.STARTING
-            self.kill(Event.START_FAILED if starting else Event.KILL, grace=0.0)
+            event = Event.START_FAILED if starting else Event.KILL
+            if not self.kill(event, grace=0.0) and isinstance(error, Exception):
+                raise self._killed_meanwhile() from error
             raise
         self._notify()
         if self.doomed:
-            self.ended.wait(TURN_TIMEOUT)
-            raise SandboxStateError(f"sandbox {self.id} was killed while it started")
+            raise self._killed_meanwhile()
+
+    def _killed_meanwhile(self) -> SandboxStateError | ServiceUnavailableError:
+        """Return what to tell its creator, when nothing of it is left."""
+        self.ended.wait(TURN_TIMEOUT)
+        if self.life.reason is EndReason.SHUTDOWN:
+            return stopping()
+        return SandboxStateError(f"sandbox {self.id} was killed while it started")
 
     def adopt(self) -> None:
         """Take it up from a platform that crashed: it goes on as it is.

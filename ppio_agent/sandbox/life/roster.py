@@ -6,10 +6,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from ppio_agent.exceptions import ServiceUnavailableError
 from ppio_agent.sandbox.config import PlatformConfig
 
-from .limits import admit
+from .limits import admit, stopping
 from .live import LiveSandbox
 
 __all__ = ["Roster"]
@@ -50,19 +49,17 @@ class Roster:
         tenant = sandbox.identity.tenant
         with self._lock:
             if self._closed:
-                raise ServiceUnavailableError(
-                    "the platform is stopping: it makes no more sandboxes",
-                    retry_after=1.0,
-                )
+                raise stopping()
             others = self._live.values()
             own = [s for s in others if s.identity.tenant == tenant]
-            ends = [s.life.ends for s in own] or [s.life.ends for s in others]
+            now = self._monotonic()
+            ends = [now if s.doomed else s.life.ends for s in own or others]
             admit(
                 tenant=len(own),
                 total=len(self._live),
                 tenant_limit=self._config.max_sandboxes_per_tenant,
                 total_limit=self._config.max_sandboxes,
-                next_end=min(ends) - self._monotonic() if ends else None,
+                next_end=min(ends) - now if ends else None,
             )
             self._enter_locked(sandbox)
 
@@ -97,6 +94,10 @@ class Roster:
         """Return the sandbox with this id unless it is being killed; no wait."""
         sandbox = self._live.get(sandbox_id)
         return None if sandbox is None or sandbox.doomed else sandbox
+
+    def present(self, sandbox_id: str) -> LiveSandbox | None:
+        """Return the sandbox with this id, be it killed or not; no wait."""
+        return self._live.get(sandbox_id)
 
     def owner_of(self, access_token: str) -> str | None:
         """Return the id of the sandbox with this envd token, or None; no wait.

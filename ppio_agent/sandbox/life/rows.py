@@ -40,7 +40,7 @@ class SandboxRow:
         access_token: As of `Identity`.
         traffic_token: As of `Identity`.
         state: Its state; one that starts was never seen by anybody.
-        started_at: When it was ready.
+        started_at: When it was accepted.
         end_at: When its time is over.
         pauses: Whether the end of its time pauses it.
         reason: Why it is being killed.
@@ -64,7 +64,7 @@ class SandboxRow:
     reason: EndReason | None
     pid: int | None
     pid_started: float | None
-    asked: Asked | None = None
+    asked: Asked | None
 
     @classmethod
     def of(

@@ -229,12 +229,12 @@ class Sandboxes:
             raise not_found(sandbox_id)
 
     def logs_of(self, sandbox_id: str, *, tenant: str | None = None) -> Path:
-        """Return the folder with the logs of a sandbox, live or lately ended.
+        """Return the folder with the logs of a sandbox, live, ending or lately ended.
 
         Raises:
             NotFoundError: There is none that the tenant sees.
         """
-        sandbox = self.find(sandbox_id)
+        sandbox = self._roster.present(sandbox_id)
         if sandbox is not None and tenant in (None, sandbox.identity.tenant):
             return sandbox.identity.root / "logs"
         folder = self.ended.find(sandbox_id, tenant)
@@ -242,9 +242,9 @@ class Sandboxes:
             raise not_found(sandbox_id)
         return folder
 
-    def counts(self) -> dict[str, int]:
+    def counts(self, *, tenant: str | None = None) -> dict[str, int]:
         """Return how many sandboxes are in each state, by its word on the wire."""
-        states = [s.life.state for s in self.list_sandboxes()]
+        states = [s.life.state for s in self.list_sandboxes(tenant=tenant)]
         paused = sum(state is State.PAUSED for state in states)
         return {"running": len(states) - paused, "paused": paused}
 

@@ -98,7 +98,7 @@ class Life:
 
     Attributes:
         state: Its state.
-        started_at: When it was ready, or accepted while it starts.
+        started_at: When it was accepted.
         end_at: When its time is over.
         ends: The same as an instant of the monotonic clock.
         pauses: Whether the end of its time pauses it.

@@ -36,7 +36,7 @@ class Wire:
             viewer=Viewer(
                 domain=lambda _: "sandbox.test", url=lambda: "http://127.0.0.1:1"
             ),
-            status=lambda: {"version": "1"},
+            status=lambda _: {"version": "1"},
             uploads=uploads,
         )
         self.app = create_app(self.control)

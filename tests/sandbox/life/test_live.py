@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from ppio_agent._util.threads import WorkerPool
-from ppio_agent.exceptions import NotFoundError, SandboxStartError, SandboxStateError
+from ppio_agent.exceptions import (
+    NotFoundError,
+    SandboxStartError,
+    SandboxStateError,
+    ServiceUnavailableError,
+)
 from ppio_agent.sandbox.backends.base import AgentStatus, LineAddress
 from ppio_agent.sandbox.life import turns
 from ppio_agent.sandbox.life.changes import Change
@@ -179,6 +184,26 @@ def test_a_kill_during_the_start_wins(rig: Rig) -> None:
     assert rig.backend.last.log == ["kill 2"]
     assert sandbox.life.reason is EndReason.REQUEST
     assert rig.ends == [sandbox]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_create_that_meets_the_end_of_its_platform_is_told_so(
+    rig: Rig, fails: bool
+) -> None:
+    """Whether its processes are there already or cannot be made any more."""
+    sandbox = rig.make()
+
+    def prepare() -> None:
+        rig.pool.submit(lambda: sandbox.kill(Event.STOP))
+        wait_until(lambda: sandbox.doomed)
+        if fails:
+            raise SandboxStartError("the backend is closed")
+
+    with pytest.raises(ServiceUnavailableError, match="is stopping") as refused:
+        sandbox.start(prepare)
+
+    assert refused.value.retry_after == 1.0
+    assert sandbox.ended.is_set()
 
 
 def test_a_kill_during_a_pause_follows_it(rig: Rig) -> None:

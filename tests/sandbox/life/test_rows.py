@@ -132,6 +132,7 @@ def test_no_token_is_in_its_repr() -> None:
         reason=None,
         pid=None,
         pid_started=None,
+        asked=None,
     )
 
     assert "s3cret" not in repr(row)

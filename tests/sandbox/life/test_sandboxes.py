@@ -118,6 +118,40 @@ def test_a_killed_sandbox_leaves_its_logs_only(rig: PlatformRig) -> None:
         rig.sandboxes.logs_of(sandbox.id, tenant="blue")
 
 
+def test_logs_are_there_while_a_sandbox_is_being_killed(rig: PlatformRig) -> None:
+    """Just then one looks at them."""
+    sandbox = rig.sandboxes.create(ECHO, tenant="red")
+    logs = rig.sandboxes.logs_of(sandbox.id, tenant="red")
+    seen: list[Path] = []
+
+    def look() -> None:
+        seen.append(rig.sandboxes.logs_of(sandbox.id, tenant="red"))
+        with pytest.raises(NotFoundError):
+            rig.sandboxes.logs_of(sandbox.id, tenant="blue")
+
+    rig.backend.last.during["kill"] = look
+    rig.sandboxes.kill(sandbox.id)
+
+    assert seen == [logs]
+
+
+def test_who_finds_no_slot_is_told_of_one_that_is_just_becoming_free(
+    rig: PlatformRig,
+) -> None:
+    *_, last = [rig.sandboxes.create(ECHO, tenant="red") for _ in range(3)]
+    hints: list[float | None] = []
+
+    def ask() -> None:
+        with pytest.raises(SandboxLimitError) as info:
+            rig.sandboxes.create(ECHO, tenant="red")
+        hints.append(info.value.retry_after)
+
+    rig.backend.last.during["kill"] = ask
+    rig.sandboxes.kill(last.id)
+
+    assert hints == [1.0]
+
+
 def test_a_tenant_has_its_limit_and_a_kill_frees_a_slot(rig: PlatformRig) -> None:
     made = [rig.sandboxes.create(ECHO, tenant="red") for _ in range(3)]
     with pytest.raises(SandboxLimitError) as info:
