@@ -18,6 +18,7 @@ from attrs import field, frozen
 from ppio_agent import __version__
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.closing import Closing
+from ppio_agent._util.fork import renew_in_child
 from ppio_agent.exceptions import SandboxPlatformError, SandboxUnavailableError
 from ppio_agent.hooks import Hooks
 from ppio_agent.sandbox.backends.base import Backend
@@ -114,12 +115,16 @@ class SandboxPlatform(Closing):
         self._stays = stays
         self._clock = clock
         self._id_factory = id_factory
-        # Guards start and close, which take turns.
-        self._lock = threading.Lock()
+        self._renew()
+        renew_in_child(self, SandboxPlatform._renew)
         self._pid = 0
         self._parts: _Parts | None = None
         self._resources = ExitStack()
         self._closing = Deadline.after(None)
+
+    def _renew(self) -> None:
+        # Guards start and close, which take turns.
+        self._lock = threading.Lock()
 
     def start(self) -> Self:
         """Listen and serve.

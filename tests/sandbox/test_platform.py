@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -502,3 +503,15 @@ def test_a_start_that_fails_lets_go_of_everything(tmp_path: Path) -> None:
         SandboxPlatform(free).start().close()
     finally:
         cloud.close()
+
+
+def test_a_child_forked_while_it_closes_can_end(tmp_path: Path) -> None:
+    """Its exit closes the platform, too, which is not its own."""
+    platform = SandboxPlatform(PlatformConfig(data_dir=tmp_path))
+    with platform._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            platform.close()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
