@@ -147,27 +147,28 @@ class Sandboxes:
         self._backend.check(allow_internet=options.allow_internet)
         record, build = self._templates.choose(options.template, tenant=tenant)
         sandbox_id = self._id_factory()
-        identity = Identity(
-            id=sandbox_id,
-            tenant=tenant,
-            alias=record.name,
-            # The files are for its folder only; there may be thousands.
-            build=attrs.evolve(build, files=(), compiled={}),
-            options=options,
-            root=self._folders.live / sandbox_id,
-            line=LineAddress(
-                path=str(self._folders.sockets / sandbox_id), secret=secret_token()
-            ),
-            orphan_grace=self._config.orphan_grace,
-            command_deadline=self._config.command_deadline,
-            access_token=secret_token() if options.secure else None,
-            traffic_token=None if options.public_traffic else secret_token(),
-            python=self._templates.python_of(build),
-            asked=asked,
-        )
-        sandbox = LiveSandbox(identity, self._around)
-        self._roster.admit(sandbox)
-        sandbox.start(lambda: self._prepare(sandbox, build))
+        with self._templates.keep_python(build) as python:
+            identity = Identity(
+                id=sandbox_id,
+                tenant=tenant,
+                alias=record.name,
+                # The files are for its folder only; there may be thousands.
+                build=attrs.evolve(build, files=(), compiled={}),
+                options=options,
+                root=self._folders.live / sandbox_id,
+                line=LineAddress(
+                    path=str(self._folders.sockets / sandbox_id), secret=secret_token()
+                ),
+                orphan_grace=self._config.orphan_grace,
+                command_deadline=self._config.command_deadline,
+                access_token=secret_token() if options.secure else None,
+                traffic_token=None if options.public_traffic else secret_token(),
+                python=python,
+                asked=asked,
+            )
+            sandbox = LiveSandbox(identity, self._around)
+            self._roster.admit(sandbox)
+            sandbox.start(lambda: self._prepare(sandbox, build))
         try:
             self._templates.note_spawn(record.id)
         except Exception:  # noqa: BLE001 - it runs, and its caller has to know of it

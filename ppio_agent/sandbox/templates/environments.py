@@ -107,14 +107,27 @@ class Environments:
         Blocking: as long as pip takes, within limits.
         """
         key = _key(requirements)
+        with self.keep(key) as python:
+            if not python.exists():
+                with self._seats.taken(tenant), self._in_turn():
+                    if not python.exists():  # nobody has made it meanwhile
+                        self._make(key, requirements)
+            yield key
+
+    @contextmanager
+    def keep(self, key: str) -> Iterator[Path]:
+        """Keep an environment, be it there or not, from being removed.
+
+        Args:
+            key: Its key.
+
+        Yields:
+            Its interpreter. It is not removed before the block ends.
+        """
         with self._lock:
             self._held[key] += 1
         try:
-            if not self.python(key).exists():
-                with self._seats.taken(tenant), self._in_turn():
-                    if not self.python(key).exists():  # nobody has made it meanwhile
-                        self._make(key, requirements)
-            yield key
+            yield self.python(key)
         finally:
             with self._lock:
                 self._held[key] -= 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -385,21 +386,27 @@ class Templates:
             self._retire_environments()
         self._environments.clear_away()
 
-    def python_of(self, build: Build) -> str | None:
-        """Return the interpreter that a build's agent runs with; None: any.
+    @contextmanager
+    def keep_python(self, build: Build) -> Iterator[str | None]:
+        """Keep the interpreter of a build until a sandbox that uses it is known.
+
+        Yields:
+            The interpreter that its agent runs with; None: any. It is not removed
+            before the block ends, even if its template is deleted.
 
         Raises:
             SandboxPlatformError: Its environment is gone.
         """
         if build.environment is None:
-            return None
-        python = self._environments.python(build.environment)
-        if not python.exists():
-            raise SandboxPlatformError(
-                f"the environment of template {build.template_id} is gone, or the"
-                " Python it was made with: deploy it again with its requirements"
-            )
-        return str(python)
+            yield None
+            return
+        with self._environments.keep(build.environment) as python:
+            if not python.exists():
+                raise SandboxPlatformError(
+                    f"the environment of template {build.template_id} is gone, or the"
+                    " Python it was made with: deploy it again with its requirements"
+                )
+            yield str(python)
 
     def fill(self, build: Build, folder: Path) -> None:
         """Make `folder` and write a build's files into it."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import pytest
 
 from ppio_agent.exceptions import (
@@ -56,6 +57,29 @@ def test_a_sandbox_gets_its_files_its_row_and_its_limits(rig: PlatformRig) -> No
     assert spec.access_token == sandbox.identity.access_token
     assert rig.sandboxes.owner_of(spec.access_token or "") == sandbox.id
     assert rig.templates.get("echo", tenant="red").spawn_count == 1
+
+
+def test_the_environment_of_one_that_starts_is_not_removed_with_its_template(
+    rig: PlatformRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says that it is in use before there is a row."""
+    record, build = rig.templates.choose("echo", tenant="red")
+    build = attrs.evolve(build, environment="0" * 64)
+    python = rig.folder / "environments" / ("0" * 64) / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setattr(rig.templates, "choose", lambda *_, **__: (record, build))
+    there: list[bool] = []
+
+    def delete() -> None:
+        rig.templates.delete("echo", tenant="red")
+        there.append(python.exists())
+
+    rig.backend.before_start = delete
+    rig.sandboxes.create(ECHO, tenant="red")
+
+    assert rig.backend.last.spec.python == str(python)
+    assert there == [True]
 
 
 def test_one_that_runs_is_told_of_even_if_its_start_is_not_counted(

@@ -81,16 +81,17 @@ def agent(tmp_path: Path) -> Write:
 def test_installing_makes_a_build_of_its_own(rig: Rig, agent: Write) -> None:
     """The same folder without and with it are two; twice with it are one."""
     rig.templates.deploy(agent())
-    assert rig.templates.python_of(rig.build()) is None
+    with rig.templates.keep_python(rig.build()) as python:
+        assert python is None
     plain = rig.build()
 
     assert rig.templates.deploy(agent(), install=True)[1]
     assert not rig.templates.deploy(agent(), install=True)[1]
     build = rig.build()
     assert build.id != plain.id
-    assert rig.templates.python_of(build) == str(
-        rig.folder / "environments" / str(build.environment) / "bin" / "python"
-    )
+    folder = rig.folder / "environments" / str(build.environment)
+    with rig.templates.keep_python(build) as python:
+        assert python == str(folder / "bin" / "python")
 
 
 def test_builds_with_the_same_requirements_share_them(rig: Rig, agent: Write) -> None:
@@ -168,7 +169,11 @@ def test_an_environment_that_is_gone_is_told_before_a_sandbox_is_made(
     build = rig.build()
     rig.environments.python(str(build.environment)).unlink()
 
-    with pytest.raises(SandboxPlatformError, match="deploy it again"):
-        rig.templates.python_of(build)
+    with (
+        pytest.raises(SandboxPlatformError, match="deploy it again"),
+        rig.templates.keep_python(build),
+    ):
+        raise AssertionError("there is none to keep")
     rig.templates.deploy(agent(), install=True)
-    assert rig.templates.python_of(build)
+    with rig.templates.keep_python(build) as python:
+        assert python
