@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from tests.support import SLOW
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BLUE", "RED", "Caller", "Cloud", "PlatformProcess"]
+__all__ = ["BLUE", "RED", "Caller", "Cloud", "PlatformProcess", "remove_sockets"]
 
 RED, BLUE = "sk_red_0123456789", "sk_blue_0123456789"
 
@@ -103,6 +105,12 @@ class Cloud(Caller):
         self.platform.close()
 
 
+def remove_sockets(data: Path) -> None:
+    """Remove what a platform that was killed has left outside its data directory."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree((data / "sockets").read_text())
+
+
 _PROGRAM = """
 import json, sys
 from collections.abc import Mapping
@@ -176,6 +184,12 @@ class PlatformProcess(Caller):
         if process is not None:
             process.kill()
             process.communicate()
+
+    def discard(self) -> None:
+        """End it for good: no other platform comes after it. Idempotent."""
+        self.kill()
+        self.http.close()
+        remove_sockets(self.data)
 
     def close(self) -> None:
         """End it as a program ends, and check that it does."""

@@ -49,7 +49,7 @@ def _five(folder: Path, **settings: Any) -> Iterator[tuple[PlatformProcess, list
         assert platform.ask("POST", f"/sandboxes/{ids[0]}/pause").status_code == 204
         yield platform, ids
     finally:
-        platform.kill()
+        platform.discard()
         kill_marked(ids)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.sandbox.cloud import remove_sockets
 from tests.support import SLOW, wait_until
 
 PARENT = """
@@ -125,10 +126,14 @@ def test_no_supervisor_stays_when_a_platform_is_killed_amid_creates(
     """At whatever instant of their start the platform goes."""
     folders = [str(tmp_path / str(number)) for number in range(6)]
     arguments = [sys.executable, "-c", PLATFORMS, *folders]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platforms:
-        assert platforms.stdout is not None
-        for number, pid in enumerate(platforms.stdout):
-            threading.Event().wait(0.02 + 0.02 * number)
-            os.kill(int(pid), signal.SIGKILL)
-    assert (number, platforms.returncode) == (5, 0)
-    wait_until(lambda: not supervisors_below(tmp_path), timeout=8, what="all end")
+    try:
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as platforms:
+            assert platforms.stdout is not None
+            for number, pid in enumerate(platforms.stdout):
+                threading.Event().wait(0.02 + 0.02 * number)
+                os.kill(int(pid), signal.SIGKILL)
+        assert (number, platforms.returncode) == (5, 0)
+        wait_until(lambda: not supervisors_below(tmp_path), timeout=8, what="all end")
+    finally:
+        for folder in folders:
+            remove_sockets(Path(folder))
