@@ -97,9 +97,10 @@ class ProcessService:
         except RpcError as exc:
             fail_stream(connection, exc)
             return
+        # First the caller's: it is told of the limit, not of the end that follows.
+        self._follow(program, request, limit, connection)
         if limit is not None:
             self._limit(limit, program)
-        self._follow(program, request, limit, connection)
 
     def connect(self, request: Request, body: bytes, connection: Connection) -> None:
         """Answer `Connect`: a stream of what the program does from now on."""
