@@ -165,10 +165,16 @@ def test_an_idle_sandbox_is_not_asked_again_what_it_uses(
         except SandboxStateError:
             return None
 
+    idle: float | None = None
+
+    def idles() -> bool:
+        nonlocal idle
+        idle = known()
+        return idle is not None
+
     with monkeypatch.context() as patch:
         patch.setattr(supervised, "_ANSWER_LIMIT", 0.0)  # nobody answers so soon
-        wait_until(lambda: known() is not None, what="it says that it is idle")
-        idle = known()
+        wait_until(idles, what="it says that it is idle")
         sandbox.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").output()
         wait_until(lambda: known() != idle, what="it says that it is not")
     assert idle is not None
