@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
 from ppio_agent.sandbox.datadir import DataDir, read_running
 from ppio_agent.sandbox.holdings import builds_in_use, open_data, open_templates
+from ppio_agent.sandbox.life import recovery
 from ppio_agent.sandbox.life.ended import SANDBOX_ROW
 from ppio_agent.sandbox.life.options import CreateOptions
+from ppio_agent.sandbox.templates import store as templates_store
 from ppio_agent.sandbox.templates.sources import FolderSource
 from ppio_agent.storage import Put, open_store
 from tests.sandbox.agents import write_agent
 from tests.sandbox.fakes import FakeBackend
 from tests.sandbox.rig import PlatformRig
+from tests.support import wait_until
 
 KEY = "a" * 64
 
@@ -51,9 +55,11 @@ def test_templates_are_worked_on_around_what_a_crash_left(
 
 
 def test_a_platform_that_does_not_stay_is_not_there_for_others(
-    crashed: DataDir,
+    crashed: DataDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It tidies nothing up, and nobody comes to rely on it."""
+    monkeypatch.setattr(recovery, "_SWEEP_EVERY", 0.05)
+    monkeypatch.setattr(templates_store, "_COLLECT_EVERY", timedelta())
     half_made = crashed.environments / "new-1"
     half_made.mkdir()
     config = PlatformConfig(data_dir=crashed.path)
@@ -68,7 +74,8 @@ def test_a_platform_that_does_not_stay_is_not_there_for_others(
         running = read_running(crashed.path)
         assert running is not None
         assert running.url == platform.url
-        assert list(crashed.environments.iterdir()) == []
+        # In use until it is known that the sandbox is lost.
+        wait_until(lambda: not list(crashed.environments.iterdir()))
 
 
 def test_builds_are_in_use_as_long_as_their_sandboxes_live(tmp_path: Path) -> None:
