@@ -33,10 +33,17 @@ _COLD = (
 # As any program of the interpreter starts, for agents are to be forks of it. The first
 # entry of the path would be the current folder. What is loaded by then is what any
 # program finds.
-_WARM = (
-    "import sys; del sys.path[0]; fresh = tuple(sys.modules); from MODULE import main;"
-    " main(*map(int, sys.argv[1:]), fresh)"
-)
+_WARM = """\
+import sys
+del sys.path[0]
+fresh = tuple(sys.modules)
+try:
+    from MODULE import main
+except ModuleNotFoundError as exc:
+    sys.exit(f"{exc} for programs of {sys.executable}, agents among them: install it"
+             " there, for PYTHONPATH and the current folder are not handed on")
+main(*map(int, sys.argv[1:]), fresh)
+"""
 
 
 def boot_message(

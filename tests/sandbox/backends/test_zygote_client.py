@@ -353,3 +353,18 @@ def test_a_fork_of_the_platform_does_not_end_its_zygote() -> None:
     )
 
     assert (found.stdout, found.stderr) == ("True\n", "")
+
+
+def test_a_package_that_agents_will_not_find_is_told_with_what_to_do() -> None:
+    """As in a clone that is not installed: the platform has found it all the same."""
+    done = subprocess.run(
+        startup.supervisor_command("not_installed.main", warm=True),
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("No module named 'not_installed' for programs of ")
+    assert "install it there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
