@@ -54,7 +54,7 @@ class SecureSocket(ssl.SSLSocket):
     def shutdown(self, how: int) -> None:
         """End the sending side, saying so in TLS; what comes can still be read.
 
-        But it is not said while something is unread: OpenSSL looks for the other
+        As of any socket, it may be ended twice. But it is not said while something is unread: OpenSSL looks for the other
         side's end at once, and takes anything else for a fault. Should something come
         at that very moment, only that it comes and ends can be told from then on.
         """
@@ -63,6 +63,8 @@ class SecureSocket(ssl.SSLSocket):
                 self.unwrap()
             except _WAITS:
                 pass  # for the other side's end
+            except ValueError:
+                pass  # both have said it before
             except OSError:
                 self.garbled = True
                 super().shutdown(how)

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -377,6 +378,24 @@ def test_what_cannot_be_deciphered_any_more_is_not_passed_on(
             client.send(b"secret" * 10)
         assert ended.wait(10 * SLOW)
     assert got == []
+
+
+def test_a_connection_that_both_have_ended_may_be_ended_again(tls: TLS) -> None:
+    """As after a tunnel that its client has left: nothing is raised, nothing logged."""
+    near, far = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        shaken = pool.submit(trusting(tls).wrap_socket, far, server_hostname=NAME)
+        with (
+            tls.context.wrap_socket(near, server_side=True) as secure,
+            shaken.result(10 * SLOW) as client,
+        ):
+            client.settimeout(10 * SLOW)
+            left = pool.submit(client.unwrap)
+            assert secure.recv(1) == b""
+            secure.settimeout(0)
+            secure.shutdown(socket.SHUT_WR)
+            secure.shutdown(socket.SHUT_WR)
+            left.result(10 * SLOW)
 
 
 def test_many_clients_at_once(edge: Edge, tls: TLS, upstreams: Scripted) -> None:
