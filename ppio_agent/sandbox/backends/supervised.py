@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_LIMIT = 10.0
 _KILL_SLACK = 5.0
+# How much longer than its grace a supervisor may take before all is killed from here.
+_KILL_LATE = 2.0
 _EXIT_LIMIT = 1.0
 _LOOKS = 40
 _MAX_FDS = 64
@@ -223,7 +225,7 @@ class SupervisedSandbox:
         if os.getpid() != self._owner:
             return  # a fork of the platform owns no sandbox
         self.begin_kill(grace)
-        if not self._gone.wait(grace + _KILL_SLACK):
+        if not self._gone.wait(grace + _KILL_LATE):
             _log.warning(
                 "a supervisor does not end", extra={"ppio_sandbox_id": self._id}
             )

@@ -479,8 +479,8 @@ def test_a_chain_of_short_lives_ends_with_its_sandbox(lab: Lab, who: str) -> Non
 def test_a_stopped_supervisor_is_ended_all_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A supervisor that hangs cannot keep a sandbox alive."""
-    monkeypatch.setattr(supervised, "_KILL_SLACK", 2.0)
+    """A supervisor that hangs cannot keep a sandbox alive, nor its caller for long."""
+    monkeypatch.setattr(supervised, "_KILL_LATE", 0.1)
     sandbox = lab.serve()
     os.kill(sandbox.running.pid, signal.SIGSTOP)
     with pytest.raises(TimeoutError):
@@ -714,7 +714,7 @@ def test_a_supervisor_that_hangs_at_its_start_is_given_up(
     """The start is bounded in time."""
     monkeypatch.setattr(startup, "_COLD", "import threading as t; t.Event().wait()")
     monkeypatch.setattr(holds, "_START_LIMIT", 0.2)
-    monkeypatch.setattr(supervised, "_KILL_SLACK", 0.2)
+    monkeypatch.setattr(supervised, "_KILL_LATE", 0.2)
     spec = lab.spec()
 
     with pytest.raises(SandboxStartError, match=spec.sandbox_id):
