@@ -380,8 +380,11 @@ def test_what_cannot_be_deciphered_any_more_is_not_passed_on(
     assert got == []
 
 
-def test_a_connection_that_both_have_ended_may_be_ended_again(tls: TLS) -> None:
+def test_a_connection_that_both_have_ended_may_be_ended_again(
+    tls: TLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after a tunnel that its client has left: nothing is raised, nothing logged."""
+    monkeypatch.setattr(tls.context, "sslsocket_class", SecureSocket)
     near, far = socket.socketpair()
     with ThreadPoolExecutor(1) as pool:
         shaken = pool.submit(trusting(tls).wrap_socket, far, server_hostname=NAME)
