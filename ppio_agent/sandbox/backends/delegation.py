@@ -124,20 +124,19 @@ def decide(own: Group, above: Group | None, ours: Collection[int]) -> Place | st
 
     Args:
         own: The group of this process.
-        above: The one above it, if it is seen.
+        above: The one above it, if it is seen and may be this program's, too.
         ours: Which processes may be moved: they are of this one's family.
     """
     if own.system:
         return "this program is in the group of the whole system"
-    if "memory" not in own.controllers:
-        return f"{own.path} has no memory controller"
     divided = own
     if not own.delegated:
-        # What is above a unit of systemd is systemd's own.
-        beside = above is not None and not own.path.name.endswith(_UNITS)
-        if above is None or not (beside and above.delegated):
+        if above is None or not above.delegated:
             return f"{own.path} is not delegated to this user"
         divided = above
+    # The own group may have none: they are handed down when the one above is divided.
+    if "memory" not in divided.controllers:
+        return f"{divided.path} has no memory controller"
     if not set(divided.pids) <= set(ours):
         return f"other programs are in {divided.path}"
     usable = divided.controllers & _WANTED
@@ -161,7 +160,9 @@ def look(
         return "this system shows no control groups of version 2"
     try:
         own, above = _see(folder, says or _systemd_says), None
-        if not own.delegated and _is_group(folder.parent):
+        # What is above a unit of systemd is systemd's own.
+        is_unit = folder.name.endswith(_UNITS)
+        if not (own.delegated or is_unit) and _is_group(folder.parent):
             above = _see(folder.parent, says or _systemd_says)
     except OSError as error:
         return f"{folder} cannot be looked at: {error.strerror}"

@@ -22,6 +22,7 @@ from ppio_agent.sandbox.backends.delegation import (
 )
 
 ALL = frozenset({"memory", "cpu", "pids", "io"})
+ALL_NAMES = "cpuset cpu io memory pids\n"
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="/\n\0"), min_size=1, max_size=4
 )
@@ -134,8 +135,9 @@ def test_an_own_group_is_divided_when_who_is_in_it_has_moved() -> None:
 def test_the_group_above_is_divided_where_the_own_one_is_for_the_program_alone() -> (
     None
 ):
-    """As `DelegateSubgroup=` does it, and a platform before this one."""
-    place = decide(_own("ppio-platform", delegated=False), _above(), {ME})
+    """As `DelegateSubgroup=` does it: nothing is handed down to that one yet."""
+    own = _own("ppio-platform", delegated=False, controllers=frozenset())
+    place = decide(own, _above(), {ME})
 
     assert isinstance(place, Place)
     assert (place.path, place.pids) == (Path("/cg/above"), ())
@@ -145,10 +147,14 @@ def test_the_group_above_is_divided_where_the_own_one_is_for_the_program_alone()
     ("own", "above", "reason"),
     [
         (_own(system=True), None, "group of the whole system"),
-        (_own(controllers=frozenset({"cpu"})), None, "has no memory controller"),
+        (_own(controllers=frozenset({"cpu"})), None, "scope has no memory controller"),
+        (
+            _own("x", delegated=False),
+            _above(controllers=frozenset({"cpu"})),
+            "above has no memory controller",
+        ),
         (_own(pids=(ME, 7)), None, "other programs are in /cg/above/a.scope"),
         (_own(pids=(ME, 0)), None, "other programs"),  # of another namespace
-        (_own(delegated=False), _above(), "a.scope is not delegated"),
         (_own("x", delegated=False), None, "x is not delegated"),
         (_own("x", delegated=False), _above(delegated=False), "x is not delegated"),
         (_own("x", delegated=False), _above(pids=(7,)), "other programs are in /cg/ab"),
@@ -168,7 +174,10 @@ def test_what_is_not_this_programs_alone_is_not_divided(
 
 
 class System:
-    """Made-up folders of a system: what it tells about processes, and its groups."""
+    """Made-up folders of a system: what it tells about processes, and its groups.
+
+    As of the kernel's, what can be limited in a group is what the one above hands down.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.top = folder / "proc", folder / "cgroup"
@@ -179,14 +188,18 @@ class System:
         text = f"{_mount('/', str(self.top))}\n"
         (self.proc / "self" / "mountinfo").write_text(text)
 
-    def group(self, path: str, *pids: int) -> Path:
-        """Make a group in which there are processes."""
+    def group(self, path: str, *pids: int, hands: str = "") -> Path:
+        """Make a group with processes, in groups that systemd has divided."""
         folder = self.top / path
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+        if not folder.parent.exists():
+            self.group(os.path.dirname(path), hands=ALL_NAMES)
+        above = folder.parent / "cgroup.subtree_control"
+        had = above.read_text() if above.exists() else ALL_NAMES
+        folder.mkdir(exist_ok=True)
+        (folder / "cgroup.controllers").write_text(had)
         (folder / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         (folder / "cgroup.events").write_text("populated 1\n")
-        (folder / "cgroup.subtree_control").write_text("")
+        (folder / "cgroup.subtree_control").write_text(hands)
         return folder
 
     def enter(self, path: str, *others: int) -> Path:
@@ -212,7 +225,6 @@ def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_delegated_group_is_seen(system: System) -> None:
     own = system.enter("user.slice/a.scope")
-    system.group("user.slice")
 
     assert system.look(own) == Place(
         path=own, controllers=frozenset({"memory", "cpu", "pids"}), pids=(ME,)
@@ -222,25 +234,39 @@ def test_a_delegated_group_is_seen(system: System) -> None:
 def test_a_group_that_can_be_written_alone_is_not_enough(system: System) -> None:
     """It is so for the administrator, and of a user's own service manager."""
     system.enter("user.slice/a.scope")
-    system.group("user.slice")
 
     assert "not delegated" in str(system.look())
 
 
 def test_a_group_above_that_is_delegated_is_seen(system: System) -> None:
-    system.enter("system.slice/a.service/ppio-platform")
+    """A service with `DelegateSubgroup=` has handed nothing down when it starts."""
     service = system.group("system.slice/a.service")
-    place = system.look(service)
+    own = system.enter("system.slice/a.service/ppio-platform")
 
-    assert isinstance(place, Place)
-    assert (place.path, place.pids) == (service, ())
+    assert (own / "cgroup.controllers").read_text() == ""
+    assert system.look(service) == Place(
+        path=service, controllers=frozenset({"memory", "cpu", "pids"})
+    )
+
+
+def test_above_a_unit_of_systemd_nothing_is_looked_for(system: System) -> None:
+    """It is systemd's, whatever is delegated, and need not be asked about."""
+    own = system.enter("user.slice/a.scope")
+    asked: list[Path] = []
+
+    def says(folder: Path) -> bool:
+        asked.append(folder)
+        return folder != own
+
+    assert look(system.proc, says=says) == f"{own} is not delegated to this user"
+    assert asked == [own]
 
 
 @pytest.mark.usefixtures("no_root")
 def test_a_group_of_this_user_below_one_of_others_is_its_own(system: System) -> None:
     """An administrator has handed it over."""
     own = system.enter("theirs/mine")
-    (system.group("theirs") / "cgroup.subtree_control").unlink()  # not to be written
+    (own.parent / "cgroup.subtree_control").unlink()  # not to be written
     place = system.look()
 
     assert isinstance(place, Place)
@@ -302,7 +328,6 @@ def test_the_service_manager_of_a_user_is_asked(
 ) -> None:
     """It marks no groups."""
     system.enter("user.slice/a.scope")
-    system.group("user.slice")
     program = tmp_path / "systemctl"
     program.write_text(f'#!/bin/sh\n[ "$5" = a.scope ] && {answer}\n')
     program.chmod(0o755)
@@ -316,7 +341,6 @@ def test_without_a_service_manager_nothing_is_delegated(
     system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     system.enter("user.slice/a.scope")
-    system.group("user.slice")
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert "not delegated" in str(look(system.proc))
