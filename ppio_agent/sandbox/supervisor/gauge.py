@@ -3,6 +3,10 @@
 A process that has not used the processor has neither taken memory nor started another
 one, and how much of it a process has used is one call of the system, where its figures
 in `/proc` take many. So nothing is measured while nobody has moved.
+
+That holds of the processes that were found, and one that changes its parent meanwhile
+may not have been. So the first time that nobody has moved they are asked once more
+whether they are all: `tree.is_whole` says why nobody is missed then.
 """
 
 from __future__ import annotations
@@ -58,9 +62,11 @@ class Gauge:
         self._clock = clock
         self._load: tree.Load | None = None
         self._until = 0.0
-        # As of the last measurement: how long each process below had run, and how often
-        # the calling one, which runs to measure, had been given memory.
+        # As of the last measurement: how long each process below had run, whether they
+        # are known to be all, and how often the calling one, which runs to measure, had
+        # been given memory.
         self._ran: dict[int, float | None] = {}
+        self._whole = False
         self._faults = 0
         self.own_bytes = 0
         self._measure_itself()
@@ -71,9 +77,15 @@ class Gauge:
 
     def read(self) -> tree.Load:
         """Return what all processes below use together now."""
-        if self._load is None or self._clock() >= self._until or self._moved():
+        if (
+            self._load is None
+            or self._clock() >= self._until
+            or self._moved()
+            or not self._found_all()
+        ):
             self._until = self._clock() + _TRUST
             self._ran = {}
+            self._whole = False
             # How long each has run is noted before it is asked for its children:
             # whoever starts one after that has moved since.
             self._load = tree.measure(tree.walk(self._root, before=self._note))
@@ -86,6 +98,10 @@ class Gauge:
         return any(
             ran is None or processor_time(pid) != ran for pid, ran in self._ran.items()
         )
+
+    def _found_all(self) -> bool:
+        self._whole = self._whole or tree.is_whole(self._root, list(self._ran))
+        return self._whole
 
     def _measure_itself(self) -> None:
         self._faults = _faults()

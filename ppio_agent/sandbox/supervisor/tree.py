@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Process",
     "descendants",
     "freeze",
+    "is_whole",
     "kill_session",
     "marked",
     "marked_any",
@@ -272,6 +273,33 @@ def walk(root: int, *, before: Callable[[int], object] = _nothing) -> list[int]:
         found += children
         pending += children
     return found
+
+
+def is_whole(root: int, found: Sequence[int]) -> bool:
+    """Return whether nobody is below `root` but the processes that `walk` has found.
+
+    A walk misses a process whose parent ends when the new one, a sub-reaper above, has
+    been asked and the old one has not. Here the lowest are asked first. While those
+    that were found stand still they start nobody, and stay where they are. Who else is
+    there hangs, with all it starts, below one of them, and can only get to hang below
+    one further up, which is asked later, and last of all below the root. So it is met
+    as somebody's child, unless one that was found has moved since.
+
+    Where the system does not list children this is another look at its table, which
+    may miss what it has missed before.
+
+    Args:
+        root: Where the walk began.
+        found: In the order in which they were asked.
+    """
+    known = set(found)
+    for pid in (*reversed(found), root):
+        children = _children(pid)
+        if children is None:
+            return known.issuperset(walk(root))
+        if not known.issuperset(children):
+            return False
+    return True
 
 
 def _children(pid: int) -> list[int] | None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -27,6 +27,25 @@ print("grown", flush=True)
 sys.stdin.readline()
 """
 GROWN = 30 * 2**20
+# A sub-reaper, below it one that waits for nobody, and below that one that starts another
+# and ends when it is told to.
+ADOPTING = """
+import os, signal
+from ppio_agent.sandbox.supervisor.spawn import become_subreaper
+become_subreaper()
+root = os.getpid()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.write(1, b"there\\n")
+        os.read(0, 1)
+        if os.fork() > 0:
+            os._exit(0)
+        while os.getppid() != root:
+            os.sched_yield()
+        os.write(1, b"adopted\\n")
+    signal.pause()
+signal.pause()
+"""
 
 
 class Growing:
@@ -61,15 +80,20 @@ def growing() -> Iterator[Growing]:
 
 @pytest.fixture
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry a walk over the tree."""
+    """One entry a walk over the tree, another for asking whether it found all."""
     walks: list[int] = []
-    walk = tree.walk
+    walk, is_whole = tree.walk, tree.is_whole
 
     def counted(root: int, *, before: Callable[[int], object]) -> list[int]:
         walks.append(root)
         return walk(root, before=before)
 
+    def asked(root: int, found: Sequence[int]) -> bool:
+        walks.append(-root)
+        return is_whole(root, found)
+
     monkeypatch.setattr(tree, "walk", counted)
+    monkeypatch.setattr(tree, "is_whole", asked)
     return walks
 
 
@@ -109,6 +133,9 @@ def test_an_idle_tree_is_not_walked_but_now_and_then(
     clock.now += 1
     assert gauge.read().processes == idle.processes
     assert walks == [os.getpid()]
+    for _ in range(3):
+        gauge.read()
+    assert walks == [os.getpid(), -os.getpid()]
 
 
 def test_what_begins_behind_the_look_is_seen_by_the_next_one(
@@ -129,6 +156,46 @@ def test_what_begins_behind_the_look_is_seen_by_the_next_one(
         patch.setattr(tree, "walk", overtaken)
         assert gauge.read().processes == idle.processes
     assert gauge.read().processes == idle.processes + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sub-reapers are Linux's")
+def test_who_changes_its_parent_behind_the_look_is_seen_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its new one was asked before, and its old one after that: in no list, it counts."""
+    root = subprocess.Popen(
+        [sys.executable, "-c", ADOPTING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    walk, stdin, stdout = tree.walk, root.stdin, root.stdout
+    assert stdin is not None
+    assert stdout is not None
+    try:
+        assert stdout.readline() == b"there\n"
+        old = set(walk(root.pid))
+        gauge = Gauge(root.pid)
+
+        def overtaken(top: int, *, before: Callable[[int], object]) -> list[int]:
+            def asking(pid: int) -> None:
+                if pid == min(old):
+                    stdin.write(b"\n")
+                    assert stdout.readline() == b"adopted\n"
+                before(pid)
+
+            return walk(top, before=asking)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tree, "walk", overtaken)
+            assert gauge.read().processes == len(old)
+        (new,) = set(walk(root.pid)) - old
+        assert set(walk(root.pid)) == {new, *old}
+        assert gauge.read().processes == len(old) + 1
+    finally:
+        for pid in (root.pid, *walk(root.pid)):
+            os.kill(pid, signal.SIGKILL)
+        root.communicate()
 
 
 def test_the_child_of_the_calling_process_is_seen_when_it_says_so() -> None:

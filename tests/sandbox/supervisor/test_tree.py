@@ -91,6 +91,47 @@ def test_walk_finds_the_same_as_the_table(started: Started) -> None:
     assert started.pids() <= set(tree.walk(os.getpid()))
 
 
+@settings(max_examples=100)
+@given(
+    parents=st.lists(st.integers(0, 9), min_size=1, max_size=9),
+    begin=st.integers(0, 9),
+    moves=st.sets(st.integers(0, 9)),
+)
+def test_whoever_gets_from_one_parent_to_another_is_met_below_one_of_them(
+    parents: list[int], begin: int, moves: set[int]
+) -> None:
+    """As by sub-reapers above sub-reapers, whenever that is: the tree is not whole."""
+    above = {n: parent % n for n, parent in enumerate(parents, start=1)}
+    new, place, asked = 99, min(begin, len(above)), itertools.count()
+
+    def children(pid: int) -> list[int]:
+        nonlocal place
+        found = [n for n, parent in above.items() if parent == pid]
+        found += [new] if pid == place else []
+        if next(asked) in moves:
+            place = above.get(place, 0)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "_children", children)
+        assert not tree.is_whole(0, list(above))
+        above[new] = place
+        assert tree.is_whole(0, list(above))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_tree_is_whole_when_nobody_is_missing(
+    started: Started, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """Also where the system does not list children."""
+    if not listed:
+        monkeypatch.setattr(tree, "_children", {}.get)
+    found = tree.walk(started.process.pid)
+
+    assert tree.is_whole(started.process.pid, found)
+    assert not tree.is_whole(started.process.pid, [])
+
+
 def test_psutil_says_the_same_where_there_is_no_proc(
     started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
