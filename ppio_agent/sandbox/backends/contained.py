@@ -5,9 +5,11 @@ Blank means that its supervisor waits to be told what it is to be.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -44,6 +46,8 @@ from .startup import package_origins, read_tail, supervisor_command
 from .uplink import Helper, Uplink, connect, resolver
 
 __all__ = ["Bwrap", "ContainedProcess", "supervisor_log"]
+
+_log = logging.getLogger(__name__)
 
 _INFO_LIMIT = 5.0
 _MAX_INFO = 4096
@@ -233,7 +237,7 @@ class Bwrap:
         rules, told = _pipe()
         with rules, open(supervisor_log(root), "ab") as stderr:
             with told:  # which is less than a pipe holds
-                known = told.write(program(os.uname().machine))
+                known = told.write(_rules())
             if known:
                 plan = evolve(plan, rules_fd=rules.fileno())
                 ends = (*ends, rules.fileno())
@@ -282,6 +286,21 @@ def _wait_until_loaded(said: IO[bytes]) -> None:
     ready.register(said, select.POLLIN)
     if not ready.poll(_LOAD_LIMIT * 1000) or not os.read(said.fileno(), 1):
         raise OSError("the supervisor has not loaded what agents load")
+
+
+@cache
+def _rules() -> bytes:
+    """Return the program that refuses calls of the kernel inside, if there is one."""
+    machine, bits = os.uname().machine, struct.calcsize("P") * 8
+    rules = program(machine, bits)
+    if not rules:
+        _log.warning(
+            "no families of sockets are refused in sandboxes: for %d-bit programs on"
+            " %s there is no filter",
+            bits,
+            machine,
+        )
+    return rules
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Namespaces cover the network of the internet's protocols. Some others reach what is
 outside whatever the namespace, as `AF_VSOCK` does with the host of a virtual machine,
-so sockets are of the families that are covered. What would be a way around that is
+so sockets, and pairs of them, are of the families that are covered. What would be a way around that is
 refused, too: `io_uring`, which opens sockets without a call, and the calls of another
 architecture.
 
@@ -29,31 +29,35 @@ _FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink
 class _Machine(NamedTuple):
     architecture: int
     socket: int
+    socketpair: int
 
 
-_MACHINES = {
-    "x86_64": _Machine(0xC000003E, 41),
-    "aarch64": _Machine(0xC00000B7, 198),
-}
+_X86 = _Machine(0xC000003E, 41, 53)
+_ARM = _Machine(0xC00000B7, 198, 199)
+# The second of each is what a kernel of the first calls itself for `linux32`.
+_MACHINES = {"x86_64": _X86, "i686": _X86, "aarch64": _ARM, "armv8l": _ARM}
 
 
-def program(machine: str) -> bytes:
+def program(machine: str, pointer_bits: int) -> bytes:
     """Return the program for a machine; `b""` for one that is not known here.
 
     Args:
-        machine: As `os.uname` names it.
+        machine: As `os.uname` names it, which is the kernel's and not the processes'.
+        pointer_bits: Of the programs that will run; those of 32 bits are none of the
+            machine's own.
     """
     known = _MACHINES.get(machine)
-    if known is None:
+    if known is None or pointer_bits != 64:
         return b""
     families = len(_FAMILIES)
     # Jumps are counted from the next one; the last three are the answers.
     steps = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_EQUAL, 0, families + 7, known.architecture),
+        (_EQUAL, 0, families + 8, known.architecture),
         (_LOAD, 0, 0, _NUMBER),
-        (_AT_LEAST, families + 5, 0, _X32),
-        (_EQUAL, families + 4, 0, _IO_URING_SETUP),
+        (_AT_LEAST, families + 6, 0, _X32),
+        (_EQUAL, families + 5, 0, _IO_URING_SETUP),
+        (_EQUAL, 1, 0, known.socketpair),
         (_EQUAL, 0, families + 2, known.socket),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         *((_EQUAL, families - i, 0, name) for i, name in enumerate(_FAMILIES)),

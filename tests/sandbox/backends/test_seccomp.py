@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from ppio_agent.sandbox.backends import contained
 from ppio_agent.sandbox.backends.seccomp import program
 
 ALLOWED = 0x7FFF0000
@@ -19,7 +20,7 @@ def _refused(code: int) -> int:
 
 def _judge(machine: str, architecture: int, number: int, argument: int = 0) -> int:
     """Run the program on one call, as the kernel does."""
-    steps = list(struct.iter_unpack("=HBBI", program(machine)))
+    steps = list(struct.iter_unpack("=HBBI", program(machine, 64)))
     call = struct.pack("=IIQQ", number, architecture, 0, argument)
     at = value = 0
     while True:
@@ -35,20 +36,27 @@ def _judge(machine: str, architecture: int, number: int, argument: int = 0) -> i
 
 
 @pytest.mark.parametrize(
-    ("machine", "architecture", "socket"),
-    [("x86_64", X86, 41), ("aarch64", ARM, 198)],
+    ("machine", "architecture", "call", "other"),
+    [
+        ("x86_64", X86, 41, 53),
+        ("x86_64", X86, 53, 41),
+        ("i686", X86, 41, 53),
+        ("aarch64", ARM, 198, 199),
+        ("aarch64", ARM, 199, 198),
+        ("armv8l", ARM, 198, 199),
+    ],
 )
 def test_sockets_are_of_families_that_namespaces_cover(
-    machine: str, architecture: int, socket: int
+    machine: str, architecture: int, call: int, other: int
 ) -> None:
-    """Whatever else is done is not looked at."""
+    """Pairs, too, and under `linux32`; whatever else is done is not looked at."""
     allowed = [
-        f for f in range(64) if _judge(machine, architecture, socket, f) == ALLOWED
+        f for f in range(64) if _judge(machine, architecture, call, f) == ALLOWED
     ]
 
     assert allowed == [1, 2, 10, 16]
-    assert _judge(machine, architecture, socket, 40) == _refused(errno.EAFNOSUPPORT)
-    others = set(range(600)) - {socket, 425}
+    assert _judge(machine, architecture, call, 40) == _refused(errno.EAFNOSUPPORT)
+    others = set(range(600)) - {call, other, 425}
     assert {_judge(machine, architecture, n, 40) for n in others} == {ALLOWED}
 
 
@@ -60,6 +68,21 @@ def test_there_is_no_way_around(architecture: int, number: int) -> None:
     assert _judge("x86_64", architecture, number, 40) == _refused(errno.ENOSYS)
 
 
-def test_an_unknown_machine_has_no_program() -> None:
-    """Numbers of calls are another machine's there."""
-    assert program("riscv64") == b""
+@pytest.mark.parametrize(("machine", "bits"), [("riscv64", 64), ("x86_64", 32)])
+def test_there_is_no_program_for_what_is_not_known_and_that_is_told_once(
+    machine: str,
+    bits: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of a 32-bit Python on a kernel of 64 bits every call would be refused."""
+    assert program(machine, bits) == b""
+
+    monkeypatch.setattr(contained, "program", lambda *_: program(machine, bits))
+    contained._rules.cache_clear()
+    try:
+        assert [contained._rules(), contained._rules()] == [b"", b""]
+    finally:
+        contained._rules.cache_clear()
+    assert len(caplog.records) == 1
+    assert "there is no filter" in caplog.text
