@@ -394,26 +394,34 @@ def test_no_socket_is_of_a_family_that_no_namespace_covers(fort: Fort) -> None:
     """As that to the host of a virtual machine; nor by a way around that."""
     found = fort.attempt(
         """
-def open_sockets(families):
+def open_sockets(families, make=socket.socket):
     for family in families:
         try:
-            socket.socket(family, socket.SOCK_STREAM).close()
+            make(family, socket.SOCK_STREAM)
         except OSError as exc:
             yield exc.errno
 
 refused = errno.EAFNOSUPPORT
-attempt("others", lambda: set(open_sockets(set(range(50)) - {1, 2, 10, 16})) == {refused})
-attempt("usual", lambda: list(open_sockets((1, 2, 10))))
+others = set(range(50)) - {1, 2, 10, 16}
+attempt("others", lambda: set(open_sockets(others)) == {refused})
+attempt("pairs", lambda: set(open_sockets(others, socket.socketpair)) == {refused})
+attempt("usual", lambda: list(open_sockets((1, 2))))
+attempt("pair", lambda: list(open_sockets((1,), socket.socketpair)))
 attempt("netlink", lambda: socket.socket(16, socket.SOCK_RAW) and 0)
 attempt("host", lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 22)))
 buffer = ctypes.create_string_buffer(128)
 attempt("io_uring", lambda: check(libc.syscall(425, 4, buffer)))
+if os.uname().machine == "x86_64":
+    attempt("x32", lambda: check(libc.syscall(0x40000000 + 41, 40, 1, 0)))
 """
     )
 
+    assert found.pop("x32", "OSError") == "OSError"
     assert found == {
         "others": True,
+        "pairs": True,
         "usual": [],
+        "pair": [],
         "netlink": 0,
         "host": "OSError",
         "io_uring": "OSError",
