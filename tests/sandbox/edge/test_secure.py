@@ -53,7 +53,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
 
 @pytest.fixture
 def edge(tls: TLS, upstreams: Scripted) -> Iterator[Edge]:
-    with serving(upstreams, tls=tls.context, handshake_timeout=0.5 * SLOW) as edge:
+    with serving(
+        upstreams, tls=tls.context, handshake_timeout=0.3 + 0.2 * SLOW
+    ) as edge:
         yield edge
         wait_until(lambda: not edge._crowd, what="a connection is left")
 

@@ -209,12 +209,13 @@ import os, sys, time
 from ppio_agent.sandbox.supervisor.loop import Loop
 
 loop = Loop()
-loop.watch_itself(0.1)
+loop.watch_itself(0.3)
 if sys.argv[1] == "idle":
-    loop.call_later(0.4, loop.stop)
+    loop.call_later(0.8, loop.stop)
 else:
     loop.call_later(0, lambda: os.read(os.pipe()[0], 1))
 loop.run()
+os._exit(0)  # at once: the watch goes on, and Python gives up its handlers at its end
 """
 
 
