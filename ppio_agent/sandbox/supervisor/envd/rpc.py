@@ -143,7 +143,7 @@ class Message:
         try:
             data = binascii.a2b_base64(text + b"=" * (-len(text) % 4))
             # Else it has skipped some; its strict mode is of a later Python.
-            if len(data) != len(text) * 3 // 4:
+            if len(text) % 4 == 1 or len(data) != len(text) * 3 // 4:
                 raise ValueError("another character")
         except ValueError as exc:
             raise _expected(self._at(name), "base64") from exc

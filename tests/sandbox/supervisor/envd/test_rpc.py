@@ -39,7 +39,9 @@ def test_bytes_are_base64_of_either_alphabet(
     assert message.data("x") == data
 
 
-@pytest.mark.parametrize("text", ["a", "QQ=Q", "Q=QQ", "QQ==QQ", "QQ!Q", "QQ Q", "ß"])
+@pytest.mark.parametrize(
+    "text", ["a", "QQ=Q", "Q=QQ", "QQ==QQ", "QQ!Q", "QQ Q", "QUJD!", "ß"]
+)
 def test_what_is_not_base64_is_refused(text: str) -> None:
     """Nothing of it is skipped."""
     with pytest.raises(RpcError, match="base64"):
