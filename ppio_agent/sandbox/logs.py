@@ -2,8 +2,8 @@
 
 `<root>/logs/agent.log` holds one JSON object a line: `t`, milliseconds since the epoch;
 `stream`, `stdout` or `stderr`; `line`, the text. `t` never falls, and at most 500 lines
-have the same one, so that who reads by it, page by page, gets past any instant. Three files of 10 MiB are kept, the
-older ones as `agent.log.1` and `agent.log.2`.
+have the same one, so that who reads by it, page by page, gets past any instant. Three
+files of 10 MiB are kept, the older ones as `agent.log.1` and `agent.log.2`.
 
 The module is imported by each supervisor and therefore needs the standard library only.
 """
@@ -213,7 +213,10 @@ class AgentLog:
 
     def note(self, line: str) -> None:
         """Add a line of the platform's own, also to the tail."""
-        self.feed("stderr", f"{line}\n".encode())
+        data = f"{line}\n".encode()
+        self._tail.feed(data)
+        # Not to the end of a line that the agent has begun.
+        self._write("stderr", LineSplitter().feed(data))
 
     def finish(self) -> None:
         """Write what is left of unfinished lines."""

@@ -196,6 +196,19 @@ def test_a_new_start_has_a_new_tail(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_note_is_no_part_of_a_line_that_the_agent_has_begun(tmp_path: Path) -> None:
+    """As a prompt is, which waits for an answer."""
+    path = tmp_path / "agent.log"
+    log = AgentLog(str(path), wall_clock=lambda: 1.5)
+    log.feed("stderr", b"Password: ")
+    log.note("it is killed")
+    log.feed("stderr", b"none\n")
+    log.close()
+
+    lines = [json.loads(line)["line"] for line in path.read_text().splitlines()]
+    assert lines == ["it is killed", "Password: none"]
+
+
 def test_instants_never_fall_and_few_lines_share_one(tmp_path: Path) -> None:
     """Half a page at most: a page that begins at one gets past it."""
     path = tmp_path / "agent.log"
