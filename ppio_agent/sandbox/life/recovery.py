@@ -97,7 +97,8 @@ class Recovery:
         folders = list(self._folder.iterdir())
         live = {sandbox.id for sandbox in self._roster.everyone()}
         for document in documents:
-            if document.id not in live:
+            # One that has just ended is in the roster no more, but has no row either.
+            if document.id not in live and self._store.get(SANDBOX_ROW, document.id):
                 self._bury(document)
         for folder in folders:
             if folder.name not in live:

@@ -24,7 +24,7 @@ from ppio_agent.sandbox.life.options import CreateOptions
 from ppio_agent.sandbox.life.recovery import kill_marked
 from ppio_agent.sandbox.life.rows import SandboxRow
 from ppio_agent.sandbox.supervisor import tree
-from ppio_agent.storage import DocumentStore, Put, open_store
+from ppio_agent.storage import Document, DocumentStore, Put, open_store
 from tests.sandbox.fakes import FakeClock, FakeSandbox
 from tests.sandbox.rig import PlatformRig
 from tests.support import wait_until
@@ -421,6 +421,32 @@ def test_what_could_not_be_buried_is_in_the_next_sweep(
         assert [row.id for row in rig.store.scan(SANDBOX_ROW)] == [other.id]
         assert [path.name for path in (tmp_path / "sandboxes").iterdir()] == [other.id]
         assert rig.sandboxes.ended.find(sandbox.id, "red") is not None
+    finally:
+        rig.close()
+
+
+def test_one_that_ends_amid_a_sweep_is_buried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of its end stays true."""
+    clock = FakeClock()
+    rig = PlatformRig(tmp_path, monotonic=clock)
+    sandbox = rig.sandboxes.create(ECHO, tenant="red")
+    scan = rig.store.scan
+
+    def ends_meanwhile(kind: str, /) -> tuple[Document, ...]:
+        found = scan(kind)
+        if kind == SANDBOX_ROW and rig.sandboxes.find(sandbox.id):
+            rig.sandboxes.kill(sandbox.id)
+        return found
+
+    try:
+        monkeypatch.setattr(rig.store, "scan", ends_meanwhile)
+        clock.now += 31
+        rig.settle()
+
+        (ended,) = scan("ended")
+        assert (ended.id, ended.body["reason"]) == (sandbox.id, "request")
     finally:
         rig.close()
 
