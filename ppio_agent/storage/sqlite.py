@@ -117,9 +117,10 @@ class SqliteDocumentStore:
         with self._lock:
             try:
                 yield
-            except sqlite3.ProgrammingError:
-                raise  # closed: no fault of the disk
             except sqlite3.DatabaseError as error:
+                # Those of other kinds, as after `close`, are no fault of the disk.
+                if type(error) not in {sqlite3.OperationalError, sqlite3.DatabaseError}:
+                    raise
                 raise failure_of(self._path, error) from error
 
     def close(self) -> None:

@@ -112,6 +112,15 @@ def test_a_file_that_is_damaged_later_is_an_error_of_the_system(tmp_path: Path) 
     assert caught.value.filename == str(path)
 
 
+def test_a_document_that_cannot_be_kept_is_no_damage(tmp_path: Path) -> None:
+    """Nobody is to move a good file away for it."""
+    with closing(SqliteDocumentStore(tmp_path / "x.db")) as store:
+        with pytest.raises(sqlite3.IntegrityError):
+            store.write(Put("a", None, {}))  # type: ignore[arg-type]  # a wrong one
+        store.write(Put("a", "1", {}))
+        assert len(store.scan("a")) == 1
+
+
 def test_the_log_does_not_stay_as_large_as_one_write(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     with closing(SqliteDocumentStore(path)) as store:
