@@ -109,6 +109,7 @@ class Uplink:
         except OSError:
             _end(watcher)
             raise
+        self._told_by: Deadline | None = None
 
     @property
     def lost(self) -> bool:
@@ -121,14 +122,18 @@ class Uplink:
         """Wait until a socket can be read; return whether `lost` comes first.
 
         By a second: the helper ends with its sandbox, too, and then the socket's end
-        is just behind.
+        is just behind. The second is counted once, whatever messages come in it.
         """
         message, either = select.poll(), select.poll()
         message.register(sock, select.POLLIN)
         either.register(sock, select.POLLIN)
         either.register(self._pidfd, select.POLLIN)
         either.poll()
-        return not message.poll(_END_TOGETHER * 1000)
+        if self._told_by is None:
+            if not self.lost:
+                return False
+            self._told_by = Deadline.after(_END_TOGETHER)
+        return not message.poll((self._told_by.left() or 0.0) * 1000)
 
     def close(self) -> None:
         """End the helper and its shells, whatever holds their pipe open. Idempotent."""

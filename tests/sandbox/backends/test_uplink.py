@@ -158,6 +158,38 @@ def test_a_helper_that_dies_is_started_again_but_not_for_ever(
         assert not connected.uplink.lost_before(ours)
 
 
+def test_a_sandbox_that_never_falls_silent_has_lost_its_helper_all_the_same(
+    connected: Connected,
+) -> None:
+    """Messages that come sooner than a helper's loss is told do not put it off."""
+    for number in (1, 2, 3):
+        os.kill(connected.wait_helper(number), signal.SIGKILL)
+    wait_until(lambda: connected.uplink.lost)
+    ours, theirs = socket.socketpair()
+    told, over = False, threading.Event()
+
+    def talk() -> None:
+        for _ in range(60):
+            theirs.sendall(b"x")
+            if over.wait(0.05):
+                return
+
+    talker = threading.Thread(target=talk)
+    with ours, theirs:
+        talker.start()
+        try:
+            while talker.is_alive() and not told:
+                told = connected.uplink.lost_before(ours)
+                if not told:
+                    ours.recv(1)
+            # Else it is that of silence.
+            assert talker.is_alive()
+        finally:
+            over.set()
+            talker.join()
+    assert told
+
+
 def test_a_helper_ends_with_its_sandbox(connected: Connected) -> None:
     """Without anybody who sees to it, and it is not started again."""
     helper = connected.wait_helper(1)
