@@ -7,6 +7,7 @@ import contextlib
 import enum
 import fcntl
 import os
+import select
 import socket
 import ssl
 from collections.abc import Iterator
@@ -90,8 +91,15 @@ class _PipeDuct(Duct):
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _SIZE)
 
     def _fill(self) -> int:
-        # The pipe may have room for more than a direction is to hold.
-        return os.splice(self._source.fileno(), self._in, min(self.left, _SIZE))
+        with contextlib.suppress(BlockingIOError):
+            # The pipe may have room for more than a direction is to hold.
+            size = min(self.left, _SIZE)
+            if moved := os.splice(self._source.fileno(), self._in, size):
+                return moved
+        # At an urgent byte of TCP it never moves more, although there is more: only
+        # receiving passes it. The pipe is empty, and so has room for this.
+        size = min(self.left, select.PIPE_BUF)
+        return os.write(self._in, self._source.recv(size))
 
     def _drain(self) -> int:
         return os.splice(self._out, self._sink.fileno(), self.held)

@@ -11,7 +11,7 @@ import pytest
 
 from ppio_agent.sandbox.edge.duct import Halt, open_duct
 from ppio_agent.sandbox.edge.waits import tried
-from tests.support import SLOW
+from tests.support import SLOW, wait_until
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -94,6 +94,29 @@ def test_it_says_that_the_source_has_ended(pairs: tuple[Pair, Pair]) -> None:
         assert duct.move() is Halt.END
         assert duct.left == 3
     assert far.recv(100) == b"abc"
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+def test_an_urgent_byte_stops_nothing(pairs: tuple[Pair, Pair], ended: bool) -> None:
+    """It is passed over, and what follows it moved, as long as that may be."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        out = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    _, (sink, far) = pairs
+    with out, near:
+        near.setblocking(False)
+        for data in (b"ab", b"cd"):
+            out.send(data)
+            out.send(b"!", socket.MSG_OOB)
+        out.send(b"x" * 10_000)
+        if ended:
+            out.shutdown(socket.SHUT_WR)
+        with open_duct(near, sink, 1 << 20) as duct:
+            left = (1 << 20) - 10_004
+            # The first becomes an ordinary byte as the second comes, on some systems.
+            wait_until(lambda: duct.move() is not Halt.TURN and duct.left <= left)
+            assert duct.move() is (Halt.END if ended else Halt.SOURCE)
+    assert far.recv(20_000).replace(b"!", b"") == b"abcd" + b"x" * 10_000
 
 
 def test_others_have_their_turn(pairs: tuple[Pair, Pair]) -> None:

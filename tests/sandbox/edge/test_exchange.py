@@ -216,6 +216,27 @@ def test_a_large_body_passes_in_little_memory(edge: Edge, upstreams: Scripted) -
     assert peak - before < 16 * MIB
 
 
+def test_urgent_bytes_stop_no_large_body(edge: Edge, upstreams: Scripted) -> None:
+    """What TCP sends beside a body is no part of it, up or down."""
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(b"x" * 2 * MIB)
+        sock.send(b"!", socket.MSG_OOB)
+        sock.sendall(b"y" * 2 * MIB)
+
+    def script(sock: socket.socket) -> None:
+        _, _, body = read_request(sock)
+        assert body == b"x" * 2 * MIB + b"y" * 2 * MIB
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * MIB))
+        send(sock)
+        read_request(sock)
+
+    upstreams.serve(AGENT, script)
+    with Client(edge) as client:
+        send(client.send(post(4 * MIB)).sock)
+        assert client.message()[2] == b"x" * 2 * MIB + b"y" * 2 * MIB
+
+
 def test_the_next_request_follows_a_large_answer(
     edge: Edge, upstreams: Scripted
 ) -> None:
