@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from ppio_agent._util.fork import no_fork
@@ -36,9 +37,12 @@ __all__ = ["ProcessBackend"]
 _Started = TypeVar("_Started", bound=ProcessHandle | None)
 
 _REMEMBERED_PORTS = 256
-# Below those that kernels give to whoever asks for any, and to each connection: one of
-# them would be gone when an agent listens late, or is started again.
+# Above those of services, and below those that kernels give, as a rule, to whoever asks
+# for any, and to each connection: one of them would be gone when an agent listens late,
+# or is started again.
 _AGENT_PORTS = range(20_000, 32_768)
+_FEW_PORTS = 1000
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TRIES = 1000
 
 
@@ -67,6 +71,7 @@ class ProcessBackend:
         # Guards _ports, which were given to agents that may not listen yet.
         self._lock = threading.Lock()
         self._ports: deque[int] = deque(maxlen=_REMEMBERED_PORTS)
+        self._range = _agent_ports()
 
     def check(self, *, allow_internet: bool) -> None:
         """Refuse what this backend cannot do; see `Backend.check`."""
@@ -126,12 +131,24 @@ class ProcessBackend:
         """Return a loopback port that nobody has, not even a sandbox yet to listen."""
         with self._lock:
             for _ in range(_TRIES):
-                wanted = _AGENT_PORTS.start + secrets.randbelow(len(_AGENT_PORTS))
+                wanted = secrets.choice(self._range)
                 if wanted in self._ports or not _is_free(wanted):
                     continue
                 self._ports.append(wanted)
                 return wanted
         raise SandboxPlatformError("no loopback port is free for an agent")
+
+
+def _agent_ports() -> range:
+    """Return the ports of which agents get theirs."""
+    try:
+        given = int(_GIVEN_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):  # not this system
+        return _AGENT_PORTS
+    ports = _AGENT_PORTS[: max(0, given - _AGENT_PORTS.start)]
+    # Where the kernel gives nearly all of them there is no such place: a connection may
+    # take the port of an agent before that listens, or between its end and its start.
+    return ports if len(ports) >= _FEW_PORTS else _AGENT_PORTS
 
 
 def _is_free(port: int) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import SandboxStartError, SandboxStateError
-from ppio_agent.sandbox.backends import holds, startup, supervised
+from ppio_agent.sandbox.backends import holds, process, startup, supervised
 from ppio_agent.sandbox.backends.base import SandboxSpec
 from ppio_agent.sandbox.supervisor.channel import encode_message
 from tests.sandbox.sandboxkit import SERVER, Lab
@@ -100,7 +100,31 @@ def test_no_connection_takes_the_port_of_an_agent(lab: Lab) -> None:
 
     assert len(ports) == 2
     # Kernels give others, to listeners without a wish as to connections.
-    assert all(20_000 <= port < 32_768 for port in ports)
+    assert ports <= set(process._agent_ports())
+
+
+@pytest.mark.parametrize(
+    ("given", "highest"),
+    [
+        ("32768\t60999\n", 32_767),
+        ("40000\t60999\n", 32_767),
+        ("25000\t65535\n", 24_999),
+        ("1024\t65535\n", 32_767),
+        ("", 32_767),
+        (None, 32_767),
+    ],
+)
+def test_ports_of_agents_are_below_those_that_the_kernel_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, highest: int
+) -> None:
+    """Also where it gives more than usual; where it gives nearly all there is no way."""
+    setting = tmp_path / "ip_local_port_range"
+    if given is not None:
+        setting.write_text(given)
+    monkeypatch.setattr(process, "_GIVEN_PORTS", setting)
+
+    ports = process._agent_ports()
+    assert (ports[0], ports[-1]) == (20_000, highest)
 
 
 def test_an_agent_that_raises_at_import_is_reported_with_its_traceback(
