@@ -105,20 +105,23 @@ class ControlGroup:
                 (self.path / "cgroup.kill").write_text("1")
                 return
             # Before Linux 5.14: until one look finds nobody.
-            for pid in map(int, (self.path / "cgroup.procs").read_text().split()):
-                process = tree.named(pid)
-                if process is not None:
-                    tree.send(process, signal.SIGKILL)
+            for file in self.path.rglob("cgroup.procs"):
+                for process in map(tree.named, map(int, file.read_text().split())):
+                    if process is not None:
+                        tree.send(process, signal.SIGKILL)
 
-    def end(self, timeout: float = _END_LIMIT) -> bool:
+    def end(self, deadline: Deadline | None = None) -> bool:
         """Kill all that is in it and remove it. Idempotent.
+
+        Args:
+            deadline: When to give up; None: after 5 s.
 
         Returns:
             Whether it is gone, which it is with its last process.
 
-        Blocking: some milliseconds; `timeout` seconds at most.
+        Blocking: some milliseconds; until `deadline` at most.
         """
-        deadline, never = Deadline.after(timeout), threading.Event()
+        deadline, never = deadline or Deadline.after(_END_LIMIT), threading.Event()
         while self.path.exists():
             self.kill()
             with suppress(OSError):  # somebody is still in it
@@ -220,13 +223,23 @@ class ControlGroups:
         return ControlGroup(folder, self._rmdir)
 
     def sweep(self, live: Container[str]) -> None:
-        """End what a platform that crashed has left, but for sandboxes that live on."""
-        for path in self._place.path.glob(f"{self._prefix}*"):
-            if path.name.removeprefix(self._prefix) in live:
-                continue
-            _log.warning("the control group %s was left behind and is removed", path)
-            if not ControlGroup(path, self._rmdir).end():
-                _log.error("the control group %s cannot be removed", path)
+        """End what a platform that crashed has left, but for sandboxes that live on.
+
+        Blocking: some milliseconds; 5 s at most, however many there are.
+        """
+        paths = self._place.path.glob(f"{self._prefix}*")
+        left = [
+            ControlGroup(path, self._rmdir)
+            for path in paths
+            if path.name.removeprefix(self._prefix) not in live
+        ]
+        for group in left:
+            _log.warning("control group %s was left behind and is removed", group.path)
+            group.kill()
+        deadline = Deadline.after(_END_LIMIT)
+        for group in left:
+            if not group.end(deadline):
+                _log.error("the control group %s cannot be removed", group.path)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -409,9 +409,9 @@ class SupervisedSandbox:
             self._empty = False
             self._destroy()
             process.wait(_KILL_SLACK)
-        grouped = self._end_group()
+        self._end_group()
         if process is not None:
-            if not (self._empty or grouped):
+            if not self._empty:
                 # A session keeps its number for as long as anybody is in it.
                 tree.kill_session(process.pid, looks=_LOOKS)
             process.close()
@@ -426,20 +426,18 @@ class SupervisedSandbox:
                 extra={"ppio_sandbox_id": self._id, "pids": [p.pid for p in left]},
             )
 
-    def _end_group(self) -> bool:
-        """End its control group, if it has one; return whether all in it are gone."""
+    def _end_group(self) -> None:
+        """End its control group, if it has one, and all that has not left it."""
         group = self.group
         if group is None:
-            return False
+            return
         if group.was_full():
             self._reason = "memory"
-        gone = group.end()
-        if not gone:
+        if not group.end():
             _log.error(
                 "a control group cannot be removed",
                 extra={"ppio_sandbox_id": self._id, "path": str(group.path)},
             )
-        return gone
 
     def _destroy(self) -> None:
         """Kill all of it from here, for the supervisor does not."""

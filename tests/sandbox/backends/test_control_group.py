@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -17,8 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.sandbox.backends import supervised
 from ppio_agent.sandbox.backends.control_group import (
     ControlGroup,
     ControlGroups,
@@ -27,6 +30,7 @@ from ppio_agent.sandbox.backends.control_group import (
 )
 from ppio_agent.sandbox.backends.delegation import Place, mounts
 from ppio_agent.sandbox.backends.process import ProcessBackend
+from ppio_agent.sandbox.supervisor import tree
 from tests.sandbox.sandboxkit import Lab, no_zygote
 from tests.support import processes_marked, wait_until
 
@@ -67,14 +71,20 @@ def best(groups: ControlGroups) -> Iterator[ControlGroups]:
 
 
 @pytest.fixture
-def grouped(lab: Lab, groups: ControlGroups) -> Lab:
-    """Sandboxes with groups."""
+def grouped(lab: Lab, groups: ControlGroups, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """Sandboxes with groups, in none of which is a chain of short lives."""
+    monkeypatch.setattr(supervised, "_LOOKS", 1)
     lab.backend = ProcessBackend(no_zygote(), groups=groups)
     return lab
 
 
-def _sleeper() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "100"], start_new_session=True)
+@contextmanager
+def _sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 # What a group limits
@@ -168,6 +178,17 @@ def test_groups_that_were_made_below_end_with_it(best: ControlGroups, lab: Lab) 
     assert not group.path.exists()
 
 
+def test_whoever_is_in_a_group_below_ends_with_it(base: Path) -> None:
+    """As well where the kernel does not kill the whole of one by itself."""
+    (base / "a" / "b").mkdir(parents=True)
+    (base / "cgroup.procs").touch()
+    with _sleeper() as process:
+        (base / "a" / "b" / "cgroup.procs").write_text(f"{process.pid}\n")
+        ControlGroup(base).kill()
+
+        assert process.wait(10) == -9
+
+
 def test_a_process_that_has_ended_is_not_let_in(best: ControlGroups, lab: Lab) -> None:
     """As the kernel says it; a folder takes anything."""
     group = best.make(lab.spec())
@@ -188,7 +209,7 @@ def test_a_group_that_stays_is_told(base: Path) -> None:
 
     (base / "g").mkdir()
 
-    assert not ControlGroup(base / "g", refuse).end(timeout=0.01)
+    assert not ControlGroup(base / "g", refuse).end(Deadline.after(0.01))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +302,30 @@ def test_groups_that_a_platform_has_left_are_ended(
     assert kept.end()
 
 
+def test_groups_that_were_left_end_together(
+    groups: ControlGroups, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A platform does not start later for each that stays."""
+    told: list[tuple[str, Deadline | None]] = []
+
+    def kill(_: ControlGroup) -> None:
+        told.append(("kill", None))
+
+    def end(_: ControlGroup, deadline: Deadline | None = None) -> bool:
+        told.append(("end", deadline))
+        return False
+
+    for _ in range(2):
+        groups.make(lab.spec())
+    monkeypatch.setattr(ControlGroup, "kill", kill)
+    monkeypatch.setattr(ControlGroup, "end", end)
+    groups.sweep(())
+    (_, first), (_, second) = told[2:]
+
+    assert [what for what, _ in told] == ["kill", "kill", "end", "end"]
+    assert first is second is not None
+
+
 def test_platforms_at_one_place_name_their_groups_apart(
     base: Path, lab: Lab, tmp_path: Path
 ) -> None:
@@ -326,6 +371,23 @@ def test_a_sandbox_whose_memory_the_kernel_has_found_used_up_ends_for_that(
 
     assert sandbox.lost == ["memory"]
     assert not group.exists()
+
+
+def test_who_has_left_the_group_ends_with_its_session(grouped: Lab) -> None:
+    """When the supervisor is lost, and it does not say whose it is, either."""
+    sandbox = grouped.serve(
+        """
+        import subprocess
+        child = subprocess.Popen(["sleep", "100"], env={"PATH": os.environ["PATH"]})
+        os.environ["CHILD"] = str(child.pid)
+        serve()
+        """
+    )
+    pid = int(sandbox.get()["env"]["CHILD"])
+    os.kill(sandbox.running.pid, 9)
+    wait_until(lambda: sandbox.lost)
+
+    wait_until(lambda: (left := tree.table().get(pid)) is None or left.zombie)
 
 
 def test_a_sandbox_that_uses_all_it_may_ends_at_once(
