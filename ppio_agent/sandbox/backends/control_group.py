@@ -1,7 +1,8 @@
 """Control groups of sandboxes: limits that the kernel keeps, and an end for all inside.
 
 Each sandbox has one, made before its supervisor is told what it is to be, so that all
-that comes of it is in there. Where there can be none a sandbox does without.
+that comes of it is in there. Whether there can be groups is decided once, when the
+platform starts: if so, a sandbox that gets none is not started.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ppio_agent.sandbox.supervisor.boot import OWN_MEMORY
 from .base import SandboxSpec
 from .delegation import HOME, Place, folder_of, look
 
-__all__ = ["ControlGroup", "ControlGroups", "limits", "open_groups"]
+__all__ = ["ControlGroup", "ControlGroups", "find_group", "limits", "open_groups"]
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +143,6 @@ class ControlGroups:
         place: Where they are.
         owner: Whose they are, for platforms may share a place.
         rmdir: Removes an empty one.
-        folder_of: Gives the folder of a process's group.
 
     Thread safety: thread-safe.
     """
@@ -153,12 +153,10 @@ class ControlGroups:
         owner: str,
         *,
         rmdir: Callable[[Path], object] = os.rmdir,
-        folder_of: Callable[[int], Path | None] = folder_of,
     ) -> None:
         self._place = place
         self._prefix = f"ppio-{owner}-"
         self._rmdir = rmdir
-        self._folder_of = folder_of
 
     def begin(self) -> None:
         """Have them made in the place: move who is in it, and hand limits down.
@@ -210,18 +208,6 @@ class ControlGroups:
         path = self._place.path / f"{self._prefix}{sandbox_id}"
         return ControlGroup(path, self._rmdir)
 
-    def find(self, sandbox_id: str, pid: int) -> ControlGroup | None:
-        """Return the group that a sandbox was put into, maybe elsewhere, by a platform.
-
-        Args:
-            sandbox_id: The sandbox.
-            pid: Its supervisor.
-        """
-        folder = self._folder_of(pid)
-        if folder is None or folder.name != f"{self._prefix}{sandbox_id}":
-            return None
-        return ControlGroup(folder, self._rmdir)
-
     def sweep(self, live: Container[str]) -> None:
         """End what a platform that crashed has left, but for sandboxes that live on.
 
@@ -240,6 +226,27 @@ class ControlGroups:
         for group in left:
             if not group.end(deadline):
                 _log.error("the control group %s cannot be removed", group.path)
+
+
+def find_group(
+    sandbox_id: str,
+    pid: int,
+    *,
+    folder_of: Callable[[int], Path | None] = folder_of,
+    rmdir: Callable[[Path], object] = os.rmdir,
+) -> ControlGroup | None:
+    """Return the group that a sandbox was put into by whatever platform.
+
+    Args:
+        sandbox_id: The sandbox.
+        pid: Its supervisor.
+        folder_of: Gives the folder of a process's group.
+        rmdir: Removes an empty one.
+    """
+    folder = folder_of(pid)
+    if folder is None or not folder.match(f"ppio-*-{sandbox_id}"):
+        return None
+    return ControlGroup(folder, rmdir)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from ppio_agent._util.threads import NoThreadError
 from ppio_agent.exceptions import SandboxStartError
 
 from .base import OnAgent, OnLost, SandboxSpec
-from .control_group import ControlGroup, ControlGroups
+from .control_group import ControlGroup, ControlGroups, find_group
 from .handles import ProcessHandle
 from .line import CALL_LIMIT, call
 from .startup import read_tail
@@ -134,8 +134,7 @@ class Holds:
             raise SandboxStartError(
                 f"sandbox {spec.sandbox_id} does not let itself be taken over"
             )
-        if self._groups is not None:
-            sandbox.group = self._groups.find(spec.sandbox_id, sandbox.pid)
+        sandbox.group = find_group(spec.sandbox_id, sandbox.pid)
         return sandbox
 
     def _make_group(self, spec: SandboxSpec) -> ControlGroup | None:

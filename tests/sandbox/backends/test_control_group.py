@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -21,10 +22,11 @@ from hypothesis import strategies as st
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.ids import new_id
 from ppio_agent.exceptions import SandboxStartError
-from ppio_agent.sandbox.backends import supervised
+from ppio_agent.sandbox.backends import holds, supervised
 from ppio_agent.sandbox.backends.control_group import (
     ControlGroup,
     ControlGroups,
+    find_group,
     limits,
     open_groups,
 )
@@ -448,20 +450,29 @@ def test_a_group_is_not_left_by_a_sandbox_that_is_not_made(
 
 
 def test_a_sandbox_that_is_taken_over_has_its_group_still(
-    grouped: Lab, base: Path
+    grouped: Lab, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found by where its supervisor is, and removed with it."""
+    """It is removed with it, also by a platform that makes none."""
     sandbox = grouped.serve(orphan_grace=60.0)
     (group,) = base.iterdir()
-    found = ControlGroups(
-        _place(base), "me", rmdir=shutil.rmtree, folder_of=lambda _: group
-    )
+    find = partial(find_group, folder_of=lambda _: group, rmdir=shutil.rmtree)
+    monkeypatch.setattr(holds, "find_group", find)
     other = Lab(grouped.folder)
-    other.backend = ProcessBackend(no_zygote(), groups=found)
     adopted = other.adopt(sandbox.spec)
     adopted.running.kill(0.0)
 
     assert not group.exists()
-    assert found.find(sandbox.spec.sandbox_id, 1) is not None
-    assert found.find("another", 1) is None
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("ppio-me-a", True), ("ppio-me-b", False), ("x.scope", False)]
+)
+def test_the_group_of_a_sandbox_is_found_by_where_its_supervisor_is(
+    name: str, found: object, base: Path
+) -> None:
+    """A supervisor may be in another's, as in that of the platform."""
+    group = find_group("a", 1, folder_of=lambda _: base / name)
+
+    assert (group is not None) is found
+    assert find_group("a", 1, folder_of=lambda _: None) is None
