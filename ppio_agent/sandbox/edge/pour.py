@@ -24,6 +24,8 @@ async def pour(source: Line, sink: Line, count: int) -> None:
         await sink.send_raw(read)
         if len(read) == count:
             return
+        if source.closed:  # meanwhile
+            raise PeerError(source, "the connection was lost")
         with open_duct(source.sock, sink.sock, count - len(read)) as duct:
             await _Pour(source, sink, duct).run()
 
@@ -42,13 +44,12 @@ class _Pour:
     _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop)
     _done: asyncio.Future[None] = field(init=False)
     _watched: Halt | None = field(init=False, default=None)
-    # When the sink was last seen to take something.
+    # When the sink last took something, or was not what all waits for.
     _taken_at: float = field(init=False, default=0.0)
     _timer: asyncio.TimerHandle = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._done = self._loop.create_future()
-        self._taken_at = self._loop.time()
 
     async def run(self) -> None:
         """Move until all is with the sink.
@@ -74,11 +75,14 @@ class _Pour:
                 line.waiters.discard(self._done)
 
     def _turn(self) -> None:
+        held, left = self._duct.held, self._duct.left
         try:
             halt = self._duct.move()
         except OSError as exc:
             settle(self._done, exc)
             return
+        if not held or self._duct.left < left:
+            self._taken_at = self._loop.time()
         if not self._duct.left:
             settle(self._done)
         elif halt is Halt.END:
@@ -88,8 +92,6 @@ class _Pour:
 
     def _watch(self, halt: Halt | None) -> None:
         """Take another turn whenever the side that is in the way is ready."""
-        if halt is Halt.SINK:
-            self._taken_at = self._loop.time()
         if halt is self._watched:
             return
         if self._watched is Halt.SOURCE and not self._source.closed:
@@ -105,7 +107,7 @@ class _Pour:
     def _look(self) -> None:
         """Give a sink up that has taken nothing for too long."""
         now = self._loop.time()
-        since = self._taken_at if self._watched is Halt.SINK else now
+        since = self._taken_at if self._duct.held else now
         if now - since >= self._sink.stalled:
             settle(self._done, TimeoutError("nothing was taken for too long"))
         self._timer = self._loop.call_at(since + self._sink.stalled, self._look)

@@ -9,11 +9,13 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import h11
 import pytest
 
-from ppio_agent.sandbox.edge import line
+from ppio_agent.sandbox.edge import line, pour
+from ppio_agent.sandbox.edge.duct import Duct
 from ppio_agent.sandbox.edge.line import Line
 from ppio_agent.sandbox.edge.pump import Peer, PeerError
 
@@ -287,6 +289,76 @@ def test_pouring_ends_with_either_side(
         with pytest.raises(PeerError) as info:
             await task
         assert info.value.peer is (peer if who == "sink" else source)
+        source.close()
+
+    run(story())
+    out.close()
+
+
+def test_pouring_fails_if_its_source_is_closed_before_it_begins(
+    peer: Peer, far: socket.socket, run: Run, way: str
+) -> None:
+    """While what was read ahead is sent to a side that is slow."""
+    near, out = socket.socketpair()
+
+    async def story() -> None:
+        source = await pouring(peer, near, far)
+        out.sendall(b"x" * 5000)
+        await turns()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer.sock.send(b"x" * 65536)
+        task = asyncio.ensure_future(peer.pour(source, 10_000_000))
+        await turns()
+        source.close()
+        far.settimeout(0)
+        while not task.done():
+            with contextlib.suppress(BlockingIOError):
+                far.recv(1 << 20)
+            await asyncio.sleep(0)
+        with pytest.raises(PeerError) as info:
+            await task
+        assert info.value.peer is source
+        assert not peer.waiters
+
+    run(story())
+    out.close()
+
+
+def test_a_side_that_takes_all_the_time_is_not_given_up(
+    peer: Peer, far: socket.socket, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was in the way at first, and never is again."""
+    monkeypatch.setattr(Line, "stalled", 0.05)
+    near, out = socket.socketpair()
+
+    class Busy(Duct):
+        """Moves a byte at a time for far longer than one that is stalled has."""
+
+        pauses = 1
+        ends_at = 0.0
+
+        def _fill(self) -> int:
+            now = asyncio.get_running_loop().time()
+            self.ends_at = self.ends_at or now + 0.15
+            return 1 if now < self.ends_at else self.left
+
+        def _drain(self) -> int:
+            if self.pauses:
+                self.pauses -= 1
+                raise BlockingIOError
+            return self.held
+
+    @contextlib.contextmanager
+    def open_busy(*which: Any) -> Iterator[Duct]:
+        yield Busy(*which)
+
+    monkeypatch.setattr(pour, "open_duct", open_busy)
+
+    async def story() -> None:
+        source = await pouring(peer, near, far)
+        out.send(b"xx")
+        await peer.pour(source, 10_000_000)
         source.close()
 
     run(story())
