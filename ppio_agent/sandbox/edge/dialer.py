@@ -12,7 +12,12 @@ from collections.abc import Callable
 import h11
 
 from ppio_agent._util.clock import Deadline
-from ppio_agent._util.threads import PoolSaturatedError, WorkerPool
+from ppio_agent._util.threads import (
+    NoThreadError,
+    PoolClosedError,
+    PoolSaturatedError,
+    WorkerPool,
+)
 
 from .addressing import SandboxPort, Target
 from .pump import Peer
@@ -178,7 +183,10 @@ class Dialer:
         except PoolSaturatedError as exc:
             message = "too many requests wait for a sandbox"
             raise EdgeRefusal.of(503, message, retry_after=1) from exc
-        except RuntimeError as exc:
+        except NoThreadError as exc:
+            message = "no thread can be started"
+            raise EdgeRefusal.of(503, message, retry_after=1) from exc
+        except PoolClosedError as exc:
             raise EdgeRefusal.stopping() from exc
         return await attempt.outcome()
 

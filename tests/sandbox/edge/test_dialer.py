@@ -252,3 +252,21 @@ def test_a_failing_dial_is_502_in_json(
     assert status == 502
     assert b'"code":502' in body
     assert "a connection behind the edge failed" in caplog.text
+
+
+def test_a_system_without_threads_is_503_for_as_long_as_that(
+    edge: Edge, upstreams: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told that the platform ends."""
+    upstreams.serve(AGENT, replying(answer()))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Client(edge) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            status, headers, body = client.send(get()).message()
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert b"no thread can be started" in body
+        assert client.send(get()).message()[0] == 200
