@@ -125,14 +125,25 @@ class Exchange:
             response = await self._upstream.next_event()
         if type(response) is not h11.Response:
             raise PeerError(self._upstream, "there was no answer")
+        body = self._upstream.take_body()
         await _carry(
             self._upstream,
             self._client,
-            forward_response(response, close=self._client.poured),
-            self._upstream.take_body(),
+            forward_response(response, close=self._is_last(body)),
+            body,
             length=response_length(self._request, response),
             trailers=modern,
         )
+
+    def _is_last(self, answer: Body) -> bool:
+        """Whether the client's connection is known to end with this exchange.
+
+        It does if not all of the request is read when the answer has ended. One that is
+        poured never shows as read.
+        """
+        if self._client.http.their_state is h11.DONE:
+            return False
+        return _has_ended(answer) or request_length(self._request) >= _LARGE
 
     async def _switch(
         self, response: h11.InformationalResponse, upload: asyncio.Task[None]
@@ -194,6 +205,10 @@ async def _carry(
         await sink.pour(source, left)
         await sink.send(h11.EndOfMessage())
         return
-    while not (body and type(body[-1]) is h11.EndOfMessage):
+    while not _has_ended(body):
         body = await source.body()
         await sink.send(*passed(body))
+
+
+def _has_ended(body: Body) -> bool:
+    return bool(body) and type(body[-1]) is h11.EndOfMessage

@@ -42,7 +42,6 @@ class Peer(Line):
 
     Attributes:
         http: The state of the conversation.
-        poured: Whether a body was poured from it: it serves no further message.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Peer(Line):
     ) -> None:
         super().__init__(sock, loop)
         self.http = h11.Connection(role, max_incomplete_event_size=HEAD_LIMIT)
-        self.poured = False
 
     @property
     def finished(self) -> bool:
@@ -153,7 +151,6 @@ class Peer(Line):
         Raises:
             PeerError: Either side is gone.
         """
-        source.poured = True
         await pour(source, self, count)
         # h11 wants no more than the length of what is sent past it.
         sent = h11.Data(data=range(count))  # type: ignore[arg-type] # documented for sendfile

@@ -13,6 +13,7 @@ from tests.sandbox.edge.edgekit import (
     AGENT,
     Client,
     Scripted,
+    Upstream,
     answer,
     blocked_at,
     get,
@@ -452,6 +453,53 @@ def test_an_upstream_may_refuse_a_body_it_has_not_read(
         client.send(post(50 * MIB)).send(b"x" * 5 * MIB)
         assert client.head()[0] == 413
         assert client.read() == b"no"
+
+
+@pytest.mark.parametrize("length", [None, 10, 5 * MIB], ids=["chunks", "few", "many"])
+def test_an_answer_to_half_a_request_says_that_it_is_the_last(
+    edge: Edge, upstreams: Scripted, length: int | None
+) -> None:
+    """The client sends no other request into a connection that is about to end."""
+
+    def script(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(answer(b"no"))
+        ended(sock)
+
+    upstreams.serve(AGENT, script)
+    with Client(edge) as client:
+        _, headers, body = client.send(post(length)).message()
+        assert (headers["connection"], body) == ("close", b"no")
+        assert client.read() == b""
+
+
+def test_an_answer_that_comes_before_a_large_upload_is_poured_is_the_last(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """For it will be, although it is not yet."""
+
+    class Narrow(Upstream):
+        def connect(self) -> socket.socket:
+            near = super().connect()
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            return near
+
+    told = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        told.wait(10 * SLOW)
+        sock.sendall(b"ok")
+        ended(sock)
+
+    upstreams.servers[AGENT] = Narrow(script)
+    with Client(edge) as client:
+        client.send(post(5 * MIB) + b"x" * 200_000)
+        assert client.head()[1]["connection"] == "close"
+        told.set()
+        assert client.read() == b"ok"
 
 
 def test_an_upstream_that_never_answers_is_502(edge: Edge, upstreams: Scripted) -> None:
