@@ -59,7 +59,7 @@ def _pairs(
     "--stream", is_flag=True, help="Print the pieces of the answer as they come."
 )
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0,
-              show_default=True, help="Seconds for the answer.")  # fmt: skip
+              show_default=True, help="Seconds, the start of the sandbox included.")  # fmt: skip
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", callback=_pairs,
               help="Variable for the sandbox; may be repeated.")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave the sandbox running.")
@@ -85,9 +85,12 @@ def invoke(
     found = find_target() if keep else find_or_embed()
     with found as target, target.client() as client:
         begun = time.monotonic()
-        session = client.create_session(ref, env_vars={**manifest_env, **env} or None)
+        session = client.create_session(
+            ref, env_vars={**manifest_env, **env} or None, deadline=timeout
+        )
         try:
-            _ask(session, request, stream=stream, timeout=timeout)
+            left = begun + timeout - time.monotonic()
+            _ask(session, request, stream=stream, timeout=max(left, 0.001))
         finally:
             took = time.monotonic() - begun
             if keep:

@@ -385,6 +385,7 @@ class Launcher:
             return
         agent = _agent_of(template, launched.ref.sandbox_id)
         if agent is None or agent.entrypoint is None:
+            readiness.check_agent()
             readiness.wait(limit)
             return
         given = options.env_vars or {}  # of all that runs in the sandbox

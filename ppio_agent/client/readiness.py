@@ -126,6 +126,15 @@ class Readiness:
             if self.is_ready(deadline):
                 return None
 
+    def check_agent(self) -> None:
+        """Raise if the platform says that there is no agent, and none will be started.
+
+        Raises:
+            SandboxCreationError: That is so.
+        """
+        if self._agent().get("phase") == "none":
+            raise self._failed("its template has no agent: deploy one", stage="start")
+
     def wait(self, deadline: Deadline) -> None:
         """Ping until the agent is ready.
 
@@ -208,12 +217,15 @@ class Readiness:
         )
 
     def _log_tail(self) -> str:
+        tail = self._agent().get("logTail")
+        return tail[-_LOG_TAIL_BYTES:] if isinstance(tail, str) else ""
+
+    def _agent(self) -> Mapping[str, Json]:
+        """Return what the platform knows of the agent; empty if it does not tell."""
         left = self.deadline.bound(_DETAIL_LIMIT) or 0.0
         limit = Deadline.after(max(left, _LATE_DETAIL_LIMIT))
         try:
             detail = self.control.get_sandbox(self.sandbox_id, limit)
         except PPIOAgentError:
-            return ""  # the failure itself is what the caller has to know
-        agent: Mapping[str, Json] = detail.agent or {}
-        tail = agent.get("logTail")
-        return tail[-_LOG_TAIL_BYTES:] if isinstance(tail, str) else ""
+            return {}  # the failure itself is what the caller has to know
+        return detail.agent or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ppio_agent import cli
 from ppio_agent.cli.invoke import parse_input
 from tests.cli.clikit import AGENT, Command, line, start
-from tests.support import wait_until, write_agent
+from tests.support import SLOW, wait_until, write_agent
 
 
 def test_a_new_agent_is_written_deployed_and_asked(command: Command) -> None:
@@ -140,6 +141,17 @@ def test_an_agent_that_exits_at_once_is_explained(command: Command) -> None:
     done = command("invoke", "dying", "hi")
     assert done.status == 1
     assert "no model configured" in done.err
+
+
+def test_the_time_of_a_call_includes_the_start_of_its_agent(command: Command) -> None:
+    """--timeout is that of the whole call, as it is of the client's calls."""
+    write_agent(Path("n"), "import threading; threading.Event().wait(60)", name="never")
+    command("deploy", "n")
+    started = time.monotonic()
+    done = command("invoke", "never", "hi", "--timeout", "0.5")
+    assert time.monotonic() - started < 10 * SLOW
+    assert done.status == 5
+    assert "the time ran out" in done.err
 
 
 def test_every_mistake_in_a_manifest_is_listed(command: Command) -> None:

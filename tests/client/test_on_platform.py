@@ -229,6 +229,18 @@ def test_an_agent_that_dies_at_once(
     assert _alive(platform) == []
 
 
+def test_a_template_without_an_agent(client: AgentRuntimeClient) -> None:
+    """It is known at once, so nobody waits for one to become ready."""
+    started = time.monotonic()
+    with pytest.raises(
+        SandboxCreationError, match="has no agent: deploy one"
+    ) as caught:
+        client.invoke_agent("base", "Hello")
+
+    assert time.monotonic() - started < 5 * SLOW  # the time to start is 60 s
+    assert caught.value.stage == "start"
+
+
 def test_an_agent_that_is_never_ready(
     client: AgentRuntimeClient, platform: SandboxPlatform
 ) -> None:
