@@ -141,7 +141,7 @@ class Exchange:
         It does if not all of the request is read when the answer has ended. One that is
         poured never shows as read.
         """
-        if self._client.http.their_state is h11.DONE:
+        if self._client.http.their_state is not h11.SEND_BODY:
             return False
         return _has_ended(answer) or request_length(self._request) >= _LARGE
 
