@@ -35,6 +35,8 @@ _LEAST_QUOTA: Final = 1_000
 _MOST_TASKS: Final = 1024
 _END_LIMIT: Final = 5.0
 _LOOK_EVERY: Final = 0.002
+# In the place of a sandbox's id.
+_OPEN: Final = "open"
 # Looks for processes that were started while others were moved.
 _MOVES: Final = 5
 
@@ -161,24 +163,42 @@ class ControlGroups:
     def begin(self) -> None:
         """Have them made in the place: move who is in it, and hand limits down.
 
+        An empty one stays until `close`: it shows others that the place is in use.
+
         Raises:
             OSError: There can be none; all is as it was.
         """
         base, home = self._place.path, self._place.path / HOME
         try:
+            self._group(_OPEN).end()  # of one that was killed
             if self._place.pids:
                 home.mkdir(exist_ok=True)
                 _move(base, home)
-            wanted = " ".join(f"+{name}" for name in sorted(self._place.controllers))
-            (base / "cgroup.subtree_control").write_text(wanted)
-            self._group("trial").end()  # of one that was killed while it tried
-            self._make("trial", limits(OWN_MEMORY, 1.0)).end()
+            self._hand_down("+")
+            self._make(_OPEN, limits(OWN_MEMORY, 1.0))
         except BaseException:
-            if self._place.pids:
-                with suppress(OSError):
-                    _move(home, base)
-                    self._rmdir(home)
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Put the place back as it was, if no group is left there. Idempotent.
+
+        Platforms may close in any order: the last one does it. A place without a group
+        for platforms was divided before there was one, and stays so.
+        """
+        base, home = self._place.path, self._place.path / HOME
+        self._group(_OPEN).end()
+        if not home.exists() or any(base.glob("ppio-*-*")):
+            return
+        with suppress(OSError):  # it was not handed down, or others need it
+            self._hand_down("-")
+        with suppress(OSError):  # so nobody can be in the place
+            _move(home, base)
+            self._rmdir(home)
+
+    def _hand_down(self, sign: str) -> None:
+        words = " ".join(f"{sign}{name}" for name in sorted(self._place.controllers))
+        (self._place.path / "cgroup.subtree_control").write_text(words)
 
     def make(self, spec: SandboxSpec) -> ControlGroup:
         """Make the group of a sandbox, with its limits.
@@ -217,7 +237,8 @@ class ControlGroups:
         left = [
             ControlGroup(path, self._rmdir)
             for path in paths
-            if path.name.removeprefix(self._prefix) not in live
+            if (name := path.name.removeprefix(self._prefix)) != _OPEN
+            and name not in live
         ]
         for group in left:
             _log.warning("control group %s was left behind and is removed", group.path)
@@ -266,6 +287,8 @@ def open_groups(
     rmdir: Callable[[Path], object] = os.rmdir,
 ) -> ControlGroups | None:
     """Return the groups for sandboxes of a platform; None where there can be none.
+
+    They are to be closed when all sandboxes have ended.
 
     Args:
         data_dir: The platform's, which names its groups.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,6 @@ __all__ = [
     "decide",
     "folder_of",
     "group_path",
-    "kin",
     "locate",
     "look",
     "mounts",
@@ -110,22 +109,13 @@ def locate(path: str, seen: Iterable[tuple[str, Path]]) -> Path | None:
     return None
 
 
-def kin(pid: int, parents: Mapping[int, int]) -> set[int]:
-    """Return a process, those that it comes from, and those below it. Pure."""
-    found = tree.descendants(pid, parents)
-    while pid and pid not in found:
-        found.add(pid)
-        pid = parents.get(pid, 0)
-    return found
-
-
 def decide(own: Group, above: Group | None, ours: Collection[int]) -> Place | str:
     """Return which group to divide, or why there is none. Pure.
 
     Args:
         own: The group of this process.
         above: The one above it, if it is seen and may be this program's, too.
-        ours: Which processes may be moved: they are of this one's family.
+        ours: Which processes may be moved: this one and those below it.
     """
     if own.system:
         return "this program is in the group of the whole system"
@@ -167,7 +157,8 @@ def look(
     except OSError as error:
         return f"{folder} cannot be looked at: {error.strerror}"
     parents = {pid: entry.parent for pid, entry in tree.table().items()}
-    return decide(own, above, kin(os.getpid(), parents))
+    pid = os.getpid()
+    return decide(own, above, {pid, *tree.descendants(pid, parents)})
 
 
 def folder_of(pid: int | str, proc: Path = Path("/proc")) -> Path | None:

@@ -1,18 +1,21 @@
 """Control groups of sandboxes: made, entered, ended; and a backend that has them.
 
 Where this machine lets a test make groups they are real ones, though without limits;
-elsewhere, and where limits are looked at, folders stand for them.
+elsewhere, and where limits are looked at, folders stand for them. That the kernel
+has no process in a group that is divided is seen with one controller, if it is free.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 import pytest
@@ -44,6 +47,15 @@ def _place(folder: Path, *pids: int) -> Place:
     return Place(path=folder, controllers=LIMITED, pids=pids)
 
 
+@contextmanager
+def _sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A folder that stands for a group."""
@@ -72,21 +84,70 @@ def best(groups: ControlGroups) -> Iterator[ControlGroups]:
     folders[0].rmdir()
 
 
+class Filled(NamedTuple):
+    """A group with a process that has to move before it is divided."""
+
+    path: Path
+    controllers: frozenset[str]
+    pid: int
+    rmdir: Callable[[Path], object]
+
+    def groups(self, owner: str, *, moved: bool = False) -> ControlGroups:
+        """Return a platform's; that of another may have moved the process already."""
+        pids = () if moved else (self.pid,)
+        place = Place(path=self.path, controllers=self.controllers, pids=pids)
+        return ControlGroups(place, owner, rmdir=self.rmdir)
+
+    def is_as_it_was(self) -> bool:
+        """Whether the process is in it, nothing is handed down, and no group there."""
+        handed = self.path / "cgroup.subtree_control"
+        return (
+            (self.path / "cgroup.procs").read_text().split() == [str(self.pid)]
+            and handed.read_text() in ("", "-cpu -memory -pids")
+            and not any(entry.is_dir() for entry in self.path.iterdir())
+        )
+
+
+@contextmanager
+def _real_group() -> Iterator[Path | None]:
+    """Make a group of this machine's that has a controller nobody uses, if any."""
+    seen = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        try:
+            top = seen[0][1]
+            fd = os.open(top, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # another run of these tests
+            handed = top / "cgroup.subtree_control"
+            if "hugetlb" not in handed.read_text().split():
+                handed.write_text("+hugetlb")
+                stack.callback(handed.write_text, "-hugetlb")
+            folder = top / f"ppio-test-{new_id()}"
+            folder.mkdir()
+        except (IndexError, OSError):
+            yield None
+            return
+        stack.callback(ControlGroup(folder).end)
+        yield folder
+
+
+@pytest.fixture
+def filled(base: Path) -> Iterator[Filled]:
+    """A real group where this machine lets a test divide one."""
+    with _real_group() as real, _sleeper() as process:
+        (real or base).joinpath("cgroup.procs").write_text(str(process.pid))
+        if real is None:
+            yield Filled(base, LIMITED, process.pid, shutil.rmtree)
+        else:
+            yield Filled(real, frozenset({"hugetlb"}), process.pid, os.rmdir)
+
+
 @pytest.fixture
 def grouped(lab: Lab, groups: ControlGroups, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """Sandboxes with groups, in none of which is a chain of short lives."""
     monkeypatch.setattr(supervised, "_LOOKS", 1)
     lab.backend = ProcessBackend(no_zygote(), groups=groups)
     return lab
-
-
-@contextmanager
-def _sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 # What a group limits
@@ -243,16 +304,69 @@ def test_a_place_is_divided_when_who_is_in_it_has_moved(base: Path) -> None:
     assert (base / "ppio-platform" / "cgroup.procs").read_text() == "42"
     assert (base / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
     assert {entry.name for entry in base.iterdir() if entry.is_dir()} == {
-        "ppio-platform"
+        "ppio-platform",
+        "ppio-me-open",
     }
 
 
 def test_a_place_without_processes_needs_no_group_for_them(
     groups: ControlGroups, base: Path
 ) -> None:
+    """It was divided by somebody else, and stays so."""
     groups.begin()
+    groups.close()
 
     assert [entry for entry in base.iterdir() if entry.is_dir()] == []
+    assert (base / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_a_place_is_as_it_was_when_the_last_group_has_gone(
+    filled: Filled, lab: Lab
+) -> None:
+    """Whichever of the platforms there closes last. A second close is none."""
+    first, second = filled.groups("a"), filled.groups("b", moved=True)
+    first.begin()
+    second.begin()
+    sandbox = second.make(lab.spec())
+    first.close()
+    assert (filled.path / "ppio-b-open").exists()
+    second.close()
+    assert (filled.path / "ppio-platform").exists()
+    assert sandbox.end()
+    second.close()
+    second.close()
+
+    assert filled.is_as_it_was()
+
+
+def test_what_a_platform_that_was_killed_has_left_is_in_nobodys_way(
+    filled: Filled,
+) -> None:
+    (filled.path / "ppio-platform").mkdir()
+    (filled.path / "ppio-a-open").mkdir()
+    groups = filled.groups("a")
+    groups.begin()
+    groups.close()
+
+    assert filled.is_as_it_was()
+
+
+def test_a_place_in_which_no_group_can_be_made_is_as_it_was(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what can be limited was handed down, and the process had moved."""
+    mkdir = Path.mkdir
+
+    def refuse(self: Path, **options: bool) -> None:
+        if self.name == "ppio-a-open":
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        mkdir(self, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(BlockingIOError):
+        filled.groups("a").begin()
+
+    assert filled.is_as_it_was()
 
 
 def test_a_place_that_cannot_be_divided_is_as_it_was(
@@ -292,6 +406,7 @@ def test_groups_that_a_platform_has_left_are_ended(
     other.mkdir()
     with _sleeper() as process:
         left.add(process.pid)
+        best.begin()
         best.sweep({live.sandbox_id})
 
         assert process.wait(10) == -9
@@ -302,6 +417,8 @@ def test_groups_that_a_platform_has_left_are_ended(
     )
     other.rmdir()
     assert kept.end()
+    assert (kept.path.parent / "ppio-me-open").exists()
+    best.close()
 
 
 def test_groups_that_were_left_end_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from ppio_agent.sandbox.backends.delegation import (
     decide,
     folder_of,
     group_path,
-    kin,
     locate,
     look,
     mounts,
@@ -75,38 +75,6 @@ def test_the_group_of_a_process_is_that_of_version_2() -> None:
 
 def test_a_process_that_has_ended_is_in_no_group(tmp_path: Path) -> None:
     assert folder_of(1, tmp_path) is None
-
-
-# Which processes may be moved
-
-
-def _line(pid: int, parents: dict[int, int]) -> list[int]:
-    """Return a process and those that it comes from."""
-    found: list[int] = []
-    while pid and pid not in found:
-        found.append(pid)
-        pid = parents.get(pid, 0)
-    return found
-
-
-@given(st.dictionaries(st.integers(1, 20), st.integers(0, 20)), st.integers(1, 20))
-def test_of_a_family_are_ancestors_and_descendants(
-    parents: dict[int, int], pid: int
-) -> None:
-    """A table that is read while pids are given again may hold circles."""
-    everyone = {pid, *parents, *parents.values()} - {0}
-
-    assert kin(pid, parents) == {
-        other
-        for other in everyone
-        if other in _line(pid, parents) or pid in _line(other, parents)
-    }
-
-
-def test_siblings_are_strangers() -> None:
-    parents = {1: 0, 5: 1, 6: 1, 50: 5, 51: 50}
-
-    assert kin(50, parents) == {1, 5, 50, 51}
 
 
 # What is decided
@@ -262,6 +230,23 @@ def test_above_a_unit_of_systemd_nothing_is_looked_for(system: System) -> None:
     assert asked == [own]
 
 
+@pytest.mark.parametrize("place", ["user.slice/a.scope", "theirs/mine", ""])
+def test_a_platform_finds_the_place_that_another_has_divided(
+    place: str, system: System, request: pytest.FixtureRequest
+) -> None:
+    """One in this program, or one that was killed, in a unit, a container, or so."""
+    divided = system.group(place, hands=ALL_NAMES)
+    if place == "theirs/mine":
+        request.getfixturevalue("no_root")
+        (divided.parent / "cgroup.subtree_control").unlink()  # not to be written
+    system.enter(f"{place}/ppio-platform".lstrip("/"))
+    scopes = [divided] if place.endswith(".scope") else []
+
+    assert system.look(*scopes) == Place(
+        path=divided, controllers=frozenset({"memory", "cpu", "pids"})
+    )
+
+
 @pytest.mark.usefixtures("no_root")
 def test_a_group_of_this_user_below_one_of_others_is_its_own(system: System) -> None:
     """An administrator has handed it over."""
@@ -286,6 +271,25 @@ def test_the_group_of_the_whole_system_is_nobodys(system: System) -> None:
     (system.proc / "self" / "cgroup").write_text("0::/\n")
 
     assert system.look(system.top) == "this program is in the group of the whole system"
+
+
+def test_those_below_this_program_move_along(system: System) -> None:
+    with subprocess.Popen(["sleep", "100"]) as child:
+        own = system.enter("a.scope", child.pid)
+        place = system.look(own)
+        child.kill()
+
+    assert isinstance(place, Place)
+    assert place.pids == (ME, child.pid)
+
+
+def test_the_program_that_has_started_this_one_stays_where_it_is(
+    system: System,
+) -> None:
+    """As a shell, or the first process of a container: it is not this one's."""
+    own = system.enter("a.scope", os.getppid())
+
+    assert system.look(own) == f"other programs are in {own}"
 
 
 def test_strangers_in_the_group_stay_where_they_are(system: System) -> None:
