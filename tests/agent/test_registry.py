@@ -20,7 +20,7 @@ from ppio_agent.exceptions import (
 )
 from ppio_agent.wire.models import Principal
 from tests.agent.support import make_context, make_invocation, pool_of
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 
 def key(value: str = "k", body: bytes = b"{}", entrypoint: str = "main") -> RunKey:
@@ -231,7 +231,7 @@ def test_the_totals_know_whose_user_code_still_runs() -> None:
     with pool_of() as pool:
         invocation = make_invocation(
             stubborn,
-            context=make_context(timeout=0.05),
+            context=make_context(timeout=0.1 * SLOW),
             on_settled=registry.settled,
         )
         registry.admit(invocation).invocation.start(pool)
