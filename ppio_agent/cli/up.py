@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppio_agent.exceptions import SandboxUnavailableError
-
 from .output import unheard
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["up"]
 
-_LOOK_EVERY = 0.5  # seconds between two looks for a signal
+_LOOK_EVERY = 2.0  # seconds between two looks at the folders of the platform
 _TLS_PORT = 3443
 _INTERRUPTED = 130
 _DESCRIPTORS = 16_384
@@ -133,7 +132,7 @@ class _Stopping:
 
     def __init__(self, platform: SandboxPlatform) -> None:
         self._platform = platform
-        self._asked = threading.Event()
+        self._asked = False
         self.at_once = False
 
     def signalled(self) -> None:
@@ -141,7 +140,7 @@ class _Stopping:
         if self.at_once:
             # Supervisors see that the platform is gone and end their sandboxes.
             os._exit(_INTERRUPTED)
-        if self._asked.is_set():
+        if self._asked:
             self.at_once = True
             # On a thread of its own: this one may be inside of `close`.
             threading.Thread(target=self._platform.abort, daemon=True).start()
@@ -149,22 +148,28 @@ class _Stopping:
 
     def ask(self) -> None:
         """End, if it is not asked for yet."""
-        self._asked.set()
+        self._asked = True
 
     def wait(self) -> None:
         """Wait for the first one.
 
         Raises:
-            SandboxUnavailableError: The data directory has gone.
+            SandboxUnavailableError: As `SandboxPlatform.check`.
         """
-        # In steps: a signal that meets the main thread in a long wait may be handled
-        # on another thread, and then does not wake it.
-        while not self._asked.wait(_LOOK_EVERY):
-            if not self._platform.has_data:
-                raise SandboxUnavailableError(
-                    "the data directory was removed or replaced, so the platform keeps"
-                    " nothing any more and ends: start it again"
-                )
+        # A signal that is met by another thread wakes no wait of this one, which alone
+        # can handle it; but it is written to the socket at once.
+        heard, signals = socket.socketpair()
+        with heard, signals:
+            heard.settimeout(_LOOK_EVERY)
+            signals.settimeout(0)
+            before = signal.set_wakeup_fd(signals.fileno())
+            try:
+                while not self._asked:
+                    self._platform.check()
+                    with suppress(TimeoutError):
+                        heard.recv(1)
+            finally:
+                signal.set_wakeup_fd(before)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -66,6 +67,7 @@ class DataDir:
         self._lock_fd: int | None = None
         # Kept apart from its note, which goes with the directory if that is removed.
         self._sockets: Path | None = None
+        self._sockets_fd: int | None = None
 
     @property
     def database(self) -> Path:
@@ -120,29 +122,34 @@ class DataDir:
 
         Blocking: 10 s at most, unless a platform runs that announced itself.
         """
-        make_private(self.path)
-        self._lock_fd = os.open(
-            self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
         # A forked child would keep it locked for as long as it lives.
         renew_in_child(self, DataDir.release)
         try:
-            self._lock(self._lock_fd)
+            self._lock()
             self._tidy()
         except BaseException:
             self.release()
             raise
 
-    def _lock(self, lock: int) -> None:
+    def _lock(self) -> None:
         deadline = Deadline.after(_WAIT)
         tick = threading.Event()
-        while not _locked(lock, fcntl.LOCK_EX):
+        while not self._lock_now():
             # Nothing is announced by a command, nor yet by one that is just starting.
             # One that has gone was killed, and a child that it was starting holds the
             # lock for a moment.
             if deadline.expired or read_running(self.path) is not None:
                 raise _already_running(self.path, _announced(self.path))
             tick.wait(0.02)
+
+    def _lock_now(self) -> bool:
+        """Lock the file that is there now; the one that was may have been removed."""
+        self.release()
+        make_private(self.path)
+        self._lock_fd = os.open(
+            self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        return _locked(self._lock_fd, fcntl.LOCK_EX) and self.is_held
 
     def _tidy(self) -> None:
         """Remove what a platform that was killed has left."""
@@ -155,15 +162,24 @@ class DataDir:
     @property
     def is_held(self) -> bool:
         """Whether the directory is the one that was locked, not removed or replaced."""
-        if self._lock_fd is None:
-            return False
-        try:
-            found = os.stat(self.path / _LOCK)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True  # it may well be there
-        return os.path.samestat(found, os.fstat(self._lock_fd))
+        return _is_at(self.path / _LOCK, self._lock_fd)
+
+    def check(self) -> None:
+        """See to it that the directory and the folder for sockets are still there.
+
+        Raises:
+            SandboxUnavailableError: One was removed or replaced.
+        """
+        if not self.is_held:
+            raise SandboxUnavailableError(
+                "the data directory was removed or replaced, so the platform keeps"
+                " nothing any more and ends: start it again"
+            )
+        if self._sockets is not None and not _is_at(self._sockets, self._sockets_fd):
+            raise SandboxUnavailableError(
+                f"the folder for sockets {self._sockets} was removed or replaced, so"
+                " nobody reaches the platform any more and it ends: start it again"
+            )
 
     def key(self) -> str:
         """Return the generated key, the same at each start."""
@@ -182,17 +198,34 @@ class DataDir:
         Raises:
             SandboxUnavailableError: There is no place with a path short enough.
         """
-        self._sockets = self._noted_sockets()
-        if self._sockets is not None:
-            return self._sockets
+        folder = self._noted_sockets()
+        if folder is None or not self._lock_sockets(folder):
+            folder = self._new_sockets()
+            self._lock_sockets(folder)
+        (folder / _OWNER).unlink(missing_ok=True)
+        (folder / _OWNER).symlink_to(self.path)
+        self._sockets = folder
+        return folder
+
+    def _lock_sockets(self, folder: Path) -> bool:
+        """Lock the folder, unless another platform has it, as of a copied directory.
+
+        Cleaners of temporary files leave a folder alone that is locked.
+        """
+        if self._sockets_fd is not None:
+            os.close(self._sockets_fd)
+        self._sockets_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return _locked(self._sockets_fd, fcntl.LOCK_EX)
+
+    def _new_sockets(self) -> Path:
         for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
             if base and len(base) <= _LONGEST_BASE and os.access(base, os.W_OK):
                 _remove_orphans(Path(base))
-                folder = tempfile.mkdtemp(prefix=_SOCKETS_PREFIX, dir=base)
-                self._sockets = Path(folder)
-                (self._sockets / _OWNER).symlink_to(self.path)
-                _write_private(self.path / _SOCKETS, folder)
-                return self._sockets
+                folder = Path(base, f"{_SOCKETS_PREFIX}{secrets.token_hex(5)}")
+                # Noted first: whenever this is killed, the next one has the folder.
+                _write_private(self.path / _SOCKETS, str(folder))
+                folder.mkdir(mode=0o700)
+                return folder
         raise SandboxUnavailableError(
             "there is no folder with a short path for sockets: set TMPDIR to one"
         )
@@ -234,22 +267,25 @@ class DataDir:
 
     def release(self) -> None:
         """Let others use the directory. Idempotent."""
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        for fd in (self._lock_fd, self._sockets_fd):
+            if fd is not None:
+                os.close(fd)
+        self._lock_fd = self._sockets_fd = None
 
 
 def _remove_orphans(base: Path) -> None:
     """Remove folders for sockets of platforms whose data directories have gone.
 
-    They were killed, and none comes after them, as where a test was.
+    They were killed, and none comes after them, as where a test was. One that runs may
+    see its directory where this one does not, as in another container.
     """
     oldest = time.time() - _ORPHANED_FOR
     for folder in base.glob(f"{_SOCKETS_PREFIX}*"):
         with suppress(OSError):  # not of this kind
             about = folder.lstat()
             gone = not (folder / _OWNER).readlink().exists()
-            if gone and about.st_uid == os.getuid() and about.st_mtime < oldest:
+            old = about.st_uid == os.getuid() and about.st_mtime < oldest
+            if gone and old and not _in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -271,7 +307,7 @@ def read_running(path: Path) -> Running | None:
     another program have its pid.
     """
     running = _announced(path)
-    if running is None or not _lives(running.pid) or not _in_use(path):
+    if running is None or not _lives(running.pid) or not _in_use(path / _LOCK):
         return None
     return running
 
@@ -287,8 +323,9 @@ def _announced(path: Path) -> Running | None:
 
 
 def _in_use(path: Path) -> bool:
+    """Whether a file or folder is locked."""
     try:
-        lock = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -307,6 +344,19 @@ def _locked(lock: int, kind: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_at(path: Path, fd: int | None) -> bool:
+    """Whether what is at `path` is what is open, not removed or replaced."""
+    if fd is None:
+        return False
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # it may well be there
+    return os.path.samestat(found, os.fstat(fd))
 
 
 def _lives(pid: int) -> bool:

@@ -317,13 +317,14 @@ class SandboxPlatform(Closing):
         """Whether it was started in this process and not closed."""
         return self._parts is not None and self._pid == os.getpid()
 
-    @property
-    def has_data(self) -> bool:
-        """Whether its data directory is still there, and has not been replaced.
+    def check(self) -> None:
+        """See to it that the folders it needs are still there; from time to time.
 
-        If not, it keeps nothing any more, and makes no sandboxes: close it.
+        Raises:
+            SandboxUnavailableError: One was removed or replaced, so that it keeps
+                nothing, or nobody reaches it, any more: close it.
         """
-        return self._up.data.is_held
+        self._up.data.check()
 
     @property
     def _up(self) -> _Parts:

@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -131,6 +133,28 @@ def test_it_ends_when_its_data_directory_is_removed(tmp_path: Path) -> None:
     assert platform.returncode == 5
     assert "the data directory was removed" in error
     assert not (tmp_path / "d").exists()
+
+
+def test_a_signal_is_heard_at_once_whichever_thread_meets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system chooses one of them, and the main thread alone can handle it."""
+    monkeypatch.setattr(up, "_LOOK_EVERY", 600.0)
+    looked = threading.Event()
+    stopping = up._Stopping(Mock(check=looked.set))
+
+    def meet() -> None:
+        looked.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: stopping.ask())
+    meeting = threading.Thread(target=meet)
+    try:
+        meeting.start()
+        stopping.wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        meeting.join()
 
 
 def test_its_own_log_tells_what_it_did(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ppio_agent._util.files import UNFINISHED
 from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
 from ppio_agent.sandbox import datadir
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
+from tests.support import wait_until
 
 RUNNING = Running(url="http://127.0.0.1:1", pid=os.getpid(), api_key="sk_x")
 
@@ -137,6 +138,19 @@ def test_a_directory_that_could_not_be_used_can_be_once_it_is_mended(
     again.release()
 
 
+def test_one_that_waits_has_the_directory_that_is_there_then(data: DataDir) -> None:
+    """Not one that was removed meanwhile, which others have made anew."""
+    other = DataDir(data.path)
+    waiting = threading.Thread(target=other.acquire)
+    waiting.start()
+    wait_until(lambda: other._lock_fd is not None)
+    shutil.rmtree(data.path)
+    data.release()
+    waiting.join()
+    assert other.is_held
+    other.release()
+
+
 def test_a_command_is_waited_for(data: DataDir) -> None:
     """Commands announce nothing, and need the directory for a moment."""
     timer = threading.Timer(0.1, data.release)
@@ -248,6 +262,54 @@ def test_the_socket_folder_goes_even_if_the_data_directory_went_before(
     assert not folder.exists()
 
 
+def test_one_whose_folders_have_gone_is_told_so(data: DataDir) -> None:
+    """It would serve on and be reached by nobody, or keep nothing."""
+    data.check()
+    shutil.rmtree(data.make_socket_folder())
+    with pytest.raises(SandboxUnavailableError, match="the folder for sockets"):
+        data.check()
+    data.make_socket_folder()
+    data.check()
+    data.remove_socket_folder()
+    shutil.rmtree(data.path)
+    with pytest.raises(SandboxUnavailableError, match="the data directory was removed"):
+        data.check()
+
+
+def test_a_copy_of_a_data_directory_has_sockets_of_its_own(
+    data: DataDir, tmp_path: Path
+) -> None:
+    """Those that its note tells of are in use."""
+    folder = data.make_socket_folder()
+    shutil.copytree(data.path, tmp_path / "copy")
+    with closing(_Acquired(tmp_path / "copy")) as copy:
+        assert copy.make_socket_folder() != folder
+        copy.remove_socket_folder()
+    assert (folder / "data").readlink() == data.path
+    data.check()
+    data.remove_socket_folder()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "symlink_to"])
+def test_a_kill_amid_the_making_of_a_socket_folder_leaves_none(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The next platform has the folder, and says whose it is."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, killed)
+        with pytest.raises(KeyboardInterrupt):
+            data.make_socket_folder()
+    noted = Path((data.path / "sockets").read_text())
+    folder = data.make_socket_folder()
+    assert noted == folder or not noted.exists()
+    assert (folder / "data").readlink() == data.path
+    data.remove_socket_folder()
+
+
 def test_the_socket_folder_of_a_killed_platform_is_that_of_the_next(
     data: DataDir,
 ) -> None:
@@ -314,7 +376,7 @@ def test_one_that_was_replaced_is_not_touched(data: DataDir) -> None:
     data.withdraw()
     data.remove_socket_folder()
     assert read_running(data.path) == RUNNING
-    assert DataDir(data.path).make_socket_folder() == folder
+    assert (data.path / "sockets").read_text() == str(folder)
     assert (data.is_held, other.is_held) == (False, True)
     other.remove_socket_folder()
     other.release()
@@ -343,6 +405,23 @@ def test_sockets_of_what_was_killed_and_removed_go_with_a_later_start(
         with closing(_Acquired(tmp_path / "last")) as late:
             late.make_socket_folder()
         assert [folder.exists() for folder in folders] == [False, True]
+
+
+def test_sockets_in_use_are_not_removed_by_who_cannot_see_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where two containers share the folder for temporary files."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ppt-") as base:
+        monkeypatch.setattr(tempfile, "tempdir", base)
+        with closing(_Acquired(tmp_path / "one")) as one:
+            folder = one.make_socket_folder()
+            old = time.time() - 3601
+            os.utime(folder, (old, old))
+            one.path.rename(tmp_path / "unseen")
+            with closing(_Acquired(tmp_path / "other")) as other:
+                other.make_socket_folder()
+            assert folder.exists()
 
 
 class _Acquired(DataDir):
