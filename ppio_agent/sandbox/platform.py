@@ -157,6 +157,8 @@ class SandboxPlatform(Closing):
         ring = KeyRing(keys, any_key=config.any_key)
         sockets, left = _open_sockets(stack, data)
         groups = None if self._given_backend else open_groups(data.path)
+        if groups is not None:
+            stack.callback(groups.close)
         backend = self._given_backend or choose_backend(
             config.backend,
             Grounds(blank=data.blank, sockets=sockets),

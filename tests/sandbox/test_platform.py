@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,11 +19,14 @@ import pytest
 import requests
 
 from ppio_agent.exceptions import (
+    BackendUnavailableError,
     PlatformAlreadyRunningError,
     SandboxPlatformError,
     TemplateManifestError,
 )
-from ppio_agent.sandbox import PlatformConfig, SandboxPlatform
+from ppio_agent.sandbox import PlatformConfig, SandboxPlatform, platform
+from ppio_agent.sandbox.backends.control_group import open_groups
+from ppio_agent.sandbox.backends.delegation import Place
 from ppio_agent.sandbox.templates.manifest import parse_manifest
 from tests.sandbox.agents import HTTP_AGENT, write_agent
 from tests.sandbox.cloud import BLUE, RED, Cloud
@@ -503,6 +508,27 @@ def test_a_start_that_fails_lets_go_of_everything(tmp_path: Path) -> None:
         SandboxPlatform(free).start().close()
     finally:
         cloud.close()
+
+
+@pytest.mark.parametrize("backend", ["process", "bubblewrap"])
+def test_the_control_group_is_as_it_was_when_it_has_closed(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or when it cannot start, as with a backend that is not installed."""
+    group = tmp_path / "cgroup"
+    group.mkdir()
+    (group / "cgroup.procs").write_text("41\n")
+    place = Place(path=group, controllers=frozenset({"memory"}), pids=(41,))
+    given = partial(open_groups, find=lambda: place, rmdir=shutil.rmtree)
+    monkeypatch.setattr(platform, "open_groups", given)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = PlatformConfig(data_dir=tmp_path / "data", backend=backend, warm=0)
+    with suppress(BackendUnavailableError), SandboxPlatform(config) as opened:
+        assert opened.has_control_groups
+        assert (group / "ppio-platform").exists()
+
+    assert (group / "cgroup.subtree_control").read_text() == "-memory"
+    assert not (group / "ppio-platform").exists()
 
 
 def test_a_child_forked_while_it_closes_can_end(tmp_path: Path) -> None:
