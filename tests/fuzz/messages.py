@@ -7,8 +7,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["STREAMS", "messages"]
+__all__ = ["REFUSED", "STREAMS", "messages"]
 
+CHUNKED = b"Transfer-Encoding: chunked"
+LENGTH = b"Content-Length: 5"
 STARTS = st.sampled_from([
     b"GET / HTTP/1.1", b"POST /invocations?x=1#f HTTP/1.1", b"GET /a%20b HTTP/1.1",
     b"GET //a//b HTTP/1.1", b"GET http://h/p HTTP/1.1", b"GET / HTTP/1.0", b"GET /",
@@ -81,3 +83,38 @@ def messages(draw: Callable[[Any], Any]) -> bytes:
 
 STREAMS = st.lists(messages(), min_size=1, max_size=4).map(b"".join)
 """Requests on one connection, one after the other."""
+
+
+REFUSED: dict[str, tuple[bytes, bytes]] = {
+    name: (b"\r\n".join([*head, b""]), body)
+    for name, head, body in [
+        ("length and chunks", [b"Content-Length: 60", CHUNKED], b"0\r\n\r\n"),
+        ("chunks and length", [CHUNKED, b"Content-Length: 5"], b"0\r\n\r\n"),
+        ("two lengths", [b"Content-Length: 0", b"Content-Length: 5"], b"hello"),
+        ("list of lengths", [b"Content-Length: 0, 5"], b"hello"),
+        ("folded length", [b"Content-Length: 0", b" 5"], b"hello"),
+        ("signed length", [b"Content-Length: +5"], b"hello"),
+        ("length in words", [b"Content-Length: 0x5"], b"hello"),
+        ("endless length", [b"Content-Length: " + b"9" * 5000], b"hello"),
+        ("folded chunks", [b"Transfer-Encoding:", b" chunked", LENGTH], b"0\r\n\r\n"),
+        ("space in a name", [b"Transfer-Encoding : chunked"], b"0\r\n\r\n"),
+        ("chunks not last", [b"Transfer-Encoding: chunked, identity"], b"0\r\n\r\n"),
+        ("not chunks alone", [b"Transfer-Encoding: gzip, chunked"], b"0\r\n\r\n"),
+        ("nearly chunks", [b"Transfer-Encoding: \x0bchunked"], b"0\r\n\r\n"),
+        ("chunks and NUL", [b"Transfer-Encoding: chunked\0"], b"0\r\n\r\n"),
+        ("bare CR", [b"X: y\r" + CHUNKED], b"0\r\n\r\n"),
+        ("bare LF", [b"X: y\nz", CHUNKED], b"0\r\n\r\n"),
+        ("NUL", [b"X: y\0z", b"Content-Length: 0"], b""),
+        ("no header", [b"nothing", b"Content-Length: 0"], b""),
+        ("large head", [b"X: " + b"x" * (300 << 10)], b""),
+        ("size in words", [CHUNKED], b"zero\r\n\r\n"),
+        ("signed size", [CHUNKED], b"-0\r\n\r\n"),
+        ("prefixed size", [CHUNKED], b"0x0\r\n\r\n"),
+        ("two sizes", [CHUNKED], b"0 5\r\n\r\n"),
+        ("size and bare LF", [CHUNKED], b"0\n\r\n\r\n"),
+        ("extension with bare LF", [CHUNKED], b"0;a\nb\r\n\r\n"),
+        ("chunk without its end", [CHUNKED], b"5\r\nhello0\r\n\r\n"),
+        ("chunk that goes on", [CHUNKED], b"1\r\nhello\r\n0\r\n\r\n"),
+    ]
+}
+"""Head lines and bodies of which nobody is sure where they end."""

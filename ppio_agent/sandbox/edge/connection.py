@@ -119,7 +119,8 @@ class ClientConnection:
         """Give the edge's own answer, and say so if the connection ends with it."""
         http = self._peer.http
         if http.their_state is h11.SEND_BODY:
-            self._peer.take_body()  # a small body is here already
+            with contextlib.suppress(PeerError):  # it is refused whatever follows
+                self._peer.take_body()  # a small body is here already
         close = http.their_state is not h11.DONE
         await self._peer.send(*refusal_events(refusal, request, close=close))
 

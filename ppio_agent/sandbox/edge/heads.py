@@ -59,20 +59,27 @@ _FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-p
 def check_request(request: h11.Request) -> None:
     """Refuse what h11 lets pass and the edge does not.
 
+    Whoever sent it may mean another end of the request than the one that h11 finds, so
+    the connection ends with the answer: what follows must not be taken for a request.
+
     Raises:
-        EdgeRefusal: 400 for a head above the limit and for contradicting lengths.
+        EdgeRefusal: 400 for a head above the limit and for contradicting lengths, 505
+            for another version of HTTP.
     """
+    if request.http_version[:2] != b"1.":
+        raise EdgeRefusal.of(505, "HTTP/1.1 is spoken here", close=True)
     fields = request.headers
     size = len(request.method) + len(request.target)
     size += sum(len(name) + len(value) + 4 for name, value in fields)
     if size > HEAD_LIMIT:
-        raise EdgeRefusal.of(400, "the request's head is too large")
+        raise EdgeRefusal.of(400, "the request's head is too large", close=True)
     names = {name for name, _ in fields}
     # Either pair is how a request is smuggled past a proxy (RFC 9112, 6.1).
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version < b"1.1"
     ):
-        raise EdgeRefusal.of(400, "the request's length is given in two ways")
+        message = "the request's length is given in two ways"
+        raise EdgeRefusal.of(400, message, close=True)
 
 
 def forward_request(

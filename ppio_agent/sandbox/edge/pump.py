@@ -25,11 +25,10 @@ __all__ = ["Body", "Peer", "PeerError"]
 Body: TypeAlias = list[h11.Data | h11.EndOfMessage]
 """What is there of a body: at most one piece of data, then, if it is there, the end."""
 
-_MAX_MESSAGE = 200
 # What h11 proposes for a large head; it is a bad head like any other.
 _TOO_LARGE = 431
-# How h11 shows in a message what it was sent.
-_BYTES = re.compile(r"bytearray\(b(.*)\)", re.DOTALL)
+# How h11 shows in a message what it was sent, up to the end of the message.
+_SHOWN = re.compile(r":? (?:bytearray\()?b['\"].*", re.DOTALL)
 
 
 class Peer(Line):
@@ -180,8 +179,7 @@ class Peer(Line):
         except h11.RemoteProtocolError as exc:
             hint = exc.error_status_hint
             status = 0 if self.ended else 400 if hint == _TOO_LARGE else hint
-            message = _BYTES.sub(r"\1", str(exc))[:_MAX_MESSAGE]
-            raise PeerError(self, message, status) from exc
+            raise PeerError(self, _SHOWN.sub("", str(exc)), status) from exc
 
     async def _fill(self, deadline: float | None) -> None:
         if not self._inbox and not self.ended:

@@ -40,7 +40,12 @@ class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a fai
 
     @classmethod
     def of(
-        cls, status: int, message: str, *, retry_after: int | None = None
+        cls,
+        status: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        close: bool = False,
     ) -> EdgeRefusal:
         """Return the refusal with the plain body `{"code", "message"}`.
 
@@ -48,8 +53,11 @@ class EdgeRefusal(Exception):  # noqa: N818 - an answer that is given, not a fai
             status: HTTP status.
             message: For the caller.
             retry_after: Seconds after which it may be tried again; None says nothing.
+            close: End the connection with the answer.
         """
         headers = {} if retry_after is None else {RETRY_AFTER: str(retry_after)}
+        if close:
+            headers["Connection"] = "close"
         return cls(status, {"code": status, "message": message}, headers)
 
     @classmethod

@@ -7,12 +7,14 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from ppio_agent.sandbox.backends.base import ENVD_PORT
-from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort
+from ppio_agent.sandbox.edge.addressing import ControlPlane, SandboxPort, Target
 from ppio_agent.sandbox.edge.server import Edge, EdgeRefusal
+from tests.fuzz.messages import REFUSED
 from tests.sandbox.edge.edgekit import (
     AGENT,
     ID,
@@ -134,14 +136,69 @@ def test_a_bad_head_is_refused_in_json(edge: Edge, head: bytes, status: int) -> 
         assert error(client.send(get(more=head)))[0] == status
 
 
-def test_a_line_that_is_no_header_is_shown_as_text(edge: Edge) -> None:
-    with Client(edge) as client:
-        _, found = error(client.send(get(more=b"Bad Name: 1\r\n")))
-    assert found["message"] == "illegal header line: 'Bad Name: 1'"
+@pytest.mark.parametrize("name", [*REFUSED, "large head that came whole"])
+@pytest.mark.parametrize(
+    "target",
+    [ControlPlane(), AGENT, SandboxPort(ID, ENVD_PORT)],
+    ids=["api", "agent", "envd"],
+)
+def test_nothing_is_served_behind_what_was_not_understood(
+    upstreams: Scripted, edge: Edge, target: Target, name: str
+) -> None:
+    """It may be a part of that: one answer, and the connection ends."""
+    served: list[bytes] = []
 
+    def script(sock: socket.socket) -> None:
+        while True:
+            served.append(read_request(sock)[0])
+            sock.sendall(answer())
+
+    upstreams.serve(target, script)
+    to = host(target.port) if isinstance(target, SandboxPort) else CONTROL
+    head, body = REFUSED.get(name, (b"X: " + b"x" * (66 << 10) + b"\r\n", b""))
     with Client(edge) as client:
-        _, found = error(client.send(get(more=b"Bad Name: " + b"x" * 500 + b"\r\n")))
-    assert len(str(found["message"])) == 200
+        client.send(b"POST / HTTP/1.1\r\n" + to + head + b"\r\n" + body)
+        with suppress(OSError):  # it was refused before all of it was sent
+            client.send(get("/second", to=to))
+        status, headers, _ = client.message()
+        assert (status in {400, 501}, headers["connection"]) == (True, "close")
+        assert client.read() == b""
+    assert not any(b"/second" in line for line in served)
+
+
+def test_a_refused_request_is_answered_though_its_body_is_bad(
+    edge: Edge, upstreams: Scripted
+) -> None:
+    """It is refused for what it asks, whatever it brings along."""
+    upstreams.refusals[AGENT] = EdgeRefusal.of(409, "busy")
+    post = b"POST / HTTP/1.1\r\n" + host() + b"Transfer-Encoding: chunked\r\n\r\n"
+    with Client(edge) as client:
+        assert error(client.send(post + b"zz\r\n" + get()))[0] == 409
+        assert client.read() == b""
+
+
+def test_another_version_of_http_is_answered_once(edge: Edge) -> None:
+    """HTTP/2 begins with what looks like a request, and like half of another."""
+    with Client(edge) as client:
+        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert error(client)[0] == 505
+        assert client.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (b"Secret Name: 1\r\n", "illegal header line"),
+        (b"Transfer-Encoding: chunked\r\n\r\nSecret\r\n", "illegal chunk header"),
+    ],
+)
+def test_what_is_not_understood_is_not_repeated(
+    edge: Edge, upstreams: Scripted, more: bytes, message: str
+) -> None:
+    upstreams.serve(AGENT, replying(answer()))
+    with Client(edge) as client:
+        _, found = error(client.send(get(more=more)))
+    assert found["message"] == message
 
 
 @pytest.mark.parametrize("port", [0, 65536, 99999])
