@@ -145,8 +145,9 @@ def answer(
 ) -> Response:
     """Return an answer with a JSON body; status 204 has none."""
     body = b"" if status == 204 else encode_json(value)
-    response = Response(body, status, dict(headers or {}))
-    response.mimetype = "application/json"
+    response = Response(body, status, headers, mimetype="application/json")
+    if not body:
+        del response.headers["Content-Type"]
     return response
 
 

@@ -174,6 +174,8 @@ def test_a_composite_id_works_on_every_path(wire: Wire) -> None:
     ):
         response = wire.ask(method, path + action, body)
         assert response.status_code == status, (method, action, response.text)
+        typed = "Content-Type" in response.headers
+        assert typed == (status != 204), "no content has no type"
 
 
 @pytest.mark.parametrize(
