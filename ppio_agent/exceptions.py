@@ -572,9 +572,14 @@ class BackendUnavailableError(SandboxUnavailableError):
 
 
 class SandboxStartError(SandboxPlatformError):
-    """A sandbox's supervisor did not come up; the message ends with its output."""
+    """A sandbox's supervisor did not come up; the message ends with its output.
+
+    Attributes:
+        said: What it, or the helper that connects it, wrote; `""` if nothing is known.
+    """
 
     code = "start_failed"
+    said: str = ""
 
 
 class SandboxStateError(SandboxPlatformError):

@@ -139,9 +139,7 @@ class BubblewrapBackend:
         """Refuse what this backend cannot do; see `Backend.check`."""
         if allow_internet and not self._bwrap.helpers:
             raise SandboxPlatformError(
-                "neither pasta nor slirp4netns is installed, one of which connects"
-                " sandboxes to the network: install one, or use"
-                " allow_internet_access=false",
+                f"{self._bwrap.offline}; or use allow_internet_access=false",
                 code="not_supported",
                 http_status=501,
             )

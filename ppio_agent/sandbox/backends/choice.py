@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from ppio_agent._util.ids import new_id, secret_token
-from ppio_agent.exceptions import BackendUnavailableError, SandboxPlatformError
+from ppio_agent.exceptions import (
+    BackendUnavailableError,
+    SandboxPlatformError,
+    SandboxStartError,
+)
 
 from .base import ENVD_PORT, Backend, LineAddress, SandboxSpec
 from .bubblewrap import BubblewrapBackend, Grounds
@@ -18,13 +22,17 @@ from .contained import Bwrap
 from .control_group import ControlGroups
 from .diagnosis import explain, find_bwrap, keeps_namespaces, refuse_setuid
 from .process import ProcessBackend
-from .uplink import find_helpers
+from .uplink import TUN, find_helpers, refuse_device
 
 __all__ = ["choose_backend"]
 
 _log = logging.getLogger(__name__)
 
 _DIAL_LIMIT: Final = 2.0
+_NO_HELPER: Final = (
+    "neither pasta nor slirp4netns is installed, one of which connects sandboxes to the"
+    " network: install one"
+)
 
 
 def choose_backend(
@@ -35,6 +43,7 @@ def choose_backend(
     warm: int,
     groups: ControlGroups | None = None,
     environ: Mapping[str, str] = os.environ,
+    tun: str = TUN,
 ) -> Backend:
     """Return the backend that runs sandboxes.
 
@@ -47,6 +56,7 @@ def choose_backend(
             processes wait for the first sandbox.
         groups: Makes sandboxes their control groups; None: they do without.
         environ: Whose `PATH` is searched for programs.
+        tun: The device by which a helper connects sandboxes to the network.
 
     Raises:
         BackendUnavailableError: `bubblewrap` was asked for and does not work.
@@ -57,14 +67,16 @@ def choose_backend(
         return _processes(warm, groups)
     reason = ""
     helpers = find_helpers(environ.get("PATH", os.defpath))
-    if name == "auto" and not helpers:
-        reason = "neither pasta nor slirp4netns is installed"
+    offline = refuse_device(tun) if helpers else _NO_HELPER
+    if name == "auto" and offline:
+        reason = offline
     elif (path := find_bwrap(environ)) is None:
         reason = "bwrap is not installed, or this is not Linux"
     elif not (reason := refuse_setuid(path)):
         bwrap = Bwrap(
             path=path,
-            helpers=helpers,
+            helpers=() if offline else helpers,
+            offline=offline,
             no_namespaces=keeps_namespaces(path),
             hidden=(str(hidden),),
         )
@@ -73,7 +85,8 @@ def choose_backend(
             _probe(backend, place, internet=name == "auto")
         except (OSError, SandboxPlatformError) as exc:
             backend.close()
-            reason = explain(str(exc))
+            said = exc.said if isinstance(exc, SandboxStartError) else ""
+            reason = explain(said or str(exc))
         else:
             backend.begin()
             return backend

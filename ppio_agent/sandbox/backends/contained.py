@@ -116,12 +116,14 @@ class Bwrap:
     Attributes:
         path: The program `bwrap`.
         helpers: What connects them to the network.
+        offline: Why there is none that can, and what to do.
         no_namespaces: Whether `bwrap` can keep those inside from making namespaces.
         hidden: Folders that no sandbox may see.
     """
 
     path: str
     helpers: Sequence[Helper] = ()
+    offline: str = ""
     no_namespaces: bool = True
     hidden: Sequence[str] = ()
 
@@ -166,7 +168,7 @@ class Bwrap:
         except OSError as exc:
             said = read_tail(supervisor_log(root)).strip()
             raise SandboxStartError(
-                f"sandbox {sandbox_id} could not be started: {said or exc}"
+                f"sandbox {sandbox_id} could not be started: {said or exc}", said=said
             ) from exc
 
     def _make(

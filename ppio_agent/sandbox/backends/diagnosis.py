@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .uplink import find_helpers
+from .uplink import TUN, find_helpers, refuse_device
 
 __all__ = [
     "Check",
@@ -24,11 +24,6 @@ __all__ = [
 ]
 
 _LIMIT = 5.0
-_TUN = "/dev/net/tun"
-_LET_IN = (
-    "sandboxes reach the network through it: modprobe tun; into a container it is let"
-    " by --device /dev/net/tun"
-)
 _INSTALL = "install the package {} (apt install {}, dnf install {})"
 _SETTINGS = (
     "kernel/apparmor_restrict_unprivileged_userns",
@@ -59,9 +54,7 @@ class Check(NamedTuple):
     how: str
 
 
-def diagnose(
-    environ: Mapping[str, str] = os.environ, *, tun: str = _TUN
-) -> list[Check]:
+def diagnose(environ: Mapping[str, str] = os.environ, *, tun: str = TUN) -> list[Check]:
     """Look for all that the bubblewrap backend needs.
 
     Args:
@@ -89,8 +82,8 @@ def diagnose(
         ),
     ]
     if helpers:
-        reached = os.access(tun, os.R_OK | os.W_OK)
-        checks.append(Check(tun, reached, "" if reached else _LET_IN))
+        fault = refuse_device(tun)
+        checks.append(Check(tun, not fault, fault))
     return checks
 
 
@@ -159,7 +152,7 @@ def _read_setting(name: str) -> str:
 
 
 def explain(said: str, read: Callable[[str], str] = _read_setting) -> str:
-    """Return what `bwrap` said with the usual cause and what to do about it.
+    """Return what `bwrap` said, in one line, with the usual cause and what to do.
 
     Args:
         said: Its complaints.
@@ -167,11 +160,10 @@ def explain(said: str, read: Callable[[str], str] = _read_setting) -> str:
             there is none.
     """
     restricted, allowed, most = map(read, _SETTINGS)
-    if _TUN in said:
-        cause = _LET_IN
-    elif not any(word in said for word in _REFUSALS):
-        return said.strip()
-    elif restricted == "1":
+    said = "; ".join(filter(None, map(str.strip, said.splitlines())))
+    if TUN in said or not any(word in said for word in _REFUSALS):
+        return said
+    if restricted == "1":
         cause = (
             "AppArmor keeps programs from making user namespaces: load the profile"
             " bwrap-userns-restrict, which up to Ubuntu 24.10 is in the package"
@@ -186,4 +178,4 @@ def explain(said: str, read: Callable[[str], str] = _read_setting) -> str:
             "usually user namespaces are disabled, as in most containers: allow them"
             " there, or run outside"
         )
-    return f"{said.strip()} ({cause})"
+    return f"{said} ({cause})"

@@ -9,6 +9,7 @@ again if it ends before, whether there is a platform or not.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -30,7 +31,17 @@ from ppio_agent.exceptions import SandboxStartError
 
 from .startup import read_tail
 
-__all__ = ["Helper", "Uplink", "connect", "find_helpers", "resolver"]
+__all__ = [
+    "TUN",
+    "Helper",
+    "Uplink",
+    "connect",
+    "find_helpers",
+    "refuse_device",
+    "resolver",
+]
+
+TUN = "/dev/net/tun"
 
 _NAMESERVER = "10.0.2.3"
 _NS_GET_USERNS = 0xB701
@@ -165,6 +176,22 @@ def find_helpers(path: str) -> tuple[Helper, ...]:
     return tuple(found)
 
 
+def refuse_device(tun: str) -> str:
+    """Return how to let a helper open its device; `""` if it can.
+
+    Args:
+        tun: The device by which a helper connects sandboxes to the network.
+    """
+    try:
+        os.close(os.open(tun, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        need = f"the network of sandboxes needs {tun}"
+        if error.errno == errno.EACCES:
+            return f"{need}, which this user may not open: sudo chmod 666 {tun}"
+        return f"{need}: modprobe tun, or --device {tun} for a container"
+    return ""
+
+
 def resolver(host: str) -> str:
     """Return the text of `resolv.conf` inside. Pure.
 
@@ -209,9 +236,13 @@ def connect(
         uplink = _start(helper, pid, sandbox_id, alive, log)
         if uplink is not None:
             return uplink
+    # What pasta writes where there is no syslog explains nothing.
+    lines = [line for line in read_tail(log).splitlines() if "to syslog" not in line]
+    said = "; ".join(filter(None, lines))
     raise SandboxStartError(
         f"sandbox {sandbox_id} cannot be connected to the network; do without by"
-        f" allow_internet_access=false: {read_tail(log)}"
+        f" allow_internet_access=false: {said}",
+        said=said,
     )
 
 

@@ -36,13 +36,14 @@ class Machine:
     def add_real(self, name: str) -> None:
         (self.programs / name).symlink_to(needs_program(name))
 
-    def choose(self, name: str, *, warm: int = 0) -> Backend:
+    def choose(self, name: str, *, warm: int = 0, tun: str = os.devnull) -> Backend:
         backend = choose_backend(
             name,
             self.place,
             hidden=self.folder,
             warm=warm,
             environ={"PATH": str(self.programs)},
+            tun=tun,
         )
         self.backends.append(backend)
         return backend
@@ -120,11 +121,31 @@ def test_a_helper_that_cannot_connect_is_as_none(
 ) -> None:
     """Else no sandbox could be made but those that do without the network."""
     machine.add_real("bwrap")
-    machine.add("pasta", "echo no tun device >&2; exit 1")
+    script = "echo Failed to send 45 bytes to syslog; echo no route; echo no name"
+    machine.add("pasta", f"{{ {script}; }} >&2; exit 1")
 
     assert machine.choose("auto").name == "process"
-    assert "no tun device" in caplog.text
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "another: no route; no name; ppio-agent doctor" in said
     assert machine.choose("bubblewrap").name == "bubblewrap"
+
+
+def test_a_helper_whose_device_may_not_be_opened_is_as_none(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is known before anything is made, with what can be done."""
+    machine.add_real("bwrap")
+    machine.add("pasta", "touch $0.tried")
+    tun = str(machine.folder / "tun")
+
+    assert machine.choose("auto", tun=tun).name == "process"
+    assert f"the network of sandboxes needs {tun}: modprobe tun" in caplog.text
+    backend = machine.choose("bubblewrap", tun=tun)
+    with pytest.raises(SandboxPlatformError, match=f"needs {tun}: modprobe") as caught:
+        backend.check(allow_internet=True)
+    assert caught.value.http_status == 501
+    backend.check(allow_internet=False)
+    assert not (machine.programs / "pasta.tried").exists()
 
 
 def test_bubblewrap_that_was_asked_for_and_does_not_work_is_an_error(
