@@ -15,10 +15,12 @@ Linux only.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
@@ -41,9 +43,12 @@ __all__ = ["BLANK_ID", "Request", "Zygote", "main"]
 BLANK_ID = "-" * 20
 """Value of the marker of the zygote itself: of the length that all ids have."""
 
-# Children that are reaped before it is looked what else there is to do: some that fork
-# on and on end as fast as that.
-_REAPED_AT_ONCE = 64
+# For how long ended children are reaped before it is looked what else there is to do:
+# some that fork on and on end as fast as that.
+_REAP_LIMIT = 0.05
+# How often orphans are looked for while there are ended children without end: a look
+# at a full table takes seconds.
+_ORPHANS_EVERY = 1.0
 
 
 class Request(NamedTuple):
@@ -86,6 +91,8 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._asked = True
         self._childless = True
+        self._orphans = False
+        self._looked = -math.inf
 
     def serve(self) -> Request | None:
         """Fork as often as is asked for.
@@ -166,8 +173,8 @@ class Zygote:
         """Take note of ended children, and kill those that are nobody's."""
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
-        orphans = False
-        for _ in range(_REAPED_AT_ONCE):
+        end = time.monotonic() + _REAP_LIMIT
+        while time.monotonic() < end:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -176,13 +183,19 @@ class Zygote:
             if pid == 0:
                 break
             # One that ends as it should has seen that nothing is left of it.
-            orphans = orphans or status != 0 or pid not in self._supervisors
+            self._orphans |= status != 0 or pid not in self._supervisors
             self._supervisors.discard(pid)
         else:
             with suppress(BlockingIOError):  # full of what says the same
                 os.write(self._waker, b".")
-        if not orphans:
-            return
+            if time.monotonic() - self._looked < _ORPHANS_EVERY:
+                return
+        if self._orphans:
+            self._orphans = False
+            self._kill_orphans()
+            self._looked = time.monotonic()
+
+    def _kill_orphans(self) -> None:
         me = os.getpid()
         for pid, entry in tree.table().items():
             if entry.parent == me and pid not in self._supervisors:

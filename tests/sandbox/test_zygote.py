@@ -115,3 +115,30 @@ def test_children_that_never_cease_to_end_do_not_keep_it_from_its_line(
     os.close(request.listener)
     os.close(reader)
     ours.close()
+
+
+@pytest.mark.usefixtures("sigchld")
+def test_thousands_of_ended_children_do_not_each_cost_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are reaped first, for as long as they are there the look takes longer."""
+    ours, theirs = socket.socketpair()
+    zygote = Zygote(theirs, os.pidfd_open(os.getpid()))
+    ended = iter([(2**22 + 1, 0)] * 10_000)
+
+    def wait(*_: int) -> tuple[int, int]:
+        for each in ended:
+            return each
+        raise ChildProcessError
+
+    looks: list[int] = []
+    monkeypatch.setattr(os, "waitpid", wait)
+    monkeypatch.setattr(tree, "table", lambda: looks.append(1) or {})
+    os.kill(os.getpid(), signal.SIGCHLD)
+    ours.shutdown(socket.SHUT_WR)
+    assert zygote.serve() is None
+    zygote._leave()
+
+    assert list(ended) == []
+    assert 1 <= len(looks) <= 5  # one now and then, and one at the end
+    ours.close()
