@@ -59,8 +59,9 @@ _MAX_PROCESSES = 256
 _KILL_AGAIN = 0.02
 _GIVE_UP = 5.0
 _HANG = 15.0
-# Ended children that are taken note of in one round of the loop.
-_REAPED_AT_ONCE = 64
+# For how long ended children are taken note of in one round of the loop; in the next
+# one there may be a look at all processes, which takes longer the more have ended.
+_REAP_LIMIT = 0.05
 # Descriptors of a supervisor; half of them are not for what callers ask for.
 _FILES = 4096
 
@@ -203,7 +204,8 @@ class Supervisor:
 
     def _reap(self) -> bool:
         """Take note of ended children; return whether any are left."""
-        for _ in range(_REAPED_AT_ONCE):
+        end = self._loop.now() + _REAP_LIMIT
+        while self._loop.now() < end:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -434,8 +436,11 @@ class Supervisor:
         # First, for a look that fails is not the last one.
         delay = max(left, _KILL_AGAIN)
         self._finish_timer = self._loop.call_later(delay, self._finish)
+        if left <= 0:
+            # Before a look at all processes: who forks on and on gets ahead of that.
+            tree.kill_groups(self._pid)
         remaining = self._members()
-        if left <= 0 or not remaining:
+        if not remaining:
             tree.kill_session(self._pid)
         if not remaining and not self._seems_empty:
             # What a look may miss shows at the second one, or has just been killed.

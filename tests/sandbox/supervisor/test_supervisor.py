@@ -58,18 +58,59 @@ def test_children_that_end_without_end_are_taken_note_of_by_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What else is due comes between."""
-    waited: list[int] = []
-    monkeypatch.setattr(main.os, "waitpid", lambda *_: waited.append(1) or (1, 0))
+    now = 0.0
+
+    def wait(*_: int) -> tuple[int, int]:
+        nonlocal now
+        now += 0.001
+        return 1, 0
+
+    monkeypatch.setattr(main.os, "waitpid", wait)
     later: list[Any] = []
     supervisor = _as_supervisor(
         _programs={},
-        _loop=SimpleNamespace(call_later=lambda _, call: later.append(call)),
+        _loop=SimpleNamespace(
+            now=lambda: now, call_later=lambda _, call: later.append(call)
+        ),
         _on_signal=lambda signum: signum,
     )
 
     assert Supervisor._reap(supervisor)
-    assert len(waited) < 1000
+    assert now < 1
     assert [call() for call in later] == [signal.SIGCHLD]
+
+
+def test_thousands_of_ended_children_are_taken_note_of_in_one_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes between may be a look at all of them, again and again."""
+    ended = iter([(1, 0)] * 10_000 + [(0, 0)])
+    monkeypatch.setattr(main.os, "waitpid", lambda *_: next(ended))
+    loop = SimpleNamespace(now=lambda: 0.0)
+
+    assert Supervisor._reap(_as_supervisor(_programs={}, _loop=loop))
+    assert list(ended) == []
+
+
+def test_what_forks_on_and_on_is_killed_before_it_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look at all processes takes longer than it takes them to become more."""
+    told: list[object] = []
+    monkeypatch.setattr(main.tree, "kill_groups", told.append)
+    supervisor = _as_supervisor(
+        _pid=7,
+        _kill_at=0.0,
+        _finish_timer=None,
+        _finish=None,
+        _seems_empty=False,
+        _loop=SimpleNamespace(now=lambda: 0.0, call_later=lambda *_: None),
+        _members=lambda: told.append("looked") or {main.tree.Process(-1, 0.0)},
+    )
+    monkeypatch.setattr(main.tree, "send", lambda process, _: told.append(process.pid))
+    Supervisor._finish(supervisor)
+
+    assert told == [7, "looked", -1]
 
 
 def test_what_the_end_of_one_program_leads_to_hides_no_other_end(
@@ -84,8 +125,9 @@ def test_what_the_end_of_one_program_leads_to_hides_no_other_end(
     ended = iter([(1, 0), (2, 7), (0, 0)])
     monkeypatch.setattr(main.os, "waitpid", lambda *_: next(ended))
     programs = {1: SimpleNamespace(reaped=fail), 2: SimpleNamespace(reaped=told.append)}
+    loop = SimpleNamespace(now=lambda: 0.0)
 
-    assert Supervisor._reap(_as_supervisor(_programs=programs))
+    assert Supervisor._reap(_as_supervisor(_programs=programs, _loop=loop))
     assert told == [7]
     assert "ValueError: it fails" in capsys.readouterr().err
 

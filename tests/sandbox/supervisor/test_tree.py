@@ -19,6 +19,17 @@ from ppio_agent.sandbox.supervisor import tree
 from tests.support import processes_marked, wait_until
 
 SLEEP = "import threading; threading.Event().wait(60)"
+GROUPS = """
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who ends is gone
+for _ in range(2):
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        os.fork()
+        break
+print(flush=True)
+signal.pause()
+"""
 PARENT = f"""
 import subprocess, sys
 subprocess.run([sys.executable, "-c", {SLEEP!r}])
@@ -130,6 +141,35 @@ def test_a_tree_is_whole_when_nobody_is_missing(
 
     assert tree.is_whole(started.process.pid, found)
     assert not tree.is_whole(started.process.pid, [])
+
+
+def test_a_walk_ends_soon_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is known by then that they are too many."""
+    asked: list[int] = []
+    monkeypatch.setattr(tree, "_children", lambda pid: asked.append(pid) or [pid] * 100)
+
+    assert 256 < len(tree.walk(1)) < 400
+    assert len(asked) < 400
+
+
+def test_all_groups_of_a_session_are_killed_but_that_of_its_leader() -> None:
+    """At once: no process of a group can start another one meanwhile."""
+    command = [sys.executable, "-I", "-c", GROUPS]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        try:
+            wait_until(lambda: len(tree.walk(leader.pid)) == 4, what="two groups")
+            assert leader.stdout is not None
+            for _ in range(5):
+                leader.stdout.readline()  # all are in their groups by then
+            tree.kill_groups(leader.pid)
+            wait_until(lambda: tree.walk(leader.pid) == [], what="their end")
+            assert leader.poll() is None
+        finally:
+            leader.kill()
 
 
 def test_psutil_says_the_same_where_there_is_no_proc(
