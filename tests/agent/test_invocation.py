@@ -28,7 +28,7 @@ from ppio_agent.exceptions import (
     ValidationError,
 )
 from tests.agent.support import make_context, make_invocation, pool_of
-from tests.support import wait_until
+from tests.support import SLOW, wait_until
 
 S = InvocationState
 
@@ -387,7 +387,7 @@ def test_the_deadline_decides_not_the_handler(pool: WorkerPool) -> None:
         gate.stand()
         return "too late"
 
-    invocation = started(agent, pool, context=make_context(timeout=0.05))
+    invocation = started(agent, pool, context=make_context(timeout=0.1 * SLOW))
     with pytest.raises(InvocationTimeoutError):
         invocation.result(5)
     record = invocation.record()

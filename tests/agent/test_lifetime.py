@@ -154,7 +154,7 @@ def test_the_end_is_told_although_user_code_still_runs(pool: WorkerPool) -> None
     leave = threading.Event()
     told: list[tuple[InvocationState, bool]] = []
     invocation = make_invocation(
-        lambda _: leave.wait(10), context=make_context(timeout=0.05)
+        lambda _: leave.wait(10), context=make_context(timeout=0.1 * SLOW)
     )
     invocation.when_over(lambda it: told.append((it.state, it.confirmed)))
     invocation.start(pool)
