@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ _LEAST_QUOTA: Final = 1_000
 # before it is found to have more processes than it may.
 _MOST_TASKS: Final = 1024
 _END_LIMIT: Final = 5.0
+_BACK_LIMIT: Final = 1.0
 _LOOK_EVERY: Final = 0.002
 # In the place of a sandbox's id.
 _OPEN: Final = "open"
@@ -113,11 +115,17 @@ class ControlGroup:
                     if process is not None:
                         tree.send(process, signal.SIGKILL)
 
-    def end(self, deadline: Deadline | None = None) -> bool:
+    def end(
+        self,
+        deadline: Deadline | None = None,
+        *,
+        empty: Callable[[], object] | None = None,
+    ) -> bool:
         """Kill all that is in it and remove it. Idempotent.
 
         Args:
             deadline: When to give up; None: after 5 s.
+            empty: What is done with those in it; None: they are killed.
 
         Returns:
             Whether it is gone, which it is with its last process.
@@ -126,7 +134,7 @@ class ControlGroup:
         """
         deadline, never = deadline or Deadline.after(_END_LIMIT), threading.Event()
         while self.path.exists():
-            self.kill()
+            (empty or self.kill)()
             with suppress(OSError):  # somebody is still in it
                 # Whoever may have made groups below it owns nothing of them.
                 for folder, _, _ in os.walk(self.path, topdown=False):
@@ -185,6 +193,8 @@ class ControlGroups:
 
         Platforms may close in any order: the last one does it. A place without a group
         for platforms was divided before there was one, and stays so.
+
+        Blocking: some milliseconds; 6 s at most.
         """
         base, home = self._place.path, self._place.path / HOME
         self._group(_OPEN).end()
@@ -193,8 +203,9 @@ class ControlGroups:
         with suppress(OSError):  # it was not handed down, or others need it
             self._hand_down("-")
         with suppress(OSError):  # so nobody can be in the place
-            _move(home, base)
-            self._rmdir(home)
+            # Sandboxes that were kept ready may still be on their way out.
+            back = partial(_move, home, base)
+            ControlGroup(home, self._rmdir).end(Deadline.after(_BACK_LIMIT), empty=back)
 
     def _hand_down(self, sign: str) -> None:
         words = " ".join(f"{sign}{name}" for name in sorted(self._place.controllers))

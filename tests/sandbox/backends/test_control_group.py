@@ -351,6 +351,23 @@ def test_what_a_platform_that_was_killed_has_left_is_in_nobodys_way(
     assert filled.is_as_it_was()
 
 
+def test_a_place_is_put_back_when_those_that_end_have_ended(base: Path) -> None:
+    """As long as the kernel ends somebody in a group it cannot be removed."""
+    looks = iter([OSError(16, "Device or resource busy")])
+
+    def rmdir(path: Path) -> None:
+        if path.name == "ppio-platform" and (error := next(looks, None)):
+            raise error
+        shutil.rmtree(path)
+
+    (base / "cgroup.procs").write_text("41\n")
+    groups = ControlGroups(_place(base, 41), "me", rmdir=rmdir)
+    groups.begin()
+    groups.close()
+
+    assert not (base / "ppio-platform").exists()
+
+
 def test_a_place_in_which_no_group_can_be_made_is_as_it_was(
     filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
