@@ -234,7 +234,8 @@ def open_target(address: tuple[str, str]) -> Iterator[Target]:
 def _find() -> tuple[str, str] | None:
     """Return the platform that the environment names, or that of a plug-in.
 
-    The last plug-in names the one that runs on this machine.
+    The last plug-in names the one that runs on this machine. A key alone is that one's,
+    or a mistake: clients would take it to the cloud.
     """
     url = os.environ.get("PPIO_API_URL", "").strip().rstrip("/")
     key = os.environ.get("PPIO_API_KEY", "").strip()
@@ -243,4 +244,12 @@ def _find() -> tuple[str, str] | None:
             "PPIO_API_URL is set and PPIO_API_KEY is not; set the key that belongs to"
             " it, or unset both to use the platform on this machine"
         )
-    return (url, key) if url else Hooks.load().default_platform(None)
+    if url:
+        return url, key
+    found = Hooks.load().default_platform(None)
+    if key and (found is None or found[1] != key):
+        raise ConfigurationError(
+            "PPIO_API_KEY is set and PPIO_API_URL is not; set the address of the"
+            " platform that it belongs to, or unset it to use the one on this machine"
+        )
+    return found

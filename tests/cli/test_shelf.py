@@ -94,6 +94,26 @@ def test_what_a_platform_alone_knows_or_keeps_needs_one(
     assert done.err == "error: no platform runs: start one with ppio-agent up\n"
 
 
+def test_a_key_without_an_address_is_that_of_the_platform_here_or_a_mistake(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    data: DataDir,
+    platform: SandboxPlatform,
+) -> None:
+    """Clients take it to the cloud: a command must not work on this machine instead."""
+    monkeypatch.setenv("PPIO_API_KEY", "sk-of-the-cloud")
+    for argv in (["templates", "list"], ["invoke", "any", "hi"], ["sandboxes", "list"]):
+        done = command(*argv)
+        assert (done.status, done.out) == (2, "")
+        assert "PPIO_API_URL is not; set the address" in done.err
+    running = Running(url=platform.url, pid=os.getpid(), api_key=platform.api_key)
+    data.acquire()
+    data.announce(running)
+    assert command("templates", "list").status == 2
+    monkeypatch.setenv("PPIO_API_KEY", platform.api_key)
+    assert command("templates", "list").status == 0
+
+
 def test_commands_wait_for_one_another(command: Command, data: DataDir) -> None:
     """Who works on the data directory is soon done with it."""
     data.acquire()
