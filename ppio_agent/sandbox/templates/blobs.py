@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import threading
-import time
-from collections.abc import Set
-from contextlib import suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +20,6 @@ __all__ = ["BlobStore"]
 _CHUNK: Final = 1 << 20
 # As in linux/fs.h; to other systems it says nothing.
 _FICLONE: Final = 0x40049409
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore:
@@ -36,11 +33,30 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # Makes one step of looking how old a blob is and removing it.
-        self._aging = threading.Lock()
+        # Guards the two below, and makes one step of looking whether a file is held and
+        # removing it.
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._held: set[str] = set()  # names of files
         # Whether copies may share blocks with blobs, as on Btrfs and XFS.
         self._clones = True
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep what is added in the block from `keep_only`, until the block ends.
+
+        What others hold as it begins, or meanwhile, is kept for as long, too.
+        """
+        with self._lock:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._held.clear()
 
     def add(self, source: BinaryIO) -> tuple[str, int]:
         """Keep what can be read from `source`; return its digest and size.
@@ -49,16 +65,18 @@ class BlobStore:
             source: A binary file at its beginning; seekable.
         """
         digest, size = _measure(source)
-        if self.touch(digest):
+        if self.hold(digest):
             return digest, size
         source.seek(0)
         temporary = self._root / f"new-{new_id()}"
+        self._hold(temporary.name)
         try:
             with temporary.open("xb") as out:
                 digest, size = _measure(source, out)
                 out.flush()
                 os.fsync(out.fileno())
             temporary.chmod(0o400)
+            self._hold(digest)  # it may be another now
             path = self._path(digest)
             path.parent.mkdir(exist_ok=True, mode=0o700)
             temporary.replace(path)
@@ -98,36 +116,35 @@ class BlobStore:
                 return False
         return True
 
-    def keep_only(self, digests: Set[str], *, unused_for: float = 0.0) -> int:
-        """Remove all other blobs and leftovers; return how many.
+    def keep_only(self, digests: Set[str]) -> int:
+        """Remove all other blobs and leftovers, save those held; return how many.
 
         Args:
-            digests: What is referred to.
-            unused_for: Keep, too, what was added in so many seconds, be it anew or
-                once more. With 0, only while nothing else uses the store.
+            digests: What is referred to. While others use the store it is looked up,
+                and this called, in one block of `holding`.
         """
         removed = 0
-        newest = time.time() - unused_for
         for entry in self._root.iterdir():
             found = list(entry.iterdir()) if entry.is_dir() else [entry]
             for path in found:
-                if _DIGEST.fullmatch(path.name) and path.name in digests:
+                if path.name in digests:
                     continue
                 # One that is gone was a write that is just done.
-                with self._aging, suppress(FileNotFoundError):
-                    if path.stat().st_mtime <= newest:
+                with self._lock, suppress(FileNotFoundError):
+                    if path.name not in self._held:
                         path.unlink()
                         removed += 1
         return removed
 
-    def touch(self, digest: str) -> bool:
-        """Note that a blob is wanted now; return whether it is there."""
-        try:
-            with self._aging:
-                os.utime(self._path(digest))
-        except FileNotFoundError:
-            return False
-        return True
+    def hold(self, digest: str) -> bool:
+        """Keep a blob, as if it were added; return whether it is there."""
+        self._hold(digest)
+        return self._path(digest).exists()
+
+    def _hold(self, name: str) -> None:
+        with self._lock:
+            if self._holders:
+                self._held.add(name)
 
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest

@@ -98,8 +98,7 @@ class Builder:
             install: Whether to install its requirements, too.
 
         Yields:
-            What is kept; its environment for as long as the block lasts, or what
-            refers to it.
+            What is kept, for as long as the block lasts, or what refers to it.
 
         Raises:
             TemplateManifestError: With everything that is wrong; nothing was kept.
@@ -110,9 +109,10 @@ class Builder:
         requirements = _requirements(chosen)
         if not install:
             _warn_of_missing(manifest, requirements)
-        with self._environment(
-            requirements if install else None, tenant
-        ) as environment:
+        with (
+            self._environment(requirements if install else None, tenant) as environment,
+            self._blobs.holding(),
+        ):
             files = tuple(self._kept(candidate) for candidate in chosen)
             yield Content(
                 manifest=manifest,
@@ -156,7 +156,7 @@ class Builder:
             if path is None or entry.link or entry.size > _LARGEST_READ:
                 continue
             digest = known.get((entry.path, entry.digest))
-            if digest is None or not self._blobs.touch(digest):
+            if digest is None or not self._blobs.hold(digest):
                 digest = self._compile(entry)
             if digest is not None:
                 done[path] = digest

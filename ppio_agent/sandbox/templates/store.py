@@ -40,7 +40,6 @@ _TEMPLATE: Final = "template"
 _BUILD: Final = "build"
 _NAME: Final = "template_name"
 _KEPT_BUILDS: Final = 5
-# Longer than a deploy takes that installs requirements.
 _COLLECT_EVERY: Final = timedelta(hours=1)
 
 
@@ -134,30 +133,28 @@ class Templates:
 
     def _digests(self) -> set[str]:
         """Return the blobs that builds refer to."""
-        digests: set[str] = set()
-        for document in self._store.scan(_BUILD):
-            build = structure(Build, document.body)
-            digests.update(entry.digest for entry in build.files)
-            digests.update(build.compiled.values())
-        return digests
+        builds = (structure(Build, d.body) for d in self._store.scan(_BUILD))
+        return set().union(*map(_digests_of, builds))
 
     def tidy(self) -> None:
         """Remove what no build needs any more; to be called from time to time.
 
-        It looks once an hour. A deploy under way refers to nothing yet; what it has
-        added is too new. A sandbox may just be made from a build that was dropped: what
-        the last look has found referred to is left to the next.
+        It looks once an hour. A deploy under way refers to nothing yet, and holds what
+        it has added. A sandbox may just be made from a build that was dropped: what was
+        referred to at the last look, or since, is left to the next.
         """
-        with self._writing:
-            now = self._clock()
-            if now < self._collected_at + _COLLECT_EVERY:
-                return
-            self._collected_at = now
-            before, self._referred = self._referred, self._digests()
-            kept = before | self._referred
-            self._retire_environments()
+        # From before it is looked what is referred to: a deploy may end meanwhile.
+        with self._blobs.holding():
+            with self._writing:
+                now = self._clock()
+                if now < self._collected_at + _COLLECT_EVERY:
+                    return
+                self._collected_at = now
+                before, self._referred = self._referred, self._digests()
+                kept = before | self._referred
+                self._retire_environments()
+            self._blobs.keep_only(kept)
         self._environments.clear_away()
-        self._blobs.keep_only(kept, unused_for=_COLLECT_EVERY.total_seconds())
 
     def _retire_environments(self) -> None:
         """Give up those that neither a build nor a live sandbox refers to."""
@@ -339,6 +336,7 @@ class Templates:
             Put(_NAME, f"{tenant}/{record.name}", {"id": record.id}),
             *(Delete(_BUILD, b.id) for b in dropped),
         )
+        self._referred |= _digests_of(build)
         if dropped:
             self._retire_environments()
         return record
@@ -425,6 +423,10 @@ class Templates:
                 last_spawned_at=self._now(),
             )
             self._store.write(_put(_TEMPLATE, template_id, record))
+
+
+def _digests_of(build: Build) -> set[str]:
+    return {entry.digest for entry in build.files} | set(build.compiled.values())
 
 
 def _put(kind: str, id_: str, record: attrs.AttrsInstance) -> Put:

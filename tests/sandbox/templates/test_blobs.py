@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import ExitStack
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -108,3 +109,33 @@ def test_what_nobody_refers_to_is_removed(blobs: BlobStore, tmp_path: Path) -> N
     assert blobs.read(kept) == b"1"
     with pytest.raises(FileNotFoundError):
         blobs.read(dropped)
+
+
+def test_what_is_held_stays_until_nobody_holds_any(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
+    """Also what is held no more by who has added it, while another one looks."""
+    known = blobs.add_bytes(b"1")
+    with ExitStack() as deploy, blobs.holding():
+        deploy.enter_context(blobs.holding())
+        assert blobs.hold(known)
+        assert not blobs.hold("0" * 64)
+        added = blobs.add_bytes(b"2")
+        deploy.close()
+
+        assert blobs.keep_only(set()) == 0
+        assert (blobs.read(known), blobs.read(added)) == (b"1", b"2")
+    assert blobs.keep_only(set()) == 2
+
+
+def test_what_is_being_written_is_held(blobs: BlobStore) -> None:
+    """It may be for long, as from a slow disk."""
+
+    class Slow(BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert blobs.keep_only(set()) == 0
+            return super().read(size)
+
+    with blobs.holding():
+        digest, _ = blobs.add(Slow(b"x"))
+    assert blobs.read(digest) == b"x"
