@@ -14,7 +14,7 @@ from ppio_agent.sandbox.supervisor.channel import ChannelError
 
 from .base import AgentPhase, AgentStatus, Usage
 
-__all__ = ["parse_agent", "parse_error", "parse_ready", "parse_usage"]
+__all__ = ["parse_agent", "parse_error", "parse_over", "parse_ready", "parse_usage"]
 
 _PHASES: dict[str, AgentPhase] = {
     "starting": "starting",
@@ -22,6 +22,7 @@ _PHASES: dict[str, AgentPhase] = {
     "exited": "exited",
 }
 _MAX_TAIL = 4096
+_MAX_TEXT = 200
 _MAX_INT = 2**53
 
 _T = TypeVar("_T")
@@ -75,7 +76,20 @@ def parse_error(message: Mapping[str, Any]) -> str:
     Raises:
         ChannelError: The message is not of that kind.
     """
-    return _typed(message, "error", str)[:200] if "error" in message else ""
+    return _text(message, "error")
+
+
+def parse_over(message: Mapping[str, Any]) -> str:
+    """Return which limit a sandbox is over, in one line; `""` if it does not say.
+
+    Raises:
+        ChannelError: The message is not of that kind.
+    """
+    return "".join(filter(str.isprintable, _text(message, "detail")))
+
+
+def _text(message: Mapping[str, Any], key: str) -> str:
+    return _typed(message, key, str)[:_MAX_TEXT] if key in message else ""
 
 
 def _typed(message: Mapping[str, Any], key: str, kind: type[_T]) -> _T:

@@ -34,7 +34,7 @@ from .base import AgentStatus, LostReason, OnAgent, OnLost, SandboxSpec, Usage
 from .control_group import ControlGroup
 from .handles import ForeignProcess, PidProcess, ProcessHandle
 from .line import hang_up
-from .reports import parse_agent, parse_error, parse_ready, parse_usage
+from .reports import parse_agent, parse_error, parse_over, parse_ready, parse_usage
 from .startup import secrets_message
 from .uplink import Uplink
 
@@ -346,6 +346,9 @@ class SupervisedSandbox:
             self._idle = None
         elif event == "over":
             self._reason = "memory"
+            _log.warning(
+                "sandbox %s is killed: it has %s", self._id, parse_over(message)
+            )
         elif event == "empty":
             self._empty = True
         else:

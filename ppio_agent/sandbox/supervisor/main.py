@@ -383,7 +383,9 @@ class Supervisor:
         if memory > most:
             self._over(f"{memory} bytes of memory, the limit is {most}")
         elif load.processes > _MAX_PROCESSES:
-            self._over(f"{load.processes} processes, the limit is {_MAX_PROCESSES}")
+            self._over(
+                f"at least {load.processes} processes, the limit is {_MAX_PROCESSES}"
+            )
         elif load == before:
             self._sample_in(delay)
 
@@ -408,7 +410,7 @@ class Supervisor:
 
     def _over(self, what: str) -> None:
         self._log.note(f"the sandbox is killed: it has {what}")
-        self._line.send({"event": "over", "reason": "memory"})
+        self._line.send({"event": "over", "reason": "memory", "detail": what})
         self._kill(0.0)
 
     # The end

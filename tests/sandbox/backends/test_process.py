@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -653,8 +654,10 @@ def test_a_sandbox_over_its_memory_is_killed(lab: Lab) -> None:
     assert "bytes of memory" in (sandbox.spec.root / "logs/agent.log").read_text()
 
 
-def test_a_sandbox_with_too_many_processes_is_killed(lab: Lab) -> None:
-    """260 processes are four too many."""
+def test_a_sandbox_with_too_many_processes_is_killed(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """260 processes are four too many; the platform's log tells, too."""
     sandbox = lab.start(
         """
         import os, threading
@@ -672,6 +675,9 @@ def test_a_sandbox_with_too_many_processes_is_killed(lab: Lab) -> None:
         "processes, the limit is 256"
         in (sandbox.spec.root / "logs/agent.log").read_text()
     )
+    (line,) = (text for text in caplog.messages if "is killed" in text)
+    assert re.search(r"it has at least \d+ processes, the limit is 256$", line)
+    assert sandbox.spec.sandbox_id in line
 
 
 def test_usage_counts_all_processes_and_those_that_ended(lab: Lab) -> None:

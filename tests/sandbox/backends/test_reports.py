@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppio_agent.sandbox.backends.base import AgentStatus, Usage
-from ppio_agent.sandbox.backends.reports import parse_agent, parse_error, parse_usage
+from ppio_agent.sandbox.backends.reports import (
+    parse_agent,
+    parse_error,
+    parse_over,
+    parse_usage,
+)
 from ppio_agent.sandbox.supervisor.channel import ChannelError
 
 AGENT = {
@@ -77,3 +82,10 @@ def test_usage_and_errors() -> None:
     )
     assert parse_error({}) == ""
     assert parse_error({"error": "x" * 900}) == "x" * 200
+
+
+def test_what_a_sandbox_is_over_is_one_line_that_is_not_long() -> None:
+    """It is for a log, in which a sandbox writes no lines of its own."""
+    assert parse_over({"detail": "9 processes\nforged"}) == "9 processesforged"
+    assert len(parse_over({"detail": "x" * 10_000})) == 200
+    assert parse_over({}) == ""
