@@ -11,6 +11,7 @@ from typing import Final
 
 from .logview import (
     FILES,
+    LARGEST_PAGE,
     LogEntry,
     LogQuery,
     Numbering,
@@ -61,16 +62,23 @@ class LogFollower:
         return [(self._numbering.of(entry), entry) for entry in found if entry]
 
     def last(self, count: int) -> list[tuple[int, LogEntry]]:
-        """Move to the present end and return the last entries; to be called first."""
+        """Move to the present end and return the last entries; to be called first.
+
+        They are as many as a page has, see `read_log`.
+        """
         folder = self._folder()
         if folder is not None:
-            query = LogQuery(limit=max(count, 1), backward=True)
-            newest = read_log(folder, query)
-            if len(newest) == query.limit:
+            newest = read_log(folder, LogQuery(limit=max(count, 1), backward=True))
+            if newest:
                 self._since = max(self._since, newest[-1].at)
-        found: deque[tuple[int, LogEntry]] = deque(maxlen=count)
+        found: deque[tuple[int, LogEntry]] = deque()
+        size = 0
         while (entries := self.read()) is not None:
-            found.extend(entries)
+            for entry in entries:
+                found.append(entry)
+                size += len(entry[1].line)
+                while len(found) > count or size > LARGEST_PAGE:
+                    size -= len(found.popleft()[1].line)
         return list(found)
 
     def _next_piece(self) -> bytes:

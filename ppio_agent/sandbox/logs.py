@@ -2,8 +2,9 @@
 
 `<root>/logs/agent.log` holds one JSON object a line: `t`, milliseconds since the epoch;
 `stream`, `stdout` or `stderr`; `line`, the text. `t` never falls, and at most 500 lines
-have the same one, so that who reads by it, page by page, gets past any instant. Three
-files of 10 MiB are kept, the older ones as `agent.log.1` and `agent.log.2`.
+and 1 MiB have the same one, so that who reads by it, page by page, gets past any
+instant. Three files of 10 MiB are kept, the older ones as `agent.log.1` and
+`agent.log.2`.
 
 The module is imported by each supervisor and therefore needs the standard library only.
 """
@@ -31,7 +32,9 @@ _ADD = (
     | os.O_NONBLOCK
     | os.O_CLOEXEC
 )
-_MOST_AT_ONCE = 500
+# Of one instant.
+_MOST_LINES = 500
+_MOST_BYTES = 1024 * 1024
 
 
 class LineSplitter:
@@ -187,8 +190,9 @@ class AgentLog:
         self._wall_clock = wall_clock
         self._splitters: dict[str, LineSplitter] = {}
         self._tail = Tail()
-        self._last = 0  # instant of the last line, and how many lines have it
+        self._last = 0  # instant of the last line, how many lines have it, how long
         self._count = 0
+        self._size = 0
 
     @property
     def tail(self) -> str:
@@ -231,18 +235,20 @@ class AgentLog:
     def _write(self, stream: str, lines: list[str]) -> None:
         if lines:
             now = int(self._wall_clock() * 1000)
+            texts = (encode_basestring(line).encode() for line in lines)
             records = (
-                f'{{"t": {self._instant(now)}, "stream": "{stream}",'
-                f' "line": {encode_basestring(line)}}}\n'
-                for line in lines
+                b'{"t": %d, "stream": "%b", "line": %b}\n'
+                % (self._instant(now, len(text)), stream.encode(), text)
+                for text in texts
             )
-            self._file.write("".join(records).encode())
+            self._file.write(b"".join(records))
 
-    def _instant(self, now: int) -> int:
-        """Return the instant of the next line: `now`, or the next that is free."""
-        if now > self._last:
-            self._last, self._count = now, 0
-        elif self._count == _MOST_AT_ONCE:
-            self._last, self._count = self._last + 1, 0
+    def _instant(self, now: int, size: int) -> int:
+        """Return the instant of the next line: `now`, or the next with room for it."""
+        full = self._count == _MOST_LINES or self._size + size > _MOST_BYTES
+        if now > self._last or full:
+            self._last = max(now, self._last + 1)
+            self._count = self._size = 0
         self._count += 1
+        self._size += size
         return self._last

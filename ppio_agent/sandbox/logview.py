@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from io import BufferedReader, FileIO
-from itertools import chain, islice
+from itertools import chain
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from ppio_agent.wire.times import format_time
 __all__ = [
     "FILES",
     "LARGEST_FILE",
+    "LARGEST_PAGE",
     "LEVELS",
     "LogEntry",
     "LogQuery",
@@ -41,6 +42,9 @@ FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
 
 LARGEST_FILE: Final = 20 << 20
 """Size of a file of a log, in bytes, that none has: twice what is written to one."""
+
+LARGEST_PAGE: Final = 4 << 20
+"""Most bytes of the lines of a page, more than have the same instant (see `logs`)."""
 
 _STREAMS: Final = ("stdout", "stderr")
 # A line of 64 KiB takes six times that if each byte of it is escaped.
@@ -200,6 +204,7 @@ def _level_of(line: str) -> str:
 def read_log(folder: Path, query: LogQuery) -> list[LogEntry]:
     """Return the wanted entries in the log files of `folder`, in the order asked for.
 
+    They are fewer than asked for where their lines have more than `LARGEST_PAGE` bytes.
     Only the part of the files is read that may hold them.
     """
     files = list(open_files(folder).values())
@@ -210,9 +215,20 @@ def read_log(folder: Path, query: LogQuery) -> list[LogEntry]:
     # As it is in a file: what does not have it need not be parsed.
     text = encode_basestring(query.search)[1:-1].encode()
     raw = (line for line in chain.from_iterable(found) if text in line)
+    page: list[LogEntry] = []
+    room = LARGEST_PAGE
     try:
-        wanted = filter(query.fits, filter(None, map(parse_entry, raw)))
-        return list(islice(wanted, query.limit))
+        for line in raw:
+            entry = parse_entry(line)
+            if entry is None or not query.fits(entry):
+                continue
+            room -= len(line)
+            if room < 0:
+                break
+            page.append(entry)
+            if len(page) == query.limit:
+                break
+        return page
     finally:
         for file in files:
             file.close()

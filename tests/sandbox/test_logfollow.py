@@ -183,3 +183,18 @@ def test_numbers_rise_and_are_the_same_again(instants: list[int]) -> None:
         number >= entry.at * 1000
         for number, entry in zip(numbers, entries, strict=True)
     )
+
+
+@pytest.mark.parametrize("at", [None, 7], ids=["as written", "by an agent itself"])
+def test_the_last_of_long_lines_are_as_many_as_a_page_has(
+    follow: Follow, tmp_path: Path, at: int | None
+) -> None:
+    """They are held in memory until they are sent."""
+    with (tmp_path / "agent.log").open("wb") as file:
+        for number in range(90):
+            file.write(record(number, at).replace(b': "l', b': "' + b"x" * 60_000))
+
+    last = [entry.line for _, entry in follow.follower.last(1000)]
+    assert 60 < len(last) < 70
+    assert last[-1] == "x" * 60_000 + "89"
+    assert follow.lines() == []

@@ -220,3 +220,15 @@ def test_instants_never_fall_and_few_lines_share_one(tmp_path: Path) -> None:
 
     instants = [json.loads(line)["t"] for line in path.read_text().splitlines()]
     assert instants == [2000] * 500 + [2001] * 500 + [2002] * 101 + [3000]
+
+
+def test_lines_that_share_an_instant_are_no_page_together(tmp_path: Path) -> None:
+    """However long: as they are in the file, with what is escaped there."""
+    path = tmp_path / "agent.log"
+    log = AgentLog(str(path), wall_clock=lambda: 2.0)
+    log.feed("stdout", b"x" * 60_000 + b"\n" * 3 + b"\x01" * 60_000 + b"\n")
+    log.feed("stdout", (b"x" * 60_000 + b"\n") * 20)
+    log.close()
+
+    instants = [json.loads(line)["t"] for line in path.read_text().splitlines()]
+    assert instants == [2000] * (4 + 10) + [2001] * 10

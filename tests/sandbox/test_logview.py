@@ -16,6 +16,7 @@ from ppio_agent.sandbox import logview
 from ppio_agent.sandbox.logs import AgentLog
 from ppio_agent.sandbox.logview import (
     FILES,
+    LARGEST_PAGE,
     LogEntry,
     LogQuery,
     parse_entry,
@@ -228,3 +229,25 @@ def test_only_log_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "agent.log").unlink()
     (tmp_path / "agent.log").mkdir()
     assert _lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_pages_of_long_lines_are_small_and_lose_none(
+    tmp_path: Path, backward: bool
+) -> None:
+    """Each gets past the instant that it begins at, whatever came at once."""
+    lines = [f"{n} {'x' * 60_000}" for n in range(100)]
+    lines += [f"{n} " + "\x01" * 60_000 for n in range(100, 120)]
+    log = AgentLog(str(tmp_path / "agent.log"), wall_clock=lambda: 2.0)
+    log.feed("stdout", "".join(f"{line}\n" for line in lines).encode())
+    log.close()
+
+    found: set[str] = set()
+    start, before = None, -1
+    while len(found) > before:
+        before = len(found)
+        page = read_log(tmp_path, LogQuery(start=start, backward=backward))
+        assert sum(len(json.dumps(entry.line)) for entry in page) <= LARGEST_PAGE
+        found |= {entry.line for entry in page}
+        start = page[-1].at
+    assert found == set(lines)
