@@ -89,15 +89,25 @@ class _PipeDuct(Duct):
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # above what this user may have in all
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _SIZE)
+        # Whether nothing was there when it was last looked for.
+        self._dry = False
 
     def _fill(self) -> int:
-        with contextlib.suppress(BlockingIOError):
+        moved = 0
+        try:
             # The pipe may have room for more than a direction is to hold.
             size = min(self.left, _SIZE)
-            if moved := os.splice(self._source.fileno(), self._in, size):
-                return moved
+            moved = os.splice(self._source.fileno(), self._in, size)
+        except BlockingIOError:
+            self._dry = not self._dry
+            if self._dry:
+                raise
+        if moved:
+            self._dry = False
+            return moved
         # At an urgent byte of TCP it never moves more, although there is more: only
-        # receiving passes it. The pipe is empty, and so has room for this.
+        # receiving passes it. The pipe is empty, and so has room for this. Not tried
+        # before every wait, where it finds the crumbs that have just come.
         size = min(self.left, select.PIPE_BUF)
         return os.write(self._in, self._source.recv(size))
 
