@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -43,6 +45,8 @@ __all__ = ["SupervisedSandbox"]
 _log = logging.getLogger(__name__)
 
 _ANSWER_LIMIT = 10.0
+# After a request that was not answered in time; the next such one is then the last.
+_SILENCE_LIMIT = 10.0
 _KILL_SLACK = 5.0
 # How much longer than its grace a supervisor may take before all is killed from here.
 _KILL_LATE = 2.0
@@ -98,11 +102,13 @@ class SupervisedSandbox:
         group: ControlGroup | None = None,
     ) -> None:
         self.group = group
-        # Guards _calls, _ended and _asked_to_end.
+        # Guards _calls, _ended, _asked_to_end and _silent_since.
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
         self._ended = False
         self._asked_to_end = False
+        # When a request was not answered, and nothing has come since.
+        self._silent_since: float | None = None
         # Held while a message is written, so that messages stay whole, and while the
         # socket is closed, so that its number is not another's under a writer.
         self._send_lock = threading.Lock()
@@ -247,12 +253,34 @@ class SupervisedSandbox:
         try:
             message = self._call(op, _ANSWER_LIMIT).message or {}
         except TimeoutError as exc:
+            self._rouse()
             raise SandboxStateError(f"sandbox {self._id} does not answer") from exc
         if "error" in message:
             raise SandboxStateError(
                 f"sandbox {self._id}: {op} failed: {message['error']}"
             )
         return message
+
+    def _rouse(self) -> None:
+        """Let a supervisor go on, which a program may have stopped; end a silent one.
+
+        It is asked again and again as long as it has not said that the sandbox idles.
+        """
+        process = self._process
+        if process is None:
+            return
+        with self._lock:
+            since = self._silent_since
+            if since is None:
+                self._silent_since = time.monotonic()
+        named = tree.named(process.pid)
+        if named is None or process.wait(0.0):  # its pid may have been another's
+            return
+        if since is None or time.monotonic() - since < _SILENCE_LIMIT:
+            tree.send(named, signal.SIGCONT)
+            return
+        _log.warning("the supervisor of sandbox %s does not answer", self._id)
+        process.kill()  # the end of its line ends the rest
 
     def _call(self, op: str, limit: float, **arguments: Any) -> _Call:
         """Send a request and wait for its reply.
@@ -300,6 +328,8 @@ class SupervisedSandbox:
                 self._fds.extend(fds)
                 if not data:
                     break
+                with self._lock:
+                    self._silent_since = None
                 for message in reader.feed(data):
                     self._on_message(message)
                 if len(self._fds) > _MAX_FDS:

@@ -399,6 +399,7 @@ class Supervisor:
 
     def _sample_soon(self) -> None:
         """Look often again, for what was idle has something to do."""
+        self._call_idle(None)  # so that it is noticed from outside if this hangs
         if self._sample_delay > _SAMPLE:
             self._sample_in(_SAMPLE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ppio_agent._util.threads import NoThreadError
 from ppio_agent.exceptions import SandboxStartError, SandboxStateError
 from ppio_agent.sandbox.backends import supervised
-from ppio_agent.sandbox.backends.handles import ProcessHandle
+from ppio_agent.sandbox.backends.handles import ChildProcess, ProcessHandle
 from ppio_agent.sandbox.backends.supervised import SupervisedSandbox
 from ppio_agent.sandbox.backends.uplink import Uplink
 from ppio_agent.sandbox.supervisor.channel import MessageReader
@@ -136,3 +137,36 @@ def test_a_resume_that_fails_does_not_come_about_later(
 def _children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return list(map(int, text.split()))
+
+
+def test_a_supervisor_that_was_stopped_from_inside_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it does not answer; what hangs is not left to its time to live."""
+    sandbox = lab.serve()
+    os.kill(sandbox.running.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised, "_ANSWER_LIMIT", 0.05)
+        with pytest.raises(SandboxStateError, match="does not answer"):
+            sandbox.running.usage()
+
+    assert sandbox.running.usage().processes == 1
+    assert sandbox.get()["count"] == 1
+    assert sandbox.lost == []
+
+
+def test_a_supervisor_that_never_answers_counts_as_lost(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a second request: its end is the end of its sandbox."""
+    monkeypatch.setattr(supervised, "_ANSWER_LIMIT", 0.05)
+    monkeypatch.setattr(supervised, "_SILENCE_LIMIT", 0.0)
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        sandbox, theirs = _hold(lab, ChildProcess(process))
+        for _ in range(2):
+            assert process.poll() is None
+            with pytest.raises(SandboxStateError, match="does not answer"):
+                sandbox.usage()
+        assert process.wait(10) == -signal.SIGKILL
+    theirs.close()
+    sandbox.kill(0.0)

@@ -223,5 +223,16 @@ def test_an_idle_sandbox_is_not_asked_again_what_it_uses(
     assert sandbox.running.usage(fresh=False).cpu_seconds > idle
 
 
+def test_a_sandbox_that_is_reached_does_not_count_as_idle() -> None:
+    """At once, not from the next look on: it may stop its supervisor before that."""
+    told: list[object] = []
+    supervisor = _as_supervisor(
+        _call_idle=told.append, _sample_delay=2.0, _sample_in=told.append
+    )
+    Supervisor._sample_soon(supervisor)
+
+    assert told == [None, 0.5]
+
+
 def _as_supervisor(**attributes: object) -> Any:
     return SimpleNamespace(**attributes)
