@@ -29,6 +29,7 @@ _LOOK_EVERY = 2.0  # seconds between two looks at the folders of the platform
 _TLS_PORT = 3443
 _INTERRUPTED = 130
 _DESCRIPTORS = 16_384
+_SHORTEST_KEY = 8
 _LOG_SIZE = 10 * 1024 * 1024
 _OLD_LOGS = 2
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -38,9 +39,18 @@ _UNPROTECTED = (
 )
 
 
+def _check_key(
+    _context: click.Context, _parameter: click.Parameter, key: str | None
+) -> str | None:
+    if key is not None and len(key) < _SHORTEST_KEY:
+        raise click.BadParameter(f"a key has at least {_SHORTEST_KEY} characters")
+    return key
+
+
 @click.command()
 @click.option("--host", help="Address to bind.  [default: 127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port.  [default: 3900]")
+@click.option("--port", type=click.IntRange(0, 65535),
+              help="Port; 0 takes any free one.  [default: 3900]")  # fmt: skip
 @click.option("--tls", "tls_port", type=click.IntRange(0, 65535), is_flag=False,
               flag_value=_TLS_PORT, metavar="[PORT]",
               help=f"Listen with TLS, too.  [default port: {_TLS_PORT}]")  # fmt: skip
@@ -49,7 +59,8 @@ _UNPROTECTED = (
     type=click.Choice(["auto", "process", "bubblewrap"]),
     help="How sandboxes run.  [default: auto]",
 )
-@click.option("--key", help="API key to accept.  [default: one is generated and kept]")
+@click.option("--key", callback=_check_key,
+              help="API key to accept.  [default: one is generated and kept]")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where all is kept.")
 @click.option(
     "--export",
@@ -107,7 +118,12 @@ def _allow_descriptors() -> None:
 def _announce(
     platform: SandboxPlatform, key_file: Path | None, *, export: bool
 ) -> None:
-    logging.getLogger(__name__).info(
+    from ppio_agent.sandbox.config import unknown_settings
+
+    log = logging.getLogger(__name__)
+    for name, hint in unknown_settings(os.environ):
+        log.warning("the variable %s is no setting of the platform%s", name, hint)
+    log.info(
         "the platform is at %s, process %d, backend %s",
         platform.url, os.getpid(), platform.backend_name,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,9 +12,10 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_
 
 from ppio_agent._util.net import is_loopback
+from ppio_agent._util.variables import unknown_variables
 from ppio_agent.exceptions import ConfigurationError
 
-__all__ = ["PlatformConfig", "default_data_dir"]
+__all__ = ["PlatformConfig", "default_data_dir", "unknown_settings"]
 
 _PREFIX: Final = "PPIO_PLATFORM_"
 _HIGHEST_PORT: Final = 65535
@@ -37,7 +38,7 @@ def _truth(text: str) -> bool:
         return True
     if text.lower() in ("0", "false", "no", "off"):
         return False
-    raise ValueError("expected true or false")
+    raise ValueError("neither true nor false")
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -45,9 +46,17 @@ def _pairs(text: str) -> dict[str, str]:
     for item in text.split(","):
         tenant, equals, key = item.strip().partition("=")
         if not (tenant and equals and key):
-            raise ValueError("expected tenant=key")
+            raise ValueError("no pair")
         pairs[key] = tenant
     return pairs
+
+
+_EXPECTED: Final[Mapping[Callable[[str], object], str]] = {
+    int: "a whole number",
+    float: "a number",
+    _truth: "true or false",
+    _pairs: "tenant=key, separated by commas",
+}
 
 
 def _check_port(_: object, __: object, value: int) -> None:
@@ -212,7 +221,15 @@ def _read(name: str, text: str, convert: Callable[[str], object]) -> object:
     try:
         return convert(text)
     except ValueError as error:
-        # Not the value: it may be a key.
+        expected = _EXPECTED[convert]
+        # Whatever is meant to be no number may be a key.
+        shown = f"is {text!r}" if convert in (int, float) else "cannot be read"
         raise ConfigurationError(
-            f"{_PREFIX}{name.upper()} cannot be read as {name}"
+            f"{_PREFIX}{name.upper()} {shown}: expected {expected}"
         ) from error
+
+
+def unknown_settings(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield variables that look like settings of it; see `unknown_variables`."""
+    known = (member.name for member in attrs.fields(PlatformConfig))
+    return unknown_variables(environ, _PREFIX, known)

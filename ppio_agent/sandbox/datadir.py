@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from ppio_agent._util.files import UNFINISHED, replace_file
 from ppio_agent._util.fork import renew_in_child
 from ppio_agent._util.ids import secret_token
 from ppio_agent.exceptions import (
+    ConfigurationError,
     PlatformAlreadyRunningError,
     SandboxUnavailableError,
 )
@@ -119,6 +121,7 @@ class DataDir:
 
         Raises:
             PlatformAlreadyRunningError: A platform holds it, or a command for long.
+            ConfigurationError: There can be none at that place.
 
         Blocking: 10 s at most, unless a platform runs that announced itself.
         """
@@ -290,13 +293,24 @@ def _remove_orphans(base: Path) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user only."""
+    """Make a folder, and those above it that are missing, for this user only.
+
+    Raises:
+        ConfigurationError: There can be none at that place.
+    """
     try:
+        if not folder.parent.exists():
+            # Not `parents=True`: those it makes can be read by all.
+            make_private(folder.parent)
         folder.mkdir(exist_ok=True, mode=0o700)
-    except FileNotFoundError:
-        # Not `parents=True`: those it makes can be read by all.
-        make_private(folder.parent)
-        folder.mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigurationError(
+            f"the data directory cannot be made at {folder}:"
+            f" {(error.strerror or 'it fails').lower()}; take another by --data-dir or"
+            " PPIO_DATA_DIR"
+        ) from error
 
 
 def read_running(path: Path) -> Running | None:

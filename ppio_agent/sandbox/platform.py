@@ -134,6 +134,7 @@ class SandboxPlatform(Closing):
             BackendUnavailableError: The backend that is asked for does not work here.
             TLSUnavailableError: `tls_port` is set, and the extra `tls` not installed.
             SandboxUnavailableError: This machine cannot run local sandboxes.
+            ConfigurationError: There can be no data directory where it is to be.
             OSError: The address is taken, or the data directory cannot be written.
         """
         if sys.platform == "win32":

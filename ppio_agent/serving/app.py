@@ -25,7 +25,7 @@ from ppio_agent.web.front import Front
 from ppio_agent.wire.headers import AGENT_VERSION
 from ppio_agent.wire.models import PingStatus
 
-from .config import AgentConfig, checked_timeout, unknown_variables
+from .config import AgentConfig, checked_timeout, unknown_settings
 from .engine import Engine, Entrypoint
 from .health import BusyHandle
 from .logs import logging_of_run
@@ -306,8 +306,7 @@ class PPIOAgentRuntimeApp:
             theirs = [as_middleware(function) for function in contributed]
         self._engine.middleware = (*theirs, *self._middleware)
         self._hooks.close_registration()
-        for name, meant in unknown_variables(os.environ).items():
-            hint = f": is {meant} meant?" if meant else ""
+        for name, hint in unknown_settings(os.environ):
             _log.warning("the variable %s is no setting of the agent%s", name, hint)
         for function in self._on_startup:
             function()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
 
 from ppio_agent._util.net import is_loopback
+from ppio_agent._util.variables import unknown_variables
 from ppio_agent.exceptions import ConfigurationError
 
-__all__ = ["AgentConfig", "checked_timeout", "own_sandbox_id", "unknown_variables"]
+__all__ = ["AgentConfig", "checked_timeout", "own_sandbox_id", "unknown_settings"]
 
 _T = TypeVar("_T")
 _PREFIX = "PPIO_AGENT_"
@@ -132,20 +133,10 @@ def checked_timeout(value: object) -> float | None:
         ) from None
 
 
-def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Return variables that look like settings and are none, and what may be meant."""
-    known = [field.name.upper() for field in attrs.fields(AgentConfig)]
-    asked = (name[len(_PREFIX) :] for name in environ if name.startswith(_PREFIX))
-    unknown = sorted(name for name in asked if name not in known)
-    if not unknown:
-        return {}
-    from difflib import get_close_matches  # which a right environment does not need
-
-    near = {name: get_close_matches(name.upper(), known, n=1) for name in unknown}
-    return {
-        _PREFIX + name: _PREFIX + found[0] if found else None
-        for name, found in near.items()
-    }
+def unknown_settings(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield variables that look like settings of an app; see `unknown_variables`."""
+    known = (field.name for field in attrs.fields(AgentConfig))
+    return unknown_variables(environ, _PREFIX, known)
 
 
 def own_sandbox_id() -> str | None:

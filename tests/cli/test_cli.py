@@ -114,6 +114,7 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
         (["run", "entry.py"], 2, "entrypoint"),
         (["invoke", "asked", '{"prompt": NaN}'], 2, "is not finite"),
         (["frobnicate"], 2, "frobnicate"),
+        (["up", "--key", "sk-abc"], 2, "at least 8 characters"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(

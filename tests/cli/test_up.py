@@ -284,6 +284,22 @@ def test_a_full_disk_is_named_by_its_folder(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path)
 
 
+def test_a_variable_that_is_no_setting_is_told(
+    platform: SandboxPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would be without effect, and nobody would know why."""
+    monkeypatch.setenv("PPIO_PLATFORM_WRAM", "0")
+    up._announce(platform, None, export=False)
+
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told == (
+        "the variable PPIO_PLATFORM_WRAM is no setting of the platform:"
+        " is PPIO_PLATFORM_WARM meant?"
+    )
+
+
 def test_its_log_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three files at most, whatever is logged, and none before the first record."""
     monkeypatch.setattr(up, "_LOG_SIZE", 1000)

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from ppio_agent.exceptions import ConfigurationError
-from ppio_agent.sandbox.config import PlatformConfig, default_data_dir
+from ppio_agent.sandbox.config import (
+    PlatformConfig,
+    default_data_dir,
+    unknown_settings,
+)
 
 
 def test_the_data_directory_follows_the_environment() -> None:
@@ -37,13 +41,29 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default() -> No
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("PORT", "many"), ("ANY_KEY", "perhaps"), ("KEYS", "s3cret-key-alone")],
+    [("ANY_KEY", "perhaps"), ("KEYS", "s3cret-key-alone")],
 )
-def test_an_unreadable_variable_is_named_and_not_shown(name: str, text: str) -> None:
-    with pytest.raises(ValueError, match=f"PPIO_PLATFORM_{name}") as info:
+def test_an_unreadable_variable_that_may_hold_a_key_is_not_shown(
+    name: str, text: str
+) -> None:
+    with pytest.raises(ValueError, match=f"PPIO_PLATFORM_{name}.*: expected") as info:
         PlatformConfig.from_env({f"PPIO_PLATFORM_{name}": text})
 
     assert text not in str(info.value)
+
+
+def test_a_variable_that_is_no_number_is_shown_with_what_is_expected() -> None:
+    for name, expected in (("WARM", "a whole number"), ("ORPHAN_GRACE", "a number")):
+        told = f"PPIO_PLATFORM_{name} is 'abc': expected {expected}$"
+        with pytest.raises(ValueError, match=told):
+            PlatformConfig.from_env({f"PPIO_PLATFORM_{name}": "abc"})
+
+
+def test_a_variable_that_is_no_setting_is_found() -> None:
+    environ = {"PPIO_PLATFORM_WARM": "1", "PPIO_PLATFORM_WRAM": "2"}
+
+    (found,) = unknown_settings(environ)
+    assert found == ("PPIO_PLATFORM_WRAM", ": is PPIO_PLATFORM_WARM meant?")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,11 @@ import attrs
 import pytest
 
 from ppio_agent._util.files import UNFINISHED
-from ppio_agent.exceptions import PlatformAlreadyRunningError, SandboxUnavailableError
+from ppio_agent.exceptions import (
+    ConfigurationError,
+    PlatformAlreadyRunningError,
+    SandboxUnavailableError,
+)
 from ppio_agent.sandbox import datadir
 from ppio_agent.sandbox.datadir import DataDir, Running, read_running
 from tests.support import wait_until
@@ -121,6 +125,16 @@ def test_one_that_was_killed_is_not_taken_for_who_has_its_pid(data: DataDir) -> 
     data.release()
 
     assert read_running(data.path) is None
+
+
+@pytest.mark.parametrize("below", ["", "platform", "home/platform"])
+def test_a_place_where_no_directory_can_be_is_told(tmp_path: Path, below: str) -> None:
+    """The setting is wrong then, not the machine."""
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigurationError, match=r"file.*: .*take another by --data-dir"
+    ):
+        DataDir(tmp_path / "file" / below).acquire()
 
 
 def test_a_directory_that_could_not_be_used_can_be_once_it_is_mended(

@@ -9,7 +9,7 @@ import pytest
 
 from ppio_agent.exceptions import ConfigurationError
 from ppio_agent.serving import AgentConfig, PPIOAgentRuntimeApp
-from ppio_agent.serving.config import checked_timeout, unknown_variables
+from ppio_agent.serving.config import checked_timeout, unknown_settings
 
 
 @pytest.fixture(autouse=True)
@@ -155,11 +155,11 @@ def test_a_variable_that_is_no_setting_is_told_once(
 
 def test_variables_of_others_are_left_alone() -> None:
     """Only our prefix says that a setting was meant."""
-    assert unknown_variables({"PPIO_API_KEY": "k", "PPIO_AGENT_PORT": "1"}) == {}
-    assert unknown_variables({"PPIO_AGENT_xyz": "", "PPIO_AGENT_port": ""}) == {
-        "PPIO_AGENT_port": "PPIO_AGENT_PORT",
-        "PPIO_AGENT_xyz": None,
-    }
+    assert not [*unknown_settings({"PPIO_API_KEY": "k", "PPIO_AGENT_PORT": "1"})]
+    assert [*unknown_settings({"PPIO_AGENT_xyz": "", "PPIO_AGENT_port": ""})] == [
+        ("PPIO_AGENT_port", ": is PPIO_AGENT_PORT meant?"),
+        ("PPIO_AGENT_xyz", ""),
+    ]
 
 
 def test_an_unknown_setting_is_refused() -> None:
