@@ -1,7 +1,8 @@
 """The command tree, and the one place where an error becomes a sentence and a status.
 
-Exit status: 0 done, 1 the agent failed, 2 the input is invalid, 3 a platform is already
-running, 4 not found, 5 the platform failed or cannot be reached, 130 interrupted.
+Exit status: 0 done, 1 the agent failed, 2 what was asked is invalid or not allowed, 3 a
+platform is already running, 4 not found, 5 the platform failed, refused the key, or did
+not answer in time, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ppio_agent import __version__
 from ppio_agent.exceptions import (
     AuthenticationError,
     ConfigurationError,
+    ConflictError,
     InvocationError,
     NetworkError,
     NotFoundError,
+    PermissionDeniedError,
     PlatformAlreadyRunningError,
     PPIOAgentError,
     SandboxCreationError,
@@ -47,6 +50,8 @@ _STATUS: tuple[tuple[type[PPIOAgentError], int], ...] = (
     (SerializationError, 2),
     (ValidationError, 2),
     (ConfigurationError, 2),
+    (ConflictError, 2),
+    (PermissionDeniedError, 2),
     (AuthenticationError, 5),
     (NetworkError, 5),
     (InvocationError, 1),

@@ -85,6 +85,8 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
     assert command("sandboxes", "pause", sandbox).status == 0
     shown = json.loads(command("sandboxes", "get", sandbox).out)
     assert shown["state"] == "paused"
+    again = command("sandboxes", "pause", sandbox)
+    assert (again.status, again.out) == (2, "")
     assert command("sandboxes", "resume", sandbox).status == 0
     assert command("sandboxes", "kill", sandbox).status == 0
     assert command("sandboxes", "get", sandbox).status == 4
@@ -100,6 +102,7 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
         (["invoke", "hi"], 2, "name the agent"),
         (["invoke", "asked", "hi", "--env", "sk-secret-value"], 2, "NAME=VALUE"),
         (["templates", "get", "nobody"], 4, "nobody"),
+        (["templates", "delete", "base"], 2, "it cannot be deleted"),
         (["sandboxes", "kill"], 2, "--all"),
         (["sandboxes", "kill", "a" * 20], 4, "a" * 20),
         (["logs", "b" * 20], 4, "b" * 20),

@@ -52,7 +52,7 @@ def test_templates_need_no_platform(
     assert "stored" in command("templates", "list").out
     (build,) = json.loads(command("templates", "get", "stored").out)["builds"]
     assert (build["version"], build["buildID"]) == ("1.0.0", deployed["buildID"])
-    assert command("templates", "delete", "base").status == 5
+    assert command("templates", "delete", "base").status == 2
     assert command("templates", "delete", "stored").status == 0
     assert command("templates", "get", "stored").status == 4
     assert not (data.path / "platform.json").exists()
