@@ -2,7 +2,7 @@
 
 `<root>/logs/agent.log` holds one JSON object a line: `t`, milliseconds since the epoch;
 `stream`, `stdout` or `stderr`; `line`, the text. `t` never falls, and at most 500 lines
-and 1 MiB have the same one, so that who reads by it, page by page, gets past any
+and 512 KiB have the same one, so that who reads by it, page by page, gets past any
 instant. Three files of 10 MiB are kept, the older ones as `agent.log.1` and
 `agent.log.2`.
 
@@ -34,7 +34,7 @@ _ADD = (
 )
 # Of one instant.
 _MOST_LINES = 500
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 512 * 1024
 
 
 class LineSplitter:

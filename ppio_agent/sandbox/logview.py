@@ -43,7 +43,7 @@ FILES: Final = ("agent.log.2", "agent.log.1", "agent.log")
 LARGEST_FILE: Final = 20 << 20
 """Size of a file of a log, in bytes, that none has: twice what is written to one."""
 
-LARGEST_PAGE: Final = 4 << 20
+LARGEST_PAGE: Final = 1 << 20
 """Most bytes of the lines of a page, more than have the same instant (see `logs`)."""
 
 _STREAMS: Final = ("stdout", "stderr")

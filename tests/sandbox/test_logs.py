@@ -231,4 +231,4 @@ def test_lines_that_share_an_instant_are_no_page_together(tmp_path: Path) -> Non
     log.close()
 
     instants = [json.loads(line)["t"] for line in path.read_text().splitlines()]
-    assert instants == [2000] * (4 + 10) + [2001] * 10
+    assert instants == [2000] * (4 + 1) + [2001] * 8 + [2002] * 8 + [2003] * 3
