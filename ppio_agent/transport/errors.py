@@ -227,8 +227,8 @@ def _message(
 ) -> str:
     if issubclass(cls, NotFoundError) and request.kind != "agent":
         text = f"{_asked(request)} was not found"
-        if quoted == text.replace("'", ""):
-            return text
+        # A platform begins with the same words, without the quotes.
+        quoted = quoted.removeprefix(text.replace("'", "")).removeprefix(": ")
     elif cls is ProtocolError:
         text = f"{_asked(request)} was answered {status}, which is not followed"
     else:
@@ -259,4 +259,4 @@ def _call(request: Request) -> str:
         return f"the call of the agent in sandbox {request.subject!r}"
     if request.subject and request.kind == "template" and request.method == "POST":
         return f"creating a sandbox from template {request.subject!r}"
-    return _asked(request)
+    return f"the request for {_asked(request)}" if request.subject else _asked(request)

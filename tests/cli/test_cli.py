@@ -169,6 +169,7 @@ def test_every_mistake_in_a_manifest_is_listed(command: Command) -> None:
         assert done.status == 2
         assert "(line 5)" in done.err
         assert "spec.entrypoint" in done.err
+        assert "there is no file nowhere.py" in done.err
 
 
 def test_a_manifest_that_is_no_text_is_explained(command: Command) -> None:

@@ -107,10 +107,17 @@ def test_what_is_wrong_with_a_template_is_told_whole() -> None:
         assert type(_error(400, body, kind="template")) is ex.ValidationError
 
 
-@pytest.mark.parametrize("said", ["sandbox x-1 was not found", ""])
-def test_what_the_message_says_is_not_said_twice(said: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [
+        ("", ""),
+        ("sandbox x-1 was not found", ""),
+        ("sandbox x-1 was not found: make it first", ": make it first"),
+    ],
+)
+def test_what_the_message_says_is_not_said_twice(said: str, more: str) -> None:
     error = _error(404, {"message": said}, kind="sandbox", subject="x-1")
-    assert error.message == "sandbox 'x-1' was not found"
+    assert error.message == f"sandbox 'x-1' was not found{more}"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_an_agent_that_ended_is_said_to_have(
         ("agent", "POST", 429, "the call of the agent in sandbox 'x-1'"),
         ("agent", "GET", 404, "the call of the agent in sandbox 'x-1'"),
         ("template", "POST", 429, "creating a sandbox from template 'x-1'"),
-        ("sandbox", "GET", 429, "sandbox 'x-1'"),
+        ("sandbox", "GET", 429, "the request for sandbox 'x-1'"),
     ],
 )
 def test_a_failure_is_that_of_the_call(

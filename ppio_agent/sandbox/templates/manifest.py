@@ -367,7 +367,7 @@ def _entrypoint_in(files: Collection[str] | None) -> _Convert[str]:
             )
         path = "/".join(part for part in text.split("/") if part not in ("", "."))
         if files is not None and path not in files:
-            raise ValueError("there is no such file in the folder")
+            raise ValueError(f"there is no file {path} in the folder")
         return path
 
     return convert

@@ -159,8 +159,8 @@ def select(
             kept[found.path] = found
             size += found.size
         if size > MAX_BYTES or len(kept) > MAX_FILES:
-            most = f"{MAX_BYTES >> 20} MiB and {MAX_FILES} files"
-            problems.append(("", 0, f"the template is larger than {most}"))
+            most = f"{MAX_BYTES >> 20} MiB or has more than {MAX_FILES} files"
+            problems.append((".", 0, f"the template is larger than {most}"))
         if size > MAX_BYTES or len(kept) > MAX_FILES or len(problems) > _MAX_PROBLEMS:
             return [], problems
     problems += _shadowed(kept)

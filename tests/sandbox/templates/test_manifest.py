@@ -148,7 +148,7 @@ def test_the_message_lists_every_problem() -> None:
         ("app.py", "'a.py; rm -rf x'", ("spec.entrypoint", 8, "expected a .py file")),
         ("app.py", "../app.py", ("spec.entrypoint", 8, "expected a .py file")),
         ("app.py", "/app.py", ("spec.entrypoint", 8, "expected a .py file")),
-        ("app.py", "main.py", ("spec.entrypoint", 8, "there is no such file")),
+        ("app.py", "main.py", ("spec.entrypoint", 8, "there is no file main.py")),
         ("app.py", "[a]", ("spec.entrypoint", 8, "expected one value")),
         ("1.10.0", "1.10.0\n  tags: x", ("metadata.tags", 6, "expected a list")),
         ("1.10.0", "1\n  tags: [A b]", ("metadata.tags[0]", 6, "expected 1 to 32")),
