@@ -56,11 +56,12 @@ __all__ = ["Supervisor", "main"]
 _SAMPLE = 0.5
 _IDLE_SAMPLE = 2.0
 _MAX_PROCESSES = 256
+# Ended ones after which these are counted at once: some programs fork on and on.
+_MANY_ORPHANS = 64
 _KILL_AGAIN = 0.02
 _GIVE_UP = 5.0
 _HANG = 15.0
-# For how long ended children are taken note of in one round of the loop; in the next
-# one there may be a look at all processes, which takes longer the more have ended.
+# For how long ended children are taken note of before all else has its turn.
 _REAP_LIMIT = 0.05
 # Descriptors of a supervisor; half of them are not for what callers ask for.
 _FILES = 4096
@@ -107,6 +108,7 @@ class Supervisor:
         self._sample_delay = _SAMPLE
         self._called_idle = False
         self._paused = False
+        self._orphans = 0
         self._kill_at = math.inf
         self._finish_timer: Timer | None = None
         self._seems_empty = False
@@ -116,7 +118,7 @@ class Supervisor:
             "dial": self._dial,
             "pause": self._pause,
             "resume": self._resume,
-            "usage": self._usage,
+            "usage": lambda message: self._reply(message, **self._load()._asdict()),
             "kill": lambda message: self._kill(float(message["grace"])),
         }
         self._line = PlatformLine(
@@ -213,7 +215,11 @@ class Supervisor:
             if pid == 0:
                 return True
             program = self._programs.pop(pid, None)
-            if program is not None:  # else an orphan that came to the sub-reaper
+            if program is None:  # an orphan that came to the sub-reaper
+                self._orphans += 1
+                if self._orphans == _MANY_ORPHANS:
+                    self._loop.call_later(0, self._sample)
+            else:
                 try:
                     program.reaped(wait_status)
                 except Exception as exc:  # noqa: BLE001 - others have ended with it
@@ -246,9 +252,8 @@ class Supervisor:
 
     def _on_orphaned(self) -> None:
         if not self._ending:
-            grace = self._boot.orphan_grace
             kill = partial(self._kill, 0.0)
-            self._orphan_timer = self._loop.call_later(grace, kill)
+            self._orphan_timer = self._loop.call_later(self._boot.orphan_grace, kill)
 
     def _on_taken_over(self) -> None:
         if self._orphan_timer is not None:
@@ -339,8 +344,7 @@ class Supervisor:
                 roots=roots,
                 usage=self._load,
             )
-            loop = self._loop
-            self._serve_envd = lambda sock: Connection(loop, sock, envd, budget)
+            self._serve_envd = lambda sock: Connection(self._loop, sock, envd, budget)
         return self._serve_envd
 
     # All processes at once
@@ -360,9 +364,6 @@ class Supervisor:
         self._paused = False
         self._reply(message)
 
-    def _usage(self, message: dict[str, Any]) -> None:
-        self._reply(message, **self._load()._asdict())
-
     def _load(self) -> tree.Load:
         """Measure the sandbox; of processes that have ended the CPU time counts."""
         load = self._gauge.read()
@@ -373,6 +374,7 @@ class Supervisor:
     def _sample(self) -> None:
         if self._ending:
             return
+        self._orphans = 0
         delay = min(2 * self._sample_delay, _IDLE_SAMPLE)
         self._sample_in(_SAMPLE)  # first, for a look that fails is not the last one
         before, load = self._sampled, self._load()

@@ -69,6 +69,7 @@ def test_children_that_end_without_end_are_taken_note_of_by_turns(
     later: list[Any] = []
     supervisor = _as_supervisor(
         _programs={},
+        _orphans=1000,
         _loop=SimpleNamespace(
             now=lambda: now, call_later=lambda _, call: later.append(call)
         ),
@@ -86,10 +87,15 @@ def test_thousands_of_ended_children_are_taken_note_of_in_one_turn(
     """What comes between may be a look at all of them, again and again."""
     ended = iter([(1, 0)] * 10_000 + [(0, 0)])
     monkeypatch.setattr(main.os, "waitpid", lambda *_: next(ended))
-    loop = SimpleNamespace(now=lambda: 0.0)
+    later: list[object] = []
+    loop = SimpleNamespace(
+        now=lambda: 0.0, call_later=lambda _, call: later.append(call)
+    )
+    supervisor = _as_supervisor(_programs={}, _orphans=0, _sample="counted", _loop=loop)
 
-    assert Supervisor._reap(_as_supervisor(_programs={}, _loop=loop))
+    assert Supervisor._reap(supervisor)
     assert list(ended) == []
+    assert later == ["counted"]  # for what makes so many may go on and on
 
 
 def test_what_forks_on_and_on_is_killed_before_it_is_looked_for(
