@@ -33,7 +33,14 @@ def list_sandboxes(*, as_json: bool) -> None:
         print_json(found)
         return
     columns = ["sandboxID", "alias", "state", "startedAt", "endAt", "metadata"]
-    print_table(columns, found)
+    print_table(columns, ({**item, "metadata": _said(item)} for item in found))
+
+
+def _said(sandbox: dict[str, Json]) -> dict[str, Json]:
+    """Return the metadata of a sandbox without what clients note for themselves."""
+    metadata = sandbox.get("metadata")
+    items = metadata.items() if isinstance(metadata, dict) else ()
+    return {name: text for name, text in items if not name.startswith("ppio_")}
 
 
 @sandboxes.command("get")

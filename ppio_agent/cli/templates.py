@@ -6,10 +6,14 @@ from pathlib import Path
 
 import click
 
+from ppio_agent.exceptions import TemplateManifestError
+
 from .output import json_option, print_json, print_table
 from .shelf import find_shelf
 
 __all__ = ["deploy", "templates"]
+
+_INVALID = 2  # the status of the same error without --json
 
 
 @click.command()
@@ -36,15 +40,29 @@ def deploy(
     install: bool,
     dry_run: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Deploy the agent in DIR, or in this folder, as its .ppio-agent.yaml says."""
-    from ppio_agent.sandbox.templates import packing
-
     if folder and config:
         raise click.UsageError(
             "give DIR or --config: what is deployed is the folder of the manifest"
         )
-    package = packing.check(config or folder or Path())
+    path = config or folder or Path()
+    try:
+        _deploy(path, install=install, dry_run=dry_run, as_json=as_json)
+    except TemplateManifestError as error:
+        if not as_json:
+            raise
+        names = ("path", "line", "message")
+        problems = [dict(zip(names, each, strict=True)) for each in error.problems]
+        print_json({"problems": problems})
+        return _INVALID
+    return 0
+
+
+def _deploy(path: Path, *, install: bool, dry_run: bool, as_json: bool) -> None:
+    from ppio_agent.sandbox.templates import packing
+
+    package = packing.check(path)
     if dry_run and as_json:
         about = {"name": package.name, "version": package.version}
         print_json({**about, "files": len(package.chosen), "valid": True})

@@ -80,7 +80,11 @@ def test_a_kept_sandbox_is_listed_logged_paused_and_killed(command: Command) -> 
     command("deploy", "k")
     kept = command("invoke", "keeper", "hi", "--keep")
     sandbox = kept.err.split()[1].rstrip(",")
-    assert sandbox in command("sandboxes", "list").out
+    listed = command("sandboxes", "list").out
+    assert sandbox in listed
+    assert "created_by=ppio-agent/" in listed
+    assert "ppio_create_id" not in listed
+    assert "ppio_create_id" in command("sandboxes", "list", "--json").out
     wait_until(lambda: "asked hi" in command("logs", sandbox).out, what="the log")
     assert command("sandboxes", "pause", sandbox).status == 0
     shown = json.loads(command("sandboxes", "get", sandbox).out)
@@ -170,6 +174,23 @@ def test_every_mistake_in_a_manifest_is_listed(command: Command) -> None:
         assert "(line 5)" in done.err
         assert "spec.entrypoint" in done.err
         assert "there is no file nowhere.py" in done.err
+
+
+def test_mistakes_in_a_manifest_are_json_if_asked_for(command: Command) -> None:
+    """For programs, with the status that they have as text."""
+    manifest = write_agent(Path("m"), AGENT) / ".ppio-agent.yaml"
+    manifest.write_text(manifest.read_text().replace("app.py", "nowhere.py"))
+    for argv in (["deploy", "m", "--dry-run", "--json"], ["deploy", "m", "--json"]):
+        done = command(*argv)
+        assert (done.status, done.err) == (2, "")
+        (problem,) = json.loads(done.out)["problems"]
+        assert problem["path"] == "spec.entrypoint"
+        assert problem["message"] == "there is no file nowhere.py in the folder"
+        assert (
+            manifest.read_text()
+            .splitlines()[problem["line"] - 1]
+            .endswith("nowhere.py")
+        )
 
 
 def test_a_manifest_that_is_no_text_is_explained(command: Command) -> None:

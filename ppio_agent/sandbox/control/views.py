@@ -119,8 +119,10 @@ class Viewer:
 
     def template_object(self, record: TemplateRecord) -> dict[str, Json]:
         """Return a template as JSON."""
+        found = self.template(record).to_dict()
         # Clients want this member to be there.
-        return {"lastSpawnedAt": None, **self.template(record).to_dict()}
+        found.setdefault("lastSpawnedAt", None)
+        return found
 
     def template_detail(
         self, record: TemplateRecord, builds: Iterable[BuildInfo]

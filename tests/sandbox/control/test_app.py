@@ -365,6 +365,7 @@ def test_templates_always_have_metadata_of_texts(wire: Wire) -> None:
     assert set(by_name) == {"base", "echo"}
     assert isinstance(by_name["echo"]["metadata"]["agent_runtime"], str)
     assert by_name["echo"]["lastSpawnedAt"] is None
+    assert next(iter(by_name["echo"])) == "templateID"
     read = AgentTemplate.from_template(Template.from_dict(by_name["echo"]))
     assert read.agent is not None
     assert (read.agent.entrypoint, read.agent.start_timeout) == ("app.py", 20.0)
