@@ -17,11 +17,11 @@ from waitress.parser import (
     crack_first_line,
     split_uri,
 )
-from waitress.receiver import FixedStreamReceiver
+from waitress.receiver import ChunkedReceiver, FixedStreamReceiver
 from waitress.rfc7230 import HEADER_FIELD_RE
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
-__all__ = ["Parser"]
+__all__ = ["Chunks", "Parser"]
 
 # Longer lines are rare and would fill the memory.
 _LONGEST_LINE = 1024
@@ -35,6 +35,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
     """One request, from its first byte to its last."""
 
     arrived = 0.0
+    body_rcv: Any
     headers: dict[str, str]
 
     def parse_header(self, header_plus: bytes) -> None:
@@ -50,6 +51,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
             except ValueError as error:  # which waitress lets pass
                 raise ParsingError("Bad URI or Content-Length") from error
             self._check_framing()
+            if self.chunked:
+                self.body_rcv = Chunks(self.body_rcv.getbuf())
         if not (self.chunked or self.content_length):
             # There is nothing to go on with: waitress would wait for it for ever.
             self.expect_continue = False
@@ -98,6 +101,32 @@ class Parser(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hi
             buffer = OverflowableBuffer(self.adj.inbuf_overflow)
             self.body_rcv = FixedStreamReceiver(self.content_length, buffer)
         return True
+
+
+class Chunks(ChunkedReceiver):  # type: ignore[misc] # waitress has no type hints
+    """A body in chunks, in which a bare line feed ends no line.
+
+    Waitress takes one before the CR LF for a part of the line's end. To a server in
+    front it may be all of that, and the chunk begin two bytes earlier.
+    """
+
+    error: BadRequest | None
+
+    def received(self, data: bytes) -> int:
+        """Take bytes in; return how many were of this body."""
+        taken = 0
+        while taken < len(data) and not (self.completed or self.error):
+            piece = data[taken:]
+            if self.chunk_remainder:
+                piece = piece[: self.chunk_remainder]
+            elif not self.all_chunks_received:
+                piece = piece[: piece.find(b"\n") + 1] or piece
+                line = self.chunk_end + self.control_line + piece
+                if line.endswith(b"\n") and not line.endswith(b"\r\n"):
+                    self.error = BadRequest("a chunk's line ends with a bare LF")
+                    break
+            taken += super().received(piece)
+        return len(data) if self.error else taken
 
 
 def _parse_fields(lines: list[bytes]) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser, ParsingError
 
 from ppio_agent.web import parser as cached
-from ppio_agent.web.parser import Parser
+from ppio_agent.web.parser import Chunks, Parser
 from tests.fuzz.messages import STREAMS, messages
 from tests.fuzz.support import fuzz, spoiled
 from tests.wire.support import cuts
@@ -38,7 +38,9 @@ class Plain(HTTPRequestParser):  # type: ignore[misc] # waitress has no type hin
             raise ParsingError("not of this version")
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("two lengths")
-        if not (self.chunked or self.content_length):
+        if self.chunked:
+            self.body_rcv = Chunks(self.body_rcv.getbuf())
+        elif not self.content_length:
             self.expect_continue = False
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ppio_agent.web import (
     sse_body,
 )
 from ppio_agent.web.loop import EpollLoop, Loop
+from tests.fuzz.messages import REFUSED
 from tests.support import SLOW, new_threads, wait_until
 from tests.web.conftest import Serve
 from tests.web.raw import RawClient
@@ -594,6 +596,28 @@ def test_what_cannot_be_read_is_a_problem(
         assert answer.headers["x-request-id"] == answer.json()["request_id"]
         assert answer.headers["x-ppio-agent"] == "1"
         assert client.closed()
+
+
+def test_nothing_is_served_behind_what_was_not_understood(serve: Serve) -> None:
+    """It may be a part of that: one answer, and the connection ends."""
+    served: list[str] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        served.append(environ["PATH_INFO"])
+        return echo(environ, start_response)
+
+    server = serve(app)
+    second = b"GET /second HTTP/1.1\r\nHost: test\r\n\r\n"
+    for name, (head, body) in REFUSED.items():
+        with RawClient(server.port) as client:
+            client.send(b"POST / HTTP/1.1\r\nHost: test\r\n" + head + b"\r\n" + body)
+            with suppress(OSError):  # it was refused before all of it was sent
+                client.send(second)
+            answer = client.answer()
+            assert answer.status in {400, 431, 501}, name
+            assert answer.headers["connection"] == "close", name
+            assert client.rest() == b"", name
+    assert served == []
 
 
 def test_a_hop_by_hop_header_is_dropped(serve: Serve) -> None:
