@@ -103,9 +103,9 @@ def _serving_options(command: Callable[..., None]) -> Callable[..., None]:
 @_serving_options
 @click.option("--debug", is_flag=True, help="Tracebacks in error answers, access log.")
 def run(file: str, host: str | None, port: int | None, *, debug: bool) -> None:
-    """Serve the agent in FILE, or in FILE:NAME if it is not called `app`.
+    """Serve the agent in FILE.
 
-    NAME may be an app or a plain function.
+    FILE:NAME names one that is not called `app`: an app or a plain function.
     """
     app = load_app(file, debug=debug)
     if not app.entrypoints:

@@ -59,7 +59,10 @@ class Check:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where all is kept.")
 @json_option
 def doctor(*, data_dir: Path | None, as_json: bool) -> int:
-    """Tell what is missing for the best way to run sandboxes, and how to get it."""
+    """Tell what the local platform lacks here, and how to get it.
+
+    Status 0 says that nothing is missing for the best way to run sandboxes.
+    """
     from ppio_agent.sandbox import PlatformConfig
 
     given = {} if data_dir is None else {"data_dir": data_dir}

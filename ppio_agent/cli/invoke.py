@@ -73,9 +73,9 @@ def invoke(
     env: dict[str, str],
     keep: bool,
 ) -> None:
-    """Ask the agent REF (id, name or name:version) and print its answer.
+    """Ask the agent REF and print its answer.
 
-    INPUT is a JSON object or a text; - reads it from standard input. Without REF the
+    REF is an id, a name or name:version. INPUT is a JSON object or a text; - reads it from standard input. Without REF the
     agent is the one that was last deployed from this folder.
     """
     ref, text, manifest_env = _what(words, ref, text)

@@ -41,7 +41,10 @@ def deploy(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Deploy the agent in DIR, or in this folder, as its .ppio-agent.yaml says."""
+    """Deploy the agent in DIR, or in this folder.
+
+    What is deployed, and as what, says its .ppio-agent.yaml.
+    """
     if folder and config:
         raise click.UsageError(
             "give DIR or --config: what is deployed is the folder of the manifest"
@@ -110,7 +113,10 @@ def get_template(ref: str) -> None:
 @templates.command("delete")
 @click.argument("ref")
 def delete_template(ref: str) -> None:
-    """Delete the template REF, all its versions; sandboxes made from it stay."""
+    """Delete the template REF with all its versions.
+
+    Sandboxes made from it stay.
+    """
     name, colon, _ = ref.partition(":")
     if colon:
         raise click.UsageError(

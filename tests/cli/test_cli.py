@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,20 @@ def test_bad_input_is_one_clear_sentence(
     assert (done.status, done.out) == (status, "")
     assert words in done.err
     assert "sk-secret-value" not in done.err
+
+
+@pytest.mark.parametrize("of", [cli.main, cli.sandbox_main])
+def test_no_summary_of_a_command_is_cut(
+    command: Command, of: Callable[[list[str]], None]
+) -> None:
+    """On a terminal of the usual width."""
+    groups = (
+        ("agent",) if of is cli.sandbox_main else ("actors", "sandboxes", "templates")
+    )
+    for argv in ([], *([name] for name in groups)):
+        listed = command(*argv, "--help", of=of).out.partition("\nCommands:\n")[2]
+        assert listed
+        assert [row for row in listed.splitlines() if row.endswith("...")] == []
 
 
 def test_an_agent_that_exits_at_once_is_explained(command: Command) -> None:
