@@ -796,6 +796,7 @@ def by_code(code: object) -> type[PPIOAgentError] | None:
         'ServerBusyError'
     """
     for cls in _classes(PPIOAgentError):
-        if cls.__module__ == __name__ and cls.__dict__.get("code") == code:
+        own = cls.__dict__.get("code")
+        if cls.__module__ == __name__ and own is not None and own == code:
             return cls
     return None

@@ -100,6 +100,7 @@ def test_codes_lead_back_to_their_class() -> None:
     assert sorted(codes) == sorted(set(codes))
     assert all(by_code(cls.code) is cls for cls in TREE)
     assert by_code("no such code") is None
+    assert by_code(None) is None
 
 
 def test_an_unknown_attribute_is_refused() -> None:

@@ -207,9 +207,10 @@ def test_a_failure_is_that_of_the_call(
     assert error.message == f"{what} was answered {status}: no"
 
 
-def test_a_sandbox_that_the_platform_cannot_make() -> None:
+@pytest.mark.parametrize("code", ["not_supported", 501])
+def test_a_sandbox_that_the_platform_cannot_make(code: object) -> None:
     """A 501 to its creation is no fault inside the platform; its sentence says why."""
-    body = {"message": "it cannot block network access", "code": "not_supported"}
+    body = {"message": "it cannot block network access", "code": code}
     error = _error(501, body, kind="template", subject="t-1", method="POST")
     assert isinstance(error, ex.SandboxCreationError)
     assert (error.stage, error.http_status) == ("create", 501)
