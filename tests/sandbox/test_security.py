@@ -19,7 +19,7 @@ import pytest
 
 from tests.sandbox.fort import Fort
 from tests.sandbox.sandboxkit import SERVER, Sandbox
-from tests.support import needs_program, wait_until
+from tests.support import needs_program, processes_marked, wait_until
 
 KEYCTL = {"x86_64": 250, "aarch64": 219}
 """Number of the call that tells, among others, which keyring a session has."""
@@ -519,9 +519,10 @@ def test_nothing_outlives_its_sandbox(fort: Fort, how: str) -> None:
         sandbox.running.kill(0.2)
 
     assert [line for line in command_lines() if token in line] == []
-    # bwrap itself goes after what it held, with nobody to wait for it.
+    # bwrap and the helper go after what they held, with nobody to wait for them.
     ours = sandbox.spec.sandbox_id
     wait_until(lambda: not any(ours in line for line in command_lines()))
+    wait_until(lambda: not any(processes_marked(ours)))
 
 
 def _parent(pid: int) -> int:
