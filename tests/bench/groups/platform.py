@@ -61,7 +61,7 @@ def _edge(plan: Plan, local: Mapping[str, Any]) -> Found:
     size = 2**30 if plan.rounds > 1 else 2**27
     small = _turns(plan, "small", local, times=plan.rounds * 5)
     chunks = _turns(plan, "chunks", local, times=plan.rounds * 4)
-    bulk = _turns(plan, "bulk", local, size=size)
+    bulk = _turns(plan, "bulk", local, rounds=plan.rounds, size=size)
     return {
         ("edge/p50", "ours"): small.side("edge_p50"),
         ("edge/p50", "direct"): small.side("direct_p50"),
