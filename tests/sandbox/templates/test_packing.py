@@ -49,7 +49,7 @@ def _shown(candidate: Candidate) -> tuple[str, bytes, bool, str]:
 def test_a_folder_with_faults_is_no_package(tmp_path: Path) -> None:
     folder = write_agent(tmp_path, "my-agent", {"other.py": ""})
 
-    with pytest.raises(TemplateManifestError, match="there is no file app.py"):
+    with pytest.raises(TemplateManifestError, match=r"there is no file app\.py"):
         check(folder)
 
 
