@@ -34,17 +34,20 @@ def _nest(top: int, depth: int, name: str = "d" * 20) -> None:
     os.close(fd)
 
 
+def _lowest_free(fd: int) -> int:
+    free = os.dup(fd)
+    os.close(free)
+    return free
+
+
 def test_a_tree_of_any_depth_is_removed_with_few_descriptors(top: int) -> None:
     """More levels than calls may be nested, or files be open."""
     _nest(top, _DEEP)
-    highest = 0
-    for _ in removal(top, "d" * 20):
-        lowest_free = os.dup(top)
-        os.close(lowest_free)
-        highest = max(highest, lowest_free)
+    before = _lowest_free(top)
+    highest = max(_lowest_free(top) for _ in removal(top, "d" * 20))
 
     assert os.listdir(top) == []
-    assert highest < top + 10
+    assert highest < before + 10
 
 
 def test_no_link_is_followed(top: int, tmp_path: Path) -> None:
