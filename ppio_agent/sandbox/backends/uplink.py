@@ -28,7 +28,9 @@ from attrs import frozen
 from ppio_agent._util.clock import Deadline
 from ppio_agent._util.fork import no_fork
 from ppio_agent.exceptions import SandboxStartError
+from ppio_agent.sandbox.supervisor import tree
 
+from .handles import ForeignProcess
 from .startup import read_tail
 
 __all__ = [
@@ -155,10 +157,23 @@ class Uplink:
 
 
 def _end(watcher: subprocess.Popen[bytes]) -> None:
+    below = list(map(_held, tree.walk(watcher.pid)))
     # It is not reaped, so the number of its group is nobody else's.
     with suppress(ProcessLookupError):
         os.killpg(watcher.pid, signal.SIGKILL)
     watcher.wait()
+    # The helper takes a moment to let go of its device.
+    deadline = Deadline.after(_LIMIT)
+    for process in filter(None, below):
+        process.wait(deadline.left() or 0.0)
+        process.close()
+
+
+def _held(pid: int) -> ForeignProcess | None:
+    try:
+        return ForeignProcess(os.pidfd_open(pid))
+    except OSError:  # it has ended
+        return None
 
 
 def find_helpers(path: str) -> tuple[Helper, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -215,10 +216,12 @@ def test_a_sandbox_that_has_ended_has_not_lost_its_helper(
 
 def test_closing_ends_a_helper_whoever_holds_its_pipe(connected: Connected) -> None:
     """As a forked child of the platform may."""
-    helper = connected.wait_helper(1)
+    helper = os.pidfd_open(connected.wait_helper(1))
     connected.uplink.close()
+    ended, _, _ = select.select([helper], [], [], 0)
+    os.close(helper)
 
-    wait_until(lambda: _is_gone(helper))
+    assert ended
     connected.uplink.close()
 
 
