@@ -19,7 +19,8 @@ def top(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_RDONLY)
     yield fd
     os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == handles
+    # Fewer, if something of another test has been collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= handles
 
 
 def _nest(top: int, depth: int, name: str = "d" * 20) -> None:

@@ -311,7 +311,7 @@ def test_dialling_many_at_once_gives_each_its_own_socket(lab: Lab) -> None:
         thread.join()
 
     assert list(range(2, 18)) == sorted(counts)
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_server_that_does_not_accept_times_out(lab: Lab) -> None:

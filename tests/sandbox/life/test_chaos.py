@@ -136,7 +136,7 @@ def test_ten_thousand_random_operations_from_many_threads_leak_nothing(
         assert all(after in _NEXT[before] for before, after in _pairs(states)), states
     rig.store.close()
     wait_until(lambda: threads() == [])
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def _pairs(states: list[State]) -> Iterator[tuple[State, State]]:

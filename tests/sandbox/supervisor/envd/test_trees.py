@@ -29,7 +29,7 @@ def test_both_go_step_by_step_and_leave_no_handle(tmp_path: Path) -> None:
     assert sum(1 for _ in removal(fd, "c")) > 100
     assert os.listdir(tmp_path) == ["b"]
     os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles
 
 
 def test_a_step_is_short_however_deep_a_tree_is(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_links_are_followed_as_long_as_they_stay_inside(
         assert read(roots, path) == "found"
     with find(roots, roots.locate("to-b/up"), follow=True) as spot:
         assert spot.path == "/home/user/a/f"
-    assert handles() == before
+    assert handles() <= before
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_link_that_leads_out_is_refused(
         with pytest.raises(RpcError) as caught:
             read(roots, path)
         assert caught.value.code == "permission_denied"
-    assert handles() == before
+    assert handles() <= before
 
 
 def test_links_in_circles_are_refused(roots: Roots, tmp_path: Path) -> None:
